@@ -1,0 +1,82 @@
+# One word each; every one may be run again, and what is done already costs nothing.
+#
+#   make example   set up what is needed, then run examples/sandbox.py on this machine
+#   make test      set up what tests need, then run all of them (linters too)
+#   make lint      the linters only          make bench   the benchmarks
+#   make wheel     one wheel for both CPUs   make clean   forget everything that was built
+
+.PHONY: help example test lint bench wheel native native-test clean
+.DELETE_ON_ERROR:
+
+VENV := .venv
+PYTHON_IN := $(VENV)/bin/python
+PIP := $(PYTHON_IN) -m pip install -qq
+STAMPS := $(VENV)/.stamps
+PYTEST_ARGS ?=
+
+# The image base is made of Debian packages, and the network of sandboxes of iptables rules.
+DEBIAN := mmdebstrap iptables
+DEBIAN_TEST := $(DEBIAN) busybox-static clang curl docker-registry git iproute2 libclang-rt-dev musl-tools \
+	passt slirp4netns uidmap util-linux
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+example: $(STAMPS)/installed native
+	@.ci/apt $(DEBIAN)
+	$(VENV)/bin/openmodal --local run examples/sandbox.py
+
+test: $(STAMPS)/test $(STAMPS)/lint native-test
+	$(PYTHON_IN) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/lint
+	$(PYTHON_IN) -m ruff check
+	$(PYTHON_IN) -m ruff format --check
+	$(PYTHON_IN) -m mypy
+	$(PYTHON_IN) -m basedpyright --pythonpath $(PYTHON_IN)
+
+bench: $(STAMPS)/test native
+	$(PYTHON_IN) -m benchmarks $(BENCH_ARGS)
+
+# The native program, when its sources changed; the same call that the build hook makes.
+native: $(STAMPS)/installed
+	@$(PYTHON_IN) native/build.py
+
+native-test: $(STAMPS)/test native
+	$(MAKE) --no-print-directory -C native test PYTHON=$(abspath $(PYTHON_IN))
+
+# Made in a folder of its own, so that a development build is neither shipped nor replaced.
+wheel: $(STAMPS)/release
+	$(PYTHON_IN) .ci/wheel.py dist
+
+clean:
+	rm -rf $(VENV) dist native/build src/openmodal/_native .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# ---------------------------------------------------------------------------------------------------- set-up
+
+$(PYTHON_IN):
+	@.ci/venv $(VENV)
+
+$(STAMPS)/installed: pyproject.toml hatch_build.py | $(PYTHON_IN)
+	@mkdir -p $(STAMPS)
+	$(PIP) --editable .
+	@touch $@
+
+# `--group` came with pip 25.1.
+$(STAMPS)/pip: | $(PYTHON_IN)
+	@mkdir -p $(STAMPS)
+	$(PIP) 'pip>=25.1'
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/installed $(STAMPS)/pip Makefile
+	@.ci/apt $(DEBIAN_TEST)
+	$(PIP) --editable '.[fast]' --group test
+	@touch $@
+
+$(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip
+	$(PIP) --group lint
+	@touch $@
+
+$(STAMPS)/release: pyproject.toml $(STAMPS)/pip
+	$(PIP) --group release
+	@touch $@

@@ -1,0 +1,1 @@
+"""How fast sandboxes are, next to the least that the kernel takes for the same (floor.c) and to Docker. `make bench`."""

@@ -1,0 +1,390 @@
+/* Process 1 of a sandbox: the event loop, time, signals, the main command, the end. Single-threaded; must never block, never
+ * trust what runs beside it, and never need a process to be forked in order to end others.
+ *
+ * It may have been forked from a program that did other things before: it sets up its own signals, and closes nothing that it
+ * has not opened. All signals are blocked for good; SIGCHLD (and, with no supervisor, SIGTERM and SIGINT) arrive in the loop. */
+#include "agent.h"
+#include "command.h"
+#include "link.h"
+#include "output.h"
+#include "state.h"
+#include "tree.h"
+#include "util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+    BATCH = 64,
+    LONGEST_SLEEP_MS = 30000, /* epoll's clock stands still while a machine is suspended, ours does not */
+    DRAIN_MS = 2000,
+    LOG_MS = 500,
+    COMMAND_OOM_ADJ = 500,
+    MANY_DESCRIPTORS = 65536,
+    KERNEL_SIGSET = 8,
+};
+
+struct agent agent;
+static struct epoll_event batch[BATCH];
+static int batched;
+static struct watch listening, signals, control;
+
+/* ---- watches ---- */
+
+void watch_set(struct watch *watch, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = watch};
+    if (watch->events == events)
+        return;
+    int operation = !events ? EPOLL_CTL_DEL : watch->events ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+    epoll_ctl(agent.epoll, operation, watch->fd, &event);
+    watch->events = events;
+}
+
+/* The explicit removal matters: a fork of ours may still hold the open file, and epoll would go on telling about it. */
+void watch_end(struct watch *watch) {
+    if (watch->fd < 0)
+        return;
+    watch_set(watch, 0);
+    close(watch->fd);
+    watch->fd = -1;
+    for (int i = 0; i < batched; i++)
+        if (batch[i].data.ptr == watch)
+            batch[i].data.ptr = NULL;
+}
+
+/* ---- the kernel's count of kills for memory ---- */
+
+static int open_oom(void) {
+    if (agent.config->oom_fd >= 0)
+        return agent.config->oom_fd;
+    int fd = open("/sys/fs/cgroup/memory.events", O_RDONLY | O_CLOEXEC);
+    return fd >= 0 ? fd : open("/sys/fs/cgroup/memory/memory.oom_control", O_RDONLY | O_CLOEXEC);
+}
+
+uint64_t oom_kills(void) {
+    char text[1024];
+    const char *word = agent.config->oom_word ? agent.config->oom_word : "oom_kill";
+    ssize_t size = agent.oom < 0 ? -1 : pread(agent.oom, text, sizeof text - 1, 0);
+    if (size <= 0)
+        return 0;
+    text[size] = 0;
+    size_t length = strlen(word);
+    for (const char *line = text; line; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        if (strncmp(line, word, length) == 0 && line[length] == ' ')
+            return strtoull(line + length, NULL, 10);
+    }
+    return 0;
+}
+
+/* ---- setting up ---- */
+
+static void take_signals(void) {
+    sigset_t all, wanted;
+    const uint64_t plain[4] = {0}; /* the kernel's sigaction: SIG_DFL, no flags. By number, for C libraries keep 32 to 34 to themselves */
+    for (int number = 1; number <= 64; number++)
+        syscall(SYS_rt_sigaction, number, plain, NULL, KERNEL_SIGSET); /* commands inherit what is ignored */
+    memset(&all, 0xff, sizeof all); /* sigfillset() leaves out the C library's own, which a command could then kill a monitor with */
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, NULL, KERNEL_SIGSET);
+    sigemptyset(&wanted);
+    sigaddset(&wanted, SIGCHLD);
+    if (agent.config->control_fd < 0) {
+        sigaddset(&wanted, SIGTERM);
+        sigaddset(&wanted, SIGINT);
+    }
+    signals.fd = signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+/* A monitor puts its command's descriptors at 0 to 2 and its report at 3: what they are made from must lie above. */
+static bool fill_low_descriptors(void) {
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    while (fd >= 0 && fd <= 3);
+    agent.null = fd;
+    return fd >= 0;
+}
+
+static void open_oom_adj(void) {
+    char text[16] = "";
+    agent.oom_adj = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+    if (agent.oom_adj >= 0 && read(agent.oom_adj, text, sizeof text - 1) > 0)
+        agent.oom_adj_self = atoi(text);
+    agent.oom_adj_command = agent.oom_adj_self > COMMAND_OOM_ADJ ? agent.oom_adj_self : COMMAND_OOM_ADJ;
+}
+
+static void raise_descriptor_limit(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur == limit.rlim_max)
+        return;
+    agent.nofile = limit.rlim_cur;
+    if (limit.rlim_cur < MANY_DESCRIPTORS)
+        limit.rlim_cur = limit.rlim_max < MANY_DESCRIPTORS ? limit.rlim_max : MANY_DESCRIPTORS;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static bool set_up(const struct agent_config *config) {
+    agent = (struct agent){.config = config, .self = getpid(), .end_by = NEVER, .now = now_ms()};
+    agent.active = agent.now;
+    open_oom_adj(); /* before we are not dumpable: then it belongs to nobody */
+    prctl(PR_SET_DUMPABLE, 0);
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* as process 1 we are that anyway */
+    umask(022);
+    if (chdir("/") < 0 || !fill_low_descriptors())
+        return false;
+    agent.epoll = epoll_create1(EPOLL_CLOEXEC);
+    agent.proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    agent.pts = open("/dev/pts", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    agent.oom = open_oom();
+    raise_descriptor_limit();
+    take_signals();
+    return agent.epoll >= 0 && agent.proc >= 0 && signals.fd >= 0;
+}
+
+/* ---- signals and children ---- */
+
+static void reap(void) {
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG | WUNTRACED | __WALL)) > 0;) {
+        struct command *command = command_of_monitor(pid);
+        if (WIFSTOPPED(status) && (command || link_of_worker(pid)))
+            kill(pid, SIGCONT); /* a command stopped it, and with it the news of its own end */
+        if (WIFSTOPPED(status))
+            continue;
+        if (command)
+            command_monitor_gone(command, status);
+        else
+            link_worker_gone(pid, status);
+    }
+}
+
+/* Process 1 has parents only outside of its namespace, and their signals come from "pid 0"; what runs in the sandbox cannot end it. */
+static void signals_ready(struct watch *watch, uint32_t events) {
+    struct signalfd_siginfo info;
+    (void)events;
+    while (read(watch->fd, &info, sizeof info) == sizeof info)
+        if (info.ssi_signo != SIGCHLD && (agent.self != 1 || info.ssi_pid == 0))
+            agent_end("terminated", 137, 0);
+    reap();
+}
+
+static void control_ready(struct watch *watch, uint32_t events) {
+    char byte;
+    ssize_t n = recv(watch->fd, &byte, 1, MSG_DONTWAIT);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR) || (n < 0 && events & EPOLLHUP))
+        agent_end("terminated", 137, 0); /* the supervisor is gone, so nobody reads why */
+}
+
+/* ---- the main command ---- */
+
+static const uint8_t main_id[ID_SIZE];
+
+static void start_main(void) {
+    static char *no_env[1];
+    struct start_request start = {.flags = agent.config->main_flags, .user = "", .workdir = "", .argv = agent.config->argv, .env = no_env};
+    uint32_t code;
+    const char *sentence;
+    if (!command_start(&start, &code, &sentence)) {
+        dprintf(agent.config->main_stderr, "openmodal: %s\n", sentence);
+        agent_end("exited", 126, 0);
+    }
+}
+
+/* In small pieces, each after a poll: a pipe that nobody reads must not hold us for longer than LOG_MS. */
+static bool write_patiently(int fd, const char *bytes, size_t size) {
+    while (size) {
+        struct pollfd writable = {.fd = fd, .events = POLLOUT};
+        if (poll(&writable, 1, LOG_MS) != 1)
+            return false;
+        ssize_t n = write(fd, bytes, size < PIPE_BUF ? size : PIPE_BUF);
+        if (n < 0)
+            return false;
+        bytes += n;
+        size -= (size_t)n;
+    }
+    return true;
+}
+
+static void write_kept(const struct stream *stream, int fd) {
+    struct iovec pieces[2];
+    int count = fd < 0 ? 0 : ring_bytes(&stream->ring, stream->ring.start, ring_size(&stream->ring), pieces);
+    for (int i = 0; i < count; i++)
+        if (!write_patiently(fd, pieces[i].iov_base, pieces[i].iov_len))
+            return;
+}
+
+static void main_failed(struct command *command) {
+    dprintf(agent.config->main_stderr, "openmodal: %s\n", command->error);
+    agent_end("exited", 126, 0);
+}
+
+static void main_exited(struct command *command) {
+    const struct record *record = &command->record;
+    write_kept(&command->out[0], agent.config->main_stdout);
+    write_kept(&command->out[1], agent.config->main_stderr);
+    agent_end("exited", record->killed ? 128 + record->code : record->code, DRAIN_MS);
+}
+
+/* Who reads the main command gets the rest of its output before everything is gone. */
+static void watch_main(void) {
+    struct command *command = agent.config->argv ? command_find(main_id) : NULL;
+    if (!command)
+        return;
+    if (command->state == COMMAND_FAILED && !agent.reason)
+        main_failed(command);
+    if (command->state == COMMAND_EXITED && !agent.reason)
+        main_exited(command);
+    if (command->state == COMMAND_EXITED && command_readers_know(command) && links_drained())
+        agent.end_by = agent.now;
+}
+
+/* ---- time ---- */
+
+void agent_end(const char *reason, int returncode, uint64_t grace_ms) {
+    if (!agent.reason) {
+        agent.reason = reason;
+        agent.returncode = returncode;
+    }
+    if (agent.now + grace_ms < agent.end_by)
+        agent.end_by = agent.now + grace_ms;
+}
+
+static bool is_idle(void) {
+    for (struct command *command = commands; command; command = command->next)
+        if (command->state == COMMAND_RUNNING || command->state == COMMAND_STARTING)
+            return false;
+    return !links_busy();
+}
+
+static void sooner(uint64_t *first, uint64_t at) {
+    if (at < *first)
+        *first = at;
+}
+
+/* What is due now is done; when the next is due. */
+static uint64_t do_what_is_due(uint64_t born, uint64_t *sweep_at) {
+    uint64_t next = links_deadline(), idle_ms = agent.config->idle_ms, timeout_ms = agent.config->timeout_ms;
+    for (struct command *command = commands; command; command = command->next) {
+        if (agent.now >= command->deadline)
+            command_expired(command);
+        sooner(&next, command->deadline);
+        for (int i = 0; i < 2; i++) {
+            stream_tick(&command->out[i]);
+            sooner(&next, command->out[i].detach_at);
+        }
+        if (command->condemned && command->monitor && *sweep_at == NEVER)
+            *sweep_at = agent.now;
+    }
+    if (agent.hunting || agent.now >= *sweep_at)
+        *sweep_at = agent.now >= *sweep_at || *sweep_at == NEVER ? trees_sweep() : *sweep_at;
+    sooner(&next, *sweep_at);
+    if (timeout_ms && agent.now - born >= timeout_ms)
+        agent_end("timeout", 124, 0);
+    if (idle_ms && !is_idle())
+        agent.active = agent.now;
+    if (idle_ms && agent.now - agent.active >= idle_ms)
+        agent_end("idle", 124, 0);
+    if (timeout_ms)
+        sooner(&next, born + timeout_ms);
+    if (idle_ms)
+        sooner(&next, agent.active + idle_ms);
+    sooner(&next, agent.end_by);
+    return next;
+}
+
+static int sleep_until(uint64_t next) {
+    if (next <= agent.now)
+        return 0;
+    uint64_t ms = next - agent.now;
+    return next == NEVER ? -1 : ms < LONGEST_SLEEP_MS ? (int)ms : LONGEST_SLEEP_MS;
+}
+
+static void turn(int timeout) {
+    batched = epoll_wait(agent.epoll, batch, BATCH, timeout);
+    agent.now = now_ms();
+    for (int i = 0; i < batched; i++) {
+        struct watch *watch = batch[i].data.ptr;
+        if (watch)
+            watch->ready(watch, batch[i].events);
+    }
+    batched = 0;
+}
+
+/* ---- the end ---- */
+
+/* As process 1 our exit kills all; else (a test, a container with another process 1) we do it ourselves. */
+static void kill_everything(void) {
+    uint64_t give_up = now_ms() + DRAIN_MS;
+    for (struct command *command = commands; command; command = command->next)
+        command->condemned = true;
+    while (agent.self != 1 && trees_sweep() != NEVER && agent.now < give_up) {
+        usleep(1000);
+        agent.now = now_ms();
+        reap();
+    }
+}
+
+static int finish(void) {
+    char text[64];
+    int size = snprintf(text, sizeof text, "%s %d", agent.reason, agent.returncode);
+    kill_everything();
+    if (agent.config->control_fd >= 0)
+        send(agent.config->control_fd, text, (size_t)size, MSG_NOSIGNAL);
+    return strcmp(agent.reason, "terminated") == 0 ? 0 : agent.returncode;
+}
+
+/* As runc does: an image may name a folder that it does not have. What cannot be made is told by the first command. */
+static void make_workdir(const char *workdir) {
+    char *path = must_copy(workdir);
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(path, 0755);
+        *slash = '/';
+    }
+    mkdir(path, 0755);
+    free(path);
+}
+
+int agent_run(const struct agent_config *config) {
+    uint64_t sweep_at = NEVER;
+    if (!set_up(config)) {
+        dprintf(STDERR_FILENO, "openmodal-agent: the agent needs /proc, /dev/null and a few descriptors: %s\n", strerror(errno));
+        return 1;
+    }
+    if (config->workdir && config->workdir[0] == '/')
+        make_workdir(config->workdir);
+    uint64_t born = agent.now;
+    listening = (struct watch){.fd = config->listen_fd, .ready = links_accept};
+    control = (struct watch){.fd = config->control_fd, .ready = control_ready};
+    signals.ready = signals_ready;
+    fcntl(config->listen_fd, F_SETFL, O_NONBLOCK);
+    watch_set(&signals, EPOLLIN);
+    if (control.fd >= 0)
+        watch_set(&control, EPOLLIN);
+    if (config->argv)
+        start_main();
+    for (uint64_t next = agent.now;;) {
+        watch_set(&listening, EPOLLIN); /* again, if it was left for want of descriptors */
+        turn(sleep_until(next));
+        links_progress();
+        watch_main();
+        next = do_what_is_due(born, &sweep_at);
+        if (agent.now >= agent.end_by)
+            return finish();
+    }
+}

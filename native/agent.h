@@ -1,0 +1,27 @@
+/* The agent: process 1 inside every sandbox. Serves links on a listening socket, starts commands, keeps their output,
+ * moves files, reaps. `box` calls agent_run() in the process that it has made a sandbox of; the verb `init` calls it in a container. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct agent_config {
+    int listen_fd;            /* listening stream socket, unix or other */
+    int control_fd;           /* to the supervisor (SOCK_SEQPACKET), or -1. Its end of file means that the supervisor is gone: exit */
+    const char *token;        /* what AUTH must carry, or NULL */
+    uint64_t timeout_ms;      /* the agent's own deadline, 0: none (embedded: the supervisor keeps it) */
+    uint64_t idle_ms;         /* end when nothing ran and nobody asked for so long, 0: never */
+    const char *user;         /* default user of commands, NULL or "": root (uid 0) */
+    const char *workdir;      /* default working directory, NULL or "": "/" */
+    char **env;               /* NAME=value, NULL-terminated: the base environment of commands */
+    char **argv;              /* main command, NULL: none */
+    uint32_t main_flags;      /* its START flags */
+    int main_stdout;          /* where what is kept of its output goes at the end, or -1 */
+    int main_stderr;
+    int oom_fd;               /* a cgroup file opened outside, or -1: then the files of /sys/fs/cgroup are tried */
+    const char *oom_word;     /* the word in it behind which the kernel counts kills for memory ("oom_kill") */
+};
+
+/* Runs until the sandbox ends; the caller exits with what it returns. Before it returns it sends one message over control_fd:
+ * "REASON RETURNCODE" with REASON exited (the main command did), timeout, idle or terminated (SHUTDOWN). */
+int agent_run(const struct agent_config *config);

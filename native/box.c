@@ -1,0 +1,909 @@
+/* The box: makes a sandbox and supervises it. One story, read from top to bottom:
+ *
+ *   launcher      what the SDK starts: reads the plan, forks the supervisor, exits when that has reported
+ *   supervisor    one per sandbox, in nobody's session, for the sandbox's whole life: slot, sockets, cgroups, interface,
+ * deadline, the end init          process 1 of the sandbox: a fork, never an exec, so no file of ours is in its /proc. Makes
+ * its mounts, locks itself in, and becomes the agent
+ *
+ * Supervisor and init work at the same time and talk over one socket pair: init gets its network namespace, waits for "go" (the
+ * interface is there), then says "ready" or why not; later it says how it ended. Each notices the other's death by the end of
+ * file; init also dies by the parent-death signal. Whoever fails leaves nothing behind: take_down() is the only way out, from
+ * any state. Nothing here may wait for the kernel's readers (RCU), which takes 10 ms and more, unless it is told why.
+ */
+#include "kernel.h"
+
+#include "agent.h"
+#include "cage.h"
+#include "fail.h"
+#include "groups.h"
+#include "ids.h"
+#include "mounts.h"
+#include "net.h"
+#include "netlink.h"
+#include "plan.h"
+#include "trash.h"
+#include "util.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+
+enum { MAX_PLAN = 16 << 20, MAX_CLIENTS = 64, READY_MS = 30000, ANSWER_MS = 1000 };
+
+struct client {
+    int fd;
+    bool asked; /* has said what it wants, and waits for the record */
+};
+
+struct box {
+    const struct plan *plan;
+    int report, status; /* to the SDK, to the launcher */
+    int folder, lock;
+    int slot_lock;
+    uint32_t slot; /* 0: has none */
+    int userns;
+    int disk; /* the mount of the sandbox's own disk, until init has it */
+    int agent_listener, control_listener;
+    int network, inside; /* while it is made: the sandbox's network namespace, and a netlink socket in it */
+    int netlink;         /* in the router's namespace, and so are we */
+    int output[2];       /* where the main command's output is kept */
+    int oom;
+    uint64_t oom_kills;
+    int link, init_link; /* the socket pair */
+    pid_t init;
+    int init_pidfd;
+    pid_t helper, detacher; /* net_exec's; the one that removes the interface */
+    int signals, timer, owner;
+    uint64_t started, ended;
+    const char *reason;
+    int returncode;
+    struct client client[MAX_CLIENTS];
+    size_t clients;
+    char record[512];
+    uint64_t answer_by;
+};
+
+/* The host's root makes the network namespace beside init and in time for its /sys; a user's init is born with its own. */
+static bool owns_network(const struct plan *plan) {
+    return plan->ids == IDS_RANGE && plan->net != NET_HOST;
+}
+
+/* ----------------------------------------------------------------------------------- what init does */
+
+static _Noreturn void init_failed(int link) {
+    char text[1100];
+    int size = snprintf(text, sizeof text, "!%s", failure() != NULL ? failure() : "internal of unknown reason");
+    send(link, text, (size_t)size, MSG_NOSIGNAL);
+    _exit(1);
+}
+
+/* One descriptor and one byte. */
+union passed {
+    struct cmsghdr header;
+    char room[CMSG_SPACE(sizeof(int))];
+};
+
+static bool send_descriptor(int link, int fd) {
+    union passed passed = {.header = {.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+    struct iovec byte = {(char[]){'n'}, 1};
+    struct msghdr message = {.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &passed, .msg_controllen = sizeof passed};
+    memcpy(CMSG_DATA(&passed.header), &fd, sizeof fd);
+    return sendmsg(link, &message, MSG_NOSIGNAL) == 1;
+}
+
+static int receive_descriptor(int link) {
+    union passed passed;
+    int fd = -1;
+    struct iovec byte = {(char[1]){0}, 1};
+    struct msghdr message = {.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &passed, .msg_controllen = sizeof passed};
+    if (recvmsg(link, &message, MSG_CMSG_CLOEXEC) == 1 && message.msg_controllen >= CMSG_LEN(sizeof fd))
+        memcpy(&fd, CMSG_DATA(&passed.header), sizeof fd);
+    return fd;
+}
+
+static bool hear(int link, const char *word) {
+    char heard[16];
+    ssize_t size;
+    do
+        size = recv(link, heard, sizeof heard, 0);
+    while (size < 0 && errno == EINTR);
+    return size == (ssize_t)strlen(word) && memcmp(heard, word, (size_t)size) == 0;
+}
+
+/* What serves a machine is often protected from the kernel's hunt for memory; what runs in a sandbox never is. */
+static void be_killable(void) {
+    AUTO_FD int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+    char first = 0;
+    if (fd >= 0 && read(fd, &first, 1) == 1 && first == '-' && pwrite(fd, "0", 1, 0) != 1)
+        return;
+}
+
+/* Keep the descriptors of `kept` (-1: none) and close all others, whoever opened them; they get the numbers from 4 on, in
+ * order. */
+static bool keep_only(int *kept[], size_t count) {
+    for (size_t i = 0; i < count; i++) /* first out of the way of each other */
+        if (*kept[i] >= 0 && (*kept[i] = fcntl(*kept[i], F_DUPFD_CLOEXEC, 4 + (int)count)) < 0)
+            return fail(NULL, "cannot keep a descriptor: %m");
+    for (size_t i = 0; i < count; i++)
+        if (*kept[i] >= 0)
+            *kept[i] = dup3(*kept[i], 4 + (int)i, O_CLOEXEC);
+    close(3);
+    for (size_t i = 0; i < count; i++)
+        if (*kept[i] < 0)
+            close(4 + (int)i);
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY); /* the sandbox's own */
+    bool good = null >= 0 && dup2(null, 0) == 0 && dup2(null, 1) == 1 && dup2(null, 2) == 2 &&
+                syscall(NR_CLOSE_RANGE, 4 + count, ~0U, 0) == 0;
+    close_fd(&null);
+    return good || fail(NULL, "cannot close descriptors: %m");
+}
+
+/* The supervisor makes the network namespace while we make mounts; a descriptor of it comes over the link. */
+static bool enter_network(void *context) {
+    const struct box *box = context;
+    if (!owns_network(box->plan))
+        return true;
+    AUTO_FD int network = receive_descriptor(box->init_link);
+    return (network >= 0 && setns(network, CLONE_NEWNET) == 0) ||
+           fail("network", "cannot enter the sandbox's network namespace: %m");
+}
+
+/* Outside of the user namespace, with the host root's rights, except where ids are a user's own. */
+static bool init_build(struct box *box) {
+    const struct plan *plan = box->plan;
+    uint32_t base = box->slot != 0 ? slot_base(box->slot) : 0;
+    if (plan->ids != IDS_RANGE && (!hear(box->init_link, "mapped") || setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0))
+        return fail("internal", "cannot become root of the user namespace: %m");
+    if (!groups_join(plan)) /* first: whatever is made is charged to the sandbox */
+        return false;
+    be_killable();
+    if (plan->hostname != NULL && sethostname(plan->hostname, strlen(plan->hostname)) != 0)
+        return fail(NULL, "cannot set the host name: %m");
+    if (plan->ids == IDS_RANGE && !cage_own_as(base))
+        return false;
+    if (plan->ids != IDS_RANGE && plan->net != NET_HOST) {
+        AUTO_FD int inside = open_netlink();
+        if (!net_prepare(inside, 0, plan->ids == IDS_SINGLE ? 0 : IDS_SIZE - 1, false))
+            return false;
+    }
+    return mounts_make(plan, box->userns, base, box->disk, enter_network, box) && cage_limit(plan);
+}
+
+static bool init_enter(struct box *box) {
+    const struct plan *plan = box->plan;
+    if (!hear(box->init_link, "go"))
+        return fail("internal", "the supervisor is gone");
+    if (plan->unreachable.count > 0 && !net_refuse(&plan->unreachable))
+        return false;
+    if (unshare(CLONE_NEWCGROUP) != 0) /* now: its root is where we are */
+        return fail(NULL, "cannot make a cgroup namespace: %m");
+    int *kept[] = {&box->init_link, &box->agent_listener, &box->oom, &box->output[0], &box->output[1], &box->userns};
+    return keep_only(kept, sizeof kept / sizeof *kept) && cage_lock(plan, box->userns);
+}
+
+static _Noreturn void be_init(struct box *box) {
+    const struct plan *plan = box->plan;
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+    setsid();
+    close(box->link);
+    if (!init_build(box) || !init_enter(box))
+        init_failed(box->init_link);
+    close_fd(&box->userns);
+    if (send(box->init_link, "ready", 5, MSG_NOSIGNAL) != 5)
+        _exit(1);
+    char *nothing[] = {NULL};
+    struct agent_config config = {
+        .listen_fd = box->agent_listener,
+        .control_fd = box->init_link,
+        .idle_ms = plan->idle_ms,
+        .user = plan->user,
+        .workdir = plan->workdir,
+        .env = plan->env.item != NULL ? plan->env.item : nothing,
+        .argv = plan->arg.item,
+        .main_flags = (uint32_t)plan->main_flags,
+        .main_stdout = box->output[0],
+        .main_stderr = box->output[1],
+        .oom_fd = box->oom,
+        .oom_word = plan->oom.value,
+    };
+    _exit(agent_run(&config));
+}
+
+/* ------------------------------------------------------------------------- what the supervisor makes */
+
+static bool take_folder(struct box *box) {
+    const char *dir = box->plan->dir;
+    box->folder = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (box->folder < 0 || fchdir(box->folder) != 0)
+        return fail(NULL, "cannot open the sandbox's folder %s: %m", dir);
+    box->lock = open("lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (box->lock < 0)
+        return fail(NULL, "cannot make a file in %s: %m", dir);
+    /* Whoever looks whether a sandbox lives holds the lock for a moment. */
+    int locked = flock(box->lock, LOCK_EX | LOCK_NB);
+    for (int attempt = 0; locked != 0 && attempt < 200; attempt++) {
+        poll(NULL, 0, 1);
+        locked = flock(box->lock, LOCK_EX | LOCK_NB);
+    }
+    if (locked != 0) {
+        close_fd(&box->lock); /* not ours to remove */
+        box->lock = -1;
+        return fail("plan", "another sandbox has the folder %s", dir);
+    }
+    return true;
+}
+
+/* In the current folder: the length of an address is limited to 108 bytes, that of a path to a folder is not. */
+static int listen_at(const char *name) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(address.sun_path, name);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd >= 0 && (bind(fd, (struct sockaddr *)&address, sizeof address) != 0 || listen(fd, 128) != 0)) {
+        close(fd);
+        fd = -1;
+    }
+    if (fd < 0)
+        fail(NULL, "cannot make the socket %s: %m", name);
+    return fd;
+}
+
+static bool open_output(struct box *box) {
+    static const char *const names[] = {"stdout", "stderr"};
+    if (box->plan->record == NULL || box->plan->arg.count == 0)
+        return true;
+    for (int i = 0; i < 2; i++) {
+        char *path = must_format("%s.%s", box->plan->record, names[i]);
+        box->output[i] = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+        free(path);
+        if (box->output[i] < 0)
+            return fail(NULL, "cannot make %s.%s: %m", box->plan->record, names[i]);
+    }
+    return true;
+}
+
+/* Init reads it too, and could not open it from inside. */
+static bool open_oom(struct box *box) {
+    if (box->plan->oom.path == NULL)
+        return true;
+    box->oom = open(box->plan->oom.path, O_RDONLY | O_CLOEXEC);
+    box->oom_kills = groups_oom_kills(box->plan);
+    return box->oom >= 0 || fail(NULL, "cannot open %s: %m", box->plan->oom.path);
+}
+
+static bool start_init(struct box *box) {
+    const struct plan *plan = box->plan;
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+        return fail(NULL, "socketpair: %m");
+    box->link = pair[0];
+    box->init_link = pair[1];
+    struct clone_request request = {
+        .flags = CLONE_PIDFD | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWTIME |
+                 (plan->ids != IDS_RANGE && plan->net != NET_HOST ? CLONE_NEWNET : 0) |
+                 (plan->ids != IDS_RANGE ? CLONE_NEWUSER : 0),
+        .pidfd = (uint64_t)(uintptr_t)&box->init_pidfd,
+        .exit_signal = SIGCHLD,
+    };
+    AUTO_FD int birthplace = -1;
+    if (!groups_birthplace(plan, &birthplace))
+        return false;
+    if (birthplace >= 0) {
+        request.flags |= BORN_IN_CGROUP;
+        request.cgroup = (uint64_t)birthplace;
+    }
+    pid_t init = (pid_t)syscall(NR_CLONE3, &request, sizeof request);
+    if (init < 0 && errno == EINVAL) { /* no time namespaces here; they keep clocks apart that nobody inside may set anyway */
+        request.flags &= ~(uint64_t)CLONE_NEWTIME;
+        init = (pid_t)syscall(NR_CLONE3, &request, sizeof request);
+    }
+    if (init == 0)
+        be_init(box);
+    if (init < 0)
+        return fail(NULL, "cannot make the sandbox's namespaces: %m; look at the sysctls user.max_*_namespaces%s",
+                    plan->ids != IDS_RANGE ? ", and whether users may make user namespaces here" : "");
+    box->init = init;
+    close(box->init_link);
+    box->init_link = -1;
+    return true;
+}
+
+/* pasta or slirp4netns: it puts an interface into the sandbox's network namespace, and has done so when a route is there. */
+static bool start_helper(struct box *box) {
+    const struct strings *words = &box->plan->net_exec;
+    char pid[16], path[64];
+    snprintf(pid, sizeof pid, "%d", (int)box->init);
+    char **argv = must_alloc((words->count + 1) * sizeof *argv);
+    for (size_t i = 0; i <= words->count; i++)
+        argv[i] = words->item[i] != NULL && strcmp(words->item[i], "@PID@") == 0 ? pid : words->item[i];
+    box->helper = fork();
+    if (box->helper == 0) {
+        sigset_t none;
+        sigemptyset(&none);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        signal(SIGPIPE, SIG_DFL);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        execvp(argv[0], argv);
+        _exit(127);
+    }
+    free(argv);
+    snprintf(path, sizeof path, "/proc/%d/net/route", (int)box->init);
+    bool failed = box->helper < 0;
+    for (int waited = 0; !failed && waited < 5000; waited += 2) {
+        char *routes = read_file(path, 1 << 16, NULL);
+        bool has_route = routes != NULL && strchr(routes, '\n') != NULL && strchr(routes, '\n')[1] != '\0';
+        free(routes);
+        if (has_route)
+            return true;
+        int status = 0;
+        if (box->helper > 0 && waitpid(box->helper, &status, WNOHANG) == box->helper) {
+            box->helper = 0; /* status 0: it has gone into the background, and ends with the namespace */
+            failed = status != 0;
+        }
+        poll(NULL, 0, 2);
+    }
+    return fail("network",
+                "%s gave the sandbox no network: it must be installed (Debian: passt), and this user may need /dev/net/tun",
+                words->item[0]);
+}
+
+/* For the end: what the sandbox leaves can be removed with its ids only. */
+static bool open_userns(struct box *box) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/ns/user", (int)box->init);
+    box->userns = open(path, O_RDONLY | O_CLOEXEC);
+    return box->userns >= 0 || fail(NULL, "cannot open the sandbox's user namespace: %m");
+}
+
+static bool make_network(struct box *box) {
+    uint32_t base = slot_base(box->slot);
+    if (unshare(CLONE_NEWNET) != 0)
+        return fail(NULL, "cannot make a network namespace: %m");
+    box->network = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    box->inside = open_netlink();
+    return net_prepare(box->inside, base, base + IDS_SIZE - 1, box->plan->net == NET_ROUTER) &&
+           (send_descriptor(box->link, box->network) || fail("internal", "init is gone"));
+}
+
+static bool connect_network(struct box *box) {
+    box->netlink = net_enter_router(box->plan->router);
+    return box->netlink >= 0 && net_attach(box->netlink, box->inside, box->slot, box->network);
+}
+
+/* While init makes its mounts, we make what it will be in. */
+static bool equip_init(struct box *box) {
+    const struct plan *plan = box->plan;
+    if (plan->ids != IDS_RANGE &&
+        (!userns_map(plan, box->init) || !open_userns(box) || send(box->link, "mapped", 6, MSG_NOSIGNAL) != 6))
+        return fail("internal", "init is gone");
+    if (owns_network(plan) && !make_network(box))
+        return false;
+    if (plan->net == NET_ROUTER && !connect_network(box))
+        return false;
+    close_fd(&box->inside); /* the namespace shall end with init */
+    close_fd(&box->network);
+    if (plan->net == NET_EXEC && !start_helper(box))
+        return false;
+    return send(box->link, "go", 2, MSG_NOSIGNAL) == 2 || fail("internal", "init is gone");
+}
+
+static bool await_ready(struct box *box) {
+    char text[1200];
+    struct pollfd from = {.fd = box->link, .events = POLLIN};
+    int polled;
+    do
+        polled = poll(&from, 1, READY_MS);
+    while (polled < 0 && errno == EINTR);
+    ssize_t size = polled > 0 ? recv(box->link, text, sizeof text - 1, 0) : -1;
+    if (size == 5 && memcmp(text, "ready", 5) == 0)
+        return true;
+    text[size > 0 ? size : 0] = '\0';
+    if (text[0] == '!')
+        fail_as(text + 1);
+    return polled == 0 ? fail("internal", "init did not become ready in %d s", READY_MS / 1000)
+                       : fail("internal", "init died before it was ready");
+}
+
+/* ---------------------------------------------------------------------------------------- the end */
+
+static void signal_init(const struct box *box) {
+    syscall(NR_PIDFD_SEND_SIGNAL, box->init_pidfd, SIGKILL, NULL, 0);
+}
+
+static void reap(pid_t *pid) {
+    while (*pid > 0 && waitpid(*pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    *pid = 0;
+}
+
+/* Its name is gone long before the call returns; so another process makes the call, and we look at the name. */
+static void start_detaching(struct box *box) {
+    if (box->netlink < 0 || !net_is_attached(box->slot))
+        return;
+    box->detacher = fork();
+    if (box->detacher == 0) {
+        net_detach(box->netlink, box->slot);
+        _exit(0);
+    }
+    if (box->detacher < 0)
+        net_detach(box->netlink, box->slot);
+}
+
+static void await_detached(const struct box *box) {
+    for (int waited = 0; box->netlink >= 0 && net_is_attached(box->slot) && waited < 5000; waited++)
+        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+}
+
+/* Everything that runs: when init is reaped, its whole process namespace is dead, and its mounts, with their namespace, are
+ * gone. */
+static void take_down(struct box *box) {
+    start_detaching(box);
+    groups_kill(box->plan);
+    if (box->init > 0) {
+        signal_init(box);
+        reap(&box->init);
+    }
+    if (box->helper > 0) {
+        kill(box->helper, SIGKILL);
+        reap(&box->helper);
+    }
+    if (!groups_remove(box->plan))
+        fail("internal", "a cgroup could not be removed: %m");
+}
+
+static void answer_in_time(void *context);
+
+/* Files of ids that are not ours can be removed by the user namespace's root only; `userns` is then that of init. */
+static void in_userns(struct box *box, void (*work)(struct box *)) {
+    if (box->plan->ids == IDS_RANGE || box->userns < 0) {
+        work(box);
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        box->clients = 0; /* our parent answers */
+        if (setns(box->userns, CLONE_NEWUSER) == 0 && setresgid(0, 0, 0) == 0 && setresuid(0, 0, 0) == 0)
+            work(box);
+        _exit(0);
+    }
+    while (child > 0 && waitpid(child, NULL, WNOHANG) == 0) {
+        answer_in_time(box);
+        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+    }
+}
+
+/* ----------------------------------------------------------------- when it could not be made: back out */
+
+static void empty_upper(struct box *box) {
+    trash_remove(box->plan->work, true, NULL, NULL);
+    if (!box->plan->keep)
+        trash_remove(box->plan->upper, true, NULL, NULL);
+}
+
+static void back_out(struct box *box) {
+    static const char *const outputs[] = {"stdout", "stderr"};
+    take_down(box);
+    in_userns(box, empty_upper);
+    for (int i = 0; i < 2; i++)
+        if (box->output[i] >= 0) {
+            char *path = must_format("%s.%s", box->plan->record, outputs[i]);
+            unlink(path);
+            free(path);
+        }
+    if (box->agent_listener >= 0)
+        unlinkat(box->folder, "agent.sock", 0);
+    if (box->control_listener >= 0)
+        unlinkat(box->folder, "control.sock", 0);
+    if (box->lock >= 0)
+        unlinkat(box->folder, "lock", 0);
+    await_detached(box);
+    reap(&box->detacher);
+}
+
+/* ---------------------------------------------------------------- when it has ended: record and remove */
+
+static const char *sentence_of(const char *reason) {
+    static const char *const sentences[][2] = {
+        {"exited", "the main command has exited"},
+        {"terminated", "it was terminated"},
+        {"timeout", "its timeout was reached"},
+        {"idle", "nothing ran in it and nobody asked for anything for as long as its idle time"},
+        {"oom", "the kernel killed its main command because it needed more memory than its limit"},
+        {"lost", "its process 1 was killed from outside"},
+    };
+    for (size_t i = 0; i < sizeof sentences / sizeof *sentences; i++)
+        if (strcmp(sentences[i][0], reason) == 0)
+            return sentences[i][1];
+    return "it ended for an unknown reason";
+}
+
+static void make_record(struct box *box) {
+    box->ended = unix_us();
+    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nstarted=%llu.%06u\nended=%llu.%06u\ntext=%s\n",
+             box->reason, box->returncode, (unsigned long long)(box->started / 1000000), (unsigned)(box->started % 1000000),
+             (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000), sentence_of(box->reason));
+}
+
+static void write_record(const struct box *box) {
+    if (box->plan->record == NULL)
+        return;
+    char *part = must_format("%s.part", box->plan->record);
+    AUTO_FD int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0 || !write_all(fd, box->record, strlen(box->record)) || rename(part, box->plan->record) != 0)
+        unlink(part);
+    free(part);
+    char *status = must_format("%s.status", box->plan->record); /* what it was, for those who ask later */
+    renameat(box->folder, "status.json", AT_FDCWD, status);
+    free(status);
+}
+
+static void answer_clients(struct box *box) {
+    for (size_t i = 0; i < box->clients; i++) {
+        if (box->client[i].asked && send(box->client[i].fd, box->record, strlen(box->record), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+            continue;                           /* it has gone away; the record is in its file */
+        shutdown(box->client[i].fd, SHUT_RDWR); /* the detacher has a copy, and closing ours would not end it */
+        close(box->client[i].fd);
+    }
+    box->clients = 0;
+}
+
+/* A huge tree takes longer than anybody wants to wait: it has another name already, so for all others it is gone. */
+static void answer_in_time(void *context) {
+    struct box *box = context;
+    if (box->clients > 0 && now_ms() > box->answer_by)
+        answer_clients(box);
+}
+
+static bool lies_in(const char *path, const char *folder) {
+    size_t length = strlen(folder);
+    return strncmp(path, folder, length) == 0 && path[length] == '/';
+}
+
+static void discard(struct box *box, const char *path) {
+    char *trash = must_format("%s.trash", path);
+    bool renamed = rename(path, trash) == 0;
+    trash_remove(renamed ? trash : path, false, answer_in_time, box);
+    free(trash);
+}
+
+static void discard_all(struct box *box) {
+    const struct plan *plan = box->plan;
+    bool keeps_folder = plan->keep && lies_in(plan->upper, plan->dir);
+    if (!lies_in(plan->work, plan->dir) || keeps_folder)
+        discard(box, plan->work);
+    if (!plan->keep && !lies_in(plan->upper, plan->dir))
+        discard(box, plan->upper);
+    if (!keeps_folder) {
+        discard(box, plan->dir);
+        return;
+    }
+    unlinkat(box->folder, "agent.sock", 0);
+    unlinkat(box->folder, "control.sock", 0);
+    unlinkat(box->folder, "lock", 0);
+}
+
+static void finish(struct box *box) {
+    box->answer_by = now_ms() + ANSWER_MS;
+    take_down(box);
+    make_record(box);
+    write_record(box);
+    close(box->control_listener);
+    await_detached(box);
+    in_userns(box, discard_all);
+    answer_clients(box);
+    reap(&box->detacher);
+}
+
+/* ------------------------------------------------------------------------------------- the long wait */
+
+static void end_with(struct box *box, const char *reason, int returncode) {
+    if (box->reason == NULL) {
+        box->reason = reason;
+        box->returncode = returncode;
+    }
+}
+
+/* What init says when it ends: "REASON RETURNCODE". It is ours and not the sandbox's code, but it lives with that: believe no
+ * more than fits. */
+static void hear_init(struct box *box) {
+    static const char *const reasons[] = {"exited", "timeout", "idle", "terminated"};
+    char text[64], word[16];
+    int code = 0;
+    ssize_t size = recv(box->link, text, sizeof text - 1, MSG_DONTWAIT);
+    if (size <= 0)
+        return;
+    text[size] = '\0';
+    if (sscanf(text, "%15s %d", word, &code) != 2)
+        return;
+    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++)
+        if (strcmp(word, reasons[i]) == 0)
+            end_with(box, reasons[i], code & 0xff);
+}
+
+/* Init is dead: by its own will, then it has said why, or by somebody's outside. */
+static void init_gone(struct box *box) {
+    hear_init(box);
+    end_with(box, "lost", 137);
+}
+
+/* The kernel's count tells whether a kill was for memory. Commands that fall while the main one goes on are the agent's to
+ * report. */
+static void judge(struct box *box) {
+    bool killed = strcmp(box->reason, "lost") == 0 || (strcmp(box->reason, "exited") == 0 && box->returncode == 137);
+    if (killed && groups_oom_kills(box->plan) > box->oom_kills)
+        box->reason = "oom";
+}
+
+static void accept_client(struct box *box) {
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    AUTO_FD int fd = accept4(box->control_listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0 || box->clients == MAX_CLIENTS || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 ||
+        (peer.uid != 0 && peer.uid != geteuid()))
+        return;
+    box->client[box->clients++].fd = fd;
+    fd = -1;
+}
+
+static void forget_client(struct box *box, size_t i) {
+    close(box->client[i].fd);
+    box->client[i] = box->client[--box->clients];
+    box->client[box->clients].asked = false;
+}
+
+static void hear_client(struct box *box, size_t i) {
+    char byte = 0;
+    ssize_t size = recv(box->client[i].fd, &byte, 1, 0);
+    if (size < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (size == 1 && byte == 't')
+        end_with(box, "terminated", 137);
+    box->client[i].asked |= size == 1 && (byte == 't' || byte == 'w');
+    if (size != 1 || !box->client[i].asked)
+        forget_client(box, i);
+}
+
+static void hear_signals(struct box *box) {
+    struct signalfd_siginfo info;
+    while (read(box->signals, &info, sizeof info) == sizeof info)
+        if (info.ssi_signo == SIGTERM)
+            end_with(box, "terminated", 137);
+    for (pid_t pid;
+         (pid = waitpid(-1, NULL, WNOHANG)) > 0;) { /* SIGCHLD: the user namespace's first process, the helper, init */
+        if (pid == box->helper)
+            box->helper = 0;
+        if (pid == box->init)
+            box->init = 0;
+    }
+}
+
+static void watch(struct box *box) {
+    enum { INIT, LINK, CONTROL, SIGNALS, TIMER, OWNER, FIXED };
+    while (box->reason == NULL) {
+        struct pollfd from[FIXED + MAX_CLIENTS] = {
+            [INIT] = {box->init_pidfd, POLLIN, 0},
+            [LINK] = {box->link, POLLIN, 0},
+            [CONTROL] = {box->control_listener, POLLIN, 0},
+            [SIGNALS] = {box->signals, POLLIN, 0},
+            [TIMER] = {box->timer, POLLIN, 0},
+            [OWNER] = {box->owner, POLLIN, 0},
+        };
+        size_t clients = box->clients;
+        for (size_t i = 0; i < clients; i++)
+            from[FIXED + i] = (struct pollfd){box->client[i].fd, POLLIN, 0};
+        if (poll(from, FIXED + clients, -1) < 0)
+            continue;
+        if (from[INIT].revents)
+            init_gone(box);
+        else if (from[LINK].revents & POLLIN)
+            hear_init(box);
+        else if (from[LINK].revents) { /* closed, but not dead yet: it is dying */
+            struct pollfd death = {box->init_pidfd, POLLIN, 0};
+            poll(&death, 1, 1000);
+            init_gone(box);
+        }
+        if (from[SIGNALS].revents)
+            hear_signals(box);
+        if (from[TIMER].revents)
+            end_with(box, "timeout", 124);
+        if (from[OWNER].revents)
+            end_with(box, "terminated", 137);
+        for (size_t i = clients; i-- > 0;)
+            if (from[FIXED + i].revents)
+                hear_client(box, i);
+        if (from[CONTROL].revents)
+            accept_client(box);
+    }
+}
+
+/* ------------------------------------------------------------------------------------ the supervisor */
+
+static bool take_signals(struct box *box) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_SETMASK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGCHLD, SIG_DFL); /* whoever started us may have ignored it, and then nobody could be waited for */
+    box->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return box->signals >= 0 || fail(NULL, "signalfd: %m");
+}
+
+/* A process that the sandbox shall not outlive, such as the builder of an image. */
+static bool watch_owner(struct box *box) {
+    box->owner = -1;
+    if (box->plan->owner == 0)
+        return true;
+    box->owner = (int)syscall(NR_PIDFD_OPEN, (pid_t)box->plan->owner, 0);
+    return box->owner >= 0 || fail("internal", "its owner, process %llu, is gone", (unsigned long long)box->plan->owner);
+}
+
+static bool set_timer(struct box *box) {
+    uint64_t ms = box->plan->timeout_ms;
+    struct itimerspec when = {.it_value = {.tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms % 1000) * 1000000}};
+    box->timer = timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC); /* a suspended machine's time counts */
+    return (box->timer >= 0 && timerfd_settime(box->timer, 0, &when, NULL) == 0) || fail(NULL, "timerfd: %m");
+}
+
+static bool make(struct box *box) {
+    const struct plan *plan = box->plan;
+    box->started = unix_us();
+    if (!take_signals(box) || !set_timer(box) || !watch_owner(box) || !take_folder(box))
+        return false;
+    umask(0177);
+    if ((box->agent_listener = listen_at("agent.sock")) < 0 || (box->control_listener = listen_at("control.sock")) < 0 ||
+        chdir("/") != 0)
+        return false;
+    umask(077);
+    if (!open_output(box))
+        return false;
+    if (plan->slots != NULL && plan->ids == IDS_RANGE && (box->slot_lock = slot_take(plan->slots, &box->slot)) < 0)
+        return false;
+    if (plan->ids == IDS_RANGE && (box->userns = userns_make(box->slot)) < 0)
+        return false;
+    if (!groups_make(plan) || !open_oom(box))
+        return false;
+    if (plan->disk != NULL && (box->disk = mounts_open_disk(plan, box->userns)) < 0)
+        return false;
+    bool started = start_init(box);
+    close_fd(&box->disk); /* init has it, and the disk is to end with it */
+    box->disk = -1;
+    return started && equip_init(box) && await_ready(box);
+}
+
+/* All descriptors of whoever started us are closed, but for the report, the launcher's pipe, and what the plan says to hold. */
+static void leave_caller(struct box *box) {
+    enum { KEPT = 3 };
+    setsid();
+    box->report = dup(1);
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; fd < 3 && null >= 0; fd++)
+        dup2(null, fd);
+    int keep[KEPT] = {box->status, box->report, box->plan->hold ? 3 : box->status};
+    for (int first = 3, next; first >= 0; first = next + 1) {
+        next = -2;
+        for (int i = 0; i < KEPT; i++) /* the lowest that is kept, from `first` on */
+            if (keep[i] >= first && (next < 0 || keep[i] < next))
+                next = keep[i];
+        if (next < 0)
+            syscall(NR_CLOSE_RANGE, first, ~0U, 0);
+        else if (next > first)
+            syscall(NR_CLOSE_RANGE, first, next - 1, 0);
+    }
+    for (int i = 0; i < KEPT; i++)
+        fcntl(keep[i], F_SETFD, FD_CLOEXEC);
+}
+
+/* False: nobody listens any more. */
+static bool report(struct box *box, bool made) {
+    char line[1200];
+    int size =
+        made ? snprintf(line, sizeof line, "ready %d\n", (int)getpid()) : snprintf(line, sizeof line, "error %s\n", failure());
+    bool told = write_all(box->report, line, (size_t)size) && write_all(box->status, made ? "0" : "1", 1);
+    close(box->report);
+    close(box->status);
+    return told;
+}
+
+static _Noreturn void supervise(const struct plan *plan, int status) {
+    struct box box = {.plan = plan,
+                      .status = status,
+                      .folder = -1,
+                      .lock = -1,
+                      .slot_lock = -1,
+                      .userns = -1, .disk = -1,
+                      .agent_listener = -1,
+                      .control_listener = -1,
+                      .netlink = -1,
+                      .network = -1,
+                      .inside = -1,
+                      .output = {-1, -1},
+                      .oom = -1,
+                      .link = -1,
+                      .init_link = -1,
+                      .init_pidfd = -1};
+    leave_caller(&box);
+    if (!make(&box)) {
+        char text[1200];
+        if (box.link >= 0 && recv(box.link, text, sizeof text - 1, MSG_DONTWAIT) > 1 && text[0] == '!')
+            fail_as(text + 1);
+        back_out(&box);
+        report(&box, false);
+        _exit(1);
+    }
+    close_fd(&box.agent_listener); /* init has it; when it is gone, connecting must fail */
+    if (!report(&box, true))
+        end_with(&box, "terminated", 137); /* whoever wanted the sandbox is gone, and nobody knows of it */
+    watch(&box);
+    judge(&box);
+    finish(&box);
+    _exit(0);
+}
+
+/* --------------------------------------------------------------------------------------- the launcher */
+
+static char *read_plan(size_t *size) {
+    size_t room = 1 << 14;
+    char *bytes = must_alloc(room);
+    for (*size = 0;;) {
+        ssize_t count = read(0, bytes + *size, room - *size);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count <= 0)
+            return bytes;
+        *size += (size_t)count;
+        if (*size == room && room < MAX_PLAN)
+            bytes = must_grow(bytes, room *= 4);
+    }
+}
+
+static int refuse(void) {
+    dprintf(1, "error %s\n", failure());
+    return 1;
+}
+
+int verb_box(int argc, char **argv) {
+    struct plan plan;
+    size_t size;
+    int status[2];
+    char done = '1';
+    (void)argv;
+    char *bytes = read_plan(&size);
+    if (argc != 1) {
+        fail("plan", "box takes no arguments; the plan comes over standard input");
+        return refuse();
+    }
+    if (!plan_parse(&plan, bytes, size))
+        return refuse();
+    if (pipe2(status, O_CLOEXEC) != 0 || fflush(NULL) != 0) {
+        fail(NULL, "pipe: %m");
+        return refuse();
+    }
+    pid_t supervisor = fork();
+    if (supervisor == 0)
+        supervise(&plan, status[1]);
+    if (supervisor < 0) {
+        fail(NULL, "cannot fork: %m");
+        return refuse();
+    }
+    close(status[1]);
+    return read_all(status[0], &done, 1) && done == '0' ? 0 : 1;
+}

@@ -1,0 +1,16 @@
+/* What init gives up before it serves anybody: host ids, capabilities, the right to gain any, and most system calls. */
+#pragma once
+
+#include "plan.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Make files and mounts as the host's root, but own them as `base` (fsuid and fsgid): an overlay writes as who mounted it. */
+bool cage_own_as(uint32_t base);
+
+/* Lower this process's limits as the plan says; a limit that may not be raised is clamped. */
+bool cage_limit(const struct plan *plan);
+
+/* Become root of the user namespace (`userns`, or -1 if we are inside), then lock everything, the system-call filter last. */
+bool cage_lock(const struct plan *plan, int userns);

@@ -1,0 +1,62 @@
+/* The verb `dial`: copies between its standard streams and the agent's socket, for transports that can only run a program in
+ * the sandbox. One process per direction, so neither can hold up the other. Knows nothing of frames. */
+#include "util.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int connect_to(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    strcpy(address.sun_path, path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    return fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0 ? fd : -1;
+}
+
+/* True when the source came to its end. */
+static bool copy(int from, int to) {
+    static char bytes[256 << 10];
+    for (;;) {
+        ssize_t n = read(from, bytes, sizeof bytes);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n == 0;
+        if (!write_all(to, bytes, (size_t)n))
+            return false;
+    }
+}
+
+int verb_dial(int argc, char **argv) {
+    if (argc != 2) {
+        fprintf(stderr, "openmodal-agent dial: say the path of the agent's socket\n");
+        return 2;
+    }
+    AUTO_FD int fd = connect_to(argv[1]);
+    pid_t parent = getpid(), child = fd < 0 ? -1 : fork();
+    if (child < 0) {
+        fprintf(stderr, "openmodal-agent dial: %s: %s\n", argv[1], strerror(errno));
+        return 1;
+    }
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        bool ended = getppid() == parent && copy(STDIN_FILENO, fd);
+        shutdown(fd, SHUT_WR); /* for the agent that is the end of the link; it closes, and our parent ends */
+        _exit(!ended);
+    }
+    bool ended = copy(fd, STDOUT_FILENO);
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    return !ended;
+}

@@ -1,0 +1,97 @@
+/* cgroup folders; see groups.h. */
+#include "kernel.h"
+#include "groups.h"
+
+#include "fail.h"
+#include "util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+static bool put(const char *path, const char *value) {
+    AUTO_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
+    return fd >= 0 && write(fd, value, strlen(value)) >= 0;
+}
+
+bool groups_make(const struct plan *plan) {
+    for (size_t i = 0; i < plan->cgroup.count; i++)
+        if (mkdir(plan->cgroup.item[i], 0755) != 0)
+            return fail(NULL, "cannot make the cgroup %s: %m", plan->cgroup.item[i]);
+    for (size_t i = 0; i < plan->set.count; i++)
+        if (!put(plan->set.item[i].path, plan->set.item[i].value))
+            return fail("limit", "cannot write %s to %s: %m", plan->set.item[i].value, plan->set.item[i].path);
+    return true;
+}
+
+static bool is_version_1(const char *folder) {
+    char *tasks = must_format("%s/tasks", folder);
+    bool exists = access(tasks, F_OK) == 0;
+    free(tasks);
+    return exists;
+}
+
+bool groups_birthplace(const struct plan *plan, int *folder) {
+    *folder = -1;
+    for (size_t i = 0; i < plan->cgroup.count; i++) {
+        if (is_version_1(plan->cgroup.item[i]))
+            continue;
+        if (*folder >= 0)
+            return fail("plan", "cgroup: there is one hierarchy of version 2, and %s is a second", plan->cgroup.item[i]);
+        *folder = open(plan->cgroup.item[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (*folder < 0)
+            return fail(NULL, "cannot open the cgroup %s: %m", plan->cgroup.item[i]);
+    }
+    return true;
+}
+
+bool groups_join(const struct plan *plan) {
+    for (size_t i = 0; i < plan->cgroup.count; i++) {
+        if (!is_version_1(plan->cgroup.item[i]))
+            continue;
+        char *tasks = must_format("%s/tasks", plan->cgroup.item[i]);
+        bool joined = put(tasks, "0"); /* "0" is the writer; its number would not be exempt */
+        free(tasks);
+        if (!joined)
+            return fail(NULL, "cannot join the cgroup %s: %m", plan->cgroup.item[i]);
+    }
+    return true;
+}
+
+void groups_kill(const struct plan *plan) {
+    if (plan->thaw != NULL)
+        put(plan->thaw, "THAWED");
+    for (size_t i = 0; i < plan->kill.count; i++)
+        put(plan->kill.item[i], "1");
+}
+
+/* A folder stays busy for a moment after its last process was reaped. In reverse: one may lie in another. */
+bool groups_remove(const struct plan *plan) {
+    bool removed = true;
+    for (size_t i = plan->cgroup.count; i-- > 0;)
+        for (int attempt = 0; rmdir(plan->cgroup.item[i]) != 0 && errno != ENOENT; attempt++) {
+            if (errno != EBUSY || attempt == 2000) {
+                removed = false;
+                break;
+            }
+            nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
+        }
+    return removed;
+}
+
+uint64_t groups_oom_kills(const struct plan *plan) {
+    char *text = plan->oom.path != NULL ? read_file(plan->oom.path, 4096, NULL) : NULL;
+    uint64_t kills = 0;
+    size_t length = text != NULL ? strlen(plan->oom.value) : 0;
+    for (char *line = text; line != NULL; line = strchr(line, '\n')) {
+        line += strspn(line, "\n");
+        if (strncmp(line, plan->oom.value, length) == 0 && line[length] == ' ')
+            kills = strtoull(line + length, NULL, 10);
+    }
+    free(text);
+    return kills;
+}

@@ -1,0 +1,127 @@
+/* Slots and user namespaces; see ids.h. */
+#include "kernel.h"
+#include "ids.h"
+
+#include "fail.h"
+#include "util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/wait.h>
+
+enum { FIRST_SLOT = 16, SLOTS = 60000 }; /* the first ones stay free: slot 1 has the address of the gateway */
+
+int slot_take(const char *path, uint32_t *slot) {
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) {
+        fail(NULL, "cannot open the file of slots %s: %m", path);
+        return -1;
+    }
+    uint32_t start = 0;
+    if (getrandom(&start, sizeof start, 0) != sizeof start)
+        start = (uint32_t)getpid(); /* only spreads the sandboxes out, nothing relies on it */
+    for (uint32_t i = 0; i < SLOTS - FIRST_SLOT; i++) {
+        *slot = FIRST_SLOT + (start % SLOTS + i) % (SLOTS - FIRST_SLOT);
+        struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = *slot, .l_len = 1};
+        if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+            return fd;
+        if (errno != EAGAIN && errno != EACCES) {
+            fail(NULL, "cannot lock a slot in %s: %m", path);
+            close(fd);
+            return -1;
+        }
+    }
+    fail("limit", "all %d slots are taken: end some sandboxes first", SLOTS - FIRST_SLOT);
+    close(fd);
+    return -1;
+}
+
+/* --------------------------------------------------------------------------------------------- maps */
+
+static bool write_map(pid_t pid, const char *name, const char *text) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
+    AUTO_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, text, strlen(text)) < 0) /* the kernel takes a map in one write only */
+        return fail(NULL, "cannot write %s of the sandbox's user namespace: %m", name);
+    return true;
+}
+
+static bool map_to(pid_t pid, uint32_t uid, uint32_t gid, uint32_t count) {
+    char uids[40], gids[40];
+    snprintf(uids, sizeof uids, "0 %u %u", uid, count);
+    snprintf(gids, sizeof gids, "0 %u %u", gid, count);
+    return write_map(pid, "uid_map", uids) && write_map(pid, "gid_map", gids);
+}
+
+/* newuidmap and newgidmap are setuid: they may map what /etc/subuid and /etc/subgid give to the caller. */
+static bool map_with(const char *helper, pid_t pid, const struct strings *lines) {
+    char *words = must_format("%s %d", helper, (int)pid);
+    for (size_t i = 0; i < lines->count; i++) {
+        char *longer = must_format("%s %s", words, lines->item[i]);
+        free(words);
+        words = longer;
+    }
+    char **argv = must_alloc((lines->count * 3 + 3) * sizeof *argv);
+    size_t argc = 0;
+    for (char *rest = words, *word; (word = strsep(&rest, " ")) != NULL;)
+        argv[argc++] = word;
+    argv[argc] = NULL;
+    pid_t child = fork();
+    if (child == 0) {
+        execvp(helper, argv);
+        _exit(127);
+    }
+    int status = 0;
+    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
+        ;
+    free(argv);
+    free(words);
+    if (child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        return true;
+    return fail("permission", "%s refused the map: install it (Debian: uidmap) and give this user a range in /etc/sub%cid",
+                helper, helper[3]);
+}
+
+bool userns_map(const struct plan *plan, pid_t pid) {
+    if (plan->ids == IDS_SUB)
+        return map_with("newuidmap", pid, &plan->uid_map) && map_with("newgidmap", pid, &plan->gid_map);
+    return write_map(pid, "setgroups", "deny") && map_to(pid, geteuid(), getegid(), 1);
+}
+
+/* ---------------------------------------------------------------------------------- a range of its own */
+
+/* A namespace needs a first process to be made, and to be given its maps through. This one shares our memory, which makes it
+ * cheap, so it must do nothing: it dies by our hand, or with us. */
+static int wait_for_death(void *nothing) {
+    (void)nothing;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;)
+        pause();
+    return 0;
+}
+
+int userns_make(uint32_t slot) {
+    static char stack[8192] __attribute__((aligned(16)));
+    pid_t first = clone(wait_for_death, stack + sizeof stack, CLONE_VM | CLONE_NEWUSER | SIGCHLD, NULL);
+    if (first < 0) {
+        fail(NULL, "cannot make a user namespace: %m; look at the sysctl user.max_user_namespaces");
+        return -1;
+    }
+    int fd = -1;
+    if (map_to(first, slot_base(slot), slot_base(slot), IDS_SIZE)) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/%d/ns/user", (int)first);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            fail(NULL, "cannot open the sandbox's user namespace: %m");
+    }
+    kill(first, SIGKILL); /* and not waited for: that would take longer than all the rest; who waits for children finds it */
+    return fd;
+}

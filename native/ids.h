@@ -1,0 +1,24 @@
+/* Whose ids a sandbox has: its slot (a number of its own on this machine), and the user namespace made from it. */
+#pragma once
+
+#include "plan.h"
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#define IDS_BASE 0x10000000U /* far above what any machine gives to people, services or /etc/subuid */
+#define IDS_SIZE 65536U
+
+static inline uint32_t slot_base(uint32_t slot) {
+    return IDS_BASE + slot * IDS_SIZE;
+}
+
+/* Take a slot that no running sandbox has, by locking its byte of the file. Returns the descriptor that holds the lock: the
+ * slot is free again when every copy of it is closed. -1: see fail.h. */
+int slot_take(const char *path, uint32_t *slot);
+
+/* A user namespace with the slot's range, as a descriptor; nobody is in it yet. -1: see fail.h. */
+int userns_make(uint32_t slot);
+
+/* Give the user namespace that process `pid` was cloned into its maps, as the plan says (`single` and `sub`). */
+bool userns_map(const struct plan *plan, pid_t pid);

@@ -1,0 +1,114 @@
+/* The verb `init`: reads the command line, opens the listening socket, hands over to the agent. Must run before anything
+ * untrusted does: it still has the token in its environment. */
+#include "agent.h"
+#include "util.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static int wrong(const char *what, const char *why) {
+    fprintf(stderr, "openmodal-agent init: %s %s\n", what, why);
+    return 2;
+}
+
+/* It gets its name when it listens: who waits for the name to appear is never refused. */
+static int listen_at(const char *path) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t size = strlen(path);
+    if (size + 2 > sizeof address.sun_path) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    memcpy(address.sun_path, path, size);
+    address.sun_path[size] = '~';
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    unlink(address.sun_path);
+    mode_t mask = umask(0177); /* only who we are may connect */
+    bool bound = fd >= 0 && bind(fd, (struct sockaddr *)&address, sizeof address) == 0;
+    umask(mask);
+    return bound && listen(fd, 128) == 0 && rename(address.sun_path, path) == 0 ? fd : -1;
+}
+
+/* /proc/1/environ shows the bytes where the kernel put them, so the token is erased there. */
+static const char *take_token(const char *name) {
+    char *value = getenv(name);
+    if (!value)
+        return NULL;
+    char *copy = must_copy(value);
+    memset(value, 'x', strlen(value));
+    unsetenv(name);
+    return copy;
+}
+
+struct options {
+    const char *listen, *listen_fd, *token_env, *timeout_ms, *idle_ms, *user, *workdir, *main_flags;
+    char **argv;
+};
+
+static const char **option_named(struct options *options, const char *name) {
+    const struct {
+        const char *name;
+        const char **value;
+    } known[] = {
+        {"--listen", &options->listen}, {"--listen-fd", &options->listen_fd}, {"--token-env", &options->token_env},
+        {"--timeout-ms", &options->timeout_ms}, {"--idle-ms", &options->idle_ms}, {"--user", &options->user},
+        {"--workdir", &options->workdir}, {"--main-flags", &options->main_flags},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(name, known[i].name) == 0)
+            return known[i].value;
+    return NULL;
+}
+
+static int read_options(int argc, char **argv, struct options *options) {
+    for (int i = 1; i < argc; i += 2) {
+        if (strcmp(argv[i], "--") == 0) {
+            options->argv = i + 1 < argc ? argv + i + 1 : NULL;
+            return 0;
+        }
+        const char **value = option_named(options, argv[i]);
+        if (!value)
+            return wrong(argv[i], "is not an option; see section 4 of docs/protocol.md");
+        if (i + 1 >= argc)
+            return wrong(argv[i], "needs a value");
+        *value = argv[i + 1];
+    }
+    return 0;
+}
+
+static int number(const char *name, const char *text, uint64_t most, uint64_t *value) {
+    if (!text || (parse_u64(text, value) && *value <= most))
+        return 0;
+    return wrong(name, "needs a whole number that is not too big");
+}
+
+int verb_init(int argc, char **argv) {
+    struct options options = {0};
+    uint64_t fd = 0, flags = 0;
+    struct agent_config config = {.control_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1};
+    if (read_options(argc, argv, &options) || number("--listen-fd", options.listen_fd, INT32_MAX, &fd) ||
+        number("--timeout-ms", options.timeout_ms, UINT64_MAX / 4, &config.timeout_ms) ||
+        number("--idle-ms", options.idle_ms, UINT64_MAX / 4, &config.idle_ms) ||
+        number("--main-flags", options.main_flags, UINT32_MAX, &flags))
+        return 2;
+    if (!options.listen == !options.listen_fd)
+        return wrong("say either --listen PATH or --listen-fd N", "(where clients connect)");
+    if (options.token_env && !(config.token = take_token(options.token_env)))
+        return wrong(options.token_env, "is not in the environment, but --token-env names it");
+    config.listen_fd = options.listen ? listen_at(options.listen) : (int)fd;
+    if (config.listen_fd < 0)
+        return wrong(options.listen, strerror(errno));
+    config.user = options.user;
+    config.workdir = options.workdir;
+    config.env = environ;
+    config.argv = options.argv;
+    config.main_flags = (uint32_t)flags;
+    return agent_run(&config);
+}

@@ -1,0 +1,262 @@
+/* Links: bytes from clients and to clients, one request at a time. A client that is slow, silent or hostile costs a bounded
+ * amount of memory and nobody else's time: nothing here blocks, no request is begun while too much waits to be sent, and not
+ * more is read than the request in hand and a little. */
+#include "link.h"
+#include "request.h"
+#include "util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum {
+    MAX_LINKS = 1024,
+    READ_AHEAD = 64 << 10,      /* beyond the frame in hand */
+    OUT_HIGH = 64 << 10,        /* nothing more is answered while so much waits to be sent */
+    COPY_BELOW = 16 << 10,      /* small answers are gathered and sent together */
+    SEND_BUFFER = 1 << 20,
+    STRANGER_FRAME = 4 << 10,   /* before AUTH */
+    STRANGER_MS = 10000,
+    FAREWELL_MS = 5000,         /* for the last ERROR to be taken */
+};
+
+static struct link *links;
+static size_t link_count;
+
+/* ---- the list ---- */
+
+static void link_free(struct link *link) {
+    commands_link_gone(link);
+    watch_end(&link->watch);
+    buffer_free(&link->in);
+    buffer_free(&link->out);
+    *link->back = link->next;
+    if (link->next)
+        link->next->back = link->back;
+    link_count--;
+    free(link);
+}
+
+static void link_ready(struct watch *watch, uint32_t events);
+
+static void link_new(int fd) {
+    struct link *link = must_alloc(sizeof *link);
+    int size = SEND_BUFFER;
+    *link = (struct link){.watch = {.fd = fd, .ready = link_ready}, .next = links, .back = &links, .deadline = NEVER};
+    if (links)
+        links->back = &link->next;
+    links = link;
+    link_count++;
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    link->trusted = !agent.config->token;
+    if (!link->trusted)
+        link->deadline = agent.now + STRANGER_MS;
+    size_t mark = frame_begin(&link->out, FRAME_HELLO);
+    put_uint(&link->out, OPENMODAL_PROTOCOL, 4);
+    put_text(&link->out, OPENMODAL_VERSION);
+    frame_end(&link->out, mark);
+    watch_set(&link->watch, EPOLLIN | EPOLLRDHUP);
+}
+
+void links_accept(struct watch *listening, uint32_t events) {
+    (void)events;
+    int fd = accept4(listening->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0 && link_count >= MAX_LINKS)
+        close(fd);
+    else if (fd >= 0)
+        link_new(fd);
+    else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM)
+        watch_set(listening, 0); /* or it would be ready all the time; agent.c listens again soon */
+}
+
+void links_forget(const void *command) {
+    for (struct link *link = links; link; link = link->next)
+        if (link->awaited == command)
+            link->awaited = NULL; /* NULL: looked at in every turn */
+}
+
+/* ---- sending ---- */
+
+void link_flush(struct link *link) {
+    while (buffer_size(&link->out)) {
+        ssize_t n = send(link->watch.fd, buffer_at(&link->out), buffer_size(&link->out), MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            link->gone |= errno != EAGAIN;
+            return;
+        }
+        buffer_consume(&link->out, (size_t)n);
+    }
+}
+
+static void skip_sent(struct iovec **part, int *count, size_t sent) {
+    while (*count && sent >= (*part)->iov_len) {
+        sent -= (*part)->iov_len;
+        (*part)++;
+        (*count)--;
+    }
+    if (*count) {
+        (*part)->iov_base = (char *)(*part)->iov_base + sent;
+        (*part)->iov_len -= sent;
+    }
+}
+
+void link_send(struct link *link, struct iovec *part, int count, size_t size) {
+    if (size >= COPY_BELOW)
+        link_flush(link);
+    while (size >= COPY_BELOW && count && !buffer_size(&link->out)) {
+        ssize_t n = writev(link->watch.fd, part, count);
+        if (n <= 0)
+            break;
+        skip_sent(&part, &count, (size_t)n);
+    }
+    for (int i = 0; i < count; i++)
+        buffer_add(&link->out, part[i].iov_base, part[i].iov_len);
+}
+
+/* ---- the link while a worker has it ---- */
+
+const void *link_of_worker(pid_t pid) {
+    for (struct link *link = links; link; link = link->next)
+        if (link->worker == pid)
+            return link;
+    return NULL;
+}
+
+void link_worker_gone(pid_t pid, int status) {
+    for (struct link *link = links; link; link = link->next)
+        if (link->worker == pid) {
+            link->worker = 0;
+            link->gone |= status != 0;
+            fcntl(link->watch.fd, F_SETFL, O_NONBLOCK); /* the worker's link blocked, and it is the same open file */
+            agent.active = agent.now;
+        }
+}
+
+/* ---- turning ---- */
+
+static void link_leave(struct link *link) {
+    link->leaving = true;
+    link->deadline = agent.now + FAREWELL_MS;
+    buffer_consume(&link->in, buffer_size(&link->in));
+}
+
+static bool link_step(struct link *link) {
+    struct frame frame;
+    size_t size = buffer_size(&link->in);
+    enum frame_found found = frame_peek(buffer_at(&link->in), size, &frame);
+    if (!link->trusted && found == FRAME_MORE && size > STRANGER_FRAME)
+        found = FRAME_BAD;
+    if (found == FRAME_MORE)
+        return false;
+    enum outcome outcome = found == FRAME_BAD ? request_malformed(link) : request_handle(link, &frame);
+    agent.active = agent.now;
+    link->begun = outcome == WAIT;
+    if (outcome == WAIT)
+        return false;
+    link->awaited = NULL;
+    link->fresh = link->timed = false;
+    link->deadline = link->trusted ? NEVER : link->deadline;
+    if (outcome == LEAVE)
+        link_leave(link);
+    else
+        buffer_consume(&link->in, frame.whole);
+    return outcome == DONE;
+}
+
+/* A request that waits is only worth a look when what it waits for has changed. */
+static bool has_news(const struct link *link) {
+    if (link->worker || link->leaving || link->gone || buffer_size(&link->out) >= OUT_HIGH)
+        return false;
+    return !link->begun || !link->awaited || link->awaited->version != link->seen || agent.now >= link->deadline;
+}
+
+static void link_listen(struct link *link) {
+    struct frame frame;
+    uint32_t events = EPOLLRDHUP;
+    size_t size = buffer_size(&link->in);
+    if (size < READ_AHEAD || frame_peek(buffer_at(&link->in), size, &frame) == FRAME_MORE)
+        events |= EPOLLIN;
+    if (buffer_size(&link->out))
+        events |= EPOLLOUT;
+    watch_set(&link->watch, link->worker ? 0 : events);
+}
+
+/* Answers what can be answered and sends it; again, when sending made room for more answers. */
+static void link_turn(struct link *link) {
+    bool was_full;
+    do {
+        while (has_news(link) && link_step(link))
+            continue;
+        was_full = buffer_size(&link->out) >= OUT_HIGH;
+        if (!link->worker && !link->gone)
+            link_flush(link);
+    } while (was_full && buffer_size(&link->out) < OUT_HIGH && !link->gone && !link->worker);
+}
+
+static bool is_over(const struct link *link) {
+    bool late = agent.now >= link->deadline;
+    return link->gone || (link->leaving && (late || !buffer_size(&link->out))) || (!link->trusted && late);
+}
+
+void links_progress(void) {
+    for (struct link *link = links, *next; link; link = next) {
+        next = link->next;
+        link_turn(link);
+        if (!is_over(link))
+            link_listen(link);
+        else if (!link->worker)
+            link_free(link);
+    }
+}
+
+static void link_read(struct link *link) {
+    size_t room = READ_AHEAD, size = buffer_size(&link->in);
+    if (size >= 4) { /* the rest of a big frame in one go */
+        const uint8_t *at = buffer_at(&link->in);
+        size_t whole = 4 + ((size_t)at[0] | (size_t)at[1] << 8 | (size_t)at[2] << 16 | (size_t)at[3] << 24);
+        if (link->trusted && whole > size + room && whole <= 4 + MAX_FRAME)
+            room = whole - size;
+    }
+    ssize_t n = recv(link->watch.fd, buffer_room(&link->in, room), room, 0);
+    if (n > 0)
+        link->in.end += (size_t)n;
+    else if (n == 0 || (errno != EAGAIN && errno != EINTR))
+        link->gone = true;
+    if (link->leaving)
+        buffer_consume(&link->in, buffer_size(&link->in));
+}
+
+static void link_ready(struct watch *watch, uint32_t events) {
+    struct link *link = container_of(watch, struct link, watch);
+    if (events & EPOLLIN)
+        link_read(link);
+    else if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        link->gone = true; /* nobody is there for what is being waited for */
+}
+
+uint64_t links_deadline(void) {
+    uint64_t first = NEVER;
+    for (struct link *link = links; link; link = link->next)
+        if (link->deadline < first && !link->worker)
+            first = link->deadline;
+    return first;
+}
+
+bool links_busy(void) {
+    for (struct link *link = links; link; link = link->next)
+        if (link->begun || link->worker)
+            return true;
+    return false;
+}
+
+bool links_drained(void) {
+    for (struct link *link = links; link; link = link->next)
+        if (buffer_size(&link->out))
+            return false;
+    return true;
+}

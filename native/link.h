@@ -1,0 +1,15 @@
+/* Links: connected clients and their requests. */
+#pragma once
+
+#include "state.h"
+
+void links_accept(struct watch *listening, uint32_t events);
+/* Looks again at every request that waits and may be answered now, and sends what is to be sent. */
+void links_progress(void);
+uint64_t links_deadline(void);
+void links_tick(void);
+bool links_busy(void);             /* somebody waits for an answer, or a worker is at work */
+bool links_drained(void);          /* everything that was answered is sent */
+const void *link_of_worker(pid_t pid);
+void link_worker_gone(pid_t pid, int status);
+void links_forget(const void *command); /* it is about to be freed */

@@ -1,0 +1,473 @@
+/* Mounts, in the order of mounts_make() at the end.
+ *
+ * Rules: the image is hostile. Nothing in it is ever reached through a path that is looked up twice: a mount point is opened
+ * once (openat2 without symbolic links, inside the root), and mounted on by that descriptor. A mount is made detached, gets its
+ * flags, and is attached last. */
+#include "kernel.h"
+#include "mounts.h"
+
+#include "disk.h"
+#include "fail.h"
+#include "util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/sysinfo.h>
+#include <sys/sysmacros.h>
+
+enum { PLAIN = ATTR_NOSUID | ATTR_NODEV, INERT = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC };
+
+struct maker {
+    const struct plan *plan;
+    int userns; /* what owners are shifted by, or -1 */
+    uint32_t base;
+    int disk; /* the mount of the sandbox's own disk, or -1 */
+    int root; /* the overlay's root */
+};
+
+/* --------------------------------------------------------------------------------- the kernel's verbs */
+
+static int open_in(int root, const char *path, uint64_t flags, uint64_t resolve) {
+    struct how how = {.flags = flags | O_CLOEXEC, .resolve = IN_ROOT | NO_MAGICLINKS | resolve};
+    return (int)syscall(NR_OPENAT2, root, path, &how, sizeof how);
+}
+
+static bool set_attributes(int mount, uint64_t set, int userns) {
+    struct attributes attributes = {.set = set};
+    if (userns >= 0) {
+        attributes.set |= ATTR_IDMAP;
+        attributes.userns_fd = (uint64_t)userns;
+    }
+    return syscall(NR_MOUNT_SETATTR, mount, "", EMPTY_PATH, &attributes, sizeof attributes) == 0;
+}
+
+/* Attach a detached mount; afterwards its descriptor stands for the attached one. */
+static bool attach(int mount, int target) {
+    return syscall(NR_MOVE_MOUNT, mount, "", target, "", MOVE_FROM_EMPTY | MOVE_TO_EMPTY) == 0;
+}
+
+/* A detached mount of what is at `path`, without what is mounted below it. */
+static int clone_tree(int folder, const char *path, uint64_t set, int userns, unsigned how) {
+    int tree = (int)syscall(NR_OPEN_TREE, folder, path, TREE_CLONE | TREE_CLOEXEC | how);
+    if (tree >= 0 && !set_attributes(tree, set, userns)) {
+        int error = errno;
+        close(tree);
+        errno = error;
+        return -1;
+    }
+    return tree;
+}
+
+/* A detached mount of a new file system, or of that on the device `source`. `options`: name, value, name, value, …, NULL. */
+static int new_filesystem(const char *type, const char *source, const char *const *options, unsigned set) {
+    AUTO_FD int context = (int)syscall(NR_FSOPEN, type, CLOEXEC_FS);
+    if (context < 0 || syscall(NR_FSCONFIG, context, SET_STRING, "source", source, 0) != 0) /* /proc/mounts shows it, too */
+        return -1;
+    for (; *options != NULL; options += 2)
+        if (syscall(NR_FSCONFIG, context, options[1] != NULL ? SET_STRING : SET_FLAG, options[0], options[1], 0) != 0)
+            return -1;
+    if (syscall(NR_FSCONFIG, context, CREATE_FS, NULL, NULL, 0) != 0)
+        return -1;
+    return (int)syscall(NR_FSMOUNT, context, CLOEXEC_FS, set);
+}
+
+/* --------------------------------------------------------------------------------------- mount points */
+
+/* A folder of the image to mount on, made if there is none. What is there and is no folder is the image's fault, or its malice. */
+static int folder_in(int root, const char *name, mode_t mode) {
+    int fd = open_in(root, name, O_PATH | O_DIRECTORY, NO_SYMLINKS);
+    if (fd < 0 && errno == ENOENT && mkdirat(root, name, mode) == 0)
+        fd = open_in(root, name, O_PATH | O_DIRECTORY, NO_SYMLINKS);
+    if (fd >= 0)
+        return fd;
+    if (errno == ELOOP || errno == ENOTDIR)
+        fail("image", "/%s in the image is not a folder but a link or a file; make it a folder", name);
+    else
+        fail(NULL, "cannot use /%s of the image: %m", name);
+    return -1;
+}
+
+/* A file of the image to mount on, made if there is none; a link is removed (in the upper folder), for it would lead elsewhere. */
+static int file_in(int folder, const char *name) {
+    struct stat found;
+    if (fstatat(folder, name, &found, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(found.st_mode))
+        unlinkat(folder, name, 0);
+    int fd = openat(folder, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT && mknodat(folder, name, S_IFREG | 0644, 0) == 0)
+        fd = openat(folder, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        fail(NULL, "cannot make /etc/%s in the image: %m", name);
+    else if (fstat(fd, &found) == 0 && S_ISREG(found.st_mode))
+        return fd;
+    else
+        fail("image", "/etc/%s in the image is not a file", name);
+    close_fd(&fd);
+    return -1;
+}
+
+/* The mount point of an extra mount: links in the image are followed inside it, missing folders are made. */
+static int target_in(int root, const char *path, bool is_folder) {
+    char *prefix = must_copy(path + strspn(path, "/"));
+    AUTO_FD int parent = open_in(root, "/", O_PATH | O_DIRECTORY, 0);
+    int found = -1;
+    for (char *end = prefix; parent >= 0 && end != NULL;) {
+        char *name = end + strspn(end, "/");
+        end = strchr(name, '/');
+        if (end != NULL && end[strspn(end, "/")] == '\0')
+            end = NULL;
+        name[strcspn(name, "/")] = '\0';
+        found = open_in(root, prefix, O_PATH, 0);
+        if (found < 0 && errno == ENOENT) {
+            if ((end != NULL || is_folder ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0)) != 0)
+                break;
+            found = open_in(root, prefix, O_PATH, 0);
+        }
+        if (found < 0 || end == NULL)
+            break;
+        close_fd(&parent);
+        parent = found;
+        found = -1;
+        *end = '/';
+    }
+    free(prefix);
+    return found;
+}
+
+/* -------------------------------------------------------------------------------------------- the root */
+
+/* Our workbench: a small file system where all that is needed has a short name, and which holds the files that are shown in the
+ * sandbox. It lies over the machine's /proc, where no plan points to, and goes away with the old root. Relative paths start in
+ * it. */
+static bool make_workbench(void) {
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+        return fail(NULL, "cannot make the mounts private: %m");
+    AUTO_FD int bench = new_filesystem("tmpfs", "tmpfs", (const char *const[]){"mode", "755", "size", "2m", NULL}, PLAIN);
+    AUTO_FD int over = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (bench < 0 || !attach(bench, over) || fchdir(bench) != 0)
+        return fail(NULL, "cannot mount a tmpfs to work on: %m; Linux 5.19 or newer is needed");
+    return (mkdir("root", 0755) == 0 && mkdir("empty", 0555) == 0 && mknod("blank", S_IFREG | 0444, 0) == 0) ||
+           fail(NULL, "tmpfs: %m");
+}
+
+static bool show_tree(const struct maker *maker, const char *path, const char *name, uint64_t set) {
+    AUTO_FD int tree = clone_tree(AT_FDCWD, path, set, maker->userns, 0);
+    if (tree < 0)
+        return fail(
+            errno == ENOENT ? "image" : NULL,
+            "cannot mount %s: %m; ids=range needs a file system with idmapped mounts (ext4, xfs, btrfs, tmpfs on new kernels)",
+            path);
+    if (mkdir(name, 0755) != 0)
+        return fail(NULL, "tmpfs: %m");
+    AUTO_FD int target = open(name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return attach(tree, target) || fail(NULL, "cannot attach %s: %m", path);
+}
+
+int mounts_open_disk(const struct plan *plan, int userns) {
+    char device[32];
+    AUTO_FD int loop = disk_attach(plan->disk, device, sizeof device);
+    if (loop < 0)
+        return -1;
+    int disk = new_filesystem("ext4", device, (const char *const[]){NULL}, PLAIN); /* holds the device from now on */
+    if (disk >= 0 && set_attributes(disk, 0, userns))
+        return disk;
+    fail(NULL, "cannot mount the sandbox's disk: %m; disk= needs a kernel with ext4");
+    close_fd(&disk);
+    return -1;
+}
+
+/* Upper and work are new on a disk of the sandbox's own. */
+static bool show_disk(int disk, const char *upper, const char *work) {
+    if (mkdir("u", 0755) != 0)
+        return fail(NULL, "tmpfs: %m");
+    AUTO_FD int target = open("u", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    bool made = attach(disk, target) && mkdirat(disk, upper, 0755) == 0 && mkdirat(disk, work, 0755) == 0;
+    return made || fail(NULL, "cannot use the sandbox's disk: %m");
+}
+
+/* Layers and the folder of upper and work get short names, so that any number of them fits into the one page of options. An
+ * upper that does not outlive the sandbox is `volatile`: else each sandbox's end would wait until the whole disk is
+ * synchronised. */
+static bool make_root(struct maker *maker) {
+    const struct plan *plan = maker->plan;
+    char options[4096];
+    int used = snprintf(options, sizeof options,
+                        "index=off,xino=off,metacopy=off,redirect_dir=nofollow%s%s,lowerdir=", plan->keep ? "" : ",volatile",
+                        maker->userns < 0 ? ",userxattr" : "");
+    for (size_t i = 0; i < plan->lower.count; i++) {
+        char name[24];
+        snprintf(name, sizeof name, "%zu", i);
+        if (!show_tree(maker, plan->lower.item[i], name, PLAIN | ATTR_RDONLY))
+            return false;
+        used += snprintf(options + used, sizeof options - (size_t)used, i > 0 ? ":%s" : "%s", name);
+    }
+    const char *upper = strrchr(plan->upper, '/') + 1, *work = strrchr(plan->work, '/') + 1;
+    char *parent = must_format("%.*s", (int)(upper - plan->upper), plan->upper);
+    bool shown = maker->disk >= 0 ? show_disk(maker->disk, upper, work) : show_tree(maker, parent, "u", PLAIN);
+    free(parent);
+    if (!shown)
+        return false;
+    snprintf(options + used, sizeof options - (size_t)used, ",upperdir=u/%s,workdir=u/%s", upper, work);
+    struct statvfs made;
+    if (mount("overlay", "root", "overlay", MS_NOSUID | MS_NODEV, options) != 0)
+        return fail(NULL, "cannot mount the overlay: %m; `dmesg` tells more, %s may be on a file system that it refuses",
+                    plan->upper);
+    maker->root = open("root", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (maker->root < 0 || fstatvfs(maker->root, &made) != 0)
+        return fail(NULL, "cannot open the overlay: %m");
+    /* The kernel does not fail, it makes it read-only, when the upper file system cannot hold what overlay needs. */
+    return made.f_flag & ST_RDONLY
+               ? fail("kernel", "%s is on a file system that cannot hold an overlay's upper folder", plan->upper)
+               : true;
+}
+
+/* ----------------------------------------------------------------------------------------- /dev, /proc, /sys */
+
+static bool mount_new(int target, const char *type, const char *const *options, unsigned set) {
+    AUTO_FD int mount = target < 0 ? -1 : new_filesystem(type, type, options, set);
+    if (mount >= 0 && attach(mount, target))
+        return true;
+    return fail(NULL, "cannot mount a new %s: %m%s", type,
+                errno == EPERM ? "; inside another container, give that one an unmasked /proc and /sys" : "");
+}
+
+static const struct device {
+    const char *name;
+    unsigned major, minor;
+} devices[] = {{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}};
+
+/* The host's root makes nodes; a user may not, and shows the machine's. */
+static bool make_devices(const struct maker *maker, int dev) {
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
+        const struct device *device = &devices[i];
+        mode_t type = maker->userns >= 0 ? S_IFCHR : S_IFREG;
+        if (mknodat(dev, device->name, type | 0666, type == S_IFCHR ? makedev(device->major, device->minor) : 0) != 0)
+            return fail(NULL, "cannot make /dev/%s: %m", device->name);
+        if (type == S_IFCHR)
+            continue;
+        char path[32];
+        snprintf(path, sizeof path, "/dev/%s", device->name);
+        AUTO_FD int tree = clone_tree(AT_FDCWD, path, ATTR_NOSUID | ATTR_NOEXEC, -1, 0);
+        AUTO_FD int target = openat(dev, device->name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (tree < 0 || !attach(tree, target))
+            return fail(NULL, "cannot show /dev/%s: %m", device->name);
+    }
+    return true;
+}
+
+static bool make_dev(const struct maker *maker) {
+    static const char *const links[][2] = {{"pts/ptmx", "ptmx"},
+                                           {"/proc/self/fd", "fd"},
+                                           {"/proc/self/fd/0", "stdin"},
+                                           {"/proc/self/fd/1", "stdout"},
+                                           {"/proc/self/fd/2", "stderr"}};
+    AUTO_FD int target = folder_in(maker->root, "dev", 0755);
+    AUTO_FD int dev =
+        new_filesystem("tmpfs", "tmpfs", (const char *const[]){"mode", "755", "size", "64k", NULL}, ATTR_NOSUID | ATTR_NOEXEC);
+    if (target < 0 || dev < 0 || !attach(dev, target))
+        return fail(NULL, "cannot mount /dev: %m");
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++)
+        if (symlinkat(links[i][0], dev, links[i][1]) != 0)
+            return fail(NULL, "cannot make /dev/%s: %m", links[i][1]);
+    if (!make_devices(maker, dev))
+        return false;
+    char tty_group[16];
+    snprintf(tty_group, sizeof tty_group, "%u", maker->base + 5);
+    bool has_group = maker->plan->ids != IDS_SINGLE; /* where only one id exists, group 5 does not */
+    AUTO_FD int pts = folder_in(dev, "pts", 0755), shm = folder_in(dev, "shm", 0755), mqueue = folder_in(dev, "mqueue", 0755);
+    return mount_new(pts, "devpts",
+                     (const char *const[]){"newinstance", NULL, "ptmxmode", "0666", "mode", "0620", "max", "64",
+                                           has_group ? "gid" : NULL, tty_group, NULL},
+                     ATTR_NOSUID | ATTR_NOEXEC) &&
+           mount_new(shm, "tmpfs", (const char *const[]){"mode", "1777", "size", "64m", NULL}, INERT) &&
+           mount_new(mqueue, "mqueue", (const char *const[]){NULL}, INERT);
+}
+
+/* --------------------------------------------------------------------------- what is hidden, shown, fixed */
+
+/* Show what lies on the workbench as `name` at `target`. */
+static bool cover(int target, const char *name, uint64_t set) {
+    AUTO_FD int tree = clone_tree(AT_FDCWD, name, set, -1, 0);
+    return tree >= 0 && attach(tree, target);
+}
+
+static bool hide(int folder, const char *path) {
+    AUTO_FD int target = openat(folder, path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    struct stat found;
+    if (target < 0)
+        return errno == ENOENT || fail(NULL, "cannot hide %s: %m", path);
+    bool hidden = fstat(target, &found) == 0 && cover(target, S_ISDIR(found.st_mode) ? "empty" : "blank", INERT | ATTR_RDONLY);
+    return hidden || fail(NULL, "cannot hide %s: %m", path);
+}
+
+static bool hide_all(int folder, const char *const *paths) {
+    for (; *paths != NULL; paths++)
+        if (!hide(folder, *paths))
+            return false;
+    return true;
+}
+
+/* Docker's list and what else tells about the machine or drives it. */
+/* clang-format off */
+static const char *const hidden_in_proc[] = {
+    "acpi", "asound", "bus", "config.gz", "fs", "interrupts", "irq", "kallsyms", "kcore", "keys", "kmsg", "kpagecgroup", "kpagecount",
+    "kpageflags", "latency_stats", "mtrr", "sched_debug", "scsi", "sysrq-trigger", "timer_list", "timer_stats", NULL};
+static const char *const hidden_in_sys[] = {
+    "devices/virtual/powercap", "firmware", "fs/bpf", "fs/selinux", "kernel/debug", "kernel/security", "kernel/tracing",
+    "kernel/vmcoreinfo", NULL};
+/* clang-format on */
+
+static bool hide_thermal(int sys) {
+    char path[64];
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        snprintf(path, sizeof path, "devices/system/cpu/cpu%d", cpu);
+        if (faccessat(sys, path, F_OK, 0) != 0)
+            return true;
+        strcat(path, "/thermal_throttle");
+        if (!hide(sys, path))
+            return false;
+    }
+    return true;
+}
+
+static bool write_file(const char *name, const char *text) {
+    AUTO_FD int fd = open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    return (fd >= 0 && write_all(fd, text, strlen(text))) || fail(NULL, "cannot write %s to a tmpfs: %m", name);
+}
+
+/* /proc/meminfo with the sandbox's limit in place of the machine's memory, so that programs size themselves by it. */
+static bool show_memory(const struct maker *maker, int proc) {
+    struct sysinfo machine;
+    uint64_t total = maker->plan->memory / 1024;
+    if (total == 0 || sysinfo(&machine) != 0 || total > (uint64_t)machine.totalram * machine.mem_unit / 1024)
+        return true;
+    static const char *const rest[] = {"Buffers",   "Cached",   "SwapCached", "Active",       "Inactive",
+                                       "SwapTotal", "SwapFree", "Dirty",      "Writeback",    "AnonPages",
+                                       "Mapped",    "Shmem",    "Slab",       "SReclaimable", "SUnreclaim"};
+    char text[1024];
+    int used = snprintf(text, sizeof text, "MemTotal:       %8llu kB\nMemFree:        %8llu kB\nMemAvailable:   %8llu kB\n",
+                        (unsigned long long)total, (unsigned long long)total, (unsigned long long)total);
+    for (size_t i = 0; i < sizeof rest / sizeof *rest; i++)
+        used += snprintf(text + used, sizeof text - (size_t)used, "%s:%*d kB\n", rest[i], 23 - (int)strlen(rest[i]), 0);
+    AUTO_FD int target = openat(proc, "meminfo", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    return (write_file("meminfo", text) && cover(target, "meminfo", INERT | ATTR_RDONLY)) ||
+           fail(NULL, "cannot show /proc/meminfo: %m");
+}
+
+static bool show_cpus(const struct maker *maker, int sys) {
+    int count = CPU_COUNT(&maker->plan->cpus);
+    AUTO_FD int target = openat(sys, "devices/system/cpu/online", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (count == 0 || target < 0)
+        return true;
+    char text[32];
+    snprintf(text, sizeof text, count > 1 ? "0-%d\n" : "0\n", count - 1);
+    return (write_file("online", text) && cover(target, "online", INERT | ATTR_RDONLY)) ||
+           fail(NULL, "cannot show the number of CPUs: %m");
+}
+
+/* procfs must come from inside the process namespace that it shows. Of Docker's read-only paths /proc/sys is left: the others
+ * are hidden. */
+static bool make_proc(const struct maker *maker) {
+    AUTO_FD int target = folder_in(maker->root, "proc", 0555);
+    if (target < 0 || !mount_new(target, "proc", (const char *const[]){NULL}, INERT))
+        return false;
+    AUTO_FD int proc = open_in(maker->root, "proc", O_PATH | O_DIRECTORY, NO_SYMLINKS);
+    if (maker->plan->weaken & WEAKEN_MASKS)
+        return true;
+    AUTO_FD int settings = clone_tree(proc, "sys", INERT | ATTR_RDONLY, -1, 0);
+    AUTO_FD int over = openat(proc, "sys", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (settings < 0 || !attach(settings, over))
+        return fail(NULL, "cannot make /proc/sys read-only: %m");
+    return hide_all(proc, hidden_in_proc) && show_memory(maker, proc);
+}
+
+/* sysfs shows the network namespace of whoever mounts it. A user with the machine's network has no right to, and shows the
+ * machine's. */
+static bool make_sys(const struct maker *maker) {
+    AUTO_FD int target = folder_in(maker->root, "sys", 0555);
+    if (target < 0)
+        return false;
+    if (maker->userns < 0 && maker->plan->net == NET_HOST) {
+        AUTO_FD int tree = (int)syscall(NR_OPEN_TREE, AT_FDCWD, "/sys", TREE_CLONE | TREE_CLOEXEC | TREE_RECURSIVE);
+        struct attributes attributes = {.set = INERT | ATTR_RDONLY};
+        if (tree < 0 || syscall(NR_MOUNT_SETATTR, tree, "", EMPTY_PATH | TREE_RECURSIVE, &attributes, sizeof attributes) != 0 ||
+            !attach(tree, target))
+            return fail(NULL, "cannot show /sys: %m");
+    } else if (!mount_new(target, "sysfs", (const char *const[]){NULL}, INERT | ATTR_RDONLY)) {
+        return false;
+    }
+    AUTO_FD int sys = open_in(maker->root, "sys", O_PATH | O_DIRECTORY, NO_SYMLINKS);
+    if (maker->plan->weaken & WEAKEN_MASKS)
+        return true;
+    return hide(sys, "fs/cgroup") && hide_all(sys, hidden_in_sys) && hide_thermal(sys) && show_cpus(maker, sys);
+}
+
+static bool make_etc(const struct maker *maker) {
+    const struct plan *plan = maker->plan;
+    const char *const files[][2] = {{"resolv.conf", plan->resolv}, {"hosts", plan->hosts}, {"hostname", plan->hostname}};
+    AUTO_FD int etc = folder_in(maker->root, "etc", 0755);
+    if (etc < 0)
+        return false;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        if (files[i][1] == NULL)
+            continue;
+        AUTO_FD int target = file_in(etc, files[i][0]);
+        if (target < 0 || !write_file(files[i][0], files[i][1]))
+            return false;
+        if (!cover(target, files[i][0], INERT))
+            return fail(NULL, "cannot show /etc/%s: %m", files[i][0]);
+    }
+    return true;
+}
+
+static bool make_tmp(const struct maker *maker) {
+    if (mkdirat(maker->root, "tmp", 01777) != 0 && errno != EEXIST)
+        return fail(NULL, "cannot make /tmp: %m");
+    return true;
+}
+
+static bool make_bind(const struct maker *maker, const struct extra_mount *extra) {
+    AUTO_FD int tree = clone_tree(AT_FDCWD, extra->source, PLAIN | (extra->writable ? 0 : ATTR_RDONLY), maker->userns, 0);
+    struct stat source;
+    if (tree < 0 || fstat(tree, &source) != 0)
+        return fail(NULL, "cannot mount %s: %m; it must exist, on a file system with idmapped mounts", extra->source);
+    AUTO_FD int target = target_in(maker->root, extra->target, S_ISDIR(source.st_mode));
+    if (target < 0 || !attach(tree, target))
+        return fail("image", "cannot mount on %s in the sandbox: %m", extra->target);
+    return true;
+}
+
+/* --------------------------------------------------------------------------------------------- the way */
+
+/* pivot_root() leaves the old root mounted on top of the new one; "." is the new root, but unmounting "." takes away what is
+ * uppermost there, with all that hangs on it. One unmount and not more: each waits for the kernel's readers. That nothing is
+ * left is checked, for everything depends on it. */
+static bool enter(const struct maker *maker) {
+    struct stat root, above;
+    if (fchdir(maker->root) != 0 || syscall(SYS_pivot_root, ".", ".") != 0)
+        return fail(NULL, "cannot change to the new root: %m");
+    if (umount2(".", MNT_DETACH) != 0)
+        return fail(NULL, "cannot unmount the old root: %m");
+    if (fstat(maker->root, &root) != 0 || chdir("/") != 0 || stat("/..", &above) != 0 || root.st_dev != above.st_dev ||
+        root.st_ino != above.st_ino)
+        return fail("internal", "the old root is still mounted");
+    close(maker->root);
+    return true;
+}
+
+bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, bool (*before_sys)(void *), void *context) {
+    struct maker maker = {plan, userns, base, disk, -1};
+    umask(0);
+    if (!make_workbench() || !make_root(&maker) || !make_etc(&maker) || !make_tmp(&maker) || !make_dev(&maker) ||
+        !make_proc(&maker) || !before_sys(context) || !make_sys(&maker))
+        return false;
+    for (size_t i = 0; i < plan->bind.count; i++)
+        if (!make_bind(&maker, &plan->bind.item[i]))
+            return false;
+    return enter(&maker);
+}

@@ -1,0 +1,32 @@
+/* Networking: the sandbox's interface, and the router, a network namespace in which all sandboxes' interfaces end.
+ *
+ *   sandbox: eth0 10.251.x.y/32 ──veth── om<slot> :router: up0 169.254.137.2 ──veth── openmodal0 169.254.137.1 :machine
+ *
+ * No bridge: the router routes each /32, so sandboxes share no link, and its firewall (loaded by the SDK) sees every packet. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "plan.h"
+
+/* Move this process into the router's network namespace, where it stays, and open a netlink socket there. -1: see fail.h. */
+int net_enter_router(const char *path);
+
+/* In a sandbox's new network namespace: its settings, and lo up. Groups from `first_gid` to `last_gid` may ping. Not `strict`:
+ * settings that cannot be made are left, for nobody else is on this network. `inside`: a netlink socket of that namespace. */
+bool net_prepare(int inside, uint32_t first_gid, uint32_t last_gid, bool strict);
+
+/* In the router: make om<slot>, with its other end, eth0, in the sandbox's namespace `network`, and the addresses and routes of
+ * both. */
+bool net_attach(int router, int inside, uint32_t slot, int network);
+
+/* In the router: remove om<slot>. The name is gone within a millisecond, the call takes up to 60 (the kernel waits for its
+ * readers). */
+void net_detach(int router, uint32_t slot);
+bool net_is_attached(uint32_t slot);
+
+/* In a user's sandbox, whose network comes from a helper and whose firewall nobody can load: put these prefixes out of reach. Nothing inside
+ * has the right to change a route. */
+bool net_refuse(const struct strings *prefixes);

@@ -1,0 +1,45 @@
+/* The few sentences of rtnetlink that sandboxes need. Addresses are in network byte order. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { LOOPBACK = 1 }; /* lo is the first interface of every network namespace */
+
+/* Several messages that are sent at once; each is acknowledged. */
+struct batch {
+    char bytes[2048];
+    size_t used, last; /* `last`: where the message that is being made starts */
+    unsigned count;
+};
+
+/* A socket to speak in this process's network namespace, wherever the process goes afterwards. -1: see fail.h. */
+int open_netlink(void);
+
+/* Send all and read the answers; false with errno set to the first error. The kernel answers while it is being asked. */
+bool talk(int netlink, const struct batch *batch);
+
+struct end { /* one end of a veth pair */
+    const char *name;
+    int index; /* 0: the kernel chooses */
+    uint32_t mtu;
+};
+
+/* A pair of which `here` is up at once; `there` cannot be, it does not know the other yet. `network`: the namespace of `there`. */
+void make_veth(struct batch *batch, struct end here, struct end there, int network);
+void delete_link(struct batch *batch, int index);
+void bring_up(struct batch *batch, int index);
+void add_address(struct batch *batch, int index, uint32_t address, uint8_t prefix);
+
+/* `gateway` 0: what is behind the interface is reached directly. `prefix` 0: the default route. */
+void add_route(struct batch *batch, int index, uint32_t destination, uint8_t prefix, uint32_t gateway);
+
+/* What is in that prefix is out of reach, whatever the default route says. */
+void add_refusal(struct batch *batch, uint32_t destination, uint8_t prefix);
+
+uint32_t mtu_of(const char *name); /* 1500 when there is no such interface */
+int index_of(const char *name);    /* 0 when there is no such interface */
+
+/* `name` is below /proc/sys/net, which shows the namespace of whoever looks. What the kernel does not have is not set. */
+bool set_sysctl(const char *name, const char *value);

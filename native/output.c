@@ -1,0 +1,300 @@
+/* The streams of a command: from its pipe or terminal into the ring, from the client into its stdin. Never blocks, never loses
+ * a byte while somebody reads, never keeps more than the ring. */
+#include "output.h"
+#include "util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <termios.h>
+#include <unistd.h>
+
+enum {
+    READ_AT_ONCE = 256 << 10,
+    PIPE_SIZE = 64 << 10,        /* what the kernel gives */
+    BUSY_PIPE_SIZE = 256 << 10,  /* pages of pipes are limited per user: only for streams that need it */
+    BUSY_READS = 8,
+    TERMINAL_REST = 128 << 10,   /* more than a terminal's buffers hold */
+    DETACH_AFTER_MS = 30000,
+};
+
+/* ---- output ---- */
+
+static void stream_end(struct stream *stream) {
+    stream->ended = true;
+    stream->rest = 0;
+    command_changed(stream->command);
+}
+
+/* The next read goes into the ring; 0 when it must wait. Without a reader the oldest bytes make room. */
+static int room_for_read(struct stream *stream, struct iovec pieces[2]) {
+    struct ring *ring = &stream->ring;
+    size_t size = ring_size(ring), most = READ_AT_ONCE;
+    if (stream->attached && size >= OUTPUT_KEPT)
+        return 0;
+    if (stream->attached && OUTPUT_KEPT - size < most)
+        most = OUTPUT_KEPT - size;
+    if (stream->rest >= 0 && (uint64_t)stream->rest < most)
+        most = (size_t)stream->rest;
+    return ring_space(ring, most, pieces);
+}
+
+static void grow_busy_pipe(struct stream *stream, size_t count) {
+    stream->busy = count >= PIPE_SIZE ? stream->busy + 1 : 0;
+    if (stream->busy == BUSY_READS && !stream->pty)
+        fcntl(stream->watch.fd, F_SETPIPE_SZ, BUSY_PIPE_SIZE);
+}
+
+static void stream_added(struct stream *stream, size_t count) {
+    struct ring *ring = &stream->ring;
+    ring_added(ring, count);
+    if (!stream->attached && ring_size(ring) > OUTPUT_KEPT)
+        ring_drop(ring, ring->end - OUTPUT_KEPT);
+    if (stream->rest >= 0)
+        stream->rest -= (int64_t)count;
+    grow_busy_pipe(stream, count);
+    command_changed(stream->command);
+}
+
+/* A stream that is over but still open somewhere: a background child must neither block nor get SIGPIPE. */
+static void stream_drain(struct stream *stream) {
+    static uint8_t void_bytes[64 << 10];
+    ssize_t n = read(stream->watch.fd, void_bytes, sizeof void_bytes);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+        watch_end(&stream->watch);
+}
+
+static void stream_read(struct stream *stream) {
+    struct iovec pieces[2];
+    if (stream->ended) {
+        stream_drain(stream);
+        return;
+    }
+    int count = room_for_read(stream, pieces);
+    if (count == 0) {
+        watch_set(&stream->watch, 0); /* until stream_received() makes room */
+        return;
+    }
+    ssize_t n = readv(stream->watch.fd, pieces, count);
+    if (n > 0)
+        stream_added(stream, (size_t)n);
+    bool over = n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR); /* a terminal whose last user is gone says EIO */
+    bool dry = n < 0 && stream->pty && stream->rest >= 0;              /* an exited command's terminal: rest is only a bound */
+    if (over || dry || stream->rest == 0)
+        stream_end(stream);
+    if (over)
+        watch_end(&stream->watch);
+}
+
+static void stream_ready(struct watch *watch, uint32_t events) {
+    (void)events;
+    stream_read(container_of(watch, struct stream, watch));
+}
+
+void stream_open(struct command *command, struct stream *stream, int fd) {
+    stream->command = command;
+    stream->watch = (struct watch){.fd = fd, .ready = stream_ready};
+    stream->ring.room = OUTPUT_KEPT + OUTPUT_SLACK;
+    stream->rest = -1;
+    stream->detach_at = NEVER;
+    stream->pty = command->flags & START_PTY;
+    stream->ended = fd < 0;
+    if (fd >= 0)
+        watch_set(&stream->watch, EPOLLIN);
+}
+
+void stream_finish(struct stream *stream) {
+    int rest = 0;
+    if (stream->ended || stream->rest >= 0)
+        return;
+    if (stream->pty)
+        rest = TERMINAL_REST; /* FIONREAD does not see what still is between the terminal's two ends */
+    else if (ioctl(stream->watch.fd, FIONREAD, &rest) < 0)
+        rest = 0;
+    stream->rest = rest;
+    /* At once, so that the answer about the exit can carry it; what does not fit now comes when there is room. */
+    while (!stream->ended && stream->rest > 0 && stream->watch.events)
+        stream_read(stream);
+    if (!stream->ended && stream->rest == 0)
+        stream_end(stream);
+}
+
+void stream_abandon(struct stream *stream) {
+    stream->ended = true;
+    ring_free(&stream->ring);
+    if (stream->watch.fd >= 0)
+        watch_set(&stream->watch, EPOLLIN);
+}
+
+void stream_close(struct stream *stream) {
+    watch_end(&stream->watch);
+    ring_free(&stream->ring);
+}
+
+bool stream_at_end(const struct stream *stream, uint64_t offset) {
+    return stream->ended && offset >= stream->ring.end;
+}
+
+void stream_received(struct command *command, int which, uint64_t offset) {
+    struct stream *stream = &command->out[which];
+    ring_drop(&stream->ring, offset < stream->ring.end ? offset : stream->ring.end);
+    if (stream->watch.fd >= 0 && !stream->watch.events)
+        watch_set(&stream->watch, EPOLLIN);
+}
+
+/* ---- readers ---- */
+
+static struct reader *reader_find(const struct command *command, const void *link) {
+    for (size_t i = 0; i < command->reader_count; i++)
+        if (command->readers[i].link == link)
+            return &command->readers[i];
+    return NULL;
+}
+
+static struct reader *reader_add(struct command *command, const void *link) {
+    command->readers = must_grow(command->readers, (command->reader_count + 1) * sizeof *command->readers);
+    struct reader *reader = &command->readers[command->reader_count++];
+    *reader = (struct reader){.link = link};
+    return reader;
+}
+
+void command_attach(struct command *command, const void *link, uint8_t streams) {
+    struct reader *reader = reader_find(command, link);
+    if (!reader)
+        reader = reader_add(command, link);
+    reader->streams |= streams & 3;
+    for (int i = 0; i < 2; i++)
+        if (streams & 1 << i) {
+            command->out[i].attached = true;
+            command->out[i].detach_at = NEVER;
+        }
+}
+
+void command_told(struct command *command, const void *link) {
+    struct reader *reader = reader_find(command, link);
+    if (reader)
+        reader->told = true;
+}
+
+bool command_readers_know(const struct command *command) {
+    for (size_t i = 0; i < command->reader_count; i++)
+        if (!command->readers[i].told)
+            return false;
+    return true;
+}
+
+static void detach_soon(struct command *command) {
+    uint8_t left = 0;
+    for (size_t i = 0; i < command->reader_count; i++)
+        left |= command->readers[i].streams;
+    for (int i = 0; i < 2; i++)
+        if (command->out[i].attached && !(left & 1 << i))
+            command->out[i].detach_at = agent.now + DETACH_AFTER_MS;
+}
+
+void commands_link_gone(const void *link) {
+    for (struct command *command = commands; command; command = command->next) {
+        struct reader *reader = reader_find(command, link);
+        if (!reader)
+            continue;
+        *reader = command->readers[--command->reader_count];
+        detach_soon(command);
+    }
+}
+
+void stream_tick(struct stream *stream) {
+    if (agent.now < stream->detach_at)
+        return;
+    stream->detach_at = NEVER;
+    stream->attached = false;
+    if (stream->watch.fd >= 0 && !stream->watch.events)
+        watch_set(&stream->watch, EPOLLIN);
+}
+
+/* ---- stdin ---- */
+
+/* A terminal has no end of file: its line discipline makes one of the VEOF character at the start of a line. In the middle
+ * of a line the first one only sends the line off. */
+static void type_end(struct command *command) {
+    struct termios terminal;
+    char keys[2] = {4, 4};
+    if (tcgetattr(command->input.fd, &terminal) == 0 && terminal.c_cc[VEOF])
+        keys[0] = keys[1] = (char)terminal.c_cc[VEOF];
+    size_t count = command->input_accepted == 0 || command->input_last == '\n' ? 1 : 2;
+    if (write(command->input.fd, keys, count) < 0)
+        return;
+}
+
+void input_close(struct command *command) {
+    watch_end(&command->input);
+    ring_free(&command->input_ring);
+    command->input_closed = true;
+    command_changed(command);
+}
+
+/* From the ring into the pipe. SIGPIPE is blocked in this process. */
+static void input_push(struct command *command) {
+    struct ring *ring = &command->input_ring;
+    struct iovec pieces[2];
+    while (ring_size(ring)) {
+        int count = ring_bytes(ring, ring->start, ring_size(ring), pieces);
+        ssize_t n = writev(command->input.fd, pieces, count);
+        if (n < 0 && errno == EAGAIN)
+            break;
+        if (n < 0 && errno != EINTR) {
+            input_close(command);
+            return;
+        }
+        ring_drop(ring, ring->start + (n > 0 ? (uint64_t)n : 0));
+        command_changed(command);
+    }
+    if (ring_size(ring) == 0 && command->input_ends) {
+        if (command->flags & START_PTY)
+            type_end(command);
+        input_close(command);
+        return;
+    }
+    watch_set(&command->input, ring_size(ring) ? EPOLLOUT : EPOLLERR);
+}
+
+static void input_ready(struct watch *watch, uint32_t events) {
+    struct command *command = container_of(watch, struct command, input);
+    if (events & (EPOLLERR | EPOLLHUP)) /* nobody can read it any more */
+        input_close(command);
+    else
+        input_push(command);
+}
+
+void input_open(struct command *command, int fd) {
+    command->input.fd = fd;
+    command->input.ready = input_ready;
+    command->input_ring.room = STDIN_KEPT;
+    command->input_closed = fd < 0;
+    if (fd >= 0)
+        watch_set(&command->input, EPOLLERR);
+}
+
+bool command_feed(struct command *command, uint64_t offset, const uint8_t *data, size_t size, bool ends) {
+    struct iovec pieces[2];
+    if (offset > command->input_accepted)
+        return false;
+    uint64_t skip = command->input_accepted - offset;
+    if (command->input_closed || command->input_ends || skip > size)
+        return true;
+    data += skip;
+    size -= (size_t)skip;
+    int count = size ? ring_space(&command->input_ring, size, pieces) : 0;
+    for (int i = 0; i < count; i++) {
+        __builtin_memcpy(pieces[i].iov_base, data, pieces[i].iov_len);
+        data += pieces[i].iov_len;
+        size -= pieces[i].iov_len;
+        command->input_accepted += pieces[i].iov_len;
+        ring_added(&command->input_ring, pieces[i].iov_len);
+        command->input_last = data[-1];
+    }
+    command->input_ends = ends && size == 0;
+    if (count || command->input_ends)
+        input_push(command);
+    return true;
+}

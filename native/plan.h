@@ -1,0 +1,55 @@
+/* The plan: what the SDK tells the box to make (docs/protocol.md, section 2). Parsed once, never changed. */
+#pragma once
+
+#include <sched.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Strings in the order they came; `item` is NULL-terminated, so it serves as argv or environment. */
+struct strings {
+    char **item;
+    size_t count;
+};
+
+struct setting { /* `set`, `oom`: a file, and what to write into it or to look for in it */
+    char *path, *value;
+};
+
+struct extra_mount { /* `bind` */
+    char *source, *target;
+    bool writable;
+};
+
+struct resource_limit { /* `rlimit` */
+    int number;
+    uint64_t soft, hard;
+};
+
+#define LIST_OF(type)                                                                                                          \
+    struct {                                                                                                                   \
+        type *item;                                                                                                            \
+        size_t count;                                                                                                          \
+    }
+
+enum plan_ids { IDS_NONE, IDS_RANGE, IDS_SINGLE, IDS_SUB };
+enum plan_net { NET_UNSET, NET_NONE, NET_ROUTER, NET_HOST, NET_EXEC };
+enum { WEAKEN_SECCOMP = 1, WEAKEN_CAPS = 2, WEAKEN_NNP = 4, WEAKEN_MASKS = 8 };
+
+struct plan {
+    char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *resolv, *hosts, *thaw, *user, *workdir, *disk;
+    struct strings lower, uid_map, gid_map, net_exec, unreachable, cgroup, kill, env, arg;
+    LIST_OF(struct setting) set;
+    LIST_OF(struct extra_mount) bind;
+    LIST_OF(struct resource_limit) rlimit;
+    struct setting oom;
+    enum plan_ids ids;
+    enum plan_net net;
+    uint64_t timeout_ms, idle_ms, memory, main_flags, owner;
+    cpu_set_t cpus; /* empty: all */
+    bool keep, hold;
+    unsigned weaken;
+};
+
+/* Take the plan apart; `bytes` is kept and cut into pieces, it must live as long as the plan. False: see fail.h. */
+bool plan_parse(struct plan *plan, char *bytes, size_t size);

@@ -1,0 +1,172 @@
+"""Write the system-call filter as C: `python seccomp.py COMPILER [ARGUMENT…] > seccomp_filter.h`; `--check` first prints names instead.
+
+An allow list: the unconditional names of Docker's profile (moby/profiles, 2026) and chroot, less those of DENIED. What exists and is not
+allowed fails with EPERM. Numbers that nobody knew when this was written fail with ENOSYS, so that C libraries fall back to older calls.
+Numbers come from the target's own headers, and from 424 on, where they are the same on every CPU, from RECENT: headers may be old.
+Only the native way in is allowed: another architecture's calls kill the process, x32's do not exist.
+"""
+
+import re
+import subprocess
+import sys
+
+ALLOWED = """
+accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown chroot clock_adjtime clock_getres
+clock_gettime clock_nanosleep close close_range connect copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl
+epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2
+fadvise64 fallocate fanotify_mark fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fork
+fremovexattr fsetxattr fstat fstatfs fsync ftruncate futex futex_requeue futex_wait futex_waitv futex_wake futimesat get_robust_list
+get_thread_area getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername getpgid getpgrp getpid getppid
+getpriority getrandom getresgid getresuid getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr getxattrat
+inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit
+ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lgetxattr link linkat listen listmount
+listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat madvise map_shadow_stack membarrier memfd_create mincore mkdir mkdirat
+mknod mknodat mlock mlock2 mlockall mmap mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap mseal
+msgctl msgget msgrcv msgsnd msync munlock munlockall munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal
+pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll prctl pread64 preadv preadv2 prlimit64 process_mrelease process_vm_readv
+process_vm_writev pselect6 ptrace pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg removexattr
+removexattrat rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
+rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
+sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield
+seccomp select semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list set_thread_area set_tid_address setfsgid
+setfsuid setgid setgroups setitimer setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid setxattr
+setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 socketpair splice stat statfs statmount statx symlink
+symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime
+timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask uname unlink unlinkat uretprobe utime utimensat utimes vfork
+vmsplice wait4 waitid write writev
+""".split()
+
+# In Docker's list and not in ours: each has been part of an escape or a page-cache attack, and no sandboxed program needs it.
+DENIED = ("memfd_secret", "modify_ldt", "name_to_handle_at", "remap_file_pages")
+
+RECENT = """
+424 pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig fsmount fspick pidfd_open
+435 clone3 close_range openat2 pidfd_getfd faccessat2 process_madvise epoll_pwait2 mount_setattr quotactl_fd landlock_create_ruleset
+445 landlock_add_rule landlock_restrict_self memfd_secret process_mrelease futex_waitv set_mempolicy_home_node cachestat fchmodat2
+453 map_shadow_stack futex_wake futex_wait futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal
+463 setxattrat getxattrat listxattrat removexattrat open_tree_attr file_getattr file_setattr
+"""
+
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+LOAD, RETURN, JUMP, JUMP_EQUAL, JUMP_ABOVE, JUMP_SET = 0x20, 0x06, 0x05, 0x15, 0x35, 0x45
+ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+NUMBER, ARCHITECTURE = 0, 4  # where they are in struct seccomp_data
+CLONE_NEW = 0x7E020000  # all namespaces but time, whose bit is part of the exit signal here
+
+Step = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+
+
+def argument(index: int) -> Step:
+    """Load an argument's low half: all that the kernel looks at, where it is an int."""
+    return (LOAD, 0, 0, 16 + 8 * index)
+
+
+def one_of(values: list[int], then: int, otherwise: int) -> list[Step]:
+    """Compare what is loaded with each value."""
+    tests = [(JUMP_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)]
+    return [*tests, (RETURN, 0, 0, otherwise), (RETURN, 0, 0, then)]
+
+
+def by_argument() -> dict[str, list[Step]]:
+    """Return the calls that depend on what they are called with."""
+    netlink = [argument(2), *one_of([0], ALLOW, EPERM)]  # NETLINK_ROUTE
+    unix_or_ip = [(JUMP_EQUAL, 3 - i, 0, family) for i, family in enumerate((1, 2, 10))]
+    return {
+        "socket": [
+            argument(0),
+            (JUMP_EQUAL, 5, 0, 16),
+            *unix_or_ip,
+            (RETURN, 0, 0, EPERM),
+            (RETURN, 0, 0, ALLOW),
+            *netlink,
+        ],
+        "clone": [argument(0), (JUMP_SET, 0, 1, CLONE_NEW), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)],
+        "clone3": [(RETURN, 0, 0, ENOSYS)],  # its flags lie in memory, where a filter cannot see them
+        "ioctl": [argument(1), *one_of([0x5412, 0x541C], EPERM, ALLOW)],  # TIOCSTI, TIOCLINUX: typing for others
+        "personality": [argument(0), *one_of([0, 8, 0x20000, 0x20008, 0xFFFFFFFF], ALLOW, EPERM)],
+    }
+
+
+def target(compiler: list[str]) -> tuple[str, dict[str, int]]:
+    """Ask the compiler which CPU it compiles for, and that CPU's numbers."""
+    ask = subprocess.run(
+        [*compiler, "-E", "-dM", "-x", "c", "-"],
+        input="#include <sys/syscall.h>",
+        text=True,
+        check=True,
+        capture_output=True,
+    )
+    macros = dict(re.findall(r"^#define (\w+) (\S+)$", ask.stdout, re.MULTILINE))
+    cpu = next((cpu for cpu in AUDIT_ARCH if f"__{cpu}__" in macros), None)
+    if cpu is None:
+        sys.exit("seccomp.py: there is a profile for x86_64 and aarch64 only")
+    numbers = {}
+    for name, value in macros.items():
+        while value in macros:  # asm-generic: __NR_fcntl is __NR3264_fcntl is 25
+            value = macros[value]
+        if name.startswith("__NR_") and value.isdigit() and int(value) < 424:
+            numbers[name[5:]] = int(value)
+    if cpu == "x86_64":
+        numbers["uretprobe"] = 335  # late in headers; without it a traced program dies
+    for line in RECENT.strip().splitlines():
+        first, *names = line.split()
+        numbers |= {name: int(first) + i for i, name in enumerate(names)}
+    return cpu, numbers
+
+
+def decide(numbers: dict[str, int]) -> list[tuple[int, list[Step]]]:
+    """Return what to do from which number on, as (first number, steps)."""
+    special = by_argument()
+    rules = {
+        number: special.get(name, [(RETURN, 0, 0, ALLOW if name in ALLOWED else EPERM)])
+        for name, number in numbers.items()
+    }
+    unknown = [(RETURN, 0, 0, ENOSYS)]
+    ranges: list[tuple[int, list[Step]]] = []
+    for number in range(max(rules) + 2):
+        steps = rules.get(number, unknown)
+        if not ranges or ranges[-1][1] != steps:
+            ranges.append((number, steps))
+    return ranges
+
+
+def tree(ranges: list[tuple[int, list[Step]]]) -> list[Step]:
+    """Return a balanced tree of comparisons; a jump reaches 255 steps at most, further ones take a step of their own."""
+    if len(ranges) == 1:
+        return ranges[0][1]
+    middle = len(ranges) // 2
+    low, high = tree(ranges[:middle]), tree(ranges[middle:])
+    if len(low) < 256:
+        return [(JUMP_ABOVE, len(low), 0, ranges[middle][0]), *low, *high]
+    return [(JUMP_ABOVE, 0, 1, ranges[middle][0]), (JUMP, 0, 0, len(low)), *low, *high]
+
+
+def program(cpu: str, numbers: dict[str, int]) -> list[Step]:
+    """Return the whole filter."""
+    check = [
+        (LOAD, 0, 0, ARCHITECTURE),
+        (JUMP_EQUAL, 1, 0, AUDIT_ARCH[cpu]),
+        (RETURN, 0, 0, KILL),
+        (LOAD, 0, 0, NUMBER),
+    ]
+    return [*check, *tree(decide(numbers))]  # x32's numbers, from 0x40000000 on, are above every known one: ENOSYS
+
+
+def main() -> None:
+    """See the module's docstring."""
+    arguments = sys.argv[1:]
+    only_names = arguments[:1] == ["--check"]
+    cpu, numbers = target(arguments[only_names:] or ["cc"])
+    if only_names:
+        print("\n".join(sorted(name for name in numbers if name in ALLOWED or name in by_argument())))
+        return
+    steps = program(cpu, numbers)
+    print(
+        f"/* Made by seccomp.py for {cpu}: {len(steps)} steps. */\nstatic const struct filter_step seccomp_filter[] = {{"
+    )
+    print("\n".join(f"    {{0x{code:02x}, {yes}, {no}, 0x{operand:08x}}}," for code, yes, no, operand in steps))
+    print("};")
+
+
+if __name__ == "__main__":
+    main()

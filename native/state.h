@@ -1,0 +1,38 @@
+/* What the parts of the agent share: its one state, and descriptors that are watched. The agent is single-threaded. */
+#pragma once
+
+#include "agent.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define container_of(pointer, type, member) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
+#define NEVER UINT64_MAX
+
+/* A descriptor in the event loop. `ready` may end any watch, also its own: the loop drops events of ended ones. */
+struct watch {
+    int fd; /* -1: none */
+    uint32_t events;
+    void (*ready)(struct watch *watch, uint32_t events);
+};
+void watch_set(struct watch *watch, uint32_t events); /* 0: leave the loop (EPOLLHUP would come all the time otherwise) */
+void watch_end(struct watch *watch);                  /* leave the loop and close */
+
+struct agent {
+    const struct agent_config *config;
+    pid_t self;
+    int epoll, proc, null, pts, oom, oom_adj;
+    int oom_adj_self, oom_adj_command; /* our own oom_score_adj, and that of commands */
+    uint64_t nofile;                   /* the soft limit that commands get; ours is raised */
+    uint64_t now;                      /* now_ms() of this turn of the loop */
+    uint64_t active;                   /* when somebody last asked something */
+    bool hunting;                      /* a monitor was killed: its orphans are ours now, and are to die */
+    const char *reason;                /* why the agent ends; NULL: it does not */
+    int returncode;
+    uint64_t end_by;                   /* it ends at the latest then */
+};
+extern struct agent agent;
+
+void agent_end(const char *reason, int returncode, uint64_t grace_ms); /* the first reason counts */
+uint64_t oom_kills(void);                                              /* the kernel's counter, 0 when there is none */

@@ -1,0 +1,35 @@
+/* Small things that every part of the program uses. No allocation that can fail unseen, no locale, no stdio in hot paths. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define OPENMODAL_PROTOCOL 1
+#ifndef OPENMODAL_VERSION
+#define OPENMODAL_VERSION "0.0.0"
+#endif
+
+/* A descriptor that closes itself at the end of its block. */
+#define AUTO_FD __attribute__((cleanup(close_fd)))
+void close_fd(int *fd);
+
+/* Like malloc/realloc/strdup, but end the process when there is no memory: every caller would do just that. */
+void *must_alloc(size_t size);
+void *must_grow(void *old, size_t size);
+char *must_copy(const char *text);
+char *must_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Write or read all of it; false with errno set on error or early end of file (errno 0). EINTR is handled. */
+bool write_all(int fd, const void *bytes, size_t count);
+bool read_all(int fd, void *bytes, size_t count);
+
+/* A whole file of at most `limit` bytes, NUL-terminated; NULL with errno set (EFBIG when longer). Links are not followed at the end. */
+char *read_file(const char *path, size_t limit, size_t *length);
+
+uint64_t now_ms(void);       /* CLOCK_BOOTTIME: a suspended machine's time counts */
+uint64_t unix_us(void);      /* CLOCK_REALTIME, for records only */
+
+/* A whole decimal number and nothing else; false otherwise, also on overflow. */
+bool parse_u64(const char *text, uint64_t *value);

@@ -1,0 +1,7 @@
+/* One function per verb of the program; each gets its own arguments (argv[0] is the verb) and returns the exit status. */
+#pragma once
+
+int verb_box(int argc, char **argv);    /* box.c   outside: makes the sandbox and supervises it */
+int verb_router(int argc, char **argv); /* net.c   the network namespace where the sandboxes' interfaces end */
+int verb_init(int argc, char **argv);   /* init.c  inside a container: process 1 */
+int verb_dial(int argc, char **argv);   /* dial.c  standard streams <-> the agent's socket */

@@ -1,0 +1,147 @@
+"""The user's arguments, checked: each function returns the value in its canonical form or raises InvalidError naming argument and remedy.
+
+Pure, and called before anything is created, so that a mistake costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from openmodal.errors import InvalidError
+
+Pairs = tuple[tuple[str, str], ...]
+
+COMMAND_BYTES = 64 * 1024
+"""argv and environment of one command together: what fits everywhere (Modal's limit, too)."""
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_TAG = re.compile(r"[A-Za-z0-9._-]{1,63}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+def name(argument: str, value: object) -> str:
+    """A name of an app, sandbox, secret…: it becomes part of file names, so the rule is strict."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise InvalidError(
+            f"{argument} cannot be {value!r}; use 1 to 63 letters, digits, '_', '.' and '-', with a letter or digit first"
+        )
+    return value
+
+
+def string(argument: str, value: object) -> str:
+    """A string that the kernel can take: no NUL."""
+    if not isinstance(value, str):
+        raise InvalidError(f"{argument} must be a string, not {type(value).__name__}; convert it with str()")
+    if "\0" in value:
+        raise InvalidError(f"{argument} contains a NUL character, which no argument or path can; remove it")
+    if _SURROGATE.search(value):
+        raise InvalidError(f"{argument} contains half of a surrogate pair, which cannot be encoded; remove it")
+    return value
+
+
+def path(argument: str, value: object) -> str:
+    """An absolute path inside a sandbox."""
+    text = string(argument, value)
+    if not text.startswith("/"):
+        raise InvalidError(f"{argument} must be an absolute path in the sandbox, not {text!r}; write it from '/' on")
+    return text
+
+
+def seconds(argument: str, value: object) -> float:
+    """A duration, more than nothing."""
+    number = _number(argument, value)
+    if number <= 0 or number > 366 * 24 * 3600:
+        raise InvalidError(f"{argument} must be more than 0 and at most a year of seconds, not {value!r}")
+    return number
+
+
+def optional_seconds(argument: str, value: object) -> float | None:
+    return None if value is None else seconds(argument, value)
+
+
+def cores(value: object) -> float | None:
+    """A number of CPU cores."""
+    if value is None:
+        return None
+    number = _number("cpu", value)
+    if not 0.01 <= number <= 4096:
+        raise InvalidError(f"cpu must be a number of cores from 0.01 on, not {value!r}")
+    return number
+
+
+def mebibytes(argument: str, value: object, least: int) -> int | None:
+    """A size in MiB."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1 << 40:
+        raise InvalidError(f"{argument} must be a whole number of MiB, {least} or more, not {value!r}")
+    return value
+
+
+def _number(argument: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidError(f"{argument} must be a number, not {value!r}")
+    return float(value)
+
+
+def variables(argument: str, value: Mapping[str, str] | None) -> Pairs:
+    """Environment variables."""
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        raise InvalidError(f"{argument} must be a dict of strings, not {type(value).__name__}")
+    for key, text in value.items():
+        if not isinstance(key, str) or not _VARIABLE.fullmatch(key):
+            raise InvalidError(f"{argument} has the name {key!r}; use letters, digits and '_', not a digit first")
+        string(f"{argument}[{key!r}]", text)
+    return tuple(value.items())
+
+
+def tags(value: Mapping[str, str] | None) -> Pairs:
+    """Tags of a sandbox, sorted; names that begin with "openmodal" are ours."""
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        raise InvalidError(f"tags must be a dict of strings, not {type(value).__name__}")
+    for key, text in value.items():
+        for part in (key, text):
+            if not isinstance(part, str) or not _TAG.fullmatch(part):
+                raise InvalidError(f"tags cannot contain {part!r}; use 1 to 63 letters, digits, '.', '_' and '-'")
+        if key.lower().startswith("openmodal"):
+            raise InvalidError(f"the tag {key!r} is reserved; use a name that does not begin with 'openmodal'")
+    return tuple(sorted(value.items()))
+
+
+def argv(function: str, values: Iterable[object]) -> tuple[str, ...]:
+    """A command's arguments, the executable first."""
+    result = tuple(string(f"{function}() argument {n}", value) for n, value in enumerate(values, 1))
+    if not result or not result[0]:
+        raise InvalidError(f'{function}() needs a command, for example {function}("ls", "-l")')
+    return result
+
+
+def command_size(function: str, argv: tuple[str, ...], env: Pairs) -> None:
+    """Refuse what the kernel of some engine would refuse later."""
+    size = sum(len(arg.encode("utf-8", "surrogateescape")) + 1 for arg in argv)
+    size += sum(len(f"{key}={text}".encode("utf-8", "surrogateescape")) + 1 for key, text in env)
+    if size > COMMAND_BYTES:
+        raise InvalidError(
+            f"the arguments and variables of {function}() have {size} bytes, more than {COMMAND_BYTES}; "
+            "give the data by stdin= or a file"
+        )
+
+
+def unknown(function: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse keywords that do not exist, with the nearest that does."""
+    import difflib
+
+    known = tuple(known)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            raise InvalidError(f"{function}() has no argument {key!r}; {hint}")

@@ -1,0 +1,243 @@
+"""The exchanges with an agent about one command. Each may be repeated on a new link: ids and offsets make that safe."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import IO, Any, Protocol, TypeVar, cast
+
+from openmodal import _wire
+from openmodal._dual import Blocking, Sleep
+from openmodal._link import Link
+from openmodal._spec import ExecSpec, ExitRecord
+from openmodal._wire import Code, Kind, Progress, State, Want
+from openmodal.errors import EngineError, Error, ExecError, InvalidError, NotFoundError, ProtocolError, UnsupportedError
+
+T = TypeVar("T")
+
+SPOOL_LIMIT = 16 << 20
+"""Output beyond so many bytes per stream goes to a temporary file."""
+
+_PIECE = 256 * 1024
+_RECONNECT_SECONDS = 30.0
+
+
+class Agent(Protocol):
+    """What a command needs of its sandbox."""
+
+    def lease(self) -> AbstractAsyncContextManager[Link]:
+        """A link for one operation; raises ConnectionError when nothing listens."""
+        ...
+
+    async def why(self, error: Exception) -> None:
+        """A link broke. Raise why the sandbox ended; return if it runs, so that asking again makes sense."""
+        ...
+
+
+async def exchange(agent: Agent, operation: Callable[[Link], Coroutine[Any, Any, T]]) -> T:
+    """Run an operation on a link, and again on a new one if that breaks while the sandbox lives."""
+    give_up = 0.0
+    while True:
+        try:
+            async with agent.lease() as link:
+                return await operation(link)
+        except ConnectionError as error:
+            await agent.why(error)
+            give_up = give_up or time.monotonic() + _RECONNECT_SECONDS
+            if time.monotonic() > give_up:
+                raise EngineError("the sandbox runs but its agent does not answer; terminate it") from error
+            await Sleep(0.01)
+
+
+class Sink(Protocol):
+    """Takes a stream's bytes in order; `dropped` counts those that were lost in between."""
+
+    dropped: int
+
+    def write(self, data: memoryview) -> object:
+        """Take bytes that are valid during the call only."""
+        ...
+
+
+class Spool:
+    """Bytes kept in memory and, beyond SPOOL_LIMIT, in a temporary file without a name, which goes when we go."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._file: IO[bytes] = io.BytesIO()
+        self._spilled = False
+
+    def write(self, data: memoryview) -> None:
+        if not self._spilled and self._file.tell() + len(data) > SPOOL_LIMIT:
+            self._spill()
+        while data:  # a file that is nearly full takes a part
+            data = data[self._file.write(data) :]
+
+    def read(self, at: int, most: int) -> bytes:
+        """Return bytes from `at` on. Not to be mixed with `write`."""
+        self._file.seek(at)
+        return self._file.read(most)
+
+    def _spill(self) -> None:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with us)
+        weakref.finalize(self, file.close).atexit = False
+        memory, self._file, self._spilled = cast("io.BytesIO", self._file), cast("IO[bytes]", file), True
+        self.write(memory.getbuffer())
+
+
+class Feed:
+    """Stdin from bytes or a file, by offset: what was not accepted is offered again. A command that closes it is fed no more."""
+
+    def __init__(self, source: bytes | IO[Any]) -> None:
+        self._file = None if isinstance(source, bytes) else source
+        self._held = source if isinstance(source, bytes) else b""
+        self._base = 0
+        self._last = isinstance(source, bytes)
+        self._offered = False
+
+    async def piece(self, offset: int) -> tuple[memoryview, bool]:
+        """Return some bytes from `offset` on, and whether the stream ends behind them."""
+        while offset >= self._base + len(self._held) and not self._last:
+            self._base += len(self._held)
+            self._held = await Blocking(self._read)
+            self._last = not self._held
+        begin = offset - self._base
+        end = min(begin + _PIECE, len(self._held))
+        self._offered = self._last and end == len(self._held)
+        return memoryview(self._held)[begin:end], self._offered
+
+    def on_new_link(self) -> None:
+        """What was offered on the old one may be lost; the end has no offset that would tell, so it is offered again."""
+        self._offered = False
+
+    def done(self, offset: int) -> bool:
+        """Whether everything was accepted up to `offset`, and the end with it: the agent takes both at once."""
+        return self._offered and offset >= self._base + len(self._held)
+
+    def _read(self) -> bytes:
+        assert self._file is not None
+        data: str | bytes = self._file.read(_PIECE)
+        return data.encode() if isinstance(data, str) else data
+
+
+class Command:
+    """One command as its agent knows it."""
+
+    def __init__(self, agent: Agent, id: bytes) -> None:
+        self.agent = agent
+        self.id = id
+
+    async def start(self, spec: ExecSpec) -> int:
+        """Start it, once; return its process id in the sandbox (0: it could not be executed; its record tells)."""
+
+        async def operation(link: Link) -> int:
+            await link.send(_wire.start(self.id, spec))
+            return await _started(link)
+
+        return await exchange(self.agent, operation)
+
+    async def run(self, spec: ExecSpec, feed: Feed | None, sinks: Mapping[int, Sink]) -> tuple[int, ExitRecord]:
+        """Start it and take its output until it has ended; return its process id and its record."""
+        request = _wire.start(self.id, spec)
+        offsets = [0, 0, 0]
+
+        async def operation(link: Link) -> tuple[int, ExitRecord]:
+            if feed:
+                feed.on_new_link()
+            # START and the first IO go together: a command that ends soon costs one round trip.
+            await link.send(request, await _next_io(self.id, offsets, feed))
+            pid = await _started(link)
+            while not (record := (await _progress(link, offsets, sinks)).record):
+                await link.send(await _next_io(self.id, offsets, feed))
+            await link.send(_wire.release(self.id))
+            return pid, record
+
+        return await exchange(self.agent, operation)
+
+    async def io(
+        self,
+        want: Want,
+        offsets: list[int],
+        sinks: Mapping[int, Sink],
+        *,
+        data: bytes = b"",
+        ends: bool = False,
+        wait: int = _wire.FOREVER,
+    ) -> Progress:
+        """One exchange of bytes; `offsets` (of stdin, stdout, stderr) move on. `wait` in ms."""
+
+        async def operation(link: Link) -> Progress:
+            stdin, stdout, stderr = offsets
+            await link.send(
+                _wire.io(self.id, want, stdout=stdout, stderr=stderr, stdin=stdin, data=data, ends=ends, wait=wait)
+            )
+            return await _progress(link, offsets, sinks)
+
+        return await exchange(self.agent, operation)
+
+    async def ask(self, request: bytes) -> None:
+        """Send a request whose answer is OK."""
+
+        async def operation(link: Link) -> None:
+            await link.send(request)
+            kind, payload = await link.expect(Kind.OK)
+            if kind == Kind.ERROR:
+                raise refusal(payload)
+
+        await exchange(self.agent, operation)
+
+
+async def _next_io(id: bytes, offsets: list[int], feed: Feed | None) -> bytes:
+    """The IO that asks for output and exit, and offers stdin as long as there is some."""
+    stdin, stdout, stderr = offsets
+    want = Want.STDOUT | Want.STDERR | Want.EXIT
+    if feed is None or feed.done(stdin):
+        return _wire.io(id, want, stdout=stdout, stderr=stderr, stdin=stdin)
+    data, ends = await feed.piece(stdin)
+    return _wire.io(id, want | Want.STDIN, stdout=stdout, stderr=stderr, stdin=stdin, data=data, ends=ends)
+
+
+async def _started(link: Link) -> int:
+    kind, payload = await link.expect(Kind.STARTED)
+    if kind == Kind.ERROR:
+        raise refusal(payload)
+    return _wire.decode_started(payload)
+
+
+async def _progress(link: Link, offsets: list[int], sinks: Mapping[int, Sink]) -> Progress:
+    while True:
+        kind, payload = await link.expect(Kind.PROGRESS, Kind.DATA)
+        if kind == Kind.ERROR:
+            raise refusal(payload)
+        if kind == Kind.PROGRESS:
+            progress = _wire.decode_progress(payload)
+            offsets[0] = progress.stdin
+            return progress
+        stream, offset, data = _wire.decode_data(payload)
+        if stream not in sinks or offset < offsets[stream]:
+            raise ProtocolError(f"the agent sent bytes of stream {stream} that were not asked for")
+        sinks[stream].dropped += offset - offsets[stream]
+        sinks[stream].write(data)
+        offsets[stream] = offset + len(data)
+
+
+_REFUSALS: dict[int, type[Error]] = {
+    Code.PROTOCOL: ProtocolError,
+    Code.UNKNOWN: NotFoundError,
+    Code.INVALID: InvalidError,
+    Code.LIMIT: ExecError,
+    Code.UNSUPPORTED: UnsupportedError,
+}
+
+
+def refusal(payload: memoryview) -> Error:
+    """The exception for an agent's ERROR about a command."""
+    code, text = _wire.decode_error(payload)
+    return _REFUSALS.get(code, EngineError)(text)
+
+
+__all__ = ["SPOOL_LIMIT", "Agent", "Command", "Feed", "Sink", "Spool", "State", "exchange", "refusal"]

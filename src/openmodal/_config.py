@@ -1,0 +1,82 @@
+"""Every environment variable, default and file location, read in one place. Nothing is kept: a change holds from the next call on.
+
+| variable | what for |
+| --- | --- |
+| OPENMODAL_ENGINE | the engine, where neither `engine=` nor a flag says one |
+| OPENMODAL_HOME | the folder of all state, instead of the places below |
+| OPENMODAL_RUN | set by `openmodal run` for the program: which run its sandboxes belong to and end with |
+| OPENMODAL_AGENT | the native program to use, instead of the package's |
+| OPENMODAL_BASE | where `debian_slim` comes from: "registry", "packages", or "auto" |
+| SSL_CERT_FILE | certificate authorities that sandboxes shall trust, too |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from openmodal.errors import InvalidError
+
+
+def state() -> Path:
+    """Where layers, images and sandboxes are: on a disk, private to this user."""
+    if home := os.environ.get("OPENMODAL_HOME"):
+        return Path(home).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/openmodal")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "openmodal"
+
+
+def machine() -> Path:
+    """What all of this machine's sandboxes of this user share until the next boot: network, id ranges."""
+    if os.geteuid() == 0:
+        return Path("/run/openmodal")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or state()) / "openmodal-run"
+
+
+def config_file() -> Path:
+    """The user's configuration."""
+    if home := os.environ.get("OPENMODAL_HOME"):
+        return Path(home).absolute() / "config.toml"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "openmodal" / "config.toml"
+
+
+def engine() -> str | None:
+    """The engine that environment or configuration file choose."""
+    return os.environ.get("OPENMODAL_ENGINE") or setting("engine")
+
+
+def run() -> str:
+    """The `openmodal run` that this process is part of, or ""."""
+    return os.environ.get("OPENMODAL_RUN", "")
+
+
+def base() -> str:
+    """Where `debian_slim` comes from."""
+    value = os.environ.get("OPENMODAL_BASE") or setting("base") or "auto"
+    if value not in ("registry", "packages", "auto"):
+        raise InvalidError(f"OPENMODAL_BASE is {value!r}; use registry, packages or auto")
+    return value
+
+
+def authorities() -> Path | None:
+    """The bundle of certificate authorities that this machine was told to trust, if it was."""
+    value = os.environ.get("SSL_CERT_FILE")
+    return Path(value) if value and os.path.isfile(value) else None
+
+
+def setting(name: str) -> str | None:
+    """A top-level string of the configuration file."""
+    path = config_file()
+    if not path.exists():
+        return None
+    import tomllib
+
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidError(f"the configuration {path} cannot be read: {error}") from error
+    value = table.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidError(f"{name} in {path} must be a string, not {value!r}")
+    return value

@@ -1,0 +1,277 @@
+"""The only place where blocking code and asyncio differ.
+
+Every operation is written once, as a coroutine that awaits nothing but the effects below (or another such coroutine).
+An effect knows how to happen in both worlds; two drivers of a few lines run the coroutine in one of them; `dual` gives a
+method both faces::
+
+    class Sandbox:
+        @dual
+        async def terminate(self) -> None: ...
+
+    sandbox.terminate()             # blocks
+    await sandbox.terminate.aio()   # in asyncio
+
+Rules: core code never imports asyncio or threading (a linter rule); a deadline is an argument of the effect; there is no fan-out here
+but `AnyOf`; an exception of the outer world (Ctrl-C, a task's cancellation) is raised at the await and so reaches the
+core's `finally`. Budget: a few µs per call, no thread unless `Blocking` runs under asyncio, and no asyncio (30 ms of import) for
+those who block.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import time
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Core = Coroutine["Effect[Any]", Any, T]
+"""A coroutine that awaits effects only, and returns T."""
+
+
+class Effect(Generic[T]):
+    """Something that core code waits for."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Effect[T], T, T]:
+        return (yield self)
+
+    def block(self) -> T:
+        raise NotImplementedError
+
+    async def wait(self) -> T:
+        raise NotImplementedError
+
+
+class AnyOf(Effect[None]):
+    """Wait until one of the descriptors is ready, or raise TimeoutError after `timeout` seconds (None: never)."""
+
+    __slots__ = ("readable", "timeout", "writable")
+
+    def __init__(self, readable: tuple[int, ...], writable: tuple[int, ...] = (), timeout: float | None = None) -> None:
+        self.readable = readable
+        self.writable = writable
+        self.timeout = timeout
+
+    def block(self) -> None:
+        poll = select.poll()
+        for fd in self.writable:
+            poll.register(fd, select.POLLOUT)
+        for fd in self.readable:
+            poll.register(fd, select.POLLIN | (select.POLLOUT if fd in self.writable else 0))
+        if not poll.poll(None if self.timeout is None else max(0.0, self.timeout * 1000)):
+            raise TimeoutError
+
+    async def wait(self) -> None:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        for fd in self.readable:
+            loop.add_reader(fd, _wake, ready)
+        for fd in self.writable:
+            loop.add_writer(fd, _wake, ready)
+        try:
+            async with asyncio.timeout(self.timeout):
+                await ready
+        finally:
+            for fd in self.readable:
+                loop.remove_reader(fd)
+            for fd in self.writable:
+                loop.remove_writer(fd)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def readable(fd: int, timeout: float | None = None) -> AnyOf:
+    """Wait until `fd` can be read, or raise TimeoutError."""
+    return AnyOf((fd,), (), timeout)
+
+
+def writable(fd: int, timeout: float | None = None) -> AnyOf:
+    """Wait until `fd` can be written, or raise TimeoutError."""
+    return AnyOf((), (fd,), timeout)
+
+
+class Sleep(Effect[None]):
+    """Wait for some seconds."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def block(self) -> None:
+        time.sleep(self.seconds)
+
+    async def wait(self) -> None:
+        import asyncio
+
+        await asyncio.sleep(self.seconds)
+
+
+class Blocking(Effect[T]):
+    """Call a blocking function: in place, or in a thread under asyncio.
+
+    There it cannot be cancelled: the call goes on and its result is lost, so what it makes must be found again by the caller.
+    """
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> None:
+        self.call: Callable[[], T] = functools.partial(call, *args, **kwargs)
+
+    def block(self) -> T:
+        return self.call()
+
+    async def wait(self) -> T:
+        import asyncio
+
+        return await asyncio.get_running_loop().run_in_executor(_threads(), self.call)
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(max_workers=64, thread_name_prefix="openmodal")
+
+
+# A forked child has the executor's object but none of its threads: it makes its own.
+os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def run_sync(core: Coroutine[Any, Any, T]) -> T:
+    """Run core code to its end in this thread."""
+    resume: Callable[[], Any] = functools.partial(core.send, None)
+    while True:
+        try:
+            effect = resume()
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        try:
+            resume = functools.partial(core.send, _checked(effect).block())
+        except BaseException as error:  # whatever it is, the core's `finally` must see it
+            resume = functools.partial(core.throw, error)
+
+
+async def run_async(core: Coroutine[Any, Any, T]) -> T:
+    """Run core code to its end in the running event loop."""
+    resume: Callable[[], Any] = functools.partial(core.send, None)
+    while True:
+        try:
+            effect = resume()
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        try:
+            resume = functools.partial(core.send, await _checked(effect).wait())
+        except BaseException as error:  # also CancelledError: it belongs to the core's await
+            resume = functools.partial(core.throw, error)
+
+
+def _checked(effect: Any) -> Effect[Any]:
+    if isinstance(effect, Effect):
+        return effect
+    raise TypeError(f"core code may await only effects, got {type(effect).__name__}")
+
+
+class Call(Generic[P, T]):
+    """A method bound to its object: call it to block, or await `.aio(...)`."""
+
+    __slots__ = ("core",)
+
+    def __init__(self, core: Callable[P, Coroutine[Any, Any, T]]) -> None:
+        self.core = core
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        return run_sync(self.core(*args, **kwargs))
+
+    async def aio(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await run_async(self.core(*args, **kwargs))
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self.core.__doc__
+
+
+class dual(Generic[P, T]):  # noqa: N801  (it is used like a keyword)
+    """Give a coroutine method, or a classmethod, its blocking face and its `.aio` face."""
+
+    @overload
+    def __init__(self, method: classmethod[Any, P, Coroutine[Any, Any, T]]) -> None: ...
+    @overload
+    def __init__(self, method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> None: ...
+    def __init__(self, method: Any) -> None:
+        self.method = method
+        self.__doc__ = method.__doc__
+        self.__wrapped__ = method
+
+    def __get__(self, obj: object, owner: type) -> Call[P, T]:
+        return Call(self.method.__get__(obj, owner))
+
+
+class DualIterator(Generic[T]):
+    """An iterator in both spellings; a subclass says how the next item comes."""
+
+    async def _next(self) -> T:
+        """Return the next item, or raise EOFError."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            return run_sync(self._next())
+        except EOFError:
+            raise StopIteration from None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await run_async(self._next())
+        except EOFError:
+            raise StopAsyncIteration from None
+
+
+class DualContext:
+    """A with-block in both spellings; a subclass says what happens at its begin and its end."""
+
+    async def _open(self) -> None:
+        """Begin; nothing by default."""
+
+    async def _close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        run_sync(self._open())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        run_sync(self._close())
+
+    async def __aenter__(self) -> Self:
+        await run_async(self._open())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await run_async(self._close())

@@ -1,0 +1,181 @@
+"""One connection to an agent: whole frames over a byte stream. One operation at a time; links are leased from a pool and reused.
+
+Nothing here starts a command twice: a link that breaks raises LinkLost, and the caller asks again by command id and offset.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from openmodal import _wire
+from openmodal._dual import readable, writable
+from openmodal._wire import Kind
+from openmodal.errors import ProtocolError
+
+_FIRST_BUFFER = 16 * 1024
+
+
+class LinkLost(ConnectionError):
+    """The stream to the agent ended or broke in the middle."""
+
+
+class Stream(Protocol):
+    """What an engine gives: bytes to and from an agent. Both raise OSError when the connection is gone."""
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Send all of it."""
+
+    async def receive(self, buffer: memoryview) -> int:
+        """Read at least one byte into the buffer and return how many; 0 at the end."""
+        ...
+
+    def close(self) -> None:
+        """Close it; never raises."""
+
+
+class SocketStream:
+    """A stream over a connected, non-blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    async def send(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._socket.send(view) :]
+            except BlockingIOError:
+                await writable(self._socket.fileno())
+
+    async def receive(self, buffer: memoryview) -> int:
+        while True:
+            try:
+                return self._socket.recv_into(buffer)
+            except BlockingIOError:
+                await readable(self._socket.fileno())
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Link:
+    """Frames over a stream. After any exception the link is unusable: close it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._buffer = bytearray(_FIRST_BUFFER)
+        self._start = 0
+        self._end = 0
+        self._greeted = False
+
+    async def send(self, *frames: bytes) -> None:
+        """Send frames; raises LinkLost."""
+        try:
+            await self._stream.send(frames[0] if len(frames) == 1 else b"".join(frames))
+        except OSError as error:
+            raise LinkLost(str(error)) from error
+
+    async def receive(self) -> tuple[int, memoryview]:
+        """Return the next frame's kind and payload, which is valid until the next call; raises LinkLost, ProtocolError."""
+        if not self._greeted:
+            self._greeted = True
+            self._greet(*await self._frame())
+        return await self._frame()
+
+    async def expect(self, *kinds: Kind) -> tuple[int, memoryview]:
+        """Like `receive`, for an answer that must be one of these kinds or ERROR."""
+        kind, payload = await self.receive()
+        if kind not in kinds and kind != Kind.ERROR:
+            raise ProtocolError(f"the agent answered with a frame of type {kind:#x}, not {kinds[0].name}")
+        return kind, payload
+
+    def close(self) -> None:
+        self._stream.close()
+
+    @staticmethod
+    def _greet(kind: int, payload: memoryview) -> None:
+        if kind != Kind.HELLO:
+            raise ProtocolError("the agent did not say hello; is something else listening there?")
+        protocol, version = _wire.decode_hello(payload)
+        if protocol != _wire.PROTOCOL:
+            raise ProtocolError(
+                f"the sandbox's agent ({version}) speaks protocol {protocol} and this SDK {_wire.PROTOCOL}; "
+                "use the OpenModal version that created the sandbox, or create a new one"
+            )
+
+    async def _frame(self) -> tuple[int, memoryview]:
+        await self._fill(4)
+        length = int.from_bytes(self._buffer[self._start : self._start + 4], "little")
+        if not 1 <= length <= _wire.MAX_FRAME:
+            raise ProtocolError(f"the agent sent a frame of {length} bytes")
+        await self._fill(4 + length)
+        begin = self._start + 4
+        self._start = begin + length
+        return self._buffer[begin], memoryview(self._buffer)[begin + 1 : begin + length]
+
+    async def _fill(self, count: int) -> None:
+        """Have at least `count` unread bytes in the buffer."""
+        if self._end - self._start >= count:
+            return
+        self._make_room(count)
+        view = memoryview(self._buffer)
+        while self._end - self._start < count:
+            try:
+                got = await self._stream.receive(view[self._end :])
+            except OSError as error:
+                raise LinkLost(str(error)) from error
+            if not got:
+                raise LinkLost("the agent closed the link")
+            self._end += got
+
+    def _make_room(self, count: int) -> None:
+        unread = self._end - self._start
+        if count > len(self._buffer):  # a new one: the old may still have a payload's view on it
+            bigger = bytearray(max(count, 2 * len(self._buffer)))
+            bigger[:unread] = self._buffer[self._start : self._end]
+            self._buffer, self._start, self._end = bigger, 0, unread
+        elif len(self._buffer) - self._start < count or not unread:
+            self._buffer[:unread] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, unread
+
+
+class Links:
+    """The links of one sandbox: leased one operation at a time, kept for reuse.
+
+    Safe from many threads without a lock (a deque's append and pop are atomic), and after a fork: a child never touches
+    its parent's links, whose bytes it would steal.
+    """
+
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Stream]]) -> None:
+        self._connect = connect
+        self._idle: deque[Link] = deque()
+        self._pid = os.getpid()
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Link]:
+        """Take a free link, or open one. It goes back if the block ends well, and is closed if not."""
+        link = self._take() or Link(await self._connect())
+        try:
+            yield link
+        except BaseException:
+            link.close()
+            raise
+        self._idle.append(link)
+
+    def close(self) -> None:
+        """Close the idle links."""
+        while link := self._take():
+            link.close()
+
+    def _take(self) -> Link | None:
+        if self._pid != os.getpid():
+            self._idle, self._pid = deque(), os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None

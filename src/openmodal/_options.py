@@ -1,0 +1,132 @@
+"""The keywords of `exec` and `spawn`: their types for checkers and readers, and their checks at run time. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import IO, Any, Literal, Protocol, TypedDict, Unpack, cast, overload
+
+from openmodal import _args
+from openmodal._command import Feed
+from openmodal._spec import ExecSpec
+from openmodal._wire import Flag
+from openmodal.errors import InvalidError
+from openmodal.process import Process, StreamType
+from openmodal.secret import Secret
+
+
+class SpawnOptions(TypedDict, total=False):
+    """The keywords of `spawn`, and of `exec`.
+
+    Attributes:
+        timeout: seconds until the command and all its descendants are killed; None: none but the sandbox's.
+        workdir: its working directory, absolute; None: the image's.
+        env: variables, laid over the sandbox's.
+        secrets: more of them; `env` beats `secrets`.
+        user: "name", "uid", "name:group" or "uid:gid"; None: the image's user.
+        pty: give it a terminal (24 rows of 80 columns, see `Process.resize`); stdout and stderr are then one.
+        stdout, stderr: StreamType.PIPE, DEVNULL, or (stderr) STDOUT.
+        bufsize: accepted for compatibility; iteration gives lines in any case.
+    """
+
+    timeout: float | None
+    workdir: str | None
+    env: Mapping[str, str] | None
+    secrets: Iterable[Secret]
+    user: str | None
+    pty: bool
+    stdout: StreamType
+    stderr: StreamType
+    bufsize: int
+
+
+class ExecOptions(SpawnOptions, total=False):
+    """The keywords of `exec`.
+
+    Attributes:
+        stdin: what the command reads: str, bytes, or a file open for reading; None: nothing.
+    """
+
+    stdin: str | bytes | IO[str] | IO[bytes] | None
+
+
+class ExecCall(Protocol):
+    """The two faces of `exec`; `text` decides what its streams give."""
+
+    @overload
+    def __call__(self, *argv: str, text: Literal[True] = ..., **options: Unpack[ExecOptions]) -> Process[str]: ...
+    @overload
+    def __call__(self, *argv: str, text: Literal[False], **options: Unpack[ExecOptions]) -> Process[bytes]: ...
+    @overload
+    async def aio(self, *argv: str, text: Literal[True] = ..., **options: Unpack[ExecOptions]) -> Process[str]: ...
+    @overload
+    async def aio(self, *argv: str, text: Literal[False], **options: Unpack[ExecOptions]) -> Process[bytes]: ...
+
+
+class SpawnCall(Protocol):
+    """The two faces of `spawn`."""
+
+    @overload
+    def __call__(self, *argv: str, text: Literal[True] = ..., **options: Unpack[SpawnOptions]) -> Process[str]: ...
+    @overload
+    def __call__(self, *argv: str, text: Literal[False], **options: Unpack[SpawnOptions]) -> Process[bytes]: ...
+    @overload
+    async def aio(self, *argv: str, text: Literal[True] = ..., **options: Unpack[SpawnOptions]) -> Process[str]: ...
+    @overload
+    async def aio(self, *argv: str, text: Literal[False], **options: Unpack[SpawnOptions]) -> Process[bytes]: ...
+
+
+def environment(env: Mapping[str, str] | None, secrets: Iterable[Secret]) -> _args.Pairs:
+    """The variables of `secrets=` and `env=`, which beats them."""
+    merged: dict[str, str] = {}
+    if isinstance(secrets, Secret):
+        raise InvalidError("secrets must be a list of openmodal.Secret; put the secret into [ ]")
+    for secret in secrets:
+        if not isinstance(secret, Secret):
+            raise InvalidError(f"secrets must hold openmodal.Secret, not {type(secret).__name__}; use Secret.from_dict")
+        merged.update(secret.variables)
+    merged.update(_args.variables("env", env))
+    return tuple(merged.items())
+
+
+def feed(stdin: object) -> Feed | None:
+    """What `stdin=` gives to read; None: nothing."""
+    if stdin is None:
+        return None
+    if isinstance(stdin, str):
+        stdin = stdin.encode("utf-8", "surrogateescape")
+    if isinstance(stdin, bytes | bytearray | memoryview):
+        return Feed(bytes(stdin)) if len(stdin) else None
+    if not hasattr(stdin, "read"):
+        raise InvalidError(f"stdin must be str, bytes or a file open for reading, not {type(stdin).__name__}")
+    return Feed(cast("IO[Any]", stdin))
+
+
+def exec_spec(function: str, argv: tuple[str, ...], options: dict[str, Any], flags: int) -> ExecSpec:
+    """Check the keywords of exec and spawn."""
+    known = (*SpawnOptions.__annotations__, "text", *(("stdin",) if function == "exec" else ()))
+    _args.unknown(function, options, known)
+    workdir, user = options.get("workdir"), options.get("user")
+    spec = ExecSpec(
+        argv=_args.argv(function, argv),
+        env=environment(options.get("env"), options.get("secrets", ())),
+        user=_args.string("user", user) if user is not None else "",
+        workdir=_args.path("workdir", workdir) if workdir is not None else "",
+        timeout=_args.optional_seconds("timeout", options.get("timeout")),
+        flags=flags | _stream_flags(options),
+    )
+    _args.command_size(function, spec.argv, spec.env)
+    return spec
+
+
+def _stream_flags(options: dict[str, Any]) -> int:
+    stdout, stderr = options.get("stdout", StreamType.PIPE), options.get("stderr", StreamType.PIPE)
+    if stdout not in (StreamType.PIPE, StreamType.DEVNULL):
+        raise InvalidError(f"stdout must be StreamType.PIPE or StreamType.DEVNULL, not {stdout!r}")
+    if not isinstance(stderr, StreamType):
+        raise InvalidError(f"stderr must be StreamType.PIPE, STDOUT or DEVNULL, not {stderr!r}")
+    return (
+        (Flag.PTY if options.get("pty") else 0)
+        | (Flag.STDOUT_NULL if stdout is StreamType.DEVNULL else 0)
+        | (Flag.STDERR_NULL if stderr is StreamType.DEVNULL else 0)
+        | (Flag.STDERR_TO_STDOUT if stderr is StreamType.STDOUT else 0)
+    )

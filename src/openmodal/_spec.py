@@ -1,0 +1,207 @@
+"""The records that travel between the layers: plain, immutable, without behaviour or I/O.
+
+Built from the user's arguments at the top, read by the engines at the bottom; msgspec gives them a canonical JSON form,
+which the state files and the keys of image steps are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+# --------------------------------------------------------------------------------------------------------- images
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """One step of an image's recipe."""
+
+
+class Debian(Step, frozen=True, tag="debian"):
+    """A small Debian with Python and pip; `python` is a version such as "3.11", or "" for the default."""
+
+    python: str = ""
+
+
+class Registry(Step, frozen=True, tag="registry"):
+    """An image of a registry: `name`, `name:tag`, `host/name:tag` or `…@sha256:…`."""
+
+    reference: str
+
+
+class Scratch(Step, frozen=True, tag="scratch"):
+    """An empty root."""
+
+
+class Dockerfile(Step, frozen=True, tag="dockerfile"):
+    """The steps of a Dockerfile. `path` is the file, or "" when `lines` are given; `context` the folder that COPY reads."""
+
+    path: str = ""
+    lines: tuple[str, ...] = ()
+    context: str = ""
+    args: tuple[tuple[str, str], ...] = ()
+
+
+class Run(Step, frozen=True, tag="run"):
+    """A command run in the image, as root unless `user` says otherwise; what it changes becomes a layer.
+
+    `caches` are folders that are kept between builds and are not part of the layer.
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+    user: str = ""
+    workdir: str = ""
+    caches: tuple[str, ...] = ()
+
+
+class Copy(Step, frozen=True, tag="copy"):
+    """A local file or folder put into the image; its content is part of the step's key, its path is not.
+
+    `ignore` are .dockerignore patterns, relative to `source`. `owner` is "uid:gid".
+    """
+
+    source: str
+    target: str
+    ignore: tuple[str, ...] = ()
+    mode: int | None = None
+    owner: str = "0:0"
+
+
+class Config(Step, frozen=True, tag="config"):
+    """What commands run with. None leaves a value as it is."""
+
+    env: tuple[tuple[str, str], ...] = ()
+    workdir: str | None = None
+    user: str | None = None
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+
+
+AnyStep = Debian | Registry | Scratch | Dockerfile | Run | Copy | Config
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """How an image is made, from the first step to the last."""
+
+    steps: tuple[AnyStep, ...]
+
+
+class Root(msgspec.Struct, frozen=True):
+    """An image that is ready to run.
+
+    `layers` are the layers' folders (embedded) or one image reference (Docker, Kubernetes), topmost first.
+    """
+
+    key: str
+    layers: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+    workdir: str = ""
+    user: str = ""
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """News of a build: a step begins, prints, or ends, or waits for another build that is making it.
+
+    `event` is "start", "output", "waiting", "done" or "cached"; `step` counts from 1; `text` is the step's title, or what it printed.
+    """
+
+    event: Literal["start", "output", "waiting", "done", "cached"]
+    step: int
+    steps: int
+    text: str
+
+
+Report = Callable[[Progress], None]
+
+
+# ------------------------------------------------------------------------------------------------------ sandboxes
+
+
+class Resources(msgspec.Struct, frozen=True):
+    """Limits. `cpu` in cores, `memory` and `disk` in MiB, `pids` in processes and threads; None: the engine's default."""
+
+    cpu: float | None = None
+    memory: int | None = None
+    disk: int | None = None
+    pids: int | None = None
+
+
+class Network(msgspec.Struct, frozen=True):
+    """`block`: loopback only. Otherwise outbound internet, without this machine, private networks and other sandboxes."""
+
+    block: bool = False
+
+
+class SandboxSpec(msgspec.Struct, frozen=True):
+    """A sandbox as asked for. Times in seconds, `idle_timeout` None: never."""
+
+    app: str
+    argv: tuple[str, ...] = ()
+    name: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    timeout: float = 300.0
+    idle_timeout: float | None = None
+    workdir: str = ""
+    resources: Resources = Resources()
+    network: Network = Network()
+    run: str = ""  # the `openmodal run` that it belongs to, "" for none
+
+
+class ExecSpec(msgspec.Struct, frozen=True):
+    """A command as asked for. `timeout` in seconds."""
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+    user: str = ""
+    workdir: str = ""
+    timeout: float | None = None
+    flags: int = 0
+    rows: int = 24
+    columns: int = 80
+
+
+class ExitRecord(msgspec.Struct, frozen=True):
+    """How a command ended, as the kernel told it. Times in seconds, `memory` (its peak) in KiB."""
+
+    signaled: bool
+    code: int
+    timed_out: bool
+    out_of_memory: bool
+    started: float
+    ended: float
+    cpu: float
+    memory: int
+
+    @property
+    def returncode(self) -> int:
+        """The shell's convention: the exit code, or 128 + the signal's number."""
+        return 128 + self.code if self.signaled else self.code
+
+
+class EndRecord(msgspec.Struct, frozen=True):
+    """How a sandbox ended."""
+
+    reason: str
+    returncode: int
+    ended: float = 0.0
+    text: str = ""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """A sandbox as it is. `ended` is None while it runs; times are seconds of the Unix clock."""
+
+    id: str
+    app: str
+    name: str
+    tags: tuple[tuple[str, str], ...]
+    created: float
+    expires: float
+    image: str
+    engine: str
+    run: str = ""
+    ended: EndRecord | None = None

@@ -1,0 +1,220 @@
+"""What runs where: one folder per sandbox, one small file per sandbox that ended. No database; renames and locks of the kernel.
+
+    <state>/sandboxes/<id>/     0700, from create to end
+        status.json             what it is (no secrets), written by the SDK
+        lock                    locked by its supervisor for its life: a free lock means that it is dead
+        agent.sock control.sock made by the supervisor, which also removes the folder
+    <state>/ended/<id>          how it ended, for a day; <id>.status what it was; <id>.stdout, <id>.stderr of its main command
+
+The folder itself is locked by the SDK while it creates the sandbox, so that `gc` in another process leaves it alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from openmodal._spec import EndRecord, Status
+from openmodal.errors import EngineError, NotFoundError
+
+KEEP_ENDED_SECONDS = 24 * 3600.0
+
+_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,80}")
+
+
+class Store:
+    """The sandboxes of one state folder."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.sandboxes = state / "sandboxes"
+        self.ended = state / "ended"
+
+    def prepare(self) -> None:
+        """Make the folders, private to this user.
+
+        Raises:
+            EngineError: they cannot be made, or belong to somebody else.
+        """
+        try:
+            self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.sandboxes, self.ended):
+                _make_private(folder)
+            info = os.stat(self.state)
+        except OSError as error:
+            raise EngineError(
+                f"the state folder {self.state} cannot be made: {error.strerror}; set OPENMODAL_HOME to a folder of yours"
+            ) from error
+        if info.st_uid != os.geteuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise EngineError(
+                f"the state folder {self.state} is not yours alone to write (owner {info.st_uid}, mode "
+                f"{stat.S_IMODE(info.st_mode):o}); set OPENMODAL_HOME to a folder of yours, or `chmod go-w` it"
+            )
+
+    def folder(self, id: str) -> Path:
+        """The folder of a sandbox that may exist.
+
+        Raises:
+            NotFoundError: this cannot be an id.
+        """
+        if not _ID.fullmatch(id):
+            raise NotFoundError(f"there is no sandbox {id!r}; an id looks like my-app-758f3413")
+        return self.sandboxes / id
+
+    @contextmanager
+    def new(self, status: Status) -> Iterator[Path]:
+        """Make the folder of a new sandbox, locked for the block. It is removed if the block fails."""
+        folder = self.folder(status.id)
+        folder.mkdir(mode=0o700)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            (folder / "status.json").write_bytes(msgspec.json.encode(status))
+            yield folder
+        except BaseException:
+            self.remove(folder)
+            raise
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def names(self) -> Iterator[None]:
+        """Nobody else creates a named sandbox during the block."""
+        fd = os.open(self.state / "names.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def write_status(self, status: Status) -> None:
+        """Replace status.json at once."""
+        folder = self.folder(status.id)
+        new = folder / "status.new"
+        new.write_bytes(msgspec.json.encode(status))
+        new.rename(folder / "status.json")
+
+    def status(self, id: str) -> Status | None:
+        """What a sandbox is, or was; None if nothing (whole) is known of it."""
+        folder = self.folder(id)
+        for path in (folder / "status.json", self.ended / f"{folder.name}.status"):
+            try:
+                return msgspec.json.decode(path.read_bytes(), type=Status)
+            except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+                continue
+        return None
+
+    def ids(self) -> list[str]:
+        """The ids of all folders, of dead sandboxes too."""
+        try:
+            return sorted(name for name in os.listdir(self.sandboxes) if _ID.fullmatch(name))
+        except FileNotFoundError:
+            return []
+
+    def alive(self, id: str) -> bool:
+        """Whether a supervisor holds the sandbox, or an SDK is just creating it."""
+        folder = self.folder(id)
+        return _locked(folder / "lock") or _locked(folder)
+
+    def end(self, id: str) -> EndRecord | None:
+        """How a sandbox ended, if it is known."""
+        try:
+            return parse_record((self.ended / self.folder(id).name).read_text("utf-8", "replace"))
+        except FileNotFoundError:
+            return None
+
+    def write_end(self, id: str, end: EndRecord) -> None:
+        """Note how a sandbox ended, unless its supervisor has."""
+        text = f"reason={end.reason}\nreturncode={end.returncode}\nended={end.ended}\ntext={end.text}\n"
+        new = self.ended / f".{id}.{os.getpid()}"
+        new.write_text(text)
+        try:
+            os.link(new, self.ended / id)
+        except FileExistsError:
+            pass
+        finally:
+            new.unlink()
+
+    def main_output(self, id: str, stream: int) -> bytes:
+        """What was kept of the main command's stdout (1) or stderr (2)."""
+        name = {1: "stdout", 2: "stderr"}[stream]
+        try:
+            return (self.ended / f"{self.folder(id).name}.{name}").read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def prune_ended(self) -> None:
+        """Forget sandboxes that ended long ago."""
+        oldest = time.time() - KEEP_ENDED_SECONDS
+        with os.scandir(self.ended) as found:
+            for entry in found:
+                try:
+                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                        os.unlink(entry.path)
+                except FileNotFoundError:  # another process does the same
+                    pass
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Remove a sandbox's folder, whatever is in it; others may be doing the same, and its box may still be writing into it."""
+        for _ in range(100):
+            try:
+                return shutil.rmtree(folder, onerror=_ignore_missing)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+        raise EngineError(
+            f"the folder {folder} cannot be removed because something keeps writing into it; run `openmodal gc`"
+        )
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder for this user only, or make it so: whoever reaches a socket in it can run commands."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if os.stat(folder).st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def parse_record(text: str) -> EndRecord:
+    """A record as supervisors write it (docs/protocol.md, section 3)."""
+    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    try:
+        return EndRecord(
+            reason=fields["reason"],
+            returncode=int(fields["returncode"]),
+            ended=float(fields.get("ended", 0)),
+            text=fields.get("text", ""),
+        )
+    except (KeyError, ValueError):
+        return EndRecord(reason="lost", returncode=137, text="its supervisor left a record that cannot be read")
+
+
+def _locked(path: Path) -> bool:
+    """Whether somebody holds a lock on a file or folder."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _ignore_missing(function: object, path: str, info: tuple[type[BaseException], BaseException, object]) -> None:
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]

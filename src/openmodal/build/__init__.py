@@ -1,0 +1,98 @@
+"""A recipe made into layers: what an engine asks for, and what it must lend.
+
+`lookup` finds an image that is made already, at the price of about one stat; `build` makes what is missing. Everything here is plain
+blocking Python over one folder (`Layers`), safe from many processes. It knows no engine: the command of a step is run by the callable
+that the engine passes in, so that build steps are sandboxes like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from openmodal._spec import Recipe, Report, Root
+
+if TYPE_CHECKING:
+    from openmodal.build.layers import Layers
+
+
+class RunRequest(msgspec.Struct, frozen=True):
+    """One command of a build, to be run as process 1's child in a sandbox with the network of the machine.
+
+    Attributes:
+        layers: folders of the layers below, topmost first; never empty, never written to.
+        upper: an empty folder. When the call returns it holds the new layer, as overlayfs wrote it; owners on disk are 0-based.
+        work: an empty folder on the same file system, for overlayfs; what is in it afterwards does not matter.
+        argv, env, user, workdir: the command. `env` is complete but for what the engine adds for its own network and trust.
+            `user` is "" (root), a name, a number, or "user:group". A `workdir` that is missing is made.
+        binds: (folder here, folder in the sandbox): writable, and no part of the layer. Missing targets are made by the engine;
+            the builder removes the empty folders that this leaves in `upper`.
+        output: takes what the command prints, stdout and stderr mixed, as it comes.
+    """
+
+    layers: tuple[str, ...]
+    upper: str
+    work: str
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    user: str
+    workdir: str
+    binds: tuple[tuple[str, str], ...]
+    output: Callable[[bytes], None]
+
+
+class Runner(Protocol):
+    """Runs a command and returns its exit code, 128 + n for signal n. Raises only if the sandbox itself failed.
+
+    When it returns or raises, nothing writes to `upper` any more. If this process dies, the sandbox ends by itself.
+    """
+
+    def __call__(self, request: RunRequest, /) -> int: ...
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a build may be told by the machine's configuration.
+
+    Attributes:
+        base: where `debian_slim` comes from: "registry", "packages", or "auto" (a registry where one can be reached).
+        insecure: registries ("host:port") that are spoken to without TLS; loopback is always.
+        docker_config: the folder of Docker's `config.json` with credentials; "": `$DOCKER_CONFIG` or `~/.docker`.
+        suites: where Debian packages are for each suite, as lines of a sources.list; empty: mmdebstrap's own choice.
+    """
+
+    base: str = "auto"
+    insecure: tuple[str, ...] = ()
+    docker_config: str = ""
+    suites: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+DEFAULTS = Options()
+
+
+def lookup(recipe: Recipe, store: Layers, options: Options = DEFAULTS) -> Root | None:
+    """Return the image if it is made already. Local files that it adds are hashed (or known to be unchanged) first.
+
+    Raises:
+        InvalidError: a local file that the recipe names is not there.
+    """
+    from openmodal.build import names
+
+    return store.image(names.chain(recipe, store, options)[-1])
+
+
+def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: Options = DEFAULTS) -> Root:
+    """Make what is missing of the image, and return it. Of many processes that want the same step, one does it.
+
+    Raises:
+        InvalidError, UnsupportedError: the recipe cannot be built here; the text says what can.
+        ImageBuildError: a step failed; `.step` and `.output` tell.
+        RegistryError: the base image cannot be fetched.
+        DiskFullError: the store's disk is full.
+
+    In each case nothing half-made stays, also if this process is killed: finished steps are kept and used by the next build.
+    """
+    from openmodal.build.steps import build as build_steps
+
+    return build_steps(recipe, store, run, report, options)

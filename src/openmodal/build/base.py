@@ -1,0 +1,156 @@
+"""What an image begins with: Debian from its packages, an image of a registry, or nothing.
+
+Also the one layer that is put on top of any image where this machine trusts certificate authorities of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openmodal._spec import Debian, Registry, Root, Scratch
+from openmodal.build import debian
+from openmodal.build.layers import Layers, Meta
+from openmodal.build.names import FORMAT, architecture, digest
+from openmodal.build.titles import title
+from openmodal.errors import RegistryError, UnsupportedError
+
+if TYPE_CHECKING:
+    from openmodal.build.steps import Builder
+
+DEFAULT_PYTHON = "3.13"
+"""The newest Python that both a registry and a current Debian have, so that an image means the same with either."""
+
+_HUB = "registry-1.docker.io"
+_REMEMBER = {True: 24 * 3600.0, False: 600.0}  # seconds that a registry counts as there, or not
+_PATIENCE = 3.0
+
+
+def make(builder: Builder, step: Debian | Registry | Scratch) -> Root:
+    """The image that the recipe begins with."""
+    if isinstance(step, Scratch):
+        return _scratch(builder, title(step))
+    if isinstance(step, Registry):
+        builder.starts(title(step))
+        root = _pull(builder, step.reference)
+        builder.ends(title(step))
+        return root
+    return _debian(builder, step)
+
+
+def _scratch(builder: Builder, text: str) -> Root:
+    # One empty layer: overlayfs wants something to stand on.
+    return builder.layer(Root(key="", layers=()), digest("scratch", FORMAT, architecture()), text, lambda upper: None)
+
+
+def _pull(builder: Builder, reference: str) -> Root:
+    from openmodal.build import pull
+
+    return pull.pull(builder, reference)
+
+
+# ---------------------------------------------------------------------------------------------------- debian
+
+
+def _debian(builder: Builder, step: Debian) -> Root:
+    version = step.python or DEFAULT_PYTHON
+    if builder.options.base == "packages":
+        return debian.make(builder, version)
+    reference = f"docker.io/library/python:{version}-slim"
+    text = f"FROM {reference}"
+    builder.starts(text)
+    if builder.options.base == "auto" and not reachable(builder.store):
+        return _instead(builder, version, "no registry can be reached", None)
+    try:
+        root = _pull(builder, reference)
+    except RegistryError as error:
+        if builder.options.base == "registry":
+            raise
+        return _instead(builder, version, str(error), error)
+    builder.ends(text)
+    return root
+
+
+def _instead(builder: Builder, version: str, reason: str, cause: RegistryError | None) -> Root:
+    if version not in debian.SUITES:
+        raise UnsupportedError(f"{debian.unsupported(version)} ({reason})") from cause
+    builder.prints(f"{reason}; using Debian's packages\n")
+    return debian.make(builder, version, again=True)
+
+
+def reachable(store: Layers) -> bool:
+    """Whether Docker Hub answers; asked at most every few minutes, and never waited for long."""
+    note = store.note("registry")
+    answer, asked = bool(note.get("reachable")), float(note.get("asked", 0.0))
+    if 0 <= time.time() - asked < _REMEMBER[answer]:
+        return answer
+    answer = _ask()
+    store.set_note("registry", {"reachable": answer, "asked": time.time()})
+    return answer
+
+
+def _ask() -> bool:
+    import httpx2
+
+    try:
+        with httpx2.Client(timeout=_PATIENCE) as client:
+            # 401: it wants a token, as always. Anything else is some proxy's page.
+            return client.get(f"https://{_HUB}/v2/").status_code in (200, 401)
+    except (httpx2.HTTPError, OSError):
+        return False
+
+
+# ----------------------------------------------------------------------------------------------------- trust
+
+TRUST = "trust"
+"""The step of layers of certificate authorities."""
+
+_BUNDLE = "usr/local/share/openmodal/ca.crt"
+TRUST_VARIABLES = (
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "PIP_CERT",
+    "GIT_SSL_CAINFO",
+    "NODE_EXTRA_CA_CERTS",
+)
+
+
+def trust_layer(store: Layers, bundle: str | os.PathLike[str]) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """A layer with this machine's bundle of certificate authorities, and the variables that point programs at it.
+
+    To be put on top of an image when it runs, never under a step's key: an image must not depend on where it was built. So there is
+    always a layer below that has /usr, and this one's plain folders merge with it.
+    """
+    info = os.stat(bundle)
+    key = _trust_key(os.fspath(bundle), info.st_mtime_ns, info.st_size, info.st_ino)
+    if not store.has(key):
+        content = Path(bundle).read_bytes()
+        key = digest("trust", FORMAT, hashlib.sha256(content).hexdigest())
+        _write_trust(store, key, content)
+    return str(store.folder(key)), tuple((name, f"/{_BUNDLE}") for name in TRUST_VARIABLES)
+
+
+@functools.lru_cache(maxsize=4)  # every sandbox asks, and reading the bundle costs as much as making a box's mounts
+def _trust_key(bundle: str, changed: int, size: int, inode: int) -> str:
+    """The layer's key; the other arguments tell whether the file is still the one that was read."""
+    return digest("trust", FORMAT, hashlib.sha256(Path(bundle).read_bytes()).hexdigest())
+
+
+def _write_trust(store: Layers, key: str, content: bytes) -> None:
+    claim = store.claim(key)
+    with claim.held, store.scratch() as scratch:
+        if claim.made:
+            return
+        root = scratch / "upper"
+        file = root / _BUNDLE
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+        file.chmod(0o644)
+        for folder in (root, *(root / parent for parent in Path(_BUNDLE).parents)):
+            folder.chmod(0o755)
+        store.publish(root, key, Meta(step=TRUST))

@@ -1,0 +1,202 @@
+"""Debian from its packages, by mmdebstrap: a base image where no registry can be reached.
+
+No mirror is named here: mmdebstrap takes Debian's own, and checks signatures with the keys in /usr/share/keyrings.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openmodal._spec import Root
+from openmodal.build.layers import disk_full_text, remove_tree
+from openmodal.build.names import FORMAT, architecture, digest
+from openmodal.build.output import Tail
+from openmodal.errors import DiskFullError, EngineError, ImageBuildError, UnsupportedError
+
+if TYPE_CHECKING:
+    from openmodal.build.steps import Builder
+
+SUITES = {"3.11": "bookworm", "3.13": "trixie"}
+"""Which Debian has which Python."""
+
+APT_CACHE = "/var/cache/openmodal/apt"
+"""apt's cache in build steps: a folder of our own, because official images have hooks that empty the usual one."""
+APT_LISTS = "/var/lib/apt/lists"
+
+ENV = (
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("LANG", "C.UTF-8"),
+    # Debian keeps pip from touching its Python; in a sandbox there is nothing to protect, and official images allow it.
+    ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
+    ("PIP_ROOT_USER_ACTION", "ignore"),
+)
+
+_PACKAGES = ("ca-certificates", "python-is-python3", "python3", "python3-pip", "python3-venv")
+
+# As Debian's own slim images: nobody reads manuals in a sandbox. The licences stay.
+_WITHOUT = ("doc", "groff", "info", "lintian", "locale", "man")
+_DPKG = (
+    "force-unsafe-io",  # a layer is synced as a whole, so dpkg need not do it for each file
+    *(f"path-exclude=/usr/share/{name}/*" for name in _WITHOUT),
+    "path-include=/usr/share/doc/*/copyright",
+)
+
+_APT_SETTINGS = """\
+// Written by OpenModal. As in Debian's official images: small layers.
+APT::Install-Recommends "false";
+APT::Keep-Downloaded-Packages "false";
+Acquire::Languages "none";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+"""
+
+# Packages wait in our cache instead of the mirror's; links where that is possible, because they cost nothing.
+_TAKE_DEBS = (
+    'mkdir -p "$1/var/cache/apt/archives"; '
+    'for deb in "$OPENMODAL_APT"/archives/*.deb; do [ ! -f "$deb" ] || cp -l "$deb" "$1/var/cache/apt/archives/" 2>/dev/null '
+    '|| cp "$deb" "$1/var/cache/apt/archives/"; done'
+)
+# mmdebstrap would filter the first packages in Python if it were told what to leave out; removing it afterwards takes a third
+# of the time. The other packages are filtered by dpkg itself.
+_SLIM = (
+    'printf "%s\\n" "$OPENMODAL_DPKG" > "$1/etc/dpkg/dpkg.cfg.d/99openmodal"; '
+    'find "$1/usr/share/doc" ! -type d ! -name copyright -delete; '
+    'for name in groff info lintian locale man; do [ ! -d "$1/usr/share/$name" ] '
+    '|| find "$1/usr/share/$name" -mindepth 1 -delete; done'
+)
+_KEEP_DEBS = (
+    'mkdir -p "$OPENMODAL_APT/archives"; '
+    'for deb in "$1"/var/cache/apt/archives/*.deb; do cp -ln "$deb" "$OPENMODAL_APT/archives/" 2>/dev/null || true; done; '
+    'find "$1/var/lib/apt/lists" -maxdepth 1 -type f ! -name lock -exec cp -p {} "$OPENMODAL_LISTS/" \\;'
+)
+
+
+def make(builder: Builder, version: str, *, again: bool = False) -> Root:
+    """The base image with that Python. `again`: the step was announced already."""
+    suite = SUITES.get(version)
+    if suite is None:
+        raise UnsupportedError(unsupported(version))
+    key = digest("debian", FORMAT, architecture(), suite, _PACKAGES, _DPKG, _APT_SETTINGS, _sources(builder, suite))
+
+    def write(upper: Path) -> None:
+        _bootstrap(builder, suite, upper)
+
+    text = f"FROM Debian packages ({suite}, Python {version})"
+    root = builder.layer(Root(key="", layers=()), key, text, write, weight=0 if again else 1)
+    return Root(key=key, layers=root.layers, env=ENV, cmd=("python3",))
+
+
+def unsupported(version: str) -> str:
+    """Why not, and what instead."""
+    have = " and ".join(f"{python} ({suite})" for python, suite in SUITES.items())
+    return (
+        f"Debian's packages have Python {have}, not {version}; use python_version='3.13', or Image.from_registry('python:{version}-slim') "
+        "and OPENMODAL_BASE=registry where a registry can be reached"
+    )
+
+
+def _sources(builder: Builder, suite: str) -> tuple[str, ...]:
+    return dict(builder.options.suites).get(suite, ())
+
+
+def _bootstrap(builder: Builder, suite: str, root: Path) -> None:
+    program = shutil.which("mmdebstrap")
+    if program is None:
+        raise EngineError(
+            "Debian images are made by mmdebstrap, which is missing here; as root: apt-get install mmdebstrap"
+        )
+    from openmodal.build.steps import cache_name
+
+    with (
+        builder.store.cache(cache_name(APT_CACHE), exclusive=True) as cache,
+        builder.store.cache(cache_name(APT_LISTS), exclusive=True) as lists,
+    ):
+        env = {**os.environ, "LC_ALL": "C", "OPENMODAL_APT": str(cache), "OPENMODAL_LISTS": str(lists)}
+        env["OPENMODAL_DPKG"] = "\n".join(_DPKG)
+        argv = [*_tied(), *_command(program, suite, root, _sources(builder, suite))]
+        tail = Tail(builder.prints)
+        code = _stream(argv, env, tail)
+    if code != 0:
+        raise _failure(builder, code, suite, tail)
+    _finish(root)
+
+
+def _command(program: str, suite: str, root: Path, sources: tuple[str, ...]) -> list[str]:
+    return [
+        program,
+        "--variant=minbase",
+        "--format=directory",
+        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        f"--include={','.join(_PACKAGES)}",
+        "--dpkgopt=force-unsafe-io",
+        '--aptopt=Acquire::Languages "none"',
+        '--aptopt=Acquire::Retries "3"',
+        # No device nodes: a sandbox has its own /dev. The others keep downloaded packages until our hook has taken them.
+        "--skip=output/dev,essential/unlink,download/empty",
+        f"--setup-hook={_TAKE_DEBS}",
+        f"--essential-hook={_SLIM}",
+        f"--customize-hook={_KEEP_DEBS}",
+        suite,
+        os.fspath(root),
+        *sources,
+    ]
+
+
+def _tied() -> list[str]:
+    """What makes the program and all its descendants and mounts end with this process, even if that is killed.
+
+    The first dies with its parent, the second is process 1 of its own namespace and dies with the first.
+    """
+    if os.geteuid() != 0:
+        return ["setpriv", "--pdeathsig", "KILL"]
+    return ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def _stream(argv: list[str], env: dict[str, str], tail: Tail) -> int:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, env=env) as process:
+        try:
+            assert process.stdout is not None
+            while data := os.read(process.stdout.fileno(), 65536):
+                tail.write(data)
+        except BaseException:
+            process.kill()
+            raise
+    tail.close()
+    return process.returncode
+
+
+def _failure(builder: Builder, code: int, suite: str, tail: Tail) -> Exception:
+    if "No space left on device" in tail.text:
+        return DiskFullError(disk_full_text(builder.store.path))
+    errors = [line for line in tail.text.splitlines() if line.startswith("E:")]
+    reason = errors[0].removeprefix("E:").strip() if errors else tail.last
+    text = f"Debian {suite} could not be made from its packages (mmdebstrap's exit code {code}): {reason}"
+    return ImageBuildError(text, step=f"mmdebstrap {suite}", output=tail.text)
+
+
+def _finish(root: Path) -> None:
+    """Settings for later steps, and nothing of this machine."""
+    (root / "etc/apt/apt.conf.d/99openmodal").write_text(_APT_SETTINGS, encoding="utf-8")
+    # Empty, not missing: something to mount the sandbox's own over.
+    for name in ("etc/resolv.conf", "etc/hostname"):
+        (root / name).unlink(missing_ok=True)
+        (root / name).touch(mode=0o644)
+    for name in (
+        "var/log/alternatives.log",
+        "var/log/bootstrap.log",
+        "var/log/dpkg.log",
+        "var/cache/ldconfig/aux-cache",
+    ):
+        with suppress(FileNotFoundError):
+            (root / name).unlink()
+    # A sandbox has its own /dev.
+    remove_tree(root / "dev")
+    (root / "dev").mkdir()
+    for folder in (root, root / "dev"):
+        folder.chmod(0o755)

@@ -1,0 +1,312 @@
+"""The store of layers: one folder per layer, found by its key, made by one process and then never changed.
+
+::
+
+    layers/<key>/root     the files, as overlayfs wants them      layers/<key>/meta.json   where it came from
+    images/<name>.json    which layers an image has               locks/<key>              who makes or uses a layer
+    tmp/<pid>-<random>/   what is being made                      cache/<name>/            package downloads between builds
+
+Promises: a layer appears complete or not at all (written under `tmp`, synced, renamed). A layer's lock is held exclusively by whoever
+makes it and shared by whoever uses it; its parents are safe with it, because `prune` removes no layer that another one stands on.
+A folder under `tmp` is locked by its owner, so what a killed process left is known by being unlocked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from openmodal._spec import Root
+from openmodal.build.locks import Lock, lock, lock_folder, try_lock
+from openmodal.errors import DiskFullError
+
+_USED_EVERY = 600.0  # seconds between two notes of an image's use: a hit must not write each time
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """What is known of a layer: the key of the one below ("" for none), the step, its size in bytes, when it was made."""
+
+    parent: str = ""
+    step: str = ""
+    size: int = 0
+    made: float = 0.0
+
+
+class Claim:
+    """A layer that is this build's for now: `made` tells whether it exists; if not, nobody else makes it meanwhile."""
+
+    def __init__(self, held: Lock, made: bool) -> None:
+        self.held = held
+        self.made = made
+
+
+class Layers:
+    """The store in a folder. Making one touches nothing; the folder is made by the first write."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    # ------------------------------------------------------------------------------------------------ images
+
+    def image(self, name: str) -> Root | None:
+        """The image of that name, if it and its layers are there; notes that it was used."""
+        file = self.path / "images" / f"{name}.json"
+        try:
+            root = msgspec.json.decode(file.read_bytes(), type=Root)
+        except (FileNotFoundError, msgspec.DecodeError):  # an unreadable note is as good as none: it is written again
+            return None
+        # One stat is enough: no layer goes before the layers that stand on it.
+        if not root.layers or not self.has(root.layers[0]):
+            return None
+        _touch(file)
+        return self.absolute(root)
+
+    def remember(self, name: str, root: Root) -> None:
+        """Give an image a name. `root` has keys for layers."""
+        self._write(self.path / "images" / f"{name}.json", msgspec.json.encode(root))
+
+    def absolute(self, root: Root) -> Root:
+        """The image with folders for layers: names are stored without them, so that the store can be moved."""
+        return msgspec.structs.replace(root, layers=tuple(str(self.folder(key)) for key in root.layers))
+
+    def relative(self, root: Root) -> Root:
+        """The image with keys for layers."""
+        return msgspec.structs.replace(root, layers=tuple(Path(folder).parent.name for folder in root.layers))
+
+    def hold(self, root: Root) -> Lock | None:
+        """Keep an image's layers from `prune` until the lock is closed; None if they are gone already: build again.
+
+        The lock's descriptor may be handed to the process that outlives this one.
+        """
+        key = Path(root.layers[0]).parent.name
+        held = lock(self._lock_file(key), shared=True)
+        if self.has(key):
+            return held
+        held.close()
+        return None
+
+    # ------------------------------------------------------------------------------------------------ layers
+
+    def folder(self, key: str) -> Path:
+        """The layer's files."""
+        return self.path / "layers" / key / "root"
+
+    def has(self, key: str) -> bool:
+        """Whether the layer is there, which means: complete."""
+        return os.path.isdir(self.folder(key))
+
+    def meta(self, key: str) -> Meta:
+        """What is known of a layer."""
+        return msgspec.json.decode((self.path / "layers" / key / "meta.json").read_bytes(), type=Meta)
+
+    def claim(self, key: str, waiting: Callable[[], None] = lambda: None) -> Claim:
+        """Wait until the layer is made by another process, or is to be made by this one.
+
+        `waiting` is called once if another process is making it.
+        """
+        held = try_lock(self._lock_file(key), shared=True)
+        if held is None:
+            waiting()
+            held = lock(self._lock_file(key), shared=True)
+        while not self.has(key):
+            held.close()
+            held = lock(self._lock_file(key))
+            if not self.has(key):
+                return Claim(held, False)
+            held.share()
+        return Claim(held, True)
+
+    def publish(self, files: Path, key: str, meta: Meta) -> None:
+        """Make a folder under `scratch` the layer of that key, whose claim is held."""
+        wrapper = files.parent / f"layer-{secrets.token_hex(4)}"
+        wrapper.mkdir()
+        os.rename(files, wrapper / "root")
+        meta = msgspec.structs.replace(meta, size=size_of(wrapper), made=time.time())
+        (wrapper / "meta.json").write_bytes(msgspec.json.encode(meta))
+        # A rename may reach the disk before the data: after a power cut there would be a layer with empty files.
+        _sync_file_system(wrapper)
+        target = self._made("layers") / key
+        with suppress(FileExistsError):
+            os.rename(wrapper, target)
+
+    # ------------------------------------------------------------------------------------------------ being made
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder of this process's own, removed at the end; if the process is killed, by the next `collect`."""
+        folder, held = self._new_scratch()
+        try:
+            with disk_full_named(self.path):
+                yield folder
+        finally:
+            remove_tree(folder)
+            held.close()
+
+    def _new_scratch(self) -> tuple[Path, Lock]:
+        while True:
+            folder = self._made("tmp") / f"{os.getpid()}-{secrets.token_hex(6)}"
+            folder.mkdir(mode=0o700)
+            if held := lock_folder(folder):  # else `collect` of another process was faster
+                return folder, held
+
+    def collect(self) -> int:
+        """Remove what killed processes left half-made; returns how many folders."""
+        count = 0
+        for folder in _children(self.path / "tmp"):
+            if held := lock_folder(folder):
+                try:
+                    remove_tree(folder)
+                    count += 1
+                except OSError as error:
+                    if error.errno != errno.ENOTEMPTY:
+                        raise
+                    # The killed builder's step is just dying and still writes: the next `collect` removes the rest.
+                finally:
+                    held.close()
+        return count
+
+    @contextmanager
+    def cache(self, name: str, *, exclusive: bool) -> Iterator[Path]:
+        """A folder that is kept between builds. If `exclusive`, concurrent builds get one each instead of waiting."""
+        with self._cache_slot(name, exclusive) as path:
+            path.mkdir(mode=0o755, exist_ok=True)
+            yield path
+
+    @contextmanager
+    def _cache_slot(self, name: str, exclusive: bool) -> Iterator[Path]:
+        base = self._made("cache")
+        for slot in range(16 if exclusive else 1):
+            held = try_lock(self._lock_file(f"cache-{name}-{slot}"), shared=not exclusive)
+            if held is not None:
+                with held:
+                    yield base / f"{name}-{slot}"
+                return
+        with lock(self._lock_file(f"cache-{name}-0"), shared=not exclusive):
+            yield base / f"{name}-0"
+
+    # ------------------------------------------------------------------------------------------------ notes
+
+    def note(self, name: str) -> dict[str, Any]:
+        """A small remembered fact, empty if there is none."""
+        try:
+            value = msgspec.json.decode((self.path / "notes" / f"{name}.json").read_bytes())
+        except (FileNotFoundError, msgspec.DecodeError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def set_note(self, name: str, value: dict[str, Any]) -> None:
+        """Remember a small fact."""
+        self._write(self.path / "notes" / f"{name}.json", msgspec.json.encode(value))
+
+    def guard(self, name: str) -> Lock:
+        """A lock for something that is no layer."""
+        return lock(self._lock_file(name))
+
+    def _lock_file(self, key: str) -> Path:
+        return self._made("locks") / key
+
+    def _made(self, name: str) -> Path:
+        folder = self.path / name
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
+    def _write(self, file: Path, data: bytes) -> None:
+        """Old or new, never torn: readers do not lock."""
+        self._made(file.parent.name)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        with disk_full_named(self.path):
+            try:
+                temporary.write_bytes(data)
+                os.rename(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+@contextmanager
+def disk_full_named(path: Path) -> Iterator[None]:
+    """Translate ENOSPC and EDQUOT, wherever they come from."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, DiskFullError):
+            raise
+        raise DiskFullError(disk_full_text(path)) from error
+
+
+def disk_full_text(path: Path) -> str:
+    return f"the disk of {path} is full; free some space, or run `openmodal image prune`"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes on disk of everything in a folder; hard links count once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    pending = [os.fspath(folder)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                info = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode):
+                    pending.append(entry.path)
+                elif (info.st_dev, info.st_ino) not in seen:
+                    if info.st_nlink > 1:
+                        seen.add((info.st_dev, info.st_ino))
+                    total += info.st_blocks * 512
+    return total
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with everything in it; a plain user's own unreadable folders, too. Gone already: fine."""
+
+    def retry(function: Callable[..., Any], path: str, info: Any) -> None:
+        if isinstance(info[1], FileNotFoundError):
+            return
+        if not isinstance(info[1], PermissionError):
+            raise info[1]
+        os.chmod(os.path.dirname(path), 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.chmod(path, 0o700)
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+    shutil.rmtree(folder, onerror=retry)
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _touch(file: Path) -> None:
+    with suppress(OSError):  # a read-only store is fine: its images are just never pruned by age
+        if time.time() - file.stat().st_mtime > _USED_EVERY:
+            os.utime(file)
+
+
+def _sync_file_system(path: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), os.fspath(path))
+    finally:
+        os.close(fd)

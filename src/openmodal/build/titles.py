@@ -1,0 +1,54 @@
+"""Steps in words, as they would be written in a Dockerfile: for progress, errors and `repr`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+
+from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Registry, Run, Scratch
+
+_WIDTH = 200
+
+
+def title(step: AnyStep) -> str:
+    """One line, shortened if it is long."""
+    text = " ".join(_full(step).split())
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+
+
+def _full(step: AnyStep) -> str:
+    match step:
+        case Debian():
+            return (
+                f"FROM debian with Python {step.python}".removesuffix(" ") if step.python else "FROM debian with Python"
+            )
+        case Registry():
+            return f"FROM {step.reference}"
+        case Scratch():
+            return "FROM scratch"
+        case Dockerfile():
+            return f"Dockerfile {os.path.basename(step.path)}" if step.path else "Dockerfile commands"
+        case Run():
+            return f"RUN {command(step.argv)}"
+        case Copy():
+            return f"COPY {os.path.basename(step.source.rstrip('/'))} {step.target}"
+        case Config():
+            return _config(step)
+
+
+def command(argv: tuple[str, ...]) -> str:
+    """A shell's command line as it was written, anything else quoted; without apt's settings, which say nothing about the step."""
+    line = argv[2] if len(argv) == 3 and argv[1] == "-c" else shlex.join(argv)
+    return re.sub(r"(?<=apt-get)( -o \S+)+", "", line)
+
+
+def _config(step: Config) -> str:
+    # Values may be secrets that somebody put there in spite of all; names are enough to know the step by.
+    parts = ["ENV " + " ".join(f"{name}=…" for name, _ in step.env)] if step.env else []
+    parts += [f"WORKDIR {step.workdir}"] if step.workdir is not None else []
+    parts += [f"USER {step.user}"] if step.user is not None else []
+    parts += [f"ENTRYPOINT {json.dumps(step.entrypoint)}"] if step.entrypoint is not None else []
+    parts += [f"CMD {json.dumps(step.cmd)}"] if step.cmd is not None else []
+    return "; ".join(parts) or "ENV"

@@ -1,0 +1,67 @@
+"""How commands show what they found: a table in a terminal, tabs in a pipe, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+
+def emit(value: object) -> None:
+    """Print JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    """Print rows under column names. `empty` is said on stderr when there are none."""
+    found = [[printable(cell) for cell in row] for row in rows]
+    if not found:
+        print(empty, file=sys.stderr)
+    elif sys.stdout.isatty():
+        _draw(columns, found)
+    else:
+        for row in (columns, *found):
+            print("\t".join(row))
+
+
+def _draw(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        drawn.add_column(column, no_wrap=number == 0, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))  # Text: a tag or name is no markup
+    Console().print(drawn)
+
+
+def printable(text: str) -> str:
+    """A text that somebody else chose, fit for a terminal and one line: control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def count(number: int, thing: str) -> str:
+    """1 layer, 2 layers."""
+    return (
+        f"{number} {thing}" if number == 1 else f"{number} {thing}es" if thing.endswith("x") else f"{number} {thing}s"
+    )
+
+
+def duration(seconds: float) -> str:
+    """About how long: 45s, 12m, 3h, 2d."""
+    seconds = max(0, seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def size(count: float) -> str:
+    """About how many bytes: 512 B, 1.4 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

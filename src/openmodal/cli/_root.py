@@ -1,0 +1,134 @@
+"""The tree of commands, and what happens to their errors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import click
+
+from openmodal.cli._errors import say, sentence
+from openmodal.cli._session import Session
+
+
+class Commands(click.Group):
+    """Commands that are imported when they are used: their help lines stand in a table, as "module:name" → line."""
+
+    def __init__(self, table: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._table:
+            return None
+        module, _, name = self._table[cmd_name][0].partition(":")
+        return cast("click.Command", getattr(importlib.import_module(module), name))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self._table.items()])
+
+
+_SANDBOX = {
+    "list": ("openmodal.cli.sandbox:list_", "Show the running sandboxes."),
+    "exec": ("openmodal.cli.sandbox:exec_", "Run a command in a sandbox."),
+    "shell": ("openmodal.cli.shell:attach", "Open a terminal in a sandbox."),
+    "logs": ("openmodal.cli.sandbox:logs", "Show what a sandbox's main command printed."),
+    "stop": ("openmodal.cli.sandbox:stop", "End sandboxes."),
+    "cp": ("openmodal.cli.copy:cp", "Copy files between this machine and a sandbox."),
+}
+_IMAGE = {
+    "list": ("openmodal.cli.image:list_", "Show the images that are built."),
+    "build": ("openmodal.cli.image:build", "Build an image of a Python file or a Dockerfile."),
+    "prune": ("openmodal.cli.image:prune", "Remove images that nothing uses."),
+}
+sandbox = Commands(_SANDBOX, name="sandbox", help="List, enter and end sandboxes.", no_args_is_help=True)
+image = Commands(_IMAGE, name="image", help="List, build and remove images.", no_args_is_help=True)
+
+_COMMANDS = {
+    "run": ("openmodal.cli.run:run", "Run a Python file; its sandboxes end with it."),
+    "shell": ("openmodal.cli.shell:shell", "Open a terminal in a new sandbox."),
+    "sandbox": ("openmodal.cli._root:sandbox", "List, enter and end sandboxes."),
+    "image": ("openmodal.cli._root:image", "List, build and remove images."),
+    "doctor": ("openmodal.cli.doctor:doctor", "Tell what this machine can do, and how to add what is missing."),
+    "gc": ("openmodal.cli.gc:gc", "Remove what crashes left behind."),
+    "bench": ("openmodal.cli.bench:bench", "Measure this machine: create, exec, terminate."),
+}
+
+
+def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from openmodal import __version__
+
+        click.echo(f"openmodal {__version__}")
+        ctx.exit()
+
+
+def _global_options(ctx: click.Context, *, local: bool, engine: str | None, debug: bool) -> None:
+    session = ctx.ensure_object(Session)
+    session.debug = debug
+    session.choose(local=local, engine=engine)
+
+
+root = Commands(
+    _COMMANDS,
+    name="openmodal",
+    help="Sandboxes for agents on your own machines.",
+    callback=click.pass_context(_global_options),
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    params=[
+        click.Option(["--local"], is_flag=True, help="Run sandboxes on this machine."),
+        click.Option(["--engine"], metavar="NAME", help="Run them with this engine: embedded, docker, kubernetes."),
+        click.Option(["--debug"], is_flag=True, help="Show the traceback of errors."),
+        click.Option(
+            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
+        ),
+    ],
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code.
+
+    A command that runs the user's code returns a function for it: it is called out here, where its exceptions are the user's and not ours.
+    """
+    outcome = _command(arguments)
+    code = outcome() if callable(outcome) else outcome
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_is_gone()
+    return code
+
+
+def _command(arguments: Sequence[str]) -> int | Callable[[], int]:
+    from openmodal.errors import Error
+
+    session = Session()
+    try:
+        result: Any = root.main(list(arguments), prog_name="openmodal", standalone_mode=False, obj=session)
+    except click.ClickException as error:
+        return say(error)
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        return _reader_is_gone()
+    except (Error, OSError) as error:
+        if session.debug:
+            raise
+        click.echo(f"Error: {sentence(error)}", err=True)
+        return 1
+    return 0 if result is None else cast("int | Callable[[], int]", result)
+
+
+def _reader_is_gone() -> int:
+    """`openmodal … | head`: nobody reads on. Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

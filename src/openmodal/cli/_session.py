@@ -1,0 +1,64 @@
+"""What the global options say, and helpers that several commands share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from openmodal.engines import Engine
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+class Session:
+    """The global options. `engine_name` is None where nobody said one: then configuration decides."""
+
+    def __init__(self) -> None:
+        self.debug = False
+        self.engine_name: str | None = None
+
+    def choose(self, *, local: bool, engine: str | None) -> None:
+        """Take over --local and --engine."""
+        if local and engine not in (None, "local"):
+            raise click.UsageError("--local and --engine exclude each other; leave one out")
+        self.engine_name = "local" if local else engine or self.engine_name
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The engine that commands talk to: as the options say, else as configured, else this machine's."""
+        from openmodal.engines import choose
+        from openmodal.errors import InvalidError
+
+        try:
+            return choose(self.engine_name)
+        except InvalidError as error:
+            raise click.UsageError(str(error)) from error
+
+
+pass_session = click.make_pass_decorator(Session, ensure=True)
+
+
+def engine_options(function: F) -> F:
+    """--local and --engine once more, for those who write them behind the command's name."""
+    for option in (
+        click.option("--local", is_flag=True, expose_value=False, callback=_local, hidden=True),
+        click.option("--engine", metavar="NAME", expose_value=False, callback=_engine, hidden=True),
+    ):
+        function = option(function)
+    return function
+
+
+def _local(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Session).choose(local=True, engine=None)
+
+
+def _engine(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value:
+        ctx.ensure_object(Session).choose(local=False, engine=value)

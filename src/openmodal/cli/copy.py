@@ -1,0 +1,57 @@
+"""`openmodal sandbox cp`: files and folders between this machine and a sandbox, with docker cp's rules."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from openmodal.cli._session import Session, engine_options, pass_session
+
+if TYPE_CHECKING:
+    from openmodal import Sandbox
+
+_REMOTE = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9_.-]*):(?P<path>/.*)", re.DOTALL)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@engine_options
+@pass_session
+def cp(session: Session, source: str, target: str) -> None:
+    """Copy files or folders: openmodal sandbox cp ID:/path LOCAL, or LOCAL ID:/path.
+
+    Into a folder that exists, SOURCE is put under its own name; otherwise TARGET is its new name.
+    """
+    from openmodal import Sandbox
+
+    there, here = split(source), split(target)
+    if bool(there) == bool(here):
+        raise click.UsageError("one of the two is in a sandbox, written ID:/absolute/path, and the other is local")
+    if there:
+        sandbox = Sandbox.from_id(there[0], engine=session.engine)
+        sandbox.filesystem.copy_to_local(there[1], _local_target(there[1], target))
+    elif here:
+        sandbox = Sandbox.from_id(here[0], engine=session.engine)
+        sandbox.filesystem.copy_from_local(source, _remote_target(sandbox, source, here[1]))
+
+
+def split(text: str) -> tuple[str, str] | None:
+    """`ID:/path` as id and path; None for a local path."""
+    match = _REMOTE.fullmatch(text)
+    return (match["id"], match["path"]) if match else None
+
+
+def _local_target(source: str, target: str) -> str:
+    name = os.path.basename(source.rstrip("/"))
+    return os.path.join(target, name) if os.path.isdir(target) else target
+
+
+def _remote_target(sandbox: Sandbox, source: str, target: str) -> str:
+    files = sandbox.filesystem
+    if target.endswith("/") or (files.exists(target) and files.stat(target).is_dir):
+        return f"{target.rstrip('/')}/{os.path.basename(os.path.abspath(source))}"
+    return target

@@ -1,0 +1,75 @@
+"""`openmodal doctor`: what this machine can do, what is missing, and the command that adds it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from openmodal import __version__
+from openmodal.cli import _output
+from openmodal.cli._errors import sentence
+from openmodal.cli._session import json_option
+
+if TYPE_CHECKING:
+    from openmodal.engines.embedded.doctor import Check
+
+
+@click.command()
+@click.option("--network", is_flag=True, help="Also try to reach the registries of images and packages.")
+@json_option
+def doctor(network: bool, as_json: bool) -> int:
+    """Tell what this machine can do, what is missing, and the command that adds it.
+
+    Exit code 1 if sandboxes cannot run on this machine (the embedded engine; Docker is reported, too).
+    """
+    from openmodal.engines.embedded.doctor import Machine, examine
+
+    checks = examine(Machine.here(), network=network)
+    if all(check.ok for check in checks if check.required):
+        checks.append(_sandbox())
+    works = all(check.ok for check in checks if check.required)
+    if as_json:
+        _output.emit({"version": __version__, "works": works, "checks": [_described(check) for check in checks]})
+    else:
+        for check in checks:
+            _show(check)
+        click.echo("Sandboxes can run on this machine." if works else "Sandboxes cannot run on this machine yet.")
+    return 0 if works else 1
+
+
+def _sandbox() -> Check:
+    """The proof: a sandbox without files, but with everything else."""
+    from openmodal import App, Image, Sandbox
+    from openmodal.engines.embedded.doctor import Check
+    from openmodal.errors import Error
+
+    begin = time.monotonic()
+    try:
+        with Sandbox.create(app=App("doctor"), image=Image.from_scratch(), engine="embedded", timeout=30) as sandbox:
+            sandbox.filesystem.exists("/")
+    except Error as error:
+        return Check("sandbox", False, sentence(error), required=True)
+    text = f"created, asked and ended in {(time.monotonic() - begin) * 1000:.0f} ms"
+    return Check("sandbox", True, text, required=True)
+
+
+def _described(check: Check) -> dict[str, object]:
+    return {
+        "name": check.name,
+        "ok": check.ok,
+        "required": check.required,
+        "text": check.text,
+        "remedy": check.remedy or None,
+    }
+
+
+def _show(check: Check) -> None:
+    mark = "ok" if check.ok else "MISSING" if check.required else "note"
+    if sys.stdout.isatty():
+        mark = click.style(mark, fg="green" if check.ok else "red" if check.required else "yellow")
+    click.echo(f"{mark}\t{check.name}: {_output.printable(check.text)}")
+    if check.remedy and not check.ok:
+        click.echo(f"\t  -> {check.remedy}")

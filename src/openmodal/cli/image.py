@@ -1,0 +1,108 @@
+"""`openmodal image …`: list, build, prune."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from openmodal._dual import run_sync
+from openmodal.cli import _embedded, _output, _program
+from openmodal.cli._session import Session, engine_options, json_option, pass_session
+from openmodal.errors import InvalidError
+
+if TYPE_CHECKING:
+    from openmodal import Image
+
+
+@click.command("list")
+@json_option
+@engine_options
+@pass_session
+def list_(session: Session, as_json: bool) -> None:
+    """Show the images that are built, the newest use first."""
+    found = sorted(_embedded.images(_embedded.of(session).layers), key=lambda image: -image.used)
+    if as_json:
+        _output.emit(
+            [{"key": i.key, "size": i.size, "layers": i.layers, "used": i.used, "step": i.step} for i in found]
+        )
+        return
+    now = time.time()
+    _output.table(
+        ("IMAGE", "SIZE", "LAYERS", "USED", "LAST STEP"),
+        (
+            (i.key[:12], _output.size(i.size), str(i.layers), f"{_output.duration(now - i.used)} ago", i.step)
+            for i in found
+        ),
+        empty="No image is built yet; the first Sandbox.create() builds one.",
+    )
+
+
+@click.command()
+@click.argument("target", metavar="FILE.py[::NAME] | DOCKERFILE")
+@click.option(
+    "--context", type=click.Path(exists=True, file_okay=False), help="The folder that COPY reads; the Dockerfile's."
+)
+@engine_options
+@pass_session
+def build(session: Session, target: str, context: str | None) -> None:
+    """Build an image ahead of its first use, and print its key.
+
+    Of a Python file: its openmodal.Image of that name, or all that it has. Anything else is a Dockerfile.
+    """
+    from openmodal import Image
+    from openmodal.build.progress import terminal_report
+
+    if target.partition("::")[0].endswith(".py"):
+        images = list(images_of_file(target).values())
+    else:
+        images = [Image.from_dockerfile(target, context_dir=context)]
+    for image in images:
+        with terminal_report() as report:
+            root = run_sync(session.engine.prepare(image.recipe, report))
+        click.echo(root.key)
+
+
+@click.command()
+@click.option("--older", type=float, default=7.0, metavar="DAYS", help="Those not used for so many days; 7.")
+@click.option("--all", "everything", is_flag=True, help="All that no running sandbox uses.")
+@click.option("--caches", is_flag=True, help="The downloads of apt and pip, too.")
+@json_option
+@engine_options
+@pass_session
+def prune(session: Session, older: float, everything: bool, caches: bool, as_json: bool) -> None:
+    """Remove images that were not used for a week; those of running sandboxes stay."""
+    removed = _embedded.of(session).prune(unused_for=0.0 if everything else older * 86400, caches=caches)
+    if as_json:
+        _output.emit({"layers": removed.layers, "bytes": removed.bytes, "leftovers": removed.leftovers})
+    else:
+        click.echo(f"Removed {_output.count(removed.layers, 'layer')}, {_output.size(removed.bytes)}.")
+
+
+def images_of_file(target: str) -> dict[str, Image]:
+    """The images that a Python file defines, by name: the one of FILE.py::NAME, or all."""
+    from openmodal import Image
+
+    file, name = _program.split(target)
+    found = _program.members(_program.load(_program.read(file)), Image)
+    if name and name not in found:
+        raise InvalidError(f"{Path(file).name} has no image {name!r}; it has {', '.join(found) or 'none'}")
+    if not found:
+        raise InvalidError(f"{Path(file).name} defines no image; write image = openmodal.Image.debian_slim() in it")
+    return {name: found[name]} if name else found
+
+
+def named(name: str | None) -> Image | None:
+    """What --image says: an image of a registry, or the one of FILE.py::NAME; None if nothing."""
+    from openmodal import Image
+
+    if name is None:
+        return None
+    if not name.partition("::")[0].endswith(".py"):
+        return Image.from_registry(name)
+    found = images_of_file(name)
+    if len(found) > 1:
+        raise InvalidError(f"{name} defines several images: {', '.join(found)}; say which with {name}::NAME")
+    return next(iter(found.values()))

@@ -1,0 +1,167 @@
+"""`openmodal sandbox …`: list, exec, logs, stop."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from openmodal._dual import run_sync
+from openmodal.cli import _output
+from openmodal.cli._session import Session, engine_options, json_option, pass_session
+
+if TYPE_CHECKING:
+    from openmodal._spec import Status
+    from openmodal.process import StreamReader
+
+
+@click.command("list")
+@click.option("--app", help="Only those of this app.")
+@json_option
+@engine_options
+@pass_session
+def list_(session: Session, app: str | None, as_json: bool) -> None:
+    """Show the running sandboxes, oldest first."""
+    found = [status for status in run_sync(session.engine.list()) if app in (None, status.app)]
+    if as_json:
+        _output.emit([_described(status) for status in found])
+        return
+    now = time.time()
+    _output.table(
+        ("ID", "NAME", "AGE", "ENDS IN", "TAGS"),
+        (
+            (
+                status.id,
+                status.name,
+                _output.duration(now - status.created),
+                _output.duration(status.expires - now),
+                " ".join(f"{key}={value}" for key, value in status.tags),
+            )
+            for status in found
+        ),
+        empty="No sandbox is running.",
+    )
+
+
+def _described(status: Status) -> dict[str, object]:
+    return {
+        "id": status.id,
+        "app": status.app,
+        "name": status.name or None,
+        "tags": dict(status.tags),
+        "created": status.created,
+        "expires": status.expires,
+        "image": status.image,
+        "engine": status.engine,
+        "run": status.run or None,
+    }
+
+
+def assignments(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """NAME=value options as a dict; a NAME alone takes this process's value, as with docker and podman."""
+    import os
+
+    pairs: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals and name not in os.environ:
+            raise click.BadParameter(f"{text!r} has no value and is not set here; write {text}=value")
+        pairs[name] = value if equals else os.environ[name]
+    return pairs
+
+
+env_option = click.option(
+    "--env", "-e", multiple=True, metavar="NAME=VALUE", callback=assignments, help="Set a variable; may be repeated."
+)
+
+
+@click.command("exec", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+@click.option("--interactive", "-i", is_flag=True, help="Pass standard input on.")
+@click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")
+@click.option("--workdir", "-w", metavar="PATH", help="Where it starts.")
+@click.option("--user", "-u", help="Who runs it: name, uid, name:group or uid:gid.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Kill it then.")
+@env_option
+@click.argument("id")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@engine_options
+@pass_session
+def exec_(session: Session, /, id: str, command: tuple[str, ...], interactive: bool, tty: bool, **options: Any) -> int:
+    """Run COMMAND in the sandbox ID and exit with its exit code.
+
+    There is no shell around it; for one, write: openmodal sandbox exec ID sh -c '...'
+    """
+    from openmodal import Sandbox
+    from openmodal.cli import _terminal
+    from openmodal.errors import ExecTimeoutError
+
+    if tty and not sys.stdin.isatty():
+        raise click.UsageError("--tty needs a terminal, and standard input is none; use --interactive alone")
+    sandbox = Sandbox.from_id(id, engine=session.engine)
+    argv = command[1:] if command[0] == "--" else command
+    process = sandbox.spawn(*argv, text=False, pty=tty, **options)
+    if not (interactive or tty):
+        process.stdin.close()
+    try:
+        return _terminal.attach(process, stdin=interactive or tty, pty=tty)
+    except ExecTimeoutError as error:
+        click.echo(f"Error: {error}", err=True)
+        return 124
+
+
+@click.command()
+@click.argument("id")
+@engine_options
+@pass_session
+def logs(session: Session, id: str) -> None:
+    """Show what the main command of the sandbox ID prints, until it ends.
+
+    The main command is what Sandbox.create(...) was given. Output is kept until somebody reads it, and what nobody has
+    read for a day after the sandbox has ended.
+    """
+    from openmodal import Sandbox
+
+    sandbox = Sandbox.from_id(id, engine=session.engine)
+    errors = threading.Thread(target=_print, args=(sandbox.stderr, sys.stderr), daemon=True)
+    first = sandbox.stdout.read_some()  # here, where an exception is seen: there may be no main command
+    errors.start()
+    sys.stdout.write(first)
+    _print(sandbox.stdout, sys.stdout)
+    errors.join()
+
+
+def _print(reader: StreamReader[str], to: Any) -> None:
+    while text := reader.read_some():
+        to.write(text)
+        to.flush()
+
+
+@click.command()
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--app", help="All of this app.")
+@click.option("--all", "everything", is_flag=True, help="All that run.")
+@engine_options
+@pass_session
+def stop(session: Session, ids: tuple[str, ...], app: str | None, everything: bool) -> None:
+    """End sandboxes: nothing of them is left afterwards. Prints the id of each that was ended."""
+    if not ids and not app and not everything:
+        raise click.UsageError("say which: IDs, --app NAME, or --all")
+    engine = session.engine
+    for id in ids:
+        run_sync(engine.inspect(id))  # unknown ids are found before anything is ended
+    chosen = list(ids)
+    if app or everything:
+        chosen += [status.id for status in run_sync(engine.list()) if everything or status.app == app]
+    chosen = list(dict.fromkeys(chosen))
+
+    def end(id: str) -> str:
+        run_sync(engine.stop(id))
+        return id
+
+    with ThreadPoolExecutor(8) as pool:
+        for id in pool.map(end, chosen):
+            click.echo(id)

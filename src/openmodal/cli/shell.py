@@ -1,0 +1,73 @@
+"""`openmodal shell`, `openmodal sandbox shell`: a terminal in a sandbox."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from openmodal.cli._session import Session, engine_options, pass_session
+from openmodal.cli.image import named
+from openmodal.cli.sandbox import env_option
+
+if TYPE_CHECKING:
+    from openmodal import Sandbox
+
+_BEST_SHELL = "command -v bash >/dev/null && exec bash; exec sh"
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--image", metavar="NAME", help="An image of a registry, or FILE.py::NAME; Debian with Python if left out."
+)
+@click.option("--timeout", type=float, default=8 * 3600.0, metavar="SECONDS", help="Its longest life; 8 hours.")
+@click.option("--cpu", type=float, metavar="CORES", help="How many cores it may use.")
+@click.option("--memory", type=int, metavar="MIB", help="How much memory it may use.")
+@click.option("--workdir", "-w", metavar="PATH", help="Where the shell starts.")
+@click.option("--block-network", is_flag=True, help="No network.")
+@env_option
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@engine_options
+@pass_session
+def shell(session: Session, /, image: str | None, command: tuple[str, ...], **options: Any) -> int:
+    """Open a terminal in a new sandbox, which ends when you leave it.
+
+    COMMAND runs in place of a shell. The exit code is the command's.
+    """
+    from openmodal import App, Sandbox
+    from openmodal.cli import _terminal
+
+    with (
+        _terminal.ending_signals(),
+        Sandbox.create(app=App("shell"), image=named(image), engine=session.engine, **options) as sandbox,
+    ):
+        return enter(sandbox, command)
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.argument("id")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--user", "-u", help="Who you are there: name, uid, name:group or uid:gid.")
+@click.option("--workdir", "-w", metavar="PATH", help="Where the shell starts.")
+@engine_options
+@pass_session
+def attach(session: Session, /, id: str, command: tuple[str, ...], **options: Any) -> int:
+    """Open a terminal in the sandbox ID. Leaving it leaves the sandbox running."""
+    from openmodal import Sandbox
+    from openmodal.cli import _terminal
+
+    with _terminal.ending_signals():
+        return enter(Sandbox.from_id(id, engine=session.engine), command, **options)
+
+
+def enter(sandbox: Sandbox, command: tuple[str, ...], **options: Any) -> int:
+    """Run a command, or the best shell there is, on this terminal; on plain pipes if there is none."""
+    from openmodal.cli import _terminal
+
+    pty = sys.stdin.isatty() and sys.stdout.isatty()
+    env = {"TERM": os.environ.get("TERM", "xterm")} if pty else {}
+    argv = (command[1:] if command[:1] == ("--",) else command) or ("/bin/sh", "-c", _BEST_SHELL)
+    process = sandbox.spawn(*argv, text=False, pty=pty, env=env, **options)
+    return _terminal.attach(process, stdin=True, pty=pty)

@@ -1,0 +1,129 @@
+"""Where boxes run: the promises that every engine keeps, and how one is found by name.
+
+An engine starts a box with an agent in it and hands out byte streams to that agent; everything else (commands, files, output) is the
+agent's, the same for all. `openmodal.testing` holds any engine to these promises.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol
+
+from openmodal import _config
+from openmodal._link import Stream
+from openmodal._spec import EndRecord, Recipe, Report, Root, SandboxSpec, Status
+from openmodal.errors import InvalidError, UnsupportedError
+
+
+class Engine(Protocol):
+    """Seven verbs. All are coroutines over the effects of `_dual`, safe from many threads and processes at once."""
+
+    @property
+    def name(self) -> str:
+        """The name in `engine=`, `Status.engine` and error texts."""
+        ...
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        """The promises that this engine does not keep, by name; the contract suite reports them as skipped."""
+        ...
+
+    async def prepare(self, image: Recipe, report: Report) -> Root:
+        """Make the image ready to run and return it. A hit costs about one stat. Idempotent, one build for many processes.
+
+        Raises:
+            ImageBuildError, RegistryError, DiskFullError: nothing half-made stays.
+        """
+        ...
+
+    async def create(self, spec: SandboxSpec, root: Root) -> str:
+        """Start a sandbox and return its id, once its agent answers. On any error nothing is left behind.
+
+        Raises:
+            AlreadyExistsError: a running sandbox of the app has the name.
+            EngineError: a control cannot be applied here; the text names it and the remedy.
+        """
+        ...
+
+    async def connect(self, id: str) -> Stream:
+        """Open a byte stream to the sandbox's agent; any number at once.
+
+        Raises:
+            ConnectionError: nothing listens (any more); `inspect` tells why.
+        """
+        ...
+
+    async def inspect(self, id: str) -> Status:
+        """Tell how the sandbox is, also for a while after its end.
+
+        Raises:
+            NotFoundError: there is none, or it ended long ago.
+        """
+        ...
+
+    async def list(self) -> list[Status]:
+        """Tell of every running sandbox of this user, oldest first."""
+        ...
+
+    async def stop(self, id: str) -> None:
+        """End the sandbox and return when nothing of it is left. Idempotent, also for one that ended or never was."""
+        ...
+
+    async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
+        """Wait until the sandbox has ended and nothing of it is left.
+
+        Raises:
+            TimeoutError: it still runs after `timeout` seconds.
+            NotFoundError: as `inspect`.
+        """
+        ...
+
+    async def tag(self, id: str, tags: tuple[tuple[str, str], ...]) -> None:
+        """Replace the tags of a running sandbox."""
+        ...
+
+    async def main_output(self, id: str, stream: int) -> bytes:
+        """What is kept of a finished main command's stdout (1) or stderr (2), after its sandbox's end."""
+        ...
+
+    async def snapshot(self, id: str) -> Root:
+        """Keep the sandbox's files as an image; the box keeps running."""
+        ...
+
+
+_ENGINES = {
+    "embedded": "openmodal.engines.embedded:Embedded",
+    "docker": "openmodal.engines.docker:Docker",
+    "kubernetes": "openmodal.engines.kubernetes:Kubernetes",
+}
+
+
+def load(name: str) -> Engine:
+    """Return the engine of that name: "local", "embedded", "docker", "kubernetes", or "package.module:Class" for one of yours.
+
+    Raises:
+        InvalidError: no such engine.
+        UnsupportedError: it is not part of this version.
+    """
+    path = _ENGINES.get("embedded" if name == "local" else name, name)
+    module_name, colon, class_name = path.partition(":")
+    if not colon:
+        known = ", ".join(("local", *_ENGINES))
+        raise InvalidError(f"there is no engine {name!r}; use one of {known}, or package.module:Class")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if name in _ENGINES:
+            raise UnsupportedError(
+                f"the {name} engine is not part of this version yet; use engine='embedded'"
+            ) from error
+        raise InvalidError(f"engine {name!r} cannot be imported ({error}); install its package") from error
+    engine: Engine = getattr(module, class_name)()
+    return engine
+
+
+def choose(engine: str | Engine | None) -> Engine:
+    """The engine of an argument, else the configured one, else this machine's."""
+    if engine is not None and not isinstance(engine, str):
+        return engine
+    return load(engine or _config.engine() or "local")

@@ -1,0 +1,92 @@
+"""A box for one step of an image: this machine's network, most of its memory, and it dies with the process that builds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openmodal import _wire
+from openmodal._command import Command
+from openmodal._link import Link, Links
+from openmodal._spec import ExecSpec, Status
+from openmodal._wire import FileOp, Flag
+from openmodal.build import RunRequest
+from openmodal.engines.embedded import cgroup, host, launch, native, network, plan
+from openmodal.errors import EngineError
+
+if TYPE_CHECKING:
+    from openmodal.engines.embedded.engine import Embedded
+
+TIMEOUT = 4 * 3600.0
+
+
+class Booth:
+    """One step."""
+
+    def __init__(self, engine: Embedded, request: RunRequest) -> None:
+        self._engine = engine
+        self._request = request
+        self._id = f"build-{os.urandom(4).hex()}"
+        self._links = Links(lambda: engine.connect(self._id))
+
+    async def run(self) -> int:
+        """Run the step and return its exit code."""
+        request, engine = self._request, self._engine
+        now = time.time()
+        status = Status(self._id, "build", "", (), now, now + TIMEOUT, "", "embedded")
+        lowers, env = host.over_trust(engine.layers, request.layers, request.env)
+        with engine.store.new(status) as folder:
+            await launch.start(native.find(engine.store.state), self._box(folder, lowers, env))
+        try:
+            if request.workdir:
+                mkdir = _wire.file(FileOp.MKDIR, _wire.encode(request.workdir), flags=1)
+                await Command(self, _wire.MAIN).ask(mkdir)
+            spec = ExecSpec(argv=request.argv, user=request.user, workdir=request.workdir, flags=Flag.ATTACHED)
+            sink = _Output(request)
+            _, record = await Command(self, os.urandom(16)).run(spec, None, {1: sink, 2: sink})
+            return record.returncode
+        finally:
+            self._links.close()
+            await engine.stop(self._id)
+
+    def lease(self) -> contextlib.AbstractAsyncContextManager[Link]:
+        return self._links.lease()
+
+    async def why(self, error: Exception) -> None:
+        raise EngineError(f"the box of a build step ended: {error}") from error
+
+    def _box(self, folder: Path, lowers: Sequence[str], env: Mapping[str, str]) -> plan.Box:
+        request = self._request
+        limits = cgroup.Limits(memory=host.most_of_memory(), cpu=0, pids=8192)
+        return plan.Box(
+            id=self._id,
+            folder=folder,
+            lowers=lowers,
+            upper=request.upper,
+            work=request.work,
+            keep=True,
+            ids=host.ids(),
+            net=[("net", "host")],
+            servers=network.resolv_conf(network.resolvers()),
+            timeout=TIMEOUT,
+            limits=limits,
+            groups=host.groups(self._id, limits),
+            env=tuple(env.items()),
+            binds=request.binds,
+            owner=os.getpid(),
+        )
+
+
+class _Output:
+    """Passes a step's output on."""
+
+    def __init__(self, request: RunRequest) -> None:
+        self.dropped = 0
+        self._write = request.output
+
+    def write(self, data: memoryview) -> None:
+        self._write(bytes(data))

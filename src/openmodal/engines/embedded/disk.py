@@ -1,0 +1,47 @@
+"""A disk of limited size for one sandbox: a sparse file with an ext4 file system, which the box mounts through a loop device.
+
+It is the one hard limit of bytes and inodes that needs no quotas in the kernel. The file is in the sandbox's folder and goes with it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from openmodal.engines.embedded import network
+from openmodal.errors import DiskFullError, EngineError
+
+_MOST_INODES = 1_000_000
+_BYTES_PER_INODE = 8192
+
+
+def make(folder: Path, mebibytes: int) -> str:
+    """Make the disk and return its path. What it holds counts on this machine's disk only as it is written.
+
+    Raises:
+        EngineError: this user may not mount it, or mkfs.ext4 is missing.
+        DiskFullError: there is no room even for its tables.
+    """
+    if os.geteuid() != 0:
+        raise EngineError(
+            "disk= needs root, because a limit of disk space needs a mount of its own; leave it out, or run as root"
+        )
+    mkfs = network.tool("mkfs.ext4")
+    if not mkfs:
+        raise EngineError("disk= needs mkfs.ext4; install it with `apt-get install e2fsprogs`")
+    path = folder / "disk.img"
+    size = mebibytes << 20
+    with open(path, "xb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.truncate(size)
+    # No journal: the disk does not outlive the sandbox. Nothing is kept back for root: root in the sandbox is the user.
+    options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"]
+    inodes = str(min(_MOST_INODES, size // _BYTES_PER_INODE))
+    done = subprocess.run([mkfs, *options, "-N", inodes, "--", str(path)], capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip()
+        if "No space left" in said:
+            raise DiskFullError(f"the disk of {folder} is full; free some space, or run `openmodal image prune`")
+        raise EngineError(f"the sandbox's disk of {mebibytes} MiB cannot be made: {said}")
+    return str(path)

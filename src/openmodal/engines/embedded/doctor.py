@@ -1,0 +1,349 @@
+"""What this machine can do for the embedded engine, what is missing, and the command that adds it.
+
+Looks only; changes nothing. Each check reads from a `Machine`, whose folders a test replaces; `openmodal doctor` prints what they say.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from openmodal import _config
+from openmodal.engines.embedded import cgroup, native, network, rootless
+from openmodal.errors import EngineError
+
+_ROOT_KERNEL = (5, 19)  # overlayfs on id-mapped layers
+_USER_KERNEL = (5, 11)  # overlayfs in a user namespace
+_LEAST_FREE = 2 << 30
+_LEAST_PIDS = 65536
+# overlayfs cannot have its upper folder on these (Documentation/filesystems/overlayfs.rst).
+_UNFIT = ("overlay", "nfs", "nfs4", "cifs", "smb3", "9p", "vfat", "exfat", "fuseblk", "fuse", "ecryptfs", "virtiofs")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `required`: without it no sandbox runs; `remedy`: what to do if it is not `ok`."""
+
+    name: str
+    ok: bool
+    text: str
+    remedy: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to look. `root` stands for "/", `which` finds a program of the administrator's."""
+
+    root: Path
+    state: Path
+    uid: int
+    release: str
+    cpu: str
+    which: Callable[[str], str | None]
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This machine, this user."""
+        return cls(Path("/"), _config.state(), os.geteuid(), platform.release(), platform.machine(), network.tool)
+
+    @property
+    def is_root(self) -> bool:
+        return self.uid == 0
+
+    def text(self, path: str) -> str:
+        """A file of the machine; "" if there is none."""
+        try:
+            return (self.root / path).read_text("utf-8", "replace").strip()
+        except OSError:
+            return ""
+
+    def number(self, path: str) -> int | None:
+        text = self.text(path)
+        return int(text) if text.lstrip("-").isdigit() else None
+
+
+def examine(machine: Machine, *, network: bool = False) -> list[Check]:
+    """Look at everything. `network`: also try to reach the registries, which takes seconds where there is none."""
+    checks = [
+        kernel(machine),
+        program(machine),
+        user_namespaces(machine),
+        overlay(machine),
+        seccomp(machine),
+        user(machine),
+        limits(machine),
+        way_out(machine),
+        resolver(machine),
+        base_images(machine),
+        store(machine),
+        free_space(machine),
+        process_ids(machine),
+        core_dumps(machine),
+        docker(machine),
+    ]
+    return [*checks, image_registry(), package_index()] if network else checks
+
+
+# ------------------------------------------------------------------------------------------------------- the kernel
+
+
+def kernel(machine: Machine) -> Check:
+    """Linux, new enough: for root also with id-mapped mounts that overlayfs takes."""
+    needed = _ROOT_KERNEL if machine.is_root else _USER_KERNEL
+    found = re.match(r"(\d+)\.(\d+)", machine.release)
+    ok = found is not None and (int(found[1]), int(found[2])) >= needed
+    return Check(
+        "kernel",
+        ok,
+        f"Linux {machine.release}",
+        f"install a kernel from {needed[0]}.{needed[1]} on: without it, layers cannot be mounted for a sandbox",
+        required=True,
+    )
+
+
+def program(machine: Machine) -> Check:
+    """The native program, for this CPU."""
+    try:
+        path = native.find(machine.state)
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (EngineError, OSError, subprocess.TimeoutExpired) as error:
+        return Check("native program", False, str(error), "install gcc and reinstall openmodal", required=True)
+    said = done.stdout.strip() or f"it exits with {done.returncode}"
+    return Check(
+        "native program", done.returncode == 0, f"{said} ({machine.cpu})", "reinstall openmodal", required=True
+    )
+
+
+def user_namespaces(machine: Machine) -> Check:
+    """Whether the kernel lets this user make user namespaces."""
+
+    def refused(text: str, remedy: str) -> Check:
+        return Check("user namespaces", False, text, remedy, required=True)
+
+    if machine.number("proc/sys/user/max_user_namespaces") in (0, None):
+        return refused("the kernel allows none", "sysctl -w user.max_user_namespaces=15000")
+    if not machine.is_root and machine.number("proc/sys/kernel/unprivileged_userns_clone") == 0:
+        return refused("only root may make them", "sysctl -w kernel.unprivileged_userns_clone=1")
+    if not machine.is_root and machine.number("proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1:
+        return refused(
+            "AppArmor refuses them to programs without a profile",
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give the native program a profile with userns",
+        )
+    return Check("user namespaces", True, "allowed", required=True)
+
+
+def overlay(machine: Machine) -> Check:
+    """overlayfs, which a sandbox's files are made of; it may be a module that nobody has loaded yet."""
+    there = "overlay" in machine.text("proc/filesystems").split()
+    lists = (f"lib/modules/{machine.release}/{name}" for name in ("modules.dep", "modules.builtin"))
+    module = not there and any("/overlay.ko" in machine.text(name) for name in lists)
+    text = "there" if there else "a module, loaded when it is needed" if module else "not in this kernel"
+    ok = there or (module and machine.is_root)
+    return Check("overlayfs", ok, text, "modprobe overlay (as root)", required=True)
+
+
+def seccomp(machine: Machine) -> Check:
+    """The system call filter."""
+    ok = "errno" in machine.text("proc/sys/kernel/seccomp/actions_avail").split()
+    return Check(
+        "seccomp", ok, "there" if ok else "not in this kernel", "use a kernel with CONFIG_SECCOMP_FILTER", required=True
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the user
+
+
+def user(machine: Machine) -> Check:
+    """Which user ids a sandbox gets."""
+    if machine.is_root:
+        return Check("user ids", True, "root: each sandbox gets 65,536 ids of its own")
+    helper = machine.which("newuidmap")
+    ranges = [rootless.subordinate(machine.text(f"etc/{name}"), machine.uid) for name in ("subuid", "subgid")]
+    if helper and all(ranges):
+        return Check("user ids", True, "your sub-ids, shared by your sandboxes")
+    remedy = (
+        "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 YOU" if helper else "apt-get install uidmap"
+    )
+    return Check(
+        "user ids", False, "your own id only: apt-get and `user=` do not work in sandboxes", f"{remedy} (as root)"
+    )
+
+
+def limits(machine: Machine) -> Check:
+    """Which limits the control groups can hold."""
+    found = cgroup.hierarchies(machine.text("proc/self/mountinfo"))
+    if not machine.is_root:
+        found = rootless.hierarchies(machine.text("proc/self/cgroup"), found.v2)
+    version = "v1" if found.v1 else "v2" if found.v2 else "none usable"
+    lacking = cgroup.missing(found)
+    held = [name for name in ("memory", "pids", "cpu") if name not in lacking]
+    remedy = (
+        "mount cgroup2 on /sys/fs/cgroup, or boot without cgroup_disable="
+        if machine.is_root
+        else "log in through systemd, and let it delegate: loginctl enable-linger, "
+        "systemctl edit user@.service with [Service] Delegate=memory pids cpu"
+    )
+    text = f"control groups {version}; limits of {', '.join(held) or 'nothing'} hold"
+    # A plain user's sandboxes run without limits; root's are refused.
+    return Check("limits", not lacking, text, remedy, required=machine.is_root)
+
+
+# ------------------------------------------------------------------------------------------------------ the network
+
+
+def way_out(machine: Machine) -> Check:
+    """What a sandbox's network is made with."""
+    if not machine.is_root:
+        helper = next((name for name in ("pasta", "slirp4netns") if machine.which(name)), "")
+        text = f"by {helper}" if helper else "none: sandboxes have no internet"
+        return Check("network", bool(helper), text, "apt-get install passt (as root)")
+    firewall = "iptables" if machine.which("iptables-restore") else "nft" if machine.which("nft") else ""
+    missing = [] if firewall else ["iptables"]
+    missing += [] if machine.which("nsenter") else ["util-linux"]
+    text = f"by {firewall}" if not missing else "only sandboxes with block_network=True can be created"
+    return Check("network", not missing, text, f"apt-get install {' '.join(missing)}", required=True)
+
+
+def resolver(machine: Machine) -> Check:
+    """The name server that sandboxes ask."""
+    servers = network.resolvers(machine.root)
+    own = [
+        word
+        for line in machine.text("etc/resolv.conf").splitlines()
+        for word in line.split()[1:2]
+        if "nameserver" in line
+    ]
+    public = (
+        not any(server in own for server in servers) and not (machine.root / "run/systemd/resolve/resolv.conf").exists()
+    )
+    return Check(
+        "resolver",
+        not public,
+        f"sandboxes ask {', '.join(servers)}" + (" (public ones: this machine's is on its loopback)" if public else ""),
+        "name a server that can be reached from elsewhere in /etc/resolv.conf, if yours knows names that public ones do not",
+    )
+
+
+def base_images(machine: Machine) -> Check:
+    """Where `Image.debian_slim()` can come from."""
+    wanted = _config.base()
+    tool = bool(machine.which("mmdebstrap"))
+    places = [*(["a registry"] if wanted != "packages" else []), *(["Debian's packages"] if tool else [])]
+    text = f"Image.debian_slim() comes from {' or '.join(places)}" if places else "Image.debian_slim() cannot be made"
+    return Check(
+        "base image", tool or wanted == "registry", text, "apt-get install mmdebstrap, for machines without a registry"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the disk
+
+
+def store(machine: Machine) -> Check:
+    """The file system that layers and sandboxes are on."""
+    place = _existing(machine.state)
+    kind = file_system(machine.text("proc/self/mountinfo"), str(place))
+    return Check(
+        "store",
+        kind not in _UNFIT,
+        f"{machine.state} on {kind or 'an unknown file system'}",
+        "set OPENMODAL_HOME to a folder on ext4, xfs, btrfs or tmpfs",
+        required=True,
+    )
+
+
+def free_space(machine: Machine) -> Check:
+    """Room for layers and what sandboxes write."""
+    found = os.statvfs(_existing(machine.state))
+    free = found.f_bavail * found.f_frsize
+    return Check(
+        "disk space", free >= _LEAST_FREE, f"{free / (1 << 30):.1f} GiB free", "openmodal image prune, openmodal gc"
+    )
+
+
+def file_system(mountinfo: str, path: str) -> str:
+    """The type of the file system that a path is on (proc(5), mountinfo)."""
+    best, kind = "", ""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):  # of two mounts on one place, the later covers the earlier
+            best, kind = point, after.split()[0]
+    return kind
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+# ---------------------------------------------------------------------------------------------------------- the rest
+
+
+def process_ids(machine: Machine) -> Check:
+    """How many processes the machine can have: a sandbox may use 512."""
+    most = machine.number("proc/sys/kernel/pid_max") or 0
+    return Check(
+        "process ids",
+        most >= _LEAST_PIDS,
+        f"at most {most}",
+        "sysctl -w kernel.pid_max=4194304, for hundreds of sandboxes",
+    )
+
+
+def core_dumps(machine: Machine) -> Check:
+    """Dumps that the kernel pipes into a program of the machine: sandboxes' are kept from it by a limit of one byte."""
+    pattern = machine.text("proc/sys/kernel/core_pattern")
+    piped = pattern.startswith("|")
+    return Check(
+        "core dumps",
+        True,
+        "piped to a program; those of sandboxes never are" if piped else "files in place; sandboxes write none",
+    )
+
+
+def docker(machine: Machine) -> Check:
+    """Whether a Docker daemon answers: for the engine to come, and for comparison by the benchmarks."""
+    path = machine.root / "var/run/docker.sock"
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(2)
+            sock.connect(str(path))
+    except OSError:
+        return Check("docker", True, "no daemon answers; none is needed")
+    return Check("docker", True, "a daemon answers; this version does not use it")
+
+
+def image_registry() -> Check:
+    """Whether Docker Hub can be reached."""
+    from openmodal.build.reference import HUB
+
+    try:
+        with socket.create_connection((HUB, 443), timeout=5):
+            return Check("image registry", True, "can be reached")
+    except OSError as error:
+        reason = error.strerror or str(error) or "it does not answer"
+        return Check(
+            "image registry",
+            False,
+            f"cannot be reached: {reason}",
+            "OPENMODAL_BASE=packages makes base images without it",
+        )
+
+
+def package_index() -> Check:
+    """Whether pip finds packages, with the configuration that it has here."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "index", "versions", "pip"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.CompletedProcess(command, 1)
+    text = "can be reached" if done.returncode == 0 else "cannot be reached"
+    return Check("package index", done.returncode == 0, text, "python -m pip index versions pip; it tells why")

@@ -1,0 +1,280 @@
+"""The embedded engine: each sandbox is a box of Linux namespaces with a small supervisor of its own; no daemon.
+
+The SDK writes a plan (plan.py), starts the native program with it, and waits for one line. From then on the supervisor
+owns the sandbox: deadline, clean-up, record. What the SDK knows later it reads from files (_store.py) or asks over the supervisor's socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openmodal import _config
+from openmodal._dual import Blocking, Sleep, run_sync
+from openmodal._link import SocketStream, Stream
+from openmodal._spec import EndRecord, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._store import Store
+from openmodal.build import Options, RunRequest, build, lookup
+from openmodal.build.layers import Layers
+from openmodal.build.locks import Lock
+from openmodal.engines.embedded import cgroup, disk, host, launch, native, network, plan
+from openmodal.engines.embedded.booth import Booth
+from openmodal.errors import AlreadyExistsError, DiskFullError, EngineError, NotFoundError, UnsupportedError
+
+if TYPE_CHECKING:
+    from openmodal.build.prune import Pruned
+
+DEFAULT_CPU = 1.0
+DEFAULT_MEMORY = 2048
+DEFAULT_PIDS = 512
+
+
+class Embedded:
+    """Sandboxes on this machine."""
+
+    name = "embedded"
+    lacks: frozenset[str] = frozenset({"snapshot"})
+
+    def __init__(self, state: Path | None = None) -> None:
+        self._store = Store(state or _config.state())
+        self._layers = Layers(self._store.state)
+
+    # ------------------------------------------------------------------------------------------------ images
+
+    async def prepare(self, image: Recipe, report: Report) -> Root:
+        self._store.prepare()
+        known = lookup(image, self._layers, Options(base=_config.base()))
+        return known or await Blocking(self._build, image, report)
+
+    def _build(self, image: Recipe, report: Report) -> Root:
+        return build(image, self._layers, self._run_step, report, Options(base=_config.base()))
+
+    def _run_step(self, request: RunRequest) -> int:
+        """Run one step of an image in a box whose upper folder becomes the layer."""
+        return run_sync(Booth(self, request).run())
+
+    # --------------------------------------------------------------------------------------------- the verbs
+
+    async def create(self, spec: SandboxSpec, root: Root) -> str:
+        id = f"{spec.app}-{os.urandom(4).hex()}"
+        now = time.time()
+        status = Status(
+            id=id,
+            app=spec.app,
+            name=spec.name,
+            tags=spec.tags,
+            created=now,
+            expires=now + spec.timeout,
+            image=root.key,
+            engine=self.name,
+            run=spec.run,
+        )
+        lowers, env = host.over_trust(self._layers, root.layers, spec.env)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_full_disk_is_told(self._store.state))
+            held = stack.enter_context(self._held(root))
+            with self._named(spec):
+                folder = stack.enter_context(self._store.new(status))
+            box = await self._box(spec, root, id, folder, lowers, env)
+            await launch.start(native.find(self._store.state), box, held.fd)
+        if id.endswith("00"):  # now and then, so that records of ended sandboxes do not pile up where nobody runs `gc`
+            self._store.prune_ended()
+        return id
+
+    async def connect(self, id: str) -> Stream:
+        return SocketStream(await launch.connect(self._store.folder(id), "agent.sock"))
+
+    async def inspect(self, id: str) -> Status:
+        status = self._store.status(id)
+        if status and self._store.alive(id):
+            return status
+        end = self._store.end(id) or self._reap(id, status)
+        if end is None:
+            raise NotFoundError(f"there is no sandbox {id!r}; `openmodal sandbox list` shows those that run")
+        return status_of_ended(id, status, end)
+
+    async def list(self) -> list[Status]:
+        found = [(id, self._store.status(id)) for id in self._store.ids()]
+        running = [status for id, status in found if status and self._store.alive(id)]
+        return sorted(running, key=lambda status: status.created)
+
+    async def stop(self, id: str) -> None:
+        try:
+            await launch.ask(self._store.folder(id), b"t", launch.STOP_SECONDS)
+        except (ConnectionError, FileNotFoundError):
+            pass  # it has ended, or was never there
+        except TimeoutError:
+            await self._kill(id)
+        self._reap(id, self._store.status(id))
+
+    async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
+        try:
+            return await launch.ask(self._store.folder(id), b"w", timeout)
+        except (ConnectionError, FileNotFoundError):
+            pass
+        while (status := await self.inspect(id)).ended is None:  # it is just ending
+            await Sleep(0.005)
+        return status.ended
+
+    async def tag(self, id: str, tags: tuple[tuple[str, str], ...]) -> None:
+        from msgspec.structs import replace
+
+        status = self._store.status(id)
+        if status:
+            self._store.write_status(replace(status, tags=tags))
+
+    async def main_output(self, id: str, stream: int) -> bytes:
+        return self._store.main_output(id, stream)
+
+    async def snapshot(self, id: str) -> Root:
+        raise UnsupportedError("the embedded engine cannot take snapshots yet; build the files into an Image instead")
+
+    # ------------------------------------------------------------------------------------------- keeping house
+
+    @property
+    def layers(self) -> Layers:
+        """The image store."""
+        return self._layers
+
+    @property
+    def store(self) -> Store:
+        """The sandbox store."""
+        return self._store
+
+    def gc(self, *, check: bool = False) -> Sequence[str]:
+        """Remove what crashes and power cuts left; return what was removed. Safe while sandboxes are created.
+
+        Groups with processes may be of a sandbox in another state folder, and a new one's are still empty: both are left alone.
+        `check`: only tell what would be removed.
+        """
+        # The groups before the ids: so a sandbox that is made meanwhile is not taken for dead.
+        groups = cgroup.leftovers(host.hierarchies())
+        ids = self._store.ids()
+        dead = [id for id in ids if not self._store.alive(id)]
+        orphans = {id: found for id, found in groups.items() if id not in ids and all(map(cgroup.abandoned, found))}
+        if not check:
+            dead = [id for id in dead if self._reap(id, self._store.status(id))]
+            orphans = {id: found for id, found in orphans.items() if cgroup.remove(found)}
+            self._layers.collect()
+            with contextlib.suppress(FileNotFoundError):
+                self._store.prune_ended()
+        return [*(f"sandbox {id}" for id in dead), *(f"control groups of {id}" for id in orphans)]
+
+    def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:
+        """Remove images that were not used for so many seconds. What running sandboxes stand on stays."""
+        from openmodal.build.prune import prune
+
+        return prune(self._layers, unused_for=unused_for, caches=caches)
+
+    def _reap(self, id: str, status: Status | None, *, gone: bool = True) -> EndRecord | None:
+        """Clear away a sandbox whose supervisor is dead. None if there is nothing to clear, or it lives."""
+        folder = self._store.folder(id)
+        if not folder.exists():
+            return self._store.end(id) if gone else None
+        if self._store.alive(id):
+            return None
+        end = self._store.end(id) or EndRecord("lost", 137, time.time(), "its supervisor was killed")
+        cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
+        if status:
+            self._store.write_end(id, end)
+            with contextlib.suppress(FileNotFoundError):
+                (folder / "status.json").rename(self._store.ended / f"{id}.status")
+        self._store.remove(folder)
+        return end
+
+    async def _kill(self, id: str) -> None:
+        """End a sandbox whose supervisor does not answer: kill everything in its groups, then the supervisor."""
+        cgroup.kill(cgroup.leftovers(host.hierarchies()).get(id, []))
+        await launch.kill_supervisor(self._store.folder(id))
+        deadline = time.monotonic() + launch.STOP_SECONDS
+        while self._store.alive(id) and time.monotonic() < deadline:
+            await Sleep(0.01)
+
+    # ------------------------------------------------------------------------------------------------- boxes
+
+    @contextlib.contextmanager
+    def _named(self, spec: SandboxSpec) -> Iterator[None]:
+        """Hold the names while a named sandbox takes its own."""
+        if not spec.name:
+            yield
+            return
+        with self._store.names():
+            for id in self._store.ids():
+                other = self._store.status(id)
+                if other and (other.app, other.name) == (spec.app, spec.name) and self._store.alive(id):
+                    raise AlreadyExistsError(
+                        f"sandbox {id} of app {spec.app!r} has the name {spec.name!r}; terminate it or choose another name"
+                    )
+            yield
+
+    async def _box(
+        self, spec: SandboxSpec, root: Root, id: str, folder: Path, lowers: Sequence[str], env: Mapping[str, str]
+    ) -> plan.Box:
+        """The plan's values for a sandbox."""
+        resources = spec.resources
+        limits = cgroup.Limits(
+            memory=(resources.memory or DEFAULT_MEMORY) << 20,
+            cpu=resources.cpu or DEFAULT_CPU,
+            pids=resources.pids or DEFAULT_PIDS,
+        )
+        servers = host.resolvers(block=spec.network.block)
+        return plan.Box(
+            id=id,
+            folder=folder,
+            lowers=lowers,
+            upper=str(_made(folder / "upper")),
+            work=str(_made(folder / "work")),
+            ids=host.ids(),
+            net=[("net", "none")] if spec.network.block else await host.net(servers, native.find(self._store.state)),
+            servers=network.resolv_conf(servers),
+            timeout=spec.timeout,
+            limits=limits,
+            groups=host.groups(id, limits),
+            record=str(self._store.ended / id),
+            hold=True,
+            idle=spec.idle_timeout,
+            cpus=host.cpus(limits.cpu),
+            env=tuple(env.items()),
+            user=root.user,
+            workdir=spec.workdir or root.workdir,
+            argv=spec.argv,
+            disk=await Blocking(disk.make, folder, resources.disk) if resources.disk else "",
+        )
+
+    def _held(self, root: Root) -> Lock:
+        """The lock that keeps an image from `prune`. The supervisor inherits it, so it holds as long as the sandbox lives."""
+        if held := self._layers.hold(root):
+            return held
+        raise EngineError("the image was pruned a moment ago; create the sandbox again")
+
+
+def status_of_ended(id: str, status: Status | None, end: EndRecord) -> Status:
+    """What can still be said of a sandbox after its end."""
+    from msgspec.structs import replace
+
+    if status:
+        return replace(status, ended=end)
+    return Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", "embedded", ended=end)
+
+
+@contextlib.contextmanager
+def _full_disk_is_told(state: Path) -> Iterator[None]:
+    """Say which disk is full, instead of ENOSPC alone."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, EngineError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"the disk of {state} is full; make room, run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
+        ) from error
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o755)
+    return folder

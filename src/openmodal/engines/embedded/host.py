@@ -1,0 +1,103 @@
+"""What a box gets of this machine: ids, control groups, CPUs, a way out, certificate authorities. For root and for a plain user."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from openmodal import _config
+from openmodal._dual import Blocking
+from openmodal.build.base import trust_layer
+from openmodal.build.layers import Layers
+from openmodal.engines.embedded import cgroup, network, plan, rootless
+
+
+def ids() -> plan.Lines:
+    """The ids of a box: a range of its own, or what a plain user has."""
+    if os.geteuid() != 0:
+        return rootless.id_lines()
+    machine = _config.machine()
+    machine.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return [("ids", "range"), ("slots", str(machine / "slots"))]
+
+
+def groups(id: str, limits: cgroup.Limits) -> cgroup.Plan:
+    """The control groups of a box.
+
+    Raises:
+        EngineError: a limit cannot be set here.
+    """
+    found = hierarchies()
+    if os.geteuid() == 0 or found.v2:  # a plain user without delegation has no limits but those per process
+        cgroup.prepare(found, int(Path("/proc/sys/kernel/pid_max").read_text()))
+    return cgroup.plan(found, id, limits)
+
+
+def cpus(cpu: float) -> Sequence[int]:
+    """The CPUs that the sandbox sees. They go round, so that sandboxes made together do not share one while others idle."""
+    available = plan.own_cpus()
+    return plan.choose_cpus(cpu, available, _ticket()) if cpu < len(available) else []
+
+
+async def net(servers: Sequence[str], program: str) -> plan.Lines:
+    """The way out of a box; made on the machine if it is the first.
+
+    Raises:
+        EngineError: it cannot be made; the text tells the remedy.
+    """
+    if os.geteuid() != 0:
+        own = network.local_addresses(Path("/proc/net/fib_trie").read_text())
+        return rootless.network_lines(own)
+    router = network.Router(_config.machine(), program)
+    if not router.ready(servers):
+        await Blocking(router.ensure, servers)
+    return [("net", "router"), ("router", str(router.path))]
+
+
+def resolvers(*, block: bool) -> Sequence[str]:
+    """The name servers of a box."""
+    if block:
+        return ()
+    return network.resolvers() if os.geteuid() == 0 else rootless.servers()
+
+
+def over_trust(
+    store: Layers, layers: tuple[str, ...], env: Sequence[tuple[str, str]]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The layers and variables with this machine's extra certificate authorities, if it has some."""
+    bundle = _config.authorities()
+    if not bundle:
+        return layers, dict(env)
+    layer, variables = trust_layer(store, bundle)
+    return (layer, *layers), {**dict(variables), **dict(env)}
+
+
+@functools.cache
+def hierarchies() -> cgroup.Hierarchies:
+    """Where the controllers are mounted, which does not change while a program runs."""
+    found = cgroup.hierarchies(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+    if os.geteuid() == 0:
+        return found
+    return rootless.hierarchies(Path("/proc/self/cgroup").read_text(), found.v2)
+
+
+def _ticket() -> int:
+    """The next number, of all processes of this user on this machine."""
+    machine = _config.machine()
+    machine.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(machine / "ticket", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        number = int.from_bytes(os.pread(fd, 4, 0), "little")
+        os.pwrite(fd, ((number + 1) & 0xFFFFFFFF).to_bytes(4, "little"), 0)
+    finally:
+        os.close(fd)
+    return number
+
+
+def most_of_memory() -> int:
+    """Three quarters of the machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 * 3

@@ -1,0 +1,145 @@
+"""Starting a box, and talking to what is started: its report, its supervisor, its agent's socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import time
+from pathlib import Path
+
+from openmodal._dual import Sleep, readable, run_sync
+from openmodal._spec import EndRecord
+from openmodal._store import parse_record
+from openmodal.engines.embedded import native, plan
+from openmodal.errors import DiskFullError, EngineError
+
+STOP_SECONDS = 10.0
+
+_START_SECONDS = 60.0
+
+
+async def start(program: str, box: plan.Box, held: int = -1) -> None:
+    """Start a box and wait until it is ready. `held` is a descriptor for its supervisor to keep.
+
+    If we are interrupted meanwhile, the sandbox is ended.
+
+    Raises:
+        EngineError, DiskFullError: what the box says; nothing is left but the folder.
+    """
+    try:
+        await _launch(program, plan.encode(box), held)
+    except EngineError:
+        raise
+    except BaseException:
+        with contextlib.suppress(OSError, TimeoutError):
+            run_sync(ask(box.folder, b"t", STOP_SECONDS))
+        raise
+
+
+async def ask(folder: Path, word: bytes, timeout: float | None) -> EndRecord:
+    """Ask a sandbox's supervisor to end it (b"t"), or only to tell when it has ended (b"w"); return how it ended.
+
+    Raises:
+        ConnectionError: there is no supervisor any more.
+        TimeoutError: it has not answered in time.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with await connect(folder, "control.sock") as sock:
+        sock.send(word)
+        parts: list[bytes] = []
+        while True:
+            await readable(sock.fileno(), None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if not (data := sock.recv(4096)):
+                break
+            parts.append(data)
+    if not parts:
+        raise ConnectionResetError("the supervisor died")
+    return parse_record(b"".join(parts).decode("utf-8", "replace"))
+
+
+async def kill_supervisor(folder: Path) -> None:
+    """Kill the process that listens on a sandbox's control socket (SO_PEERCRED, unix(7)), if there is one."""
+    with contextlib.suppress(ConnectionError, ProcessLookupError), await connect(folder, "control.sock") as sock:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        os.kill(struct.unpack("3i", credentials)[0], signal.SIGKILL)
+
+
+async def _launch(program: str, plan_bytes: bytes, held: int) -> None:
+    """Start a box and wait until it is ready; raise what it says otherwise."""
+    plan_fd = os.memfd_create("plan", os.MFD_CLOEXEC)
+    report, report_end = os.pipe2(os.O_CLOEXEC)
+    try:
+        os.write(plan_fd, plan_bytes)
+        os.lseek(plan_fd, 0, os.SEEK_SET)
+        pid = native.start(program, ("box",), plan_fd, report_end, held)
+    except OSError as error:
+        os.close(report)
+        raise EngineError(
+            f"the native program {program} cannot be started: {error.strerror}; reinstall openmodal"
+        ) from error
+    finally:
+        os.close(plan_fd)
+        os.close(report_end)
+    try:
+        said = await _read_to_end(report)
+    finally:
+        os.close(report)
+        with contextlib.suppress(ChildProcessError):  # the host program ignores SIGCHLD
+            os.waitpid(pid, 0)
+    if not said.startswith("ready "):
+        raise _refused(said)
+
+
+async def _read_to_end(fd: int) -> str:
+    parts: list[bytes] = []
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            await readable(fd, deadline - time.monotonic())
+        except TimeoutError:
+            raise EngineError(
+                f"a sandbox did not start within {_START_SECONDS:.0f} s; is the machine overloaded?"
+            ) from None
+        data = os.read(fd, 65536)
+        if not data:
+            return b"".join(parts).decode("utf-8", "replace")
+        parts.append(data)
+        if data.endswith(b"\n") and b"".join(parts).startswith(b"ready "):
+            return b"".join(parts).decode()
+
+
+def _refused(said: str) -> EngineError:
+    """The exception for a box's `error KIND sentence`."""
+    word, _, rest = said.strip().partition(" ")
+    kind, _, sentence = rest.partition(" ")
+    if word != "error" or not sentence:
+        return EngineError(f"the sandbox could not be started; the native program said: {said.strip() or 'nothing'}")
+    return DiskFullError(sentence) if kind == "space" else EngineError(sentence)
+
+
+async def connect(folder: Path, name: str) -> socket.socket:
+    """Connect to a socket of a sandbox. Its path may be longer than a socket's address: go through the open folder."""
+    try:
+        fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ConnectionRefusedError(str(error)) from error
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(f"/proc/self/fd/{fd}/{name}")
+                return sock
+            except BlockingIOError:  # its queue is full: many connect at once
+                await Sleep(0.002)
+    except FileNotFoundError as error:
+        sock.close()
+        raise ConnectionRefusedError(str(error)) from error
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.close(fd)

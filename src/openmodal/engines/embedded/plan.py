@@ -1,0 +1,132 @@
+"""The plan that the box carries out: keys and values, as docs/protocol.md (section 2) lists them. Pure."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from openmodal._wire import Flag
+from openmodal.engines.embedded import cgroup
+
+Lines = list[tuple[str, str]]
+
+HOSTNAME_MAX = 63  # Linux takes 64; a DNS label has 63
+
+_HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box, as values. `net` is "none", "router", "host" or "exec"; times in seconds, `memory` in bytes, `owner` a process to die with."""
+
+    id: str
+    folder: Path
+    lowers: Sequence[str]
+    upper: str
+    work: str
+    ids: Lines
+    net: Lines
+    servers: str
+    timeout: float
+    limits: cgroup.Limits
+    groups: cgroup.Plan
+    record: str = ""
+    keep: bool = False
+    hold: bool = False
+    idle: float | None = None
+    cpus: Sequence[int] = ()
+    env: Sequence[tuple[str, str]] = ()
+    user: str = ""
+    workdir: str = ""
+    argv: Sequence[str] = ()
+    binds: Sequence[tuple[str, str]] = ()
+    owner: int = 0
+    disk: str = ""
+    extra: Lines = field(default_factory=list)
+
+
+def encode(box: Box) -> bytes:
+    """The plan's bytes."""
+    hostname = box.id[-HOSTNAME_MAX:].lstrip("-._") or "sandbox"
+    lines: Lines = [
+        ("id", box.id),
+        ("hostname", hostname),
+        ("dir", str(box.folder)),
+        *(("lower", lower) for lower in box.lowers),
+        ("upper", box.upper),
+        ("work", box.work),
+        *box.ids,
+        *box.net,
+        ("resolv", box.servers),
+        ("hosts", _HOSTS.format(hostname=hostname)),
+        ("timeout_ms", str(int(box.timeout * 1000 + 0.999))),
+        ("idle_ms", str(int((box.idle or 0) * 1000 + 0.999))),
+        *_groups(box.groups),
+        *_rlimits(box.limits),
+        ("memory", str(box.limits.memory)),
+        *(("env", f"{name}={value}") for name, value in box.env),
+        *(("arg", arg) for arg in box.argv),
+        *([("main_flags", str(int(Flag.STDIN)))] if box.argv else []),
+        *(("bind", f"{source}\t{target}\trw") for source, target in box.binds),
+        *box.extra,
+    ]
+    optional = {
+        "record": box.record,
+        "keep": "1" if box.keep else "",
+        "hold": "1" if box.hold else "",
+        "cpus": ",".join(map(str, box.cpus)),
+        "user": box.user,
+        "workdir": box.workdir,
+        "disk": box.disk,
+        "owner": str(box.owner) if box.owner else "",
+    }
+    lines += [(key, value) for key, value in optional.items() if value]
+    return b"".join(f"{key}={value}\0".encode("utf-8", "surrogateescape") for key, value in lines)
+
+
+def _groups(groups: cgroup.Plan) -> Lines:
+    return [
+        *(("cgroup", folder) for folder in groups.folders),
+        *(("set", f"{path} {value}") for path, value in groups.values),
+        *([("kill", groups.kill)] if groups.kill else []),
+        *([("thaw", groups.thaw)] if groups.thaw else []),
+        *([("oom", " ".join(groups.oom))] if groups.oom else []),
+    ]
+
+
+def _rlimits(limits: cgroup.Limits) -> Lines:
+    """Limits per process. A core limit of 1 byte keeps the kernel from piping a dump to a program of the machine (core(5))."""
+    wanted = {
+        resource.RLIMIT_CORE: (1, 1),
+        resource.RLIMIT_NOFILE: (4096, 65536),
+        resource.RLIMIT_NPROC: (limits.pids, limits.pids),
+        resource.RLIMIT_MEMLOCK: (64 * 1024, 64 * 1024),
+        resource.RLIMIT_SIGPENDING: (4096, 4096),
+        resource.RLIMIT_MSGQUEUE: (819200, 819200),
+        resource.RLIMIT_NICE: (0, 0),
+        resource.RLIMIT_RTPRIO: (0, 0),
+        resource.RLIMIT_STACK: (8 << 20, resource.RLIM_INFINITY),
+    }
+    infinity = (1 << 64) - 1
+    return [
+        ("rlimit", f"{number} {soft} {infinity if hard == resource.RLIM_INFINITY else hard}")
+        for number, (soft, hard) in wanted.items()
+    ]
+
+
+def choose_cpus(cpu: float, available: Sequence[int], ticket: int) -> list[int]:
+    """The CPUs that a sandbox with `cpu` cores sees: as many as it can use, beginning where `ticket` says; [] for all."""
+    count = max(1, math.ceil(cpu))
+    if not cpu or count >= len(available):
+        return []
+    start = ticket * count % len(available)
+    return sorted([*available[start:], *available[:start]][:count])
+
+
+def own_cpus() -> list[int]:
+    """The CPUs of this process."""
+    return sorted(os.sched_getaffinity(0))

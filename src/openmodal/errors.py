@@ -1,0 +1,186 @@
+"""Every exception of OpenModal, in one tree.
+
+::
+
+    Error
+    ├── InvalidError (ValueError)              an argument is wrong; nothing was done
+    ├── NotFoundError (LookupError)            no sandbox, image or command of that name
+    ├── AlreadyExistsError                     the name is taken by a running sandbox
+    ├── UnsupportedError (NotImplementedError) this engine or machine cannot do it; the text says which can
+    ├── EngineError                            the engine cannot work: no rights, no kernel feature, no daemon
+    │   ├── ProtocolError                      the agent or supervisor said something that does not fit
+    │   └── DiskFullError (OSError ENOSPC)     the store's disk is full
+    ├── ImageError
+    │   ├── ImageBuildError                    a step failed; `.step`, `.output`
+    │   └── RegistryError                      a registry refused, lied, or cannot be reached
+    ├── SandboxError
+    │   └── SandboxNotRunningError             it has ended; the text says why
+    │       ├── SandboxTerminatedError         it was terminated, perhaps in the middle of this call
+    │       └── SandboxTimeoutError (TimeoutError) its lifetime is over
+    ├── ExecError
+    │   ├── ExecTimeoutError (TimeoutError)    the command's timeout; `.process` has its output so far
+    │   └── StdinClosedError (BrokenPipeError) the command reads no more
+    └── SandboxFilesystemError (OSError)
+        ├── SandboxFileNotFoundError (FileNotFoundError)
+        ├── SandboxIsADirectoryError (IsADirectoryError)
+        ├── SandboxNotADirectoryError (NotADirectoryError)
+        ├── SandboxPermissionError (PermissionError)
+        ├── SandboxDirectoryNotEmptyError
+        └── SandboxPathAlreadyExistsError (FileExistsError)
+
+A failure of the sandbox is an exception; a failure of the user's command is a value (`returncode`). Each text is one sentence
+that names the cause and, where there is one, the remedy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openmodal.process import Process
+
+
+class Error(Exception):
+    """The root of every exception that OpenModal raises on purpose."""
+
+
+class InvalidError(Error, ValueError):
+    """An argument is wrong. Raised before anything is created or changed."""
+
+
+class NotFoundError(Error, LookupError):
+    """There is no sandbox, image or command of that id or name."""
+
+
+class AlreadyExistsError(Error):
+    """The name is taken by a running sandbox of the same app."""
+
+
+class UnsupportedError(Error, NotImplementedError):
+    """The engine or this machine cannot do that; the text says what can."""
+
+
+class EngineError(Error):
+    """The engine cannot work here: rights, kernel features, or a daemon are missing. Nothing is left behind."""
+
+
+class ProtocolError(EngineError):
+    """The other side of a link said something that does not fit docs/protocol.md. The link is closed."""
+
+
+class DiskFullError(EngineError, OSError):
+    """The disk of the store is full. What was half-made is removed."""
+
+    def __init__(self, text: str) -> None:
+        OSError.__init__(self, errno.ENOSPC, text)
+
+    def __str__(self) -> str:
+        return str(self.args[1]) if len(self.args) > 1 else super().__str__()
+
+
+class ImageError(Error):
+    """An image cannot be made or fetched. Nothing half-made stays in the cache."""
+
+
+class ImageBuildError(ImageError):
+    """A step of an image failed.
+
+    Attributes:
+        step: the step, as it would be written in a Dockerfile.
+        output: the last lines that it printed.
+    """
+
+    def __init__(self, text: str, *, step: str = "", output: str = "") -> None:
+        super().__init__(text)
+        self.step = step
+        self.output = output
+
+
+class RegistryError(ImageError):
+    """A registry refused, gave something whose digest is wrong, or cannot be reached."""
+
+
+class SandboxError(Error):
+    """The sandbox itself failed or has ended."""
+
+
+class SandboxNotRunningError(SandboxError):
+    """The sandbox has ended; the text says why: timeout, terminated, out of memory, main command exited."""
+
+
+class SandboxTerminatedError(SandboxNotRunningError):
+    """The sandbox was terminated, perhaps while this call was under way."""
+
+
+class SandboxTimeoutError(SandboxNotRunningError, TimeoutError):
+    """The sandbox reached the end of its lifetime."""
+
+
+class ExecError(Error):
+    """A command could not be run or talked to as asked."""
+
+
+class ExecTimeoutError(ExecError, TimeoutError):
+    """The command's timeout expired; it and all its descendants are dead.
+
+    Attributes:
+        process: the finished process, with its output so far.
+    """
+
+    def __init__(self, text: str, process: Process[Any]) -> None:
+        super().__init__(text)
+        self.process = process
+
+
+class StdinClosedError(ExecError, BrokenPipeError):
+    """The command has exited or closed its standard input."""
+
+
+class SandboxFilesystemError(Error, OSError):
+    """A file operation inside a sandbox failed; `errno` and `filename` are set as for any OSError."""
+
+    def __str__(self) -> str:
+        return f"{self.strerror}: {self.filename!r} (in the sandbox)"
+
+
+class SandboxFileNotFoundError(SandboxFilesystemError, FileNotFoundError):
+    """There is no such file or folder."""
+
+
+class SandboxIsADirectoryError(SandboxFilesystemError, IsADirectoryError):
+    """It is a folder, where a file was needed."""
+
+
+class SandboxNotADirectoryError(SandboxFilesystemError, NotADirectoryError):
+    """It is not a folder, where one was needed."""
+
+
+class SandboxPermissionError(SandboxFilesystemError, PermissionError):
+    """The sandbox's user may not do that."""
+
+
+class SandboxDirectoryNotEmptyError(SandboxFilesystemError):
+    """The folder is not empty; `remove(path, recursive=True)` removes it with its contents."""
+
+
+class SandboxPathAlreadyExistsError(SandboxFilesystemError, FileExistsError):
+    """Something of that name is there already."""
+
+
+_FILE_ERRORS: dict[int, type[SandboxFilesystemError]] = {
+    errno.ENOENT: SandboxFileNotFoundError,
+    errno.EISDIR: SandboxIsADirectoryError,
+    errno.ENOTDIR: SandboxNotADirectoryError,
+    errno.EACCES: SandboxPermissionError,
+    errno.EPERM: SandboxPermissionError,
+    errno.EROFS: SandboxPermissionError,
+    errno.ENOTEMPTY: SandboxDirectoryNotEmptyError,
+    errno.EEXIST: SandboxPathAlreadyExistsError,
+}
+
+
+def file_error(number: int, path: str) -> SandboxFilesystemError:
+    """Return the exception for an errno that came from inside a sandbox."""
+    return _FILE_ERRORS.get(number, SandboxFilesystemError)(number, os.strerror(number), path)

@@ -1,0 +1,293 @@
+"""Files of a sandbox: read, write, copy, list. Every path is resolved inside the sandbox, by its agent; nothing here follows
+a path that a sandbox gave on this machine.
+
+Names that are not UTF-8 are str with surrogates, as in Python's `os` (`os.fsencode` gives their bytes).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from openmodal import _args, _wire
+from openmodal._command import exchange, refusal
+from openmodal._dual import Blocking, dual
+from openmodal._link import Link
+from openmodal._localcopy import Receiver, entries, pieces
+from openmodal._wire import Code, Entry, FileOp, Kind
+from openmodal.errors import InvalidError, ProtocolError, file_error
+
+_PIECE = 512 * 1024
+_PARENTS = 1
+
+
+class Agent(Protocol):
+    """What files need of their sandbox."""
+
+    def lease(self) -> AbstractAsyncContextManager[Link]: ...
+    async def why(self, error: Exception) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file, folder or link in a sandbox.
+
+    Attributes:
+        path: its absolute path.
+        name: the last part of it.
+        kind: "file", "directory", "symlink" or "other".
+        size: in bytes.
+        mode: permission bits.
+        uid, gid: owner, as inside the sandbox.
+        mtime: last change, in seconds of the Unix clock.
+        target: where a symlink points.
+    """
+
+    path: str
+    name: str
+    kind: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: float
+    target: str
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        return self.kind == "directory"
+
+
+class Filesystem:
+    """The files of a sandbox. Errors are SandboxFilesystemError and, at the same time, the builtin OSError of that meaning."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    @dual
+    async def read_bytes(self, path: str) -> bytes:
+        """Return a file's bytes."""
+        return await self._read(path)
+
+    @dual
+    async def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return a file's text.
+
+        Raises:
+            UnicodeDecodeError: it is not text of that encoding; `errors="replace"` reads it anyway.
+        """
+        return (await self._read(path)).decode(encoding, errors)
+
+    @dual
+    async def write_bytes(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        """Write a file: missing parents are made; readers see the old content or the new, nothing between."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InvalidError(f"write_bytes needs bytes, not {type(data).__name__}; write_text writes str")
+        await self._write(path, data)
+
+    @dual
+    async def write_text(self, path: str, text: str, encoding: str = "utf-8") -> None:
+        """Write a text file, as `write_bytes` does."""
+        if not isinstance(text, str):
+            raise InvalidError(f"write_text needs a str, not {type(text).__name__}; write_bytes writes bytes")
+        await self._write(path, text.encode(encoding))
+
+    @dual
+    async def copy_from_local(self, local: str | os.PathLike[str], path: str) -> None:
+        """Copy a local file or folder to `path`: a file is replaced at once, a folder is merged into one that is there.
+
+        Links are copied as links. Local names that the other side refuses raise before their parent is complete.
+        """
+        source = Path(local)
+        request = _request(FileOp.PUSH, path, flags=_PARENTS)
+
+        async def operation(link: Link) -> None:
+            await link.send(request)
+            for entry, file in entries(source):
+                await link.send(_wire.entry(entry))
+                if file is not None:
+                    for piece in pieces(file, entry.size):
+                        await link.send(_wire.frame(Kind.CHUNK, piece))
+            await link.send(_wire.frame(Kind.END))
+            await _ok(link, path)
+
+        await exchange(self._agent, operation)
+
+    @dual
+    async def copy_to_local(self, path: str, local: str | os.PathLike[str]) -> None:
+        """Copy a file or folder of the sandbox to the local path `local`.
+
+        A local file is replaced only on success. Links are copied as links and never followed; a name that would leave
+        `local` ends the copy.
+        """
+        target = Path(local)
+        request = _request(FileOp.PULL, path)
+
+        async def operation(link: Link) -> None:
+            await link.send(request)
+            with Receiver(target) as receiver:
+                await _receive_tree(link, path, receiver)
+                receiver.commit()
+
+        await exchange(self._agent, operation)
+
+    @dual
+    async def list_files(self, path: str) -> list[FileInfo]:
+        """Return what is in a folder, sorted by name."""
+        request = _request(FileOp.LIST, path)
+
+        async def operation(link: Link) -> list[FileInfo]:
+            await link.send(request)
+            found: list[FileInfo] = []
+            while (entry := await _entry_or_end(link, path)) is not None:
+                found.append(_info(entry, _join(path, _decode(entry.path))))
+            return sorted(found, key=lambda info: info.name)
+
+        return await exchange(self._agent, operation)
+
+    @dual
+    async def stat(self, path: str, *, follow_symlinks: bool = True) -> FileInfo:
+        """Tell about a file, folder or link."""
+        return await self._stat(path, follow=follow_symlinks)
+
+    @dual
+    async def exists(self, path: str) -> bool:
+        """Whether there is something at that path (a link counts if its target exists)."""
+        try:
+            await self._stat(path, follow=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    @dual
+    async def make_directory(self, path: str, *, create_parents: bool = True) -> None:
+        """Make a folder, by default with its parents and without an error if it is there."""
+        await self._ask(_request(FileOp.MKDIR, path, flags=int(create_parents)), path)
+
+    @dual
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, a link, or an empty folder; `recursive` also what is in a folder."""
+        await self._ask(_request(FileOp.REMOVE, path, flags=int(recursive)), path)
+
+    @dual
+    async def rename(self, path: str, new_path: str) -> None:
+        """Give a file or folder another name in the same file system, replacing a file of that name."""
+        second = _wire.encode(_args.path("new_path", new_path))
+        await self._ask(_request(FileOp.RENAME, path, second=second), path)
+
+    async def _stat(self, path: str, *, follow: bool) -> FileInfo:
+        request = _request(FileOp.STAT, path, flags=int(follow))
+
+        async def operation(link: Link) -> FileInfo:
+            await link.send(request)
+            return _info(_wire.decode_entry(await _answer(link, path, Kind.ENTRY)), path)
+
+        return await exchange(self._agent, operation)
+
+    async def _ask(self, request: bytes, path: str) -> None:
+        async def operation(link: Link) -> None:
+            await link.send(request)
+            await _ok(link, path)
+
+        await exchange(self._agent, operation)
+
+    async def _write(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        request = _request(FileOp.WRITE, path, flags=_PARENTS)
+        view = memoryview(data).cast("B")
+
+        async def operation(link: Link) -> None:
+            await link.send(request)
+            for start in range(0, len(view), _PIECE):
+                await link.send(_wire.frame(Kind.CHUNK, bytes(view[start : start + _PIECE])))
+            await link.send(_wire.frame(Kind.END))
+            await _ok(link, path)
+
+        await exchange(self._agent, operation)
+
+    async def _read(self, path: str) -> bytes:
+        request = _request(FileOp.READ, path)
+
+        async def operation(link: Link) -> bytes:
+            await link.send(request)
+            await _answer(link, path, Kind.ENTRY)
+            parts: list[bytes] = []
+            while True:
+                kind, payload = await link.expect(Kind.CHUNK, Kind.END)
+                if kind == Kind.ERROR:
+                    raise _file_refusal(payload, path)
+                if kind == Kind.END:
+                    return b"".join(parts)
+                parts.append(bytes(payload))
+
+        return await exchange(self._agent, operation)
+
+
+async def _receive_tree(link: Link, path: str, receiver: Receiver) -> None:
+    while (entry := await _entry_or_end(link, path)) is not None:
+        await Blocking(receiver.begin, entry)
+        left = entry.size if entry.kind == "f" else 0
+        while left:
+            data = await _answer(link, path, Kind.CHUNK)
+            if not 0 < len(data) <= left:
+                raise ProtocolError("the agent sent more of a file than it had announced")
+            left -= len(data)
+            receiver.write(data)
+
+
+async def _answer(link: Link, path: str, kind: Kind) -> memoryview:
+    got, payload = await link.expect(kind)
+    if got == Kind.ERROR:
+        raise _file_refusal(payload, path)
+    return payload
+
+
+async def _ok(link: Link, path: str) -> None:
+    await _answer(link, path, Kind.OK)
+
+
+async def _entry_or_end(link: Link, path: str) -> Entry | None:
+    kind, payload = await link.expect(Kind.ENTRY, Kind.END)
+    if kind == Kind.ERROR:
+        raise _file_refusal(payload, path)
+    return None if kind == Kind.END else _wire.decode_entry(payload)
+
+
+def _file_refusal(payload: memoryview, path: str) -> Exception:
+    code, _ = _wire.decode_error(payload)
+    return file_error(code - Code.ERRNO, path) if code > Code.ERRNO else refusal(payload)
+
+
+def _request(operation: FileOp, path: str, *, flags: int = 0, second: bytes = b"") -> bytes:
+    return _wire.file(operation, _wire.encode(_args.path("path", path)), flags=flags, second=second)
+
+
+_KINDS = {"f": "file", "d": "directory", "l": "symlink", "o": "other"}
+
+
+def _info(entry: Entry, path: str) -> FileInfo:
+    return FileInfo(
+        path=path,
+        name=path.rstrip("/").rpartition("/")[2],
+        kind=_KINDS[entry.kind],
+        size=entry.size,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        mtime=entry.mtime / 1e9,
+        target=_decode(entry.target),
+    )
+
+
+def _decode(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
+
+
+__all__ = ["FileInfo", "Filesystem"]

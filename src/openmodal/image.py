@@ -1,0 +1,348 @@
+"""Image: an immutable recipe for a sandbox's files. Pure: nothing is read, built or fetched before the image is used.
+
+Each method returns a new image with one more step; empty lists add none. Local paths are made absolute when the method is called, so a
+later `chdir` changes nothing; the files themselves are read when the image is built, and their content, not their path, decides
+whether a step is in the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from openmodal import _args
+from openmodal._dual import dual
+from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Recipe, Registry, Run, Scratch
+from openmodal.engines import Engine, choose
+from openmodal.errors import InvalidError
+
+Words = str | Iterable[str]
+
+# apt's packages and lists are kept between builds, outside the layers. The folder is our own, because official images have hooks that
+# empty apt's usual one. The lists of other distributions stay; apt need not become another user to download into our folder.
+_APT_CACHE = "/var/cache/openmodal/apt"
+_APT = (
+    f"-o Dir::Cache={_APT_CACHE} -o APT::Keep-Downloaded-Packages=true -o APT::Get::List-Cleanup=false "
+    "-o APT::Sandbox::User=root -o Acquire::Retries=3 -o Dpkg::Use-Pty=0"
+)
+_APT_CACHES = (_APT_CACHE, "/var/lib/apt/lists")
+_APT_ENV = (("DEBIAN_FRONTEND", "noninteractive"),)
+
+_PIP_CACHE = "/root/.cache/pip"
+# Debian marks its Python as its own; an image's Python is the user's.
+_PIP_ENV = (
+    ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
+    ("PIP_CACHE_DIR", _PIP_CACHE),
+    ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+    ("PIP_NO_INPUT", "1"),
+    ("PIP_PROGRESS_BAR", "off"),
+    ("PIP_ROOT_USER_ACTION", "ignore"),
+)
+
+_UV_CACHE = "/root/.cache/uv"
+_UV_HOME = "/root/.cache/openmodal-uv"
+# uv itself is in a cache folder, too: the image gets the packages only.
+_UV = (
+    f'PATH="$PATH:{_UV_HOME}/bin"; '
+    f"command -v uv >/dev/null || python3 -m pip install --quiet --target {_UV_HOME} --upgrade uv && "
+    "exec uv pip install --system --break-system-packages"
+)
+_UV_ENV = (*_PIP_ENV, ("UV_CACHE_DIR", _UV_CACHE), ("UV_LINK_MODE", "copy"), ("UV_NO_PROGRESS", "1"))
+
+_REQUIREMENTS = "/usr/local/share/openmodal/requirements"
+_PYTHON = re.compile(r"3\.\d{1,2}(\.\d{1,2})?")
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._:~=*/-]*")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?")
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What a sandbox's files are, as a recipe. Two images are equal if their recipes are.
+
+    Example::
+
+        image = Image.debian_slim().apt_install("git").pip_install("requests").env({"STAGE": "test"})
+    """
+
+    recipe: Recipe
+
+    # ------------------------------------------------------------------------------------------- where it begins
+
+    @classmethod
+    def debian_slim(cls, python_version: str | None = None) -> Image:
+        """A small Debian with Python, pip and venv.
+
+        It is Docker Hub's `python:<version>-slim` where that registry can be reached, and made of Debian's packages where not;
+        `OPENMODAL_BASE=registry` or `packages` says it exactly.
+
+        Args:
+            python_version: such as "3.12". None: "3.13", the newest that both a registry and a current Debian have.
+                Debian's packages have 3.11 (bookworm) and 3.13 (trixie); building another one without a registry fails and says so.
+        """
+        version = "" if python_version is None else _args.string("python_version", python_version)
+        if version and not _PYTHON.fullmatch(version):
+            raise InvalidError(f"python_version cannot be {version!r}; write it like '3.13'")
+        return cls(Recipe((Debian(version),)))
+
+    @classmethod
+    def from_registry(cls, reference: str) -> Image:
+        """An image of a registry: "alpine", "python:3.12", "ghcr.io/owner/name:tag", "name@sha256:…".
+
+        A tag is looked up once and then stays what it was, until `openmodal image prune`; a digest is always the same.
+        """
+        return cls(Recipe((Registry(_word("reference", reference)),)))
+
+    @classmethod
+    def from_dockerfile(
+        cls,
+        path: str | os.PathLike[str] = "Dockerfile",
+        *,
+        context_dir: str | os.PathLike[str] | None = None,
+        build_args: Mapping[str, str] | None = None,
+    ) -> Image:
+        """What a Dockerfile describes. `context_dir` is what COPY reads from; None: the Dockerfile's folder."""
+        file = _local("path", path)
+        context = os.path.dirname(file) if context_dir is None else _local("context_dir", context_dir)
+        return cls(Recipe((Dockerfile(file, (), context, _args.variables("build_args", build_args)),)))
+
+    @classmethod
+    def from_scratch(cls) -> Image:
+        """No files at all."""
+        return cls(Recipe((Scratch(),)))
+
+    # ------------------------------------------------------------------------------------------------- commands
+
+    def apt_install(self, *packages: Words) -> Image:
+        """Install Debian packages, without those that are only recommended. Downloads are kept between builds."""
+        names = _words("apt_install", packages)
+        for name in names:
+            if not _PACKAGE.fullmatch(name):
+                raise InvalidError(
+                    f"apt_install() cannot install {name!r}; use names of Debian packages, one per argument"
+                )
+        if not names:
+            return self
+        script = f"apt-get {_APT} update && apt-get {_APT} install -y --no-install-recommends {shlex.join(names)}"
+        return self._shell(script, _APT_ENV, _APT_CACHES)
+
+    def pip_install(
+        self,
+        *packages: Words,
+        index_url: str | None = None,
+        extra_index_url: str | None = None,
+        pre: bool = False,
+        extra_options: str = "",
+    ) -> Image:
+        """Install Python packages with the image's pip. Downloads and built wheels are kept between builds.
+
+        `extra_options` are more arguments for pip, as in a shell.
+        """
+        names = _requirements("pip_install", packages)
+        options = _pip_options(index_url, extra_index_url, pre, extra_options)
+        return self._pip((*options, "--", *names)) if names else self
+
+    def pip_install_from_requirements(
+        self,
+        requirements_txt: str | os.PathLike[str],
+        *,
+        index_url: str | None = None,
+        extra_index_url: str | None = None,
+        pre: bool = False,
+        extra_options: str = "",
+    ) -> Image:
+        """Install what a requirements file of this machine lists. It may not refer to other local files."""
+        file = _local("requirements_txt", requirements_txt)
+        options = _pip_options(index_url, extra_index_url, pre, extra_options)
+        target = f"{_REQUIREMENTS}-{len(self.recipe.steps)}.txt"  # several calls do not replace each other's
+        return self._add(Copy(file, target))._pip((*options, "-r", target))
+
+    def uv_pip_install(
+        self,
+        *packages: Words,
+        index_url: str | None = None,
+        extra_index_url: str | None = None,
+        pre: bool = False,
+        extra_options: str = "",
+    ) -> Image:
+        """As `pip_install`, but with uv, which is faster; it is fetched if the image has none, and does not become part of it."""
+        names = _requirements("uv_pip_install", packages)
+        options = _pip_options(index_url, extra_index_url, False, extra_options)
+        options = (*options, "--prerelease=allow") if pre else options
+        script = f"{_UV} {shlex.join((*options, '--', *names))}"
+        return self._shell(script, _UV_ENV, (_PIP_CACHE, _UV_CACHE, _UV_HOME)) if names else self
+
+    def run_commands(self, *commands: Words) -> Image:
+        """Run shell commands, one step each, as root (`user` is for sandboxes) in the image's working directory."""
+        image = self
+        for command in _words("run_commands", commands):
+            image = image._shell(command)
+        return image
+
+    def dockerfile_commands(self, *commands: Words, context_dir: str | os.PathLike[str] | None = None) -> Image:
+        """Lines of a Dockerfile, without FROM. `context_dir` is what COPY reads from; None: the current folder."""
+        lines = tuple(_words("dockerfile_commands", commands))
+        context = _local("context_dir", "." if context_dir is None else context_dir)
+        return self._add(Dockerfile("", lines, context)) if lines else self
+
+    # ------------------------------------------------------------------------------------------------- settings
+
+    def env(self, variables: Mapping[str, str]) -> Image:
+        """Set variables for later steps and for every command in sandboxes. Not for secrets: an image can be read."""
+        pairs = _args.variables("env", variables)
+        return self._add(Config(env=pairs)) if pairs else self
+
+    def workdir(self, path: str) -> Image:
+        """Set the folder in which later steps and commands start; it is made if it is missing."""
+        return self._add(Config(workdir=_args.path("workdir", path)))
+
+    def entrypoint(self, arguments: Iterable[str]) -> Image:
+        """Set what the sandbox's main command is an argument of; an empty list takes it away."""
+        return self._add(Config(entrypoint=_arguments("entrypoint", arguments)))
+
+    def cmd(self, arguments: Iterable[str]) -> Image:
+        """Set the main command of sandboxes that are given none."""
+        return self._add(Config(cmd=_arguments("cmd", arguments)))
+
+    def user(self, user: str) -> Image:
+        """Set who commands in sandboxes run as: "name", "uid", "name:group" or "uid:gid". Build steps run as root."""
+        if not _USER.fullmatch(_args.string("user", user)):
+            raise InvalidError(f"user cannot be {user!r}; use 'name', 'uid', 'name:group' or 'uid:gid'")
+        return self._add(Config(user=user))
+
+    # ---------------------------------------------------------------------------------------------- local files
+
+    def add_local_file(self, local_path: str | os.PathLike[str], remote_path: str) -> Image:
+        """Put a file of this machine into the image; a `remote_path` that ends in "/" is the folder to put it in."""
+        return self._add(Copy(_local("local_path", local_path), _args.path("remote_path", remote_path)))
+
+    def add_local_dir(self, local_path: str | os.PathLike[str], remote_path: str, *, ignore: Words = ()) -> Image:
+        """Put what is in a folder of this machine into a folder of the image.
+
+        Files are owned by root and have mode 0755 if they are executable here, else 0644; links stay links.
+
+        Args:
+            ignore: patterns of what to leave out, as in a .dockerignore file, for example `[".git", "**/*.pyc"]`.
+        """
+        source, target = _local("local_path", local_path), _args.path("remote_path", remote_path)
+        return self._add(Copy(source, target, tuple(_words("ignore", (ignore,)))))
+
+    def add_local_python_source(self, *modules: Words, ignore: Words = ("**/__pycache__", "**/*.pyc")) -> Image:
+        """Put modules or packages that can be imported here where Python in the image can import them.
+
+        They go below /root, which becomes part of PYTHONPATH. Finding them is the one look that this class takes at local files;
+        nothing is imported.
+        """
+        image = self
+        names = _words("add_local_python_source", modules)
+        for name in names:
+            source, base = _module(name)
+            image = image._add(Copy(source, f"/root/{base}", tuple(_words("ignore", (ignore,)))))
+        return image._add(Config(env=(("PYTHONPATH", "/root"),))) if names else self
+
+    # ------------------------------------------------------------------------------------------------ being made
+
+    @dual
+    async def build(self, *, engine: str | Engine | None = None) -> Image:
+        """Make the image now instead of at its first use, and return it.
+
+        Raises:
+            ImageBuildError: a step failed; `.step` and `.output` tell. The steps before it stay in the cache.
+            RegistryError: the base image cannot be fetched.
+            UnsupportedError: it cannot be made on this machine; the text says what can.
+        """
+        from openmodal.build.progress import terminal_report
+
+        with terminal_report() as report:
+            await choose(engine).prepare(self.recipe, report)
+        return self
+
+    # ---------------------------------------------------------------------------------------------------- inside
+
+    def _add(self, step: AnyStep) -> Image:
+        if not self.recipe.steps:
+            raise InvalidError(
+                "an image begins with debian_slim(), from_registry(), from_dockerfile() or from_scratch()"
+            )
+        return Image(Recipe((*self.recipe.steps, step)))
+
+    def _shell(self, script: str, env: _args.Pairs = (), caches: tuple[str, ...] = ()) -> Image:
+        return self._add(Run(("/bin/sh", "-c", script), env=env, caches=caches))
+
+    def _pip(self, arguments: tuple[str, ...]) -> Image:
+        return self._add(Run(("python3", "-m", "pip", "install", *arguments), env=_PIP_ENV, caches=(_PIP_CACHE,)))
+
+    def __repr__(self) -> str:
+        from openmodal.build.titles import title
+
+        return f"<Image {'; '.join(title(step) for step in self.recipe.steps)}>"
+
+
+def _word(argument: str, value: object) -> str:
+    text = _args.string(argument, value)
+    if not text or text != text.strip() or any(c.isspace() for c in text):
+        raise InvalidError(f"{argument} cannot be {text!r}; it must not be empty or contain spaces")
+    return text
+
+
+def _words(function: str, values: Iterable[Words]) -> list[str]:
+    """Strings and lists of strings, in one list."""
+    words: list[str] = []
+    for value in values:
+        if isinstance(value, str):
+            words.append(_args.string(f"{function}()", value))
+        elif isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
+            words.extend(_args.string(f"{function}()", item) for item in value)
+        else:
+            raise InvalidError(f"{function}() takes strings or lists of strings, not {type(value).__name__}")
+    return words
+
+
+def _requirements(function: str, values: Iterable[Words]) -> list[str]:
+    names = _words(function, values)
+    for name in names:
+        if not name.strip() or name.startswith("-"):
+            raise InvalidError(f"{function}() cannot install {name!r}; options go into extra_options=")
+    return names
+
+
+def _arguments(argument: str, values: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InvalidError(f'{argument} must be a list of strings, for example ["python3", "-i"], not {values!r}')
+    return tuple(_args.string(argument, value) for value in values)
+
+
+def _local(argument: str, value: str | os.PathLike[str]) -> str:
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path:
+        raise InvalidError(f"{argument} must be a path of this machine, not {value!r}")
+    return os.path.abspath(_args.string(argument, path))
+
+
+def _pip_options(index_url: str | None, extra_index_url: str | None, pre: bool, extra_options: str) -> tuple[str, ...]:
+    options = [] if index_url is None else [f"--index-url={_word('index_url', index_url)}"]
+    options += [] if extra_index_url is None else [f"--extra-index-url={_word('extra_index_url', extra_index_url)}"]
+    options += ["--pre"] if pre else []
+    try:
+        return (*options, *shlex.split(_args.string("extra_options", extra_options)))
+    except ValueError as error:
+        raise InvalidError(f"extra_options {extra_options!r} is not a shell's list of words: {error}") from error
+
+
+def _module(name: str) -> tuple[str, str]:
+    """Where a module is here, and what it is to be called in the image."""
+    import importlib.util
+
+    if not _MODULE.fullmatch(name):
+        raise InvalidError(
+            f"add_local_python_source() cannot take {name!r}; use the name of a top-level module or package"
+        )
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.submodule_search_locations:
+        return os.path.abspath(next(iter(spec.submodule_search_locations))), name
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise InvalidError(f"there is no module {name!r} of Python source here; put its folder on sys.path")
+    return os.path.abspath(spec.origin), f"{name}.py"

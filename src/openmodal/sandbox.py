@@ -1,0 +1,431 @@
+"""Sandbox: an isolated container to run commands in."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, cast
+
+from openmodal import _args, _config, _wire
+from openmodal._command import Command, Spool
+from openmodal._dual import DualContext, dual
+from openmodal._link import Link, Links
+from openmodal._options import ExecCall, ExecOptions, SpawnCall, SpawnOptions, environment, exec_spec, feed
+from openmodal._spec import EndRecord, Network, Recipe, Resources, Root, SandboxSpec, Status
+from openmodal._wire import Flag
+from openmodal.app import App
+from openmodal.build.progress import terminal_report
+from openmodal.engines import Engine, choose
+from openmodal.errors import (
+    InvalidError,
+    NotFoundError,
+    SandboxNotRunningError,
+    SandboxTerminatedError,
+    SandboxTimeoutError,
+    UnsupportedError,
+)
+from openmodal.filesystem import Filesystem
+from openmodal.process import Kept, Live, Process, StreamReader, StreamWriter, timed_out
+from openmodal.secret import Secret
+
+if TYPE_CHECKING:
+    from openmodal.image import Image
+
+DEFAULT_TIMEOUT = 300.0
+
+
+class Sandbox(DualContext):
+    """An isolated container that you run commands in, like SSH into a fresh machine.
+
+    Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its
+    timeout, also when the process that made it ends; `terminate()`, or the end of a `with` block, ends it earlier. The object itself holds
+    nothing but the id and some connections, and may be used from many threads and after a fork.
+    """
+
+    def __init__(self, id: str, engine: Engine) -> None:
+        self._id = id
+        self._engine = engine
+        self._links = Links(lambda: engine.connect(id))
+        self._main = Command(self, _wire.MAIN)
+        self._stdin = StreamWriter(self._main)
+        self._streams: dict[int, StreamReader[str]] = {}
+        self._end: EndRecord | None = None
+        weakref.finalize(self, self._links.close).atexit = False
+
+    # ------------------------------------------------------------------------------------------ make and find
+
+    @dual
+    @classmethod
+    async def create(
+        cls,
+        /,
+        *args: str,
+        app: App | None = None,
+        image: Image | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        secrets: Iterable[Secret] = (),
+        timeout: float = DEFAULT_TIMEOUT,
+        idle_timeout: float | None = None,
+        workdir: str | None = None,
+        cpu: float | None = None,
+        memory: int | None = None,
+        disk: int | None = None,
+        block_network: bool = False,
+        engine: str | Engine | None = None,
+        gpu: object = None,
+        outbound_cidr_allowlist: Sequence[str] | None = None,
+        outbound_domain_allowlist: Sequence[str] | None = None,
+        volumes: Mapping[str, object] | None = None,
+        ports: Sequence[int] = (),
+        readiness_probe: object = None,
+        runtime: str | None = None,
+        **unknown: object,
+    ) -> Sandbox:
+        """Create a sandbox and return when commands can run in it.
+
+        Args:
+            args: its main command; the sandbox ends when that ends. None: it stays until its timeout.
+            app: what it belongs to; its id begins with the app's name.
+            image: its file system; None: `Image.debian_slim()`. The first use of an image builds it.
+            name: a name, unique among the running sandboxes of the app, for `from_name`.
+            tags: labels for `list`.
+            env, secrets: variables of every command; `env` beats `secrets`, both beat the image's.
+            timeout: its lifetime in seconds.
+            idle_timeout: seconds without a command, request or file transfer after which it ends.
+            workdir: where commands start; None: the image's, or "/".
+            cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
+            block_network: no network but loopback.
+            engine: "local", "embedded", "docker", "kubernetes", or an Engine; None: as configured.
+
+        Raises:
+            InvalidError: an argument is wrong; nothing was created.
+            UnsupportedError: the engine cannot do that yet.
+            ImageError: the image cannot be built.
+            AlreadyExistsError: the name is taken.
+            EngineError: the engine cannot work on this machine. In every case nothing is left behind.
+        """
+        _args.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
+        _refuse_unsupported(
+            gpu=gpu,
+            outbound_cidr_allowlist=outbound_cidr_allowlist,
+            outbound_domain_allowlist=outbound_domain_allowlist,
+            volumes=volumes,
+            ports=ports,
+            readiness_probe=readiness_probe,
+            runtime=None if runtime in ("native", "default") else runtime,
+        )
+        app = _checked_app(app)
+        recipe = _checked_recipe(image)
+        spec = SandboxSpec(
+            app=app.name,
+            argv=_args.argv("Sandbox.create", args) if args else (),
+            name=_args.name("name", name) if name is not None else "",
+            tags=_args.tags(tags),
+            env=environment(env, secrets),
+            timeout=_args.seconds("timeout", timeout),
+            idle_timeout=_args.optional_seconds("idle_timeout", idle_timeout),
+            workdir=_args.path("workdir", workdir) if workdir is not None else "",
+            resources=Resources(
+                cpu=_args.cores(cpu),
+                memory=_args.mebibytes("memory", memory, 16),
+                disk=_args.mebibytes("disk", disk, 16),
+            ),
+            network=Network(block=bool(block_network)),
+            run=app.run_id or _config.run(),
+        )
+        _args.command_size("Sandbox.create", spec.argv, spec.env)
+        chosen = choose(engine)
+        with terminal_report() as report:
+            root = await chosen.prepare(recipe, report)
+        return cls(await chosen.create(_over_image(spec, root), root), chosen)
+
+    @dual
+    @classmethod
+    async def from_id(cls, id: str, *, engine: str | Engine | None = None) -> Sandbox:
+        """Return the sandbox of that id, from any process.
+
+        Raises:
+            NotFoundError: there is none, and none of that id ended lately.
+        """
+        sandbox = cls(_args.string("id", id), choose(engine))
+        await sandbox._engine.inspect(id)
+        return sandbox
+
+    @dual
+    @classmethod
+    async def from_name(cls, app_name: str, name: str, *, engine: str | Engine | None = None) -> Sandbox:
+        """Return the running sandbox of that name.
+
+        Raises:
+            NotFoundError: no running sandbox of the app has the name.
+        """
+        chosen = choose(engine)
+        wanted = (_args.name("app_name", app_name), _args.name("name", name))
+        for status in await chosen.list():
+            if (status.app, status.name) == wanted:
+                return cls(status.id, chosen)
+        raise NotFoundError(
+            f"no sandbox {name!r} of app {app_name!r} is running; `openmodal sandbox list` shows which are"
+        )
+
+    @dual
+    @classmethod
+    async def list(
+        cls, *, app: App | str | None = None, tags: Mapping[str, str] | None = None, engine: str | Engine | None = None
+    ) -> list[Sandbox]:
+        """Return the running sandboxes, oldest first: of an app, and with all of these tags."""
+        chosen = choose(engine)
+        name = app.name if isinstance(app, App) else app
+        wanted = set(_args.tags(tags))
+        return [
+            cls(status.id, chosen)
+            for status in await chosen.list()
+            if (name is None or status.app == name) and wanted <= set(status.tags)
+        ]
+
+    # ------------------------------------------------------------------------------------------------- about it
+
+    @property
+    def id(self) -> str:
+        """`<app name>-<8 hexadecimal digits>`."""
+        return self._id
+
+    object_id = id
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended, if that is known already (see `poll`): 124 timeout, 137 terminated, else its main command's."""
+        return self._end.returncode if self._end else None
+
+    @dual
+    async def status(self) -> Status:
+        """Tell how it is: app, name, tags, times, image, and how it ended."""
+        return await self._engine.inspect(self._id)
+
+    @dual
+    async def get_tags(self) -> dict[str, str]:
+        """Return its tags."""
+        return dict((await self._engine.inspect(self._id)).tags)
+
+    @dual
+    async def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Replace its tags.
+
+        Raises:
+            SandboxNotRunningError: it has ended.
+        """
+        checked = _args.tags(tags)
+        status = await self._engine.inspect(self._id)
+        if status.ended:
+            raise _ended(self._id, status.ended)
+        await self._engine.tag(self._id, checked)
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """Its files."""
+        return Filesystem(self)
+
+    @property
+    def stdin(self) -> StreamWriter:
+        """Stdin of its main command."""
+        return self._stdin
+
+    @property
+    def stdout(self) -> StreamReader[str]:
+        """Stdout of its main command; what is kept of it can be read after the sandbox's end, too."""
+        return self._stream(1)
+
+    @property
+    def stderr(self) -> StreamReader[str]:
+        """Stderr of its main command."""
+        return self._stream(2)
+
+    # ------------------------------------------------------------------------------------------------ its end
+
+    @dual
+    async def poll(self) -> int | None:
+        """Return how it ended, or None while it runs."""
+        if not self._end:
+            self._end = (await self._engine.inspect(self._id)).ended
+        return self.returncode
+
+    @dual
+    async def wait(self, raise_on_termination: bool = True, *, timeout: float | None = None) -> int:
+        """Wait until it has ended; return the exit code of its main command.
+
+        Args:
+            raise_on_termination: raise when it was terminated, instead of returning 137.
+            timeout: seconds to wait; it goes on afterwards.
+
+        Raises:
+            SandboxTimeoutError: its lifetime was over.
+            SandboxTerminatedError: it was terminated.
+            TimeoutError: it still runs after `timeout`.
+        """
+        if not self._end:
+            self._end = await self._engine.wait(self._id, _args.optional_seconds("timeout", timeout))
+        if self._end.reason in ("timeout", "idle") or (self._end.reason == "terminated" and raise_on_termination):
+            raise _ended(self._id, self._end)
+        return self._end.returncode
+
+    @dual
+    async def terminate(self) -> None:
+        """End it, and return when no process, file or interface of it is left. Does nothing if it has ended."""
+        self._links.close()
+        await self._engine.stop(self._id)
+
+    async def _close(self) -> None:
+        self._links.close()
+        await self._engine.stop(self._id)
+
+    # ----------------------------------------------------------------------------------------------- commands
+
+    async def _exec(self, /, *argv: str, text: bool = True, **options: Any) -> Process[Any]:
+        """Run a command to its end and return the finished process; no shell, unless you name one.
+
+        See `ExecOptions` for the keywords. The exit code is a value: 127 if there is no such executable, 128 + n for signal n.
+        A background child that outlives the command does not delay the result.
+
+        Raises:
+            ExecTimeoutError: its timeout expired; `.process` has its output so far.
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox has ended.
+        """
+        source = feed(options.pop("stdin", None))
+        spec = exec_spec("exec", argv, options, Flag.ATTACHED | (Flag.STDIN if source else 0))
+        command, stdout, stderr = self._new_command(), Spool(), Spool()
+        pid, record = await command.run(spec, source, {1: stdout, 2: stderr})
+        process: Process[Any] = Process(
+            command, spec.argv, pid=pid, stdout=Kept(stdout), stderr=Kept(stderr), text=text, stdin=False, record=record
+        )
+        if record.timed_out:
+            raise timed_out(process)
+        return process
+
+    async def _spawn(self, /, *argv: str, text: bool = True, **options: Any) -> Process[Any]:
+        """Start a command and return at once, with live stdin, stdout and stderr. See `SpawnOptions` for the keywords."""
+        spec = exec_spec("spawn", argv, options, Flag.STDIN)
+        command = self._new_command()
+        pid = await command.start(spec)
+        return Process(
+            command, spec.argv, pid=pid, stdout=Live(command, 1), stderr=Live(command, 2), text=text, stdin=True
+        )
+
+    exec = cast("ExecCall", dual(_exec))
+    spawn = cast("SpawnCall", dual(_spawn))
+
+    def _new_command(self) -> Command:
+        return Command(self, os.urandom(16))
+
+    # ------------------------------------------------------------------------------- what commands need of us
+
+    def lease(self) -> AbstractAsyncContextManager[Link]:
+        """A link to the agent, for one operation."""
+        return self._links.lease()
+
+    async def why(self, error: Exception) -> None:
+        """Raise why the sandbox ended; return if it runs."""
+        try:
+            self._end = (await self._engine.inspect(self._id)).ended
+        except NotFoundError as gone:
+            raise SandboxNotRunningError(f"sandbox {self._id} does not exist any more; create a new one") from gone
+        if self._end:
+            raise _ended(self._id, self._end) from error
+
+    def _stream(self, number: int) -> StreamReader[str]:
+        if number not in self._streams:
+            self._streams[number] = StreamReader(_MainOutput(self, number), text=True)
+        return self._streams[number]
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self._id} ({self._engine.name})>"
+
+
+class _MainOutput(Live):
+    """The main command's output: live, and after the sandbox's end what its engine kept."""
+
+    def __init__(self, sandbox: Sandbox, stream: int) -> None:
+        super().__init__(sandbox._main, stream)
+        self._sandbox = sandbox
+        self._over = False
+
+    async def chunk(self) -> bytes:
+        if self._over:
+            return b""
+        try:
+            return await super().chunk()
+        except SandboxNotRunningError:
+            self._over = True
+            whole = self._offsets[self._stream] == 0
+            return await self._sandbox._engine.main_output(self._sandbox.id, self._stream) if whole else b""
+        except NotFoundError:
+            raise InvalidError("this sandbox has no main command; read the streams of exec() or spawn()") from None
+
+
+def _refuse_unsupported(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value not in (None, (), [], {}):
+            raise UnsupportedError(
+                f"{name}= is not supported by this version yet; leave it out "
+                "(cpu=, memory=, disk= and block_network= are supported)"
+            )
+
+
+def _checked_app(app: App | None) -> App:
+    if app is None:
+        return App("sandbox")
+    if not isinstance(app, App):
+        raise InvalidError(f"app must be an openmodal.App, not {type(app).__name__}; write openmodal.App('my-app')")
+    return app
+
+
+def _checked_recipe(image: Image | None) -> Recipe:
+    from openmodal.image import Image
+
+    if image is None:
+        return Image.debian_slim().recipe
+    if not isinstance(image, Image):
+        raise InvalidError(
+            f"image must be an openmodal.Image, not {type(image).__name__}; use Image.from_registry(name)"
+        )
+    return image.recipe
+
+
+def _over_image(spec: SandboxSpec, root: Root) -> SandboxSpec:
+    """The spec, with what the image says where the caller said nothing."""
+    from msgspec.structs import replace
+
+    return replace(
+        spec,
+        env=tuple({**dict(root.env), **dict(spec.env)}.items()),
+        workdir=spec.workdir or root.workdir,
+        argv=(*root.entrypoint, *spec.argv) if spec.argv else (),
+    )
+
+
+_WHY = {
+    "timeout": "its timeout expired; give Sandbox.create a longer timeout=",
+    "idle": "nothing happened in it for its idle_timeout",
+    "terminated": "it was terminated",
+    "oom": "it ran out of memory; give Sandbox.create more memory=",
+    "lost": "its supervisor was killed, or the machine was restarted",
+}
+
+
+def _ended(id: str, end: EndRecord) -> SandboxNotRunningError:
+    """The exception that tells how a sandbox ended."""
+    why = _WHY.get(end.reason) or end.text
+    if end.reason == "exited":
+        why = f"its main command exited with {end.returncode}"
+    kind = {
+        "timeout": SandboxTimeoutError,
+        "idle": SandboxTimeoutError,
+        "terminated": SandboxTerminatedError,
+    }.get(end.reason, SandboxNotRunningError)
+    return kind(f"sandbox {id} is not running: {why}")
+
+
+__all__ = ["DEFAULT_TIMEOUT", "ExecOptions", "Sandbox", "SpawnOptions"]

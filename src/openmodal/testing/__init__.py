@@ -1,0 +1,111 @@
+"""The contract suite: what every engine promises, as tests. Any engine is held to it, also one of yours.
+
+A file of three statements runs it::
+
+    import pytest
+    from openmodal.testing import *  # the tests and their fixtures
+
+    @pytest.fixture(scope="session")
+    def engine():
+        return my_package.MyEngine()
+
+Every test runs in both faces: it is written in the blocking spelling, and the `async` face makes `await f.aio(…)` of each call
+`f(…)`, `async for` of each `for`, `async with` of each `with` (`faces.py`). Promises that `engine.lacks` names are skipped by name
+(`PROMISES` is the list). Tests marked `slow` take more than a few seconds: register the marker, and leave them out with `-m "not slow"`.
+
+Needs pytest, and a static busybox on PATH for the image that nearly all tests use; or a fixture `image` of your own that has a busybox
+shell and tools. Other fixtures to override: `outbound` (a host and port of the internet that can be reached from here).
+Budget: both faces in three minutes on two cores, when a sandbox costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+_MODULES = (
+    "apps",
+    "basics",
+    "exec",
+    "faces",
+    "files",
+    "fixtures",
+    "images",
+    "lifetime",
+    "limits",
+    "mistakes",
+    "spawn",
+)
+
+pytest.register_assert_rewrite(*(f"openmodal.testing.{name}" for name in _MODULES))
+
+from openmodal.testing.apps import TestApp  # noqa: E402
+from openmodal.testing.basics import TestFinding, TestMainCommand, TestNames, TestSandbox  # noqa: E402
+from openmodal.testing.exec import TestExec, TestExecInput, TestExecOutput, TestExecTimeout, TestLostLinks  # noqa: E402
+from openmodal.testing.faces import Face  # noqa: E402
+from openmodal.testing.files import TestCopying, TestFileErrors, TestFiles  # noqa: E402
+from openmodal.testing.fixtures import (  # noqa: E402
+    PROMISES,
+    Create,
+    Flaky,
+    SandboxClass,
+    app,
+    busybox,
+    create,
+    engine_name,
+    face,
+    image,
+    outbound,
+    promise,
+    promise_is_kept,
+    sandbox,
+    sandboxes,
+)
+from openmodal.testing.images import TestImages  # noqa: E402
+from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
+from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
+from openmodal.testing.mistakes import TestMistakes  # noqa: E402
+from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
+
+__all__ = [
+    "PROMISES",
+    "Create",
+    "Face",
+    "Flaky",
+    "SandboxClass",
+    "TestApp",
+    "TestCopying",
+    "TestEnd",
+    "TestExec",
+    "TestExecInput",
+    "TestExecOutput",
+    "TestExecTimeout",
+    "TestFileErrors",
+    "TestFiles",
+    "TestFinding",
+    "TestFlow",
+    "TestImages",
+    "TestIsolation",
+    "TestLifetime",
+    "TestLimits",
+    "TestLostLinks",
+    "TestMainCommand",
+    "TestMistakes",
+    "TestNames",
+    "TestNetwork",
+    "TestSandbox",
+    "TestSpawn",
+    "TestStdin",
+    "TestTerminal",
+    "TestTermination",
+    "app",
+    "busybox",
+    "create",
+    "engine_name",
+    "face",
+    "image",
+    "outbound",
+    "promise",
+    "promise_is_kept",
+    "sandbox",
+    "sandboxes",
+]

@@ -1,0 +1,168 @@
+"""Wrong arguments: each raises InvalidError that names the argument and the remedy, before anything is created."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from openmodal.app import App
+from openmodal.engines import Engine
+from openmodal.errors import InvalidError, UnsupportedError
+from openmodal.image import Image
+from openmodal.sandbox import Sandbox
+from openmodal.secret import Secret
+from openmodal.testing.fixtures import Create, SandboxClass
+
+CREATE: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "timeout zero": ((), {"timeout": 0}, "timeout"),
+    "timeout negative": ((), {"timeout": -1}, "timeout"),
+    "timeout text": ((), {"timeout": "300"}, "timeout"),
+    "timeout bool": ((), {"timeout": True}, "timeout"),
+    "timeout nan": ((), {"timeout": float("nan")}, "timeout"),
+    "timeout infinite": ((), {"timeout": float("inf")}, "timeout"),
+    "timeout none": ((), {"timeout": None}, "timeout"),
+    "idle_timeout zero": ((), {"idle_timeout": 0}, "idle_timeout"),
+    "idle_timeout text": ((), {"idle_timeout": "1"}, "idle_timeout"),
+    "app text": ((), {"app": "my-app"}, "App"),
+    "image text": ((), {"image": "debian"}, "from_registry"),
+    "name empty": ((), {"name": ""}, "name"),
+    "name with a slash": ((), {"name": "a/b"}, "name"),
+    "name number": ((), {"name": 7}, "name"),
+    "name too long": ((), {"name": "x" * 64}, "name"),
+    "name that ends in a newline": ((), {"name": "x\n"}, "name"),
+    "tags list": ((), {"tags": ["a"]}, "tags"),
+    "tags numbers": ((), {"tags": {"a": 1}}, "tags"),
+    "tags odd": ((), {"tags": {"a b": "c"}}, "tags"),
+    "tags reserved": ((), {"tags": {"openmodal-run": "x"}}, "reserved"),
+    "env list": ((), {"env": ["A=b"]}, "env"),
+    "env number": ((), {"env": {"A": 1}}, "env"),
+    "env name": ((), {"env": {"A=B": "c"}}, "env"),
+    "env name empty": ((), {"env": {"": "c"}}, "env"),
+    "env NUL": ((), {"env": {"A": "a\0b"}}, "NUL"),
+    "secrets not in a list": ((), {"secrets": Secret({"A": "b"})}, "secrets"),
+    "secrets dict": ((), {"secrets": [{"A": "b"}]}, "secrets"),
+    "workdir relative": ((), {"workdir": "srv"}, "workdir"),
+    "workdir number": ((), {"workdir": 7}, "workdir"),
+    "cpu zero": ((), {"cpu": 0}, "cpu"),
+    "cpu text": ((), {"cpu": "2"}, "cpu"),
+    "memory too small": ((), {"memory": 1}, "memory"),
+    "memory text": ((), {"memory": "1GB"}, "memory"),
+    "memory fraction": ((), {"memory": 512.5}, "memory"),
+    "memory bool": ((), {"memory": True}, "memory"),
+    "disk negative": ((), {"disk": -1}, "disk"),
+    "unknown keyword": ((), {"timeot": 3}, "did you mean timeout"),
+    "unknown keyword without a like": ((), {"xyzzy": 3}, "xyzzy"),
+    "argument number": (("sleep", 5), {}, "argument 2"),
+    "argument NUL": (("sleep", "a\0b"), {}, "NUL"),
+    "argument list": ((["sleep", "5"],), {}, "argument 1"),
+    "argument bytes": ((b"sleep",), {}, "argument 1"),
+    "argument empty": (("",), {}, "command"),
+    "arguments too large": (("echo", "x" * 65_536), {}, "stdin"),
+}
+
+EXEC: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "nothing": ((), {}, "command"),
+    "empty": (("",), {}, "command"),
+    "number": (("sleep", 5), {}, "argument 2"),
+    "list": ((["ls", "-l"],), {}, "argument 1"),
+    "bytes": ((b"ls",), {}, "argument 1"),
+    "None": (("ls", None), {}, "argument 2"),
+    "NUL": (("echo", "a\0b"), {}, "NUL"),
+    "half a surrogate pair": (("echo", "\ud800"), {}, "surrogate"),
+    "unknown keyword": (("ls",), {"cwd": "/"}, "cwd"),
+    "misspelt keyword": (("ls",), {"workdr": "/"}, "did you mean workdir"),
+    "timeout zero": (("ls",), {"timeout": 0}, "timeout"),
+    "timeout negative": (("ls",), {"timeout": -0.5}, "timeout"),
+    "timeout text": (("ls",), {"timeout": "1"}, "timeout"),
+    "workdir relative": (("ls",), {"workdir": "tmp"}, "workdir"),
+    "workdir path": (("ls",), {"workdir": 7}, "workdir"),
+    "env list": (("ls",), {"env": ["A=b"]}, "env"),
+    "env number": (("ls",), {"env": {"A": 1}}, "env"),
+    "env name": (("ls",), {"env": {"A B": "c"}}, "env"),
+    "env value too large": (("ls",), {"env": {"A": "x" * 1_000_000}}, "65536"),
+    "env too many": (("ls",), {"env": {f"VARIABLE_{n}": "x" for n in range(10_000)}}, "65536"),
+    "secrets not in a list": (("ls",), {"secrets": Secret({"A": "b"})}, "secrets"),
+    "secrets text": (("ls",), {"secrets": ["token"]}, "secrets"),
+    "user number": (("ls",), {"user": 0}, "user"),
+    "user NUL": (("ls",), {"user": "a\0b"}, "NUL"),
+    "stdout text": (("ls",), {"stdout": "pipe"}, "stdout"),
+    "stderr text": (("ls",), {"stderr": "devnull"}, "stderr"),
+    "arguments too large": (("echo", "x" * 65_536), {}, "stdin"),
+}
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("mistake", CREATE)
+    def test_create_refuses(
+        self, sandboxes: SandboxClass, engine: Engine, image: Image, app: App, mistake: str
+    ) -> None:
+        args, options, word = CREATE[mistake]
+        given: dict[str, Any] = {"app": app, "image": image, "engine": engine, **options}
+        before = [sandbox.id for sandbox in Sandbox.list(engine=engine)]
+        with pytest.raises(InvalidError, match=word) as caught:
+            sandboxes.create(*args, **given)
+        assert isinstance(caught.value, ValueError)
+        assert "\n" not in str(caught.value)
+        assert [sandbox.id for sandbox in Sandbox.list(engine=engine)] == before
+
+    @pytest.mark.parametrize("function", ["exec", "spawn"])
+    def test_exec_and_spawn_refuse(self, sandbox: Sandbox, function: str) -> None:
+        for mistake, (args, options, word) in EXEC.items():
+            with pytest.raises(InvalidError, match=word) as caught:
+                getattr(sandbox, function)(*args, **options)
+            assert "\n" not in str(caught.value), mistake
+        assert sandbox.exec("true").returncode == 0
+
+    def test_what_fits_exactly_is_taken(self, sandbox: Sandbox) -> None:
+        longest = "x" * (65_536 - len("printf\0%s\0") - 1)
+        assert sandbox.exec("printf", "%s", longest).stdout.read() == longest
+
+    @pytest.mark.parametrize("stdin", [7, ["x"], {"a": "b"}, 1.5])
+    def test_exec_refuses_a_stdin_that_is_none(self, sandbox: Sandbox, stdin: object) -> None:
+        with pytest.raises(InvalidError, match="stdin"):
+            sandbox.exec("cat", stdin=stdin)  # type: ignore[call-overload]
+
+    def test_spawn_has_no_stdin_keyword(self, sandbox: Sandbox) -> None:
+        with pytest.raises(InvalidError, match="stdin"):
+            sandbox.spawn("cat", stdin="x")  # type: ignore[call-overload]
+
+    @pytest.mark.parametrize(
+        "option",
+        [
+            {"gpu": "A100"},
+            {"volumes": {"/data": "volume"}},
+            {"ports": [80]},
+            {"readiness_probe": object()},
+            {"outbound_domain_allowlist": ["example"]},
+            {"outbound_cidr_allowlist": ["10.0.0.0/8"]},
+            {"runtime": "no-such-runtime"},
+        ],
+        ids=lambda option: next(iter(option)),
+    )
+    def test_what_cannot_be_done_is_refused_and_not_ignored(self, create: Create, option: dict[str, Any]) -> None:
+        with pytest.raises((UnsupportedError, InvalidError), match=next(iter(option))):
+            create(**option)
+
+    def test_wait_refuses_timeouts_that_cannot_be(self, sandbox: Sandbox) -> None:
+        for timeout in (0, -1, "1"):
+            with pytest.raises(InvalidError, match="timeout"):
+                sandbox.wait(timeout=timeout)  # type: ignore[arg-type]
+
+    def test_finding_refuses_what_cannot_be(self, sandboxes: SandboxClass, engine: Engine) -> None:
+        with pytest.raises(InvalidError):
+            sandboxes.from_id(7, engine=engine)  # type: ignore[arg-type]
+        with pytest.raises(InvalidError):
+            sandboxes.from_name("a/b", "c", engine=engine)
+        with pytest.raises(InvalidError):
+            sandboxes.list(tags=["a"], engine=engine)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("engine_argument", ["no-such-engine", "no.such.module:Engine"])
+    def test_an_engine_that_does_not_exist_is_refused(
+        self, sandboxes: SandboxClass, app: App, image: Image, engine_argument: str
+    ) -> None:
+        with pytest.raises(InvalidError, match="engine"):
+            sandboxes.create(app=app, image=image, engine=engine_argument)
+
+
+__all__ = ["TestMistakes"]

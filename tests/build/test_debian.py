@@ -1,0 +1,54 @@
+"""The real thing: Debian from its packages, with apt and pip steps on top."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from openmodal.build import Options
+from openmodal.image import Image
+from tests.build.conftest import Built
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
+PACKAGES = Options(base="packages")
+
+
+@pytest.mark.parametrize("version", ["3.13", "3.11"])
+def test_debian_slim_with_git_and_requests(made: Built, version: str):
+    if shutil.which("mmdebstrap") is None:
+        pytest.fail("needs Debian's mmdebstrap")
+    begun = time.monotonic()
+    image = Image.debian_slim(version).apt_install("git").pip_install("requests")
+    made(image, PACKAGES)
+    print(f"\nbase, git, requests: {time.monotonic() - begun:.1f} s")
+    check = (
+        "python3 -c 'import sys, requests; print(sys.version)' > /out; git --version >> /out; python --version >> /out"
+    )
+    tree = made(image.run_commands(check, "python3 -m venv /venv").uv_pip_install("six"), PACKAGES)
+    assert tree.text("/out").startswith(version)
+    assert "git version 2" in tree.text("/out")
+    for path in ("/var/lib/apt/lists", "/var/cache/apt", "/var/cache/openmodal", "/root/.cache"):
+        assert not _files(tree.root.layers, path)
+    assert tree.text("/etc/resolv.conf") == ""
+    base = tree.root.layers[-1]
+    assert not _files((base,), "/dev")
+    assert not _files((base,), "/usr/share/man")
+    assert os.path.exists(f"{base}/usr/share/doc/libc6/copyright")
+    _again_without_downloads(made, version)
+
+
+def _files(layers: tuple[str, ...], path: str) -> list[Path]:
+    files = [p for layer in layers for p in Path(layer + path).rglob("*") if not p.is_dir()]
+    return [p for p in files if p.name not in ("lock", "lock-frontend")]
+
+
+def _again_without_downloads(made: Built, version: str) -> None:
+    """A second image with the same package takes it from the cache."""
+    made.news.clear()
+    made(Image.debian_slim(version).run_commands("true").apt_install("git"), PACKAGES)
+    printed = "".join(news.text for news in made.news if news.event == "output")
+    assert "Need to get 0 B" in printed

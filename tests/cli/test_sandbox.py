@@ -1,0 +1,128 @@
+"""`openmodal sandbox …`, `image …`, `gc`, `doctor`, `bench`: on real sandboxes of a tiny image."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.conftest import CommandLine
+
+pytestmark = pytest.mark.embedded
+
+
+def test_list_shows_what_runs_as_text_and_as_json(openmodal: CommandLine, sandbox: str) -> None:
+    lines = openmodal("--local", "sandbox", "list", "--app", "cli").splitlines()
+    assert lines[0].split("\t") == ["ID", "NAME", "AGE", "ENDS IN", "TAGS"]
+    assert lines[1].split("\t")[:2] == [sandbox, "main"]
+    (found,) = json.loads(openmodal("--local", "sandbox", "list", "--app", "cli", "--json"))
+    assert found["id"] == sandbox
+    assert found["tags"] == {"for": "cli"}
+    assert found["expires"] > found["created"]
+
+
+def test_list_of_nothing_is_an_empty_list(openmodal: CommandLine) -> None:
+    assert openmodal("--local", "sandbox", "list", "--app", "nothing") == ""
+    assert openmodal("--local", "sandbox", "list", "--app", "nothing", "--json") == "[]\n"
+
+
+def test_exec_passes_output_exit_code_and_stdin_on(openmodal: CommandLine, sandbox: str) -> None:
+    done = openmodal.run("--local", "sandbox", "exec", sandbox, "sh", "-c", "echo out; echo err >&2; exit 5")
+    assert (done.returncode, done.stdout, done.stderr) == (5, "out\n", "err\n")
+    assert openmodal("--local", "sandbox", "exec", "-i", sandbox, "cat", input="typed\n") == "typed\n"
+    assert openmodal("--local", "sandbox", "exec", sandbox, "cat", input="typed\n") == ""
+    assert openmodal("--local", "sandbox", "exec", sandbox, "--", "echo", "-n", "--help") == "--help"
+
+
+def test_exec_takes_variables_folder_user_and_timeout(openmodal: CommandLine, sandbox: str) -> None:
+    shown = openmodal(
+        "--local", "sandbox", "exec", "-e", "A=1", "-e", "PATH", "-w", "/tmp", sandbox, "sh", "-c", "echo $A; pwd"
+    )
+    assert shown == "1\n/tmp\n"
+    assert openmodal("--local", "sandbox", "exec", "-u", "1000:1000", sandbox, "id", "-u") == "1000\n"
+    done = openmodal.run("--local", "sandbox", "exec", "--timeout", "0.3", sandbox, "sleep", "9")
+    assert done.returncode == 124
+    assert "timeout" in done.stderr
+
+
+def test_logs_show_the_main_commands_output(openmodal: CommandLine) -> None:
+    program = openmodal.program("print(create('sh', '-c', 'echo out; echo err >&2').id)\n")
+    id = openmodal("--local", "run", "--detach", program).strip()
+    done = openmodal.run("--local", "sandbox", "logs", id)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
+
+
+def test_logs_of_a_sandbox_without_main_command_say_so(openmodal: CommandLine) -> None:
+    program = openmodal.program("print(create().id)\n")
+    id = openmodal("--local", "run", "--detach", program).strip()
+    assert "has no main command" in openmodal.error("--local", "sandbox", "logs", id)
+    openmodal("--local", "sandbox", "stop", id)
+
+
+def test_cp_copies_files_and_folders_both_ways(openmodal: CommandLine, sandbox: str) -> None:
+    folder = openmodal.folder / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("text", encoding="utf-8")
+    openmodal("--local", "sandbox", "cp", "folder", f"{sandbox}:/tmp/new")
+    openmodal("--local", "sandbox", "cp", "folder", f"{sandbox}:/tmp/")
+    openmodal("--local", "sandbox", "cp", "folder/file", f"{sandbox}:/tmp")
+    assert (
+        openmodal("--local", "sandbox", "exec", sandbox, "cat", "/tmp/new/file", "/tmp/folder/file", "/tmp/file")
+        == "text" * 3
+    )
+    openmodal("--local", "sandbox", "cp", f"{sandbox}:/tmp/new", "back")
+    openmodal("--local", "sandbox", "cp", f"{sandbox}:/tmp/file", ".")
+    assert (openmodal.folder / "back/file").read_text(encoding="utf-8") == "text"
+    assert (openmodal.folder / "file").read_text(encoding="utf-8") == "text"
+    assert "/tmp/nothing" in openmodal.error("--local", "sandbox", "cp", f"{sandbox}:/tmp/nothing", "x")
+    assert "nothing" in openmodal.error("--local", "sandbox", "cp", "nothing", f"{sandbox}:/tmp")
+
+
+def test_stop_ends_those_that_are_named_and_refuses_unknown_ones_before(openmodal: CommandLine, sandbox: str) -> None:
+    assert "no sandbox 'unknown-1'" in openmodal.error("--local", "sandbox", "stop", sandbox, "unknown-1")
+    assert openmodal.running() == [sandbox]
+    assert openmodal("--local", "sandbox", "stop", "--app", "cli") == f"{sandbox}\n"
+    assert openmodal.running() == []
+    assert "it was terminated" in openmodal.error("--local", "sandbox", "exec", sandbox, "true")
+
+
+def test_a_new_sandbox_for_a_command_ends_with_it(openmodal: CommandLine) -> None:
+    program = openmodal.program("")
+    image = f"{program}::image"
+    assert openmodal("--local", "shell", "--image", image, "echo", "hi") == "hi\n"
+    assert openmodal("--local", "shell", "--image", image, input="echo typed; exit 4\n", code=4) == "typed\n"
+    assert openmodal("--local", "sandbox", "list", "--app", "shell") == ""
+
+
+def test_images_are_built_listed_and_pruned_but_not_under_a_running_sandbox(openmodal: CommandLine) -> None:
+    program = openmodal.program("print(create(env={'A': 'B'}).id)\n")
+    id = openmodal("--local", "run", "--detach", program).strip()
+    key = openmodal("--local", "image", "build", f"{openmodal.program('', 'images.py')}::image").strip()
+    assert key in {image["key"] for image in json.loads(openmodal("--local", "image", "list", "--json"))}
+    openmodal("--local", "image", "prune", "--older", "0.0001")  # 9 seconds: what other tests use stays
+    assert openmodal("--local", "sandbox", "exec", id, "echo", "alive") == "alive\n"
+    openmodal("--local", "sandbox", "stop", id)
+    assert "has no image 'x'" in openmodal.error("--local", "image", "build", "images.py::x")
+
+
+def test_a_dockerfile_is_built(openmodal: CommandLine) -> None:
+    (openmodal.folder / "Dockerfile").write_text("FROM scratch\nENV A=1\n", encoding="utf-8")
+    assert len(openmodal("--local", "image", "build", "Dockerfile").strip()) == 64
+
+
+def test_gc_has_nothing_to_do(openmodal: CommandLine, sandbox: str) -> None:
+    openmodal("--local", "gc")
+    assert json.loads(openmodal("--local", "gc", "--check", "--json")) == {"left": []}
+    assert openmodal.running() == [sandbox]
+
+
+def test_doctor_finds_this_machine_well(openmodal: CommandLine) -> None:
+    assert "Sandboxes can run on this machine." in openmodal("doctor")
+    found = json.loads(openmodal("doctor", "--json"))
+    assert found["works"] is True
+    assert {"kernel", "limits", "network", "store"} <= {check["name"] for check in found["checks"]}
+
+
+def test_bench_measures_each_step(openmodal: CommandLine) -> None:
+    shown = json.loads(openmodal("--local", "bench", "--rounds", "2", "--image", openmodal.program(""), "--json"))
+    assert {"create", "exec true", "terminate"} <= set(shown)

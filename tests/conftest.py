@@ -1,0 +1,85 @@
+"""What all tests share: where their state lives, which skips are failures, and the leak check after every test."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import uuid
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from tests.leaks import no_leaks  # noqa: F401  (an autouse fixture)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _state() -> Path:
+    """A folder that no other run of the tests uses now. It stays: the cache of images in it saves minutes the next time."""
+    parent = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".cache"
+    for number in itertools.count():
+        folder = parent / f"openmodal-test{number or ''}"
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        lock = os.open(folder / "tests.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return folder  # the lock is held until this process ends
+    raise AssertionError
+
+
+# Tests see no sandbox of the user.
+if "OPENMODAL_HOME" not in os.environ:
+    os.environ["OPENMODAL_HOME"] = str(_state())
+# Child interpreters find the package as pytest does (pyproject.toml: pythonpath), installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+# The leak check knows by it which processes are of this run. Children inherit it.
+os.environ["OPENMODAL_TEST_RUN"] = uuid.uuid4().hex
+# The user's own choice of engine must not change what is tested.
+os.environ.pop("OPENMODAL_ENGINE", None)
+
+FEATURES = ("embedded", "docker", "kubernetes", "gvisor", "network", "root", "user", "linters")
+"""Markers whose tests may be skipped where the machine cannot run them, unless OPENMODAL_MUST_WORK names them."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A folder named like a feature marks its tests: tests/embedded, tests/docker …"""
+    for feature in set(item.path.relative_to(ROOT).parts) & set(FEATURES):
+        item.add_marker(feature)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    features = {mark.name for mark in item.iter_markers() if mark.name in FEATURES}
+    features |= {str(name) for mark in item.iter_markers("feature") for name in mark.args}
+    _fail_if_skipped(report, features)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that skips itself (`importorskip`) is a skip, too."""
+    report = yield
+    _fail_if_skipped(report, {part for part in collector.path.parts if part in FEATURES})
+    return report
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport, features: set[str]) -> None:
+    must_work = {name.strip() for name in os.environ.get("OPENMODAL_MUST_WORK", "").split(",")}
+    if report.skipped and not hasattr(report, "wasxfail") and (broken := sorted(features & must_work)):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"not run, but OPENMODAL_MUST_WORK says that {', '.join(broken)} works here: {reason}"

@@ -1,0 +1,102 @@
+"""What a sandbox's network reaches, against servers that the test puts there: each is shown to be reachable from this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from openmodal.testing.fixtures import Create
+from openmodal.testing.limits import connects, server
+
+pytestmark = pytest.mark.root
+
+PORT = 8099
+PUBLIC = "198.51.100.77"  # a documentation range: nobody's, and not on the deny list
+SERVE = f"""
+import socket
+with socket.create_server(("0.0.0.0", {PORT})) as listener:
+    print("ready", flush=True)
+    while True:
+        listener.accept()[0].close()
+"""
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextmanager
+def on_loopback(address: str) -> Iterator[None]:
+    """Give this machine one more address."""
+    run("ip", "addr", "add", f"{address}/32", "dev", "lo")
+    try:
+        yield
+    finally:
+        run("ip", "addr", "del", f"{address}/32", "dev", "lo")
+
+
+@contextmanager
+def neighbour(address: str) -> Iterator[None]:
+    """Another machine beside this one, with a server: a network namespace with that address, behind a veth pair."""
+    ours = address.rpartition(".")[0] + ".254"
+    with ExitStack() as stack:
+        command = ["unshare", "--net", sys.executable, "-c", f"input(); exec({SERVE!r})"]
+        child = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        stack.callback(child.kill)
+        assert child.stdin
+        assert child.stdout
+        _wait_for_own_network(child.pid)
+        run("ip", "link", "add", "omtest0", "type", "veth", "peer", "name", "omtest1", "netns", str(child.pid))
+        stack.callback(run, "ip", "link", "del", "omtest0")
+        run("ip", "addr", "add", f"{ours}/24", "dev", "omtest0")
+        run("ip", "link", "set", "omtest0", "up")
+        # As a machine that forwards for everybody: what is refused is refused by the sandboxes' own rules.
+        run("sysctl", "-w", "net.ipv4.conf.omtest0.forwarding=1")
+        inside = ("nsenter", f"--net=/proc/{child.pid}/ns/net", "ip")
+        run(*inside, "addr", "add", f"{address}/24", "dev", "omtest1")
+        run(*inside, "link", "set", "omtest1", "up")
+        run(*inside, "route", "add", "default", "via", ours)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "ready\n"
+        socket.create_connection((address, PORT), 5).close()  # the control
+        yield
+
+
+def _wait_for_own_network(pid: int) -> None:
+    mine = os.readlink("/proc/self/ns/net")
+    while True:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/ns/net") != mine:
+                return
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "169.254.170.2", "100.100.100.200", "192.0.0.192"])
+def test_the_clouds_metadata_is_out_of_reach(create: Create, address: str) -> None:
+    with on_loopback(address), server(address) as port:
+        assert not connects(create(), address, port)
+
+
+@pytest.mark.parametrize("address", ["10.99.98.1", "172.20.98.1", "192.168.98.1", "100.64.98.1", "169.254.98.1"])
+def test_private_networks_are_out_of_reach(create: Create, address: str) -> None:
+    with neighbour(address):
+        assert not connects(create(), address, PORT)
+
+
+def test_a_public_server_is_within_reach(create: Create) -> None:
+    """The control of the tests above: the same server, with an address of the internet."""
+    with neighbour(PUBLIC):
+        assert connects(create(), PUBLIC, PORT, seconds=10)
+        assert not connects(create(block_network=True), PUBLIC, PORT)
+
+
+def test_services_on_this_machines_loopback_are_out_of_reach(create: Create) -> None:
+    with server("127.0.0.1") as port:
+        assert not connects(create(), "127.0.0.1", port)

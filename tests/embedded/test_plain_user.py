@@ -1,0 +1,90 @@
+"""The embedded engine for a user without rights: what works, and that what does not is told and not half done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import openmodal
+
+USER = 1000
+BUSYBOX = Path("/bin/busybox")
+
+PROGRAM = """
+import os
+import openmodal
+from openmodal import errors
+
+image = openmodal.Image.from_scratch().add_local_file("/bin/busybox", "/bin/busybox")
+image = image.dockerfile_commands('RUN ["/bin/busybox", "--install", "-s", "/bin"]')
+with openmodal.Sandbox.create(image=image, app=openmodal.App("user"), timeout=60) as sandbox:
+    assert sandbox.exec("id", "-u").stdout.read() == "0\\n"
+    assert sandbox.exec("sh", "-c", "echo kept > /file; cat /file").stdout.read() == "kept\\n"
+    assert sandbox.exec("cat", "/file").stdout.read() == "kept\\n"
+    sandbox.filesystem.write_bytes("/deep/er/file", bytes(range(256)))
+    assert sandbox.filesystem.read_bytes("/deep/er/file") == bytes(range(256))
+    status = sandbox.exec("cat", "/proc/self/status").stdout.read()
+    assert "CapBnd:\\t00000000800404fb" in status and "NoNewPrivs:\\t1" in status and "Seccomp:\\t2" in status, status
+    assert sandbox.exec("cat", "/etc/shadow").returncode == 1, "the machine's files"
+    id = sandbox.id
+    assert [other.id for other in openmodal.Sandbox.list()] == [id]
+assert openmodal.Sandbox.from_id(id).poll() == 137
+assert openmodal.Sandbox.list() == []
+with openmodal.Sandbox.create(image=image, timeout=60, block_network=True) as sandbox:
+    assert sandbox.exec("ls", "/sys/class/net").stdout.read() == "lo\\n"
+try:
+    openmodal.Sandbox.create(image=image, disk=64)
+except errors.EngineError as error:
+    assert "root" in str(error)
+else:
+    raise AssertionError("disk= needs root")
+assert openmodal.Sandbox.list() == []
+print("done")
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home of the user's own on a disk, with the package in it: the checkout may be where only root may look."""
+    folder = Path(tempfile.mkdtemp(prefix="openmodal-user-", dir="/var/tmp"))
+    for name in ("openmodal", "msgspec", "e2b_dockerfile_utils"):
+        source = Path(str(__import__(name).__file__)).parent
+        shutil.copytree(source, folder / "python" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, USER, USER)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _interpreter() -> str:
+    """A Python of this version that the user may start: a root's own may be below /root."""
+    for path in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        probe = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", path, "-c", ""]
+        if os.path.exists(path) and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            return path
+    pytest.skip("there is no Python that a plain user may start")
+
+
+@pytest.mark.root
+@pytest.mark.embedded
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_sandboxes_work_for_a_plain_user(home: Path) -> None:
+    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", _interpreter(), "-c", PROGRAM]
+    environment = {
+        "HOME": str(home),
+        "OPENMODAL_HOME": str(home / "state"),
+        "PYTHONPATH": str(home / "python"),
+        "PATH": "/usr/bin:/bin",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert list((home / "state" / "sandboxes").iterdir()) == []
+    assert openmodal.Sandbox.list() == [], "another user's sandboxes are not root's"

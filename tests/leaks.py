@@ -1,0 +1,245 @@
+"""The leak check: after every test, whatever it started, mounted or made must be gone.
+
+A ledger is taken before and after each test, and what is new is reported by name. The kernel finishes some things a
+moment later (a network namespace, a cgroup), so the check looks again for two seconds before it complains.
+
+Other runs on the same machine have their own sandboxes. Whose a process is tells the OPENMODAL_TEST_RUN in its
+environment; a supervisor, which has a clean one, the lock in its sandbox's folder; any other process its ancestors. What
+cannot tell its owner (an interface) is not reported while another run has sandboxes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+GRACE = 2.0
+ROUTER = Path("/run/openmodal/router")
+
+ALLOWED = {
+    # Shared infrastructure, made by the first sandbox and kept on purpose.
+    "cgroup": ("*/openmodal",),
+    "mount": ("/run/openmodal/router", "/run/openmodal"),
+    "interface": ("host openmodal0",),
+    "file": ("/tmp/pytest-of-*", "/tmp/hsperfdata_*"),
+}
+"""What may be new after a test: patterns by kind. A test adds its own with the marker `may_leave`."""
+
+
+class Process:
+    """A process as /proc tells; gone processes answer with emptiness."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._folder = f"/proc/{pid}"
+
+    def _read(self, name: str) -> bytes:
+        try:
+            with open(f"{self._folder}/{name}", "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    @cached_property
+    def argv(self) -> list[str]:
+        return self._read("cmdline").decode(errors="replace").rstrip("\0").split("\0")
+
+    @cached_property
+    def _stat(self) -> list[str]:
+        return self._read("stat").rpartition(b")")[2].decode().split()
+
+    @property
+    def parent(self) -> int:
+        return int(self._stat[1]) if self._stat else 0
+
+    @property
+    def start(self) -> str:
+        """When it started: with the pid, a name that is never used again."""
+        return self._stat[19] if self._stat else ""
+
+    @property
+    def is_kernels(self) -> bool:
+        return self.parent == 2 or self.pid == 2
+
+    @property
+    def is_openmodals(self) -> bool:
+        return "openmodal" in os.path.basename(self.argv[0])
+
+    @cached_property
+    def is_mine(self) -> bool | None:
+        """Whether this run of the tests started it; None if nothing tells."""
+        if self.pid == os.getpid():  # our own variable was set after our start: /proc does not show it
+            return True
+        for entry in self._read("environ").split(b"\0"):
+            if entry.startswith(b"OPENMODAL_TEST_RUN="):
+                return entry.partition(b"=")[2].decode(errors="replace") == os.environ.get("OPENMODAL_TEST_RUN")
+        if self.is_openmodals:
+            for path in self._open_files():
+                if "/sandboxes/" in path:
+                    return path.startswith(_home() + "/")
+        return None
+
+    def _open_files(self) -> Iterator[str]:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"{self._folder}/fd"):
+                yield os.readlink(f"{self._folder}/fd/{name}")
+
+    def __str__(self) -> str:
+        return f"{self.pid} {' '.join(self.argv) or self._read('comm').decode(errors='replace').strip()}"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is there: kind → identity → how to show it. `foreign`: another run has sandboxes at this moment."""
+
+    entries: dict[str, dict[str, str]]
+    foreign: bool
+
+    def since(self, before: Ledger, allowed: Mapping[str, tuple[str, ...]]) -> list[str]:
+        """Tell what is here that was not there before."""
+        return [
+            f"{kind}: {shown}"
+            for kind, entries in self.entries.items()
+            for identity, shown in entries.items()
+            if identity not in before.entries[kind]
+            and not (kind == "interface" and (self.foreign or before.foreign))
+            and not any(fnmatch.fnmatch(shown, pattern) for pattern in (*allowed.get(kind, ()), *allowed.get("", ())))
+        ]
+
+
+def take() -> Ledger:
+    """Look at everything. Costs some milliseconds."""
+    processes = {int(name): Process(int(name)) for name in os.listdir("/proc") if name.isdigit()}
+    owners = {pid: _owner(process, processes) for pid, process in processes.items() if not process.is_kernels}
+    foreign = {pid for pid, mine in owners.items() if mine is False}
+    entries = {
+        "process": {
+            f"{pid} {processes[pid].start}": str(processes[pid])
+            for pid, mine in owners.items()
+            if pid != os.getpid() and (mine or (mine is None and processes[pid].is_openmodals))
+        },
+        "mount": _same(_mounts()),
+        "loop device": _same(_loop_devices()),
+        "cgroup": _same(_cgroups(foreign)),
+        "interface": _same(_interfaces()),
+        "file": _same(_files()),
+    }
+    return Ledger(entries, any(processes[pid].is_openmodals for pid in foreign))
+
+
+def _same(names: Iterable[str]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _owner(process: Process, processes: dict[int, Process]) -> bool | None:
+    """Whose the process is, or its nearest ancestor of which that is known."""
+    current: Process | None = process
+    for _ in range(64):
+        if current is None or current.is_mine is not None:
+            break
+        current = processes.get(current.parent)
+    return None if current is None else current.is_mine
+
+
+def _home() -> str:
+    return os.path.realpath(os.environ["OPENMODAL_HOME"])
+
+
+def _mounts() -> Iterator[str]:
+    """Mounts in this namespace that have to do with us: by their place or by what is mounted."""
+    home = _home()
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        place = line.split()[4]
+        if "/openmodal" in place or home in line:
+            yield place
+
+
+def _loop_devices() -> Iterator[str]:
+    home = _home()
+    for device in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            backing = device.read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        if "openmodal" in backing or backing.startswith(home):
+            yield f"{device.parts[3]} {backing}"
+
+
+def _cgroups(foreign: set[int]) -> Iterator[str]:
+    """Control groups of ours in every hierarchy, version 1 or 2, but for those that another run's processes are in."""
+    for hierarchy in _hierarchies():
+        for folder, _, _ in os.walk(hierarchy):  # not glob: it fails when another run's group goes meanwhile
+            if "openmodal" in folder.removeprefix(str(hierarchy)) and not _pids_in(folder) & foreign:
+                yield folder
+
+
+def _hierarchies() -> Iterator[Path]:
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        if right.split()[0] in ("cgroup", "cgroup2"):
+            yield Path(left.split()[4])
+
+
+def _pids_in(folder: str) -> set[int]:
+    try:
+        with open(f"{folder}/cgroup.procs", encoding="ascii") as file:
+            return {int(line) for line in file}
+    except (OSError, ValueError):
+        return set()
+
+
+def _interfaces() -> Iterator[str]:
+    for name in os.listdir("/sys/class/net"):
+        yield f"host {name}"
+    if os.geteuid() == 0 and ROUTER.exists():
+        # /proc/net shows the namespace of the process that reads it, unlike the /sys of this mount.
+        command = ["nsenter", f"--net={ROUTER}", "cat", "/proc/net/dev"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        for line in done.stdout.splitlines()[2:]:
+            name = line.partition(":")[0].strip()
+            if name.startswith("om"):  # a sandbox's; the others are the router's own
+                yield f"router {name}"
+
+
+def _files() -> Iterator[str]:
+    """Sandboxes' folders, and temporary files. Where nobody else works on the machine, every file in /tmp counts."""
+    strict = bool(os.environ.get("OPENMODAL_MUST_WORK"))
+    yield from _children(f"{_home()}/sandboxes")
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        for path in _children(folder):
+            if strict or "openmodal" in path:
+                yield path
+
+
+def _children(folder: str) -> Iterator[str]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        yield f"{folder}/{name}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test that leaves something behind. Set up first, so it looks when all other fixtures are done."""
+    if "unit" in request.path.parts:
+        yield
+        return
+    allowed = ALLOWED | {"": tuple(p for mark in request.node.iter_markers("may_leave") for p in mark.args)}
+    before = take()
+    yield
+    deadline = time.monotonic() + GRACE
+    while leaks := take().since(before, allowed):
+        if time.monotonic() > deadline:
+            pytest.fail("the test left behind:\n  " + "\n  ".join(leaks), pytrace=False)
+        time.sleep(0.05)

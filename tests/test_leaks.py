@@ -1,0 +1,133 @@
+"""The leak check must see what is left behind: each test leaves one thing, and looks whether it is told of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import leaks
+
+NAME = f"openmodal-leak-{uuid.uuid4().hex[:8]}"
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@contextmanager
+def a_child() -> Iterator[str]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield f"process: {process.pid} sleep 60"
+        process.kill()
+
+
+@contextmanager
+def a_daemon() -> Iterator[str]:
+    """Double-forked, in a session of its own, as a supervisor is."""
+    program = (
+        "import os\n"
+        "if pid := os.fork(): print(pid, flush=True); os._exit(0)\n"
+        "os.setsid(); os.closerange(0, 3); os.execv('/bin/sleep', ['sleep', '59'])"
+    )
+    pid = int(run(sys.executable, "-c", program))
+    while leaks.Process(pid).argv != ["sleep", "59"]:
+        time.sleep(0.01)
+    yield f"process: {pid} sleep 59"
+    os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def a_folder(parent: str) -> Iterator[str]:
+    path = Path(parent, NAME)
+    path.mkdir(parents=True)
+    yield f"file: {path}"
+    path.rmdir()
+
+
+@contextmanager
+def a_sandbox_folder() -> Iterator[str]:
+    with a_folder(os.path.realpath(os.environ["OPENMODAL_HOME"]) + "/sandboxes") as line:
+        yield line
+
+
+@contextmanager
+def a_mount() -> Iterator[str]:
+    path = Path(os.path.realpath(os.environ["OPENMODAL_HOME"]), NAME)
+    path.mkdir(parents=True)
+    run("mount", "-t", "tmpfs", "none", str(path))
+    yield f"mount: {path}"
+    run("umount", str(path))
+    path.rmdir()
+
+
+@contextmanager
+def a_cgroup() -> Iterator[str]:
+    hierarchy = list(leaks._hierarchies())[-1]
+    path = hierarchy / NAME / "inner"
+    path.mkdir(parents=True)
+    yield f"cgroup: {path}"
+    path.rmdir()
+    path.parent.rmdir()
+
+
+@contextmanager
+def an_interface() -> Iterator[str]:
+    name = f"leak{uuid.uuid4().hex[:6]}"
+    run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+    yield f"interface: host {name}"
+    run("ip", "link", "delete", name)
+
+
+@contextmanager
+def a_loop_device() -> Iterator[str]:
+    path = Path(os.path.realpath(os.environ["OPENMODAL_HOME"]), NAME)
+    path.write_bytes(bytes(1 << 20))
+    with contextlib.ExitStack() as stack:
+        stack.callback(path.unlink)
+        device = run("losetup", "--find", "--show", str(path))
+        stack.callback(run, "losetup", "--detach", device)
+        yield f"loop device: {os.path.basename(device)} {path}"
+
+
+@pytest.mark.parametrize("leak", [a_child, a_daemon, lambda: a_folder("/tmp"), lambda: a_folder("/dev/shm")])
+def test_a_leak_is_reported(leak: Callable[[], AbstractContextManager[str]]) -> None:
+    before = leaks.take()
+    with leak() as line:
+        assert leaks.take().since(before, leaks.ALLOWED) == [line]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("leak", [a_sandbox_folder, a_mount, a_cgroup, an_interface, a_loop_device])
+def test_a_leak_that_root_can_make_is_reported(leak: Callable[[], AbstractContextManager[str]]) -> None:
+    before = leaks.take()
+    if before.foreign:
+        pytest.skip("another test run has sandboxes at this moment")
+    with leak() as line:
+        assert line in leaks.take().since(before, leaks.ALLOWED)
+
+
+def test_what_is_allowed_is_not_reported() -> None:
+    before = leaks.take()
+    with a_folder("/tmp") as line:
+        allowed = {"file": (line.partition(" ")[2],)}
+        assert leaks.take().since(before, allowed) == []
+
+
+def test_another_runs_process_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = leaks.take()
+    with monkeypatch.context() as patch:
+        patch.setenv("OPENMODAL_TEST_RUN", "somebody else's")
+        other = subprocess.Popen(["sleep", "60"])
+    with other:
+        assert leaks.take().since(before, leaks.ALLOWED) == []
+        other.kill()

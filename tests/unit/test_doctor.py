@@ -1,0 +1,130 @@
+"""`openmodal doctor`'s checks, on machines that are folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from openmodal.engines.embedded import doctor
+from openmodal.engines.embedded.doctor import Machine
+
+V1 = "".join(f"1 1 0:1 / /cg/{name} rw - cgroup cgroup rw,{name}\n" for name in ("memory", "pids", "cpu"))
+DISK = "1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / /srv rw - nfs4 there rw\n3 1 0:8 / /with\\040space rw - xfs x rw\n"
+
+
+def machine(
+    root: Path, files: dict[str, str] | None = None, *, uid: int = 0, release: str = "6.1.0", tools: Iterable[str] = ()
+) -> Machine:
+    for name, text in (files or {}).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return Machine(root, root / "state", uid, release, "x86_64", lambda name: name if name in tools else None)
+
+
+@pytest.mark.parametrize(
+    ("release", "uid", "ok"),
+    [
+        ("5.19.0-1-amd64", 0, True),
+        ("5.18.9", 0, False),
+        ("5.11.0", 1000, True),
+        ("4.19.0", 1000, False),
+        ("odd", 0, False),
+    ],
+)
+def test_the_kernel_has_to_be_new_enough(tmp_path: Path, release: str, uid: int, ok: bool) -> None:
+    assert doctor.kernel(machine(tmp_path, release=release, uid=uid)).ok is ok
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "root_ok", "user_ok"),
+    [
+        ("user/max_user_namespaces", "0", False, False),
+        ("kernel/unprivileged_userns_clone", "0", True, False),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", True, False),
+        ("kernel/apparmor_restrict_unprivileged_userns", "0", True, True),
+    ],
+)
+def test_user_namespaces_are_refused_by_name_of_the_setting(
+    tmp_path: Path, setting: str, value: str, root_ok: bool, user_ok: bool
+) -> None:
+    files = {"proc/sys/user/max_user_namespaces": "15000", f"proc/sys/{setting}": value}
+    as_root = doctor.user_namespaces(machine(tmp_path, files))
+    as_user = doctor.user_namespaces(machine(tmp_path, files, uid=1000))
+    assert (as_root.ok, as_user.ok) == (root_ok, user_ok)
+    assert user_ok or f"sysctl -w {setting.replace('/', '.')}=" in as_user.remedy
+
+
+def test_overlayfs_may_be_a_module_that_root_can_load(tmp_path: Path) -> None:
+    assert not doctor.overlay(machine(tmp_path)).ok
+    files = {"lib/modules/6.1.0/modules.dep": "kernel/fs/overlayfs/overlay.ko: \n"}
+    assert doctor.overlay(machine(tmp_path, files)).ok
+    assert not doctor.overlay(machine(tmp_path, files, uid=1000)).ok
+    assert doctor.overlay(machine(tmp_path, {"proc/filesystems": "nodev\tsysfs\nnodev\toverlay\n"}, uid=1000)).ok
+
+
+def test_limits_need_the_three_controllers_of_root_only(tmp_path: Path) -> None:
+    found = doctor.limits(machine(tmp_path, {"proc/self/mountinfo": V1}))
+    assert found.ok
+    assert "v1" in found.text
+    found = doctor.limits(machine(tmp_path, {"proc/self/mountinfo": V1.splitlines()[0]}))
+    assert (found.ok, found.required) == (False, True)
+    assert "limits of memory hold" in found.text
+    found = doctor.limits(machine(tmp_path, {"proc/self/cgroup": "0::/\n"}, uid=1000))
+    assert (found.ok, found.required) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("tools", "ok", "remedy"),
+    [
+        (("iptables-restore", "nsenter"), True, ""),
+        (("nft", "nsenter"), True, ""),
+        (("nsenter",), False, "apt-get install iptables"),
+        (("nft",), False, "apt-get install util-linux"),
+    ],
+)
+def test_root_needs_a_firewall_program(tmp_path: Path, tools: tuple[str, ...], ok: bool, remedy: str) -> None:
+    found = doctor.way_out(machine(tmp_path, tools=tools))
+    assert found.ok is ok
+    assert ok or found.remedy == remedy
+
+
+def test_a_user_needs_pasta_or_slirp_for_a_network_only(tmp_path: Path) -> None:
+    assert doctor.way_out(machine(tmp_path, uid=1000, tools=("pasta",))).ok
+    found = doctor.way_out(machine(tmp_path, uid=1000))
+    assert (found.ok, found.required) == (False, False)
+
+
+def test_a_user_without_sub_ids_is_told_how_to_get_them(tmp_path: Path) -> None:
+    assert "apt-get install uidmap" in doctor.user(machine(tmp_path, uid=4242)).remedy
+    assert "usermod" in doctor.user(machine(tmp_path, uid=4242, tools=("newuidmap",))).remedy
+    files = {"etc/subuid": "4242:100000:65536\n", "etc/subgid": "4242:100000:65536\n"}
+    assert doctor.user(machine(tmp_path, files, uid=4242, tools=("newuidmap",))).ok
+
+
+def test_the_resolver_on_the_machines_loopback_cannot_be_asked(tmp_path: Path) -> None:
+    found = doctor.resolver(machine(tmp_path, {"etc/resolv.conf": "nameserver 127.0.0.53\n"}))
+    assert not found.ok
+    assert "public" in found.text
+    assert doctor.resolver(machine(tmp_path, {"etc/resolv.conf": "nameserver 192.0.2.53\n"})).ok
+    files = {"etc/resolv.conf": "nameserver 127.0.0.53\n", "run/systemd/resolve/resolv.conf": "nameserver 192.0.2.53\n"}
+    assert doctor.resolver(machine(tmp_path, files)).ok
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/", "ext4"), ("/srv/openmodal", "nfs4"), ("/srvother", "ext4"), ("/with space/x", "xfs")]
+)
+def test_the_file_system_is_that_of_the_nearest_mount(path: str, kind: str) -> None:
+    assert doctor.file_system(DISK, path) == kind
+
+
+def test_the_store_cannot_be_on_an_overlay(tmp_path: Path) -> None:
+    found = doctor.store(machine(tmp_path, {"proc/self/mountinfo": "1 0 0:1 / / rw - overlay overlay rw\n"}))
+    assert not found.ok
+    assert "OPENMODAL_HOME" in found.remedy
+
+
+def test_everything_that_is_required_and_missing_has_a_remedy(tmp_path: Path) -> None:
+    for check in doctor.examine(machine(tmp_path, release="2.6.32")):
+        assert check.ok or check.remedy, check.name

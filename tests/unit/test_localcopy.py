@@ -1,0 +1,290 @@
+"""Copying: what a sandbox sends is hostile, and never leaves the folder it is copied to."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from openmodal._localcopy import Receiver, entries, pieces
+from openmodal._wire import Entry
+from openmodal.errors import InvalidError, ProtocolError
+
+
+def entry(kind: str, path: bytes, *, mode: int = 0o644, target: bytes = b"", size: int = 0) -> Entry:
+    return Entry(kind, mode, 0, 0, size, 0, path, target)
+
+
+ROOT = entry("d", b"", mode=0o755)
+
+
+def receive(target: Path, *items: Entry, data: bytes = b"") -> None:
+    with Receiver(target) as receiver:
+        for item in items:
+            receiver.begin(item)
+            if item.kind == "f" and data:
+                receiver.write(memoryview(data))
+        receiver.commit()
+
+
+def test_a_tree_is_put_in_place(tmp_path: Path) -> None:
+    receive(
+        tmp_path / "out",
+        ROOT,
+        entry("d", b"a", mode=0o700),
+        entry("f", b"a/file", mode=0o755),
+        entry("d", b"a/b", mode=0o755),
+        entry("l", b"a/b/link", target=b"../file"),
+        entry("f", b"z"),
+        data=b"content",
+    )
+    assert (tmp_path / "out/a/file").read_bytes() == b"content"
+    assert stat.S_IMODE((tmp_path / "out/a/file").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "out/a").stat().st_mode) == 0o700
+    assert os.readlink(tmp_path / "out/a/b/link") == "../file"
+    assert (tmp_path / "out/z").exists()
+    assert os.listdir(tmp_path) == ["out"]
+
+
+HOSTILE = {
+    "upwards": [entry("f", b"../evil")],
+    "upwards below": [entry("d", b"a"), entry("f", b"a/../../evil")],
+    "absolute": [entry("f", b"/tmp/evil")],
+    "dot": [entry("f", b"./evil")],
+    "dots alone": [entry("d", b"..")],
+    "empty component": [entry("d", b"a"), entry("f", b"a//evil")],
+    "trailing slash": [entry("d", b"a/")],
+    "NUL": [entry("f", b"evil\0")],
+    "second root": [entry("d", b"")],
+    "folder not sent": [entry("f", b"a/evil")],
+    "folder left already": [entry("d", b"a"), entry("d", b"b"), entry("f", b"a/evil")],
+    "through a link": [entry("l", b"a", target=b".."), entry("f", b"a/evil")],
+    "through an absolute link": [entry("l", b"a", target=b"/tmp"), entry("f", b"a/evil")],
+    "link made a folder": [entry("l", b"a", target=b".."), entry("d", b"a"), entry("f", b"a/evil")],
+    "same name twice": [entry("f", b"a"), entry("f", b"a")],
+    "folder over file": [entry("f", b"a"), entry("d", b"a")],
+    "file over link": [entry("l", b"a", target=b"../evil"), entry("f", b"a")],
+    "name too long": [entry("f", b"x" * 300)],
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_nothing_leaves_the_folder_by(tmp_path: Path, what: str) -> None:
+    (tmp_path / "inner").mkdir()
+    with pytest.raises((ProtocolError, OSError)):
+        receive(tmp_path / "inner/out", ROOT, *HOSTILE[what], data=b"evil")
+    assert os.listdir(tmp_path) == ["inner"]
+    assert os.listdir(tmp_path / "inner") == []
+
+
+names = st.sampled_from([b"", b".", b"..", b"a", b"b", b"a/b", b"a/..", b"../a", b"/a", b"a/b/c", b"\0", b"\xff"])
+things = st.builds(
+    entry,
+    st.sampled_from("fdlo"),
+    names,
+    mode=st.integers(0, 0o7777),
+    target=names.filter(lambda n: n not in (b"", b"\0")),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(things, max_size=8))
+def test_whatever_is_sent_stays_inside(tmp_path: Path, items: list[Entry]) -> None:
+    (tmp_path / "inner").mkdir(exist_ok=True)
+    try:
+        receive(tmp_path / "inner/out", *items, data=b"x")
+    except (ProtocolError, InvalidError, OSError, ValueError):
+        pass
+    assert os.listdir(tmp_path) == ["inner"]
+    assert set(os.listdir(tmp_path / "inner")) <= {"out"}
+    _remove(tmp_path / "inner/out")
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def test_set_user_id_bits_are_dropped(tmp_path: Path) -> None:
+    receive(tmp_path / "out", entry("f", b"", mode=0o6755))
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
+    receive(tmp_path / "tree", entry("d", b"", mode=0o7777), entry("f", b"a", mode=0o4711))
+    assert stat.S_IMODE((tmp_path / "tree/a").stat().st_mode) == 0o711
+    assert stat.S_IMODE((tmp_path / "tree").stat().st_mode) == 0o777
+
+
+def test_folders_stay_usable_for_their_owner(tmp_path: Path) -> None:
+    receive(tmp_path / "out", entry("d", b"", mode=0), entry("d", b"a", mode=0o111), entry("f", b"a/b"))
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "out/a").stat().st_mode) == 0o711
+
+
+def test_devices_and_pipes_are_left_out(tmp_path: Path) -> None:
+    receive(tmp_path / "out", ROOT, entry("o", b"pipe"), entry("f", b"file"))
+    assert os.listdir(tmp_path / "out") == ["file"]
+    with pytest.raises(InvalidError):
+        receive(tmp_path / "other", entry("o", b""))
+
+
+def test_bytes_without_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError), Receiver(tmp_path / "out") as receiver:  # noqa: PT012
+        receiver.begin(ROOT)
+        receiver.write(memoryview(b"x"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_empty_answer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError):
+        receive(tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_tree_without_a_root_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError, match="root"):
+        receive(tmp_path / "out", entry("f", b"a"))
+
+
+def test_without_commit_nothing_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("old")
+    with pytest.raises(ZeroDivisionError), Receiver(tmp_path / "out") as receiver:  # noqa: PT012
+        receiver.begin(entry("f", b""))
+        receiver.write(memoryview(b"new"))
+        raise ZeroDivisionError
+    assert (tmp_path / "out").read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_file_replaces_a_file_or_a_link_and_does_not_follow_it(tmp_path: Path) -> None:
+    (tmp_path / "keep").write_text("keep")
+    (tmp_path / "out").symlink_to("keep")
+    receive(tmp_path / "out", entry("f", b""), data=b"new")
+    assert (tmp_path / "out").read_bytes() == b"new"
+    assert (tmp_path / "keep").read_text() == "keep"
+
+
+def test_a_folder_merges_and_follows_no_local_link_of_its_names(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "out/keep").write_text("keep")
+    with pytest.raises(OSError):  # a folder cannot replace a link
+        receive(tmp_path / "out", ROOT, entry("d", b"a", mode=0o755), entry("f", b"a/file"))
+    assert os.listdir(tmp_path / "elsewhere") == []
+    assert (tmp_path / "out/keep").read_text() == "keep"
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InvalidError, match="folder"):
+        receive(tmp_path / "out", entry("f", b""))
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_missing_parents_of_the_target_are_made(tmp_path: Path) -> None:
+    receive(tmp_path / "a/b/out", entry("f", b""), data=b"x")
+    assert (tmp_path / "a/b/out").read_bytes() == b"x"
+
+
+def test_a_target_with_the_longest_name_works(tmp_path: Path) -> None:
+    receive(tmp_path / ("x" * 255), entry("f", b""), data=b"x")
+    assert (tmp_path / ("x" * 255)).read_bytes() == b"x"
+
+
+def test_what_is_read_is_what_is_received(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "a/b").mkdir(parents=True)
+    (source / "a/b/file").write_bytes(os.urandom(1_500_000))
+    (source / "a/empty").touch()
+    (source / "a/odd\nname\udcff").write_text("odd")
+    (source / "link").symlink_to("/no/where")
+    os.mkfifo(source / "pipe")
+    with Receiver(tmp_path / "copy") as receiver:
+        for item, file in entries(source):
+            receiver.begin(item)
+            if file:
+                for piece in pieces(file, item.size):
+                    receiver.write(memoryview(piece))
+        receiver.commit()
+    assert (tmp_path / "copy/a/b/file").read_bytes() == (source / "a/b/file").read_bytes()
+    assert (tmp_path / "copy/a/odd\nname\udcff").read_text() == "odd"
+    assert os.readlink(tmp_path / "copy/link") == "/no/where"
+    assert sorted(os.listdir(tmp_path / "copy")) == ["a", "link"], "a pipe is left out"
+
+
+def test_folders_come_before_what_is_in_them_and_owners_are_not_told(tmp_path: Path) -> None:
+    (tmp_path / "b/c").mkdir(parents=True)
+    (tmp_path / "b/a").touch()
+    (tmp_path / "a").touch()
+    found = [item for item, _ in entries(tmp_path)]
+    assert [item.path for item in found] == [b"", b"a", b"b", b"b/a", b"b/c"]
+    assert {(item.uid, item.gid) for item in found} == {(0, 0)}
+
+
+def test_a_file_that_becomes_shorter_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 10)
+    with open(tmp_path / "file", "rb") as file, pytest.raises(InvalidError, match="shorter"):
+        list(pieces(file, 11))
+
+
+def test_a_file_that_becomes_longer_is_cut_where_it_was(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with open(tmp_path / "file", "rb") as file:
+        assert b"".join(pieces(file, 4)) == b"0123"
+
+
+def test_what_is_neither_file_nor_folder_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "nothing-here"):
+        with pytest.raises(InvalidError, match=name):
+            list(entries(tmp_path / name))
+
+
+def test_a_link_that_is_named_itself_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    ((item, file),) = entries(tmp_path / "link")
+    assert (item.kind, item.size) == ("f", 1)
+    assert file
+    file.close()
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from openmodal._localcopy import Receiver
+from openmodal._wire import Entry
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full disk does, it cuts a write short
+try:
+    with Receiver(Path(sys.argv[1])) as receiver:
+        receiver.begin(Entry("f", 0o644, 0, 0, 1500, 0, b"", b""))
+        receiver.write(memoryview(bytes(1500)))
+        receiver.commit()
+except OSError as error:
+    print("refused", error.errno)
+"""
+
+
+def test_a_write_that_is_cut_short_is_no_success(tmp_path: Path) -> None:
+    """write(2) may take a part of the bytes when the disk is nearly full, and say no more than how many."""
+    (tmp_path / "out").write_text("old")
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("refused")
+    assert (tmp_path / "out").read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]

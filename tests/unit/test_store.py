@@ -1,0 +1,244 @@
+"""State is files: complete or absent, locked while alive, and never somebody else's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openmodal import _config
+from openmodal._spec import EndRecord, Status
+from openmodal._store import KEEP_ENDED_SECONDS, Store, parse_record
+from openmodal.errors import EngineError, InvalidError, NotFoundError
+
+ID = "my-app-758f3413"
+
+
+def status(id: str = ID) -> Status:
+    return Status(id, "my-app", "name", (("a", "b"),), 1.0, 301.0, "image", "embedded")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    found = Store(tmp_path / "state")
+    found.prepare()
+    return found
+
+
+@pytest.fixture
+def alive(store: Store) -> Iterator[Path]:
+    """A sandbox whose supervisor lives: its lock is held."""
+    with store.new(status()) as folder:
+        pass
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    yield folder
+    os.close(fd)
+
+
+def test_folders_are_private(store: Store) -> None:
+    for folder in (store.state, store.sandboxes, store.ended):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    store.prepare()
+
+
+def test_a_state_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match="OPENMODAL_HOME"):
+        Store(tmp_path / "file/state").prepare()
+
+
+@pytest.mark.root
+def test_somebody_elses_state_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    os.chown(tmp_path / "state", 65534, 65534)
+    with pytest.raises(EngineError, match="65534"):
+        Store(tmp_path / "state").prepare()
+
+
+@pytest.mark.parametrize("id", ["", ".", "..", "../x", "a/b", "/etc", "a\0", "a\n", "-x", ".hidden", "x" * 100, "ü"])
+def test_what_cannot_be_an_id_is_not_found(store: Store, id: str) -> None:
+    with pytest.raises(NotFoundError):
+        store.folder(id)
+
+
+@given(st.text())
+def test_an_id_that_can_be_stays_in_the_folder(id: str) -> None:
+    store = Store(Path("/state"))
+    try:
+        folder = store.folder(id)
+    except NotFoundError:
+        return
+    assert folder.parent == store.sandboxes
+    assert folder.name not in ("", ".", "..")
+
+
+def test_a_new_sandbox_has_status_and_lock_during_the_block(store: Store) -> None:
+    with store.new(status()) as folder:
+        assert store.status(ID) == status()
+        assert store.alive(ID), "its maker holds it"
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert store.ids() == [ID]
+    assert not store.alive(ID), "no supervisor has taken it over"
+
+
+def test_a_block_that_fails_leaves_nothing(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), store.new(status()) as folder:  # noqa: PT012
+        (folder / "upper").mkdir()
+        (folder / "upper/file").touch()
+        raise ZeroDivisionError
+    assert os.listdir(store.sandboxes) == []
+
+
+def test_an_id_that_exists_is_not_taken_over(store: Store, alive: Path) -> None:
+    with pytest.raises(FileExistsError), store.new(status()):
+        pass
+    assert store.status(ID) == status()
+
+
+def test_a_sandbox_lives_as_long_as_its_lock_is_held(store: Store, alive: Path) -> None:
+    assert store.alive(ID)
+    (alive / "lock").unlink()
+    assert not store.alive(ID)
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(store: Store, alive: Path, tmp_path: Path) -> None:
+    held = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    (alive / "lock").unlink()
+    (alive / "lock").symlink_to(tmp_path / "other")
+    assert not store.alive(ID)
+    os.close(held)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"id": 7}', b"null"])
+def test_a_status_that_is_not_complete_is_none(store: Store, alive: Path, content: bytes) -> None:
+    (alive / "status.json").write_bytes(content)
+    assert store.status(ID) is None
+    assert store.ids() == [ID]
+
+
+def test_readers_see_the_old_status_or_the_new(store: Store, alive: Path) -> None:
+    stop, seen = threading.Event(), set()
+
+    def read() -> None:
+        while not stop.is_set():
+            found = store.status(ID)
+            seen.add(found.tags if found else None)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    from msgspec.structs import replace
+
+    for n in range(200):
+        store.write_status(replace(status(), tags=(("n", str(n)),)))
+    stop.set()
+    thread.join()
+    assert None not in seen
+
+
+def test_how_it_ended_is_kept_once(store: Store) -> None:
+    assert store.end(ID) is None
+    store.write_end(ID, EndRecord("oom", 137, 12.5, "it ran out of memory"))
+    store.write_end(ID, EndRecord("lost", 1))
+    assert store.end(ID) == EndRecord("oom", 137, 12.5, "it ran out of memory")
+    assert os.listdir(store.ended) == [ID]
+
+
+@given(st.text())
+def test_a_record_that_cannot_be_read_is_a_lost_sandbox_and_no_exception(text: str) -> None:
+    assert parse_record(text).reason
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("reason=exited\nreturncode=3\nstarted=1\nended=2.5\ntext=a=b c\n", EndRecord("exited", 3, 2.5, "a=b c")),
+        ("reason=timeout\nreturncode=124\n", EndRecord("timeout", 124)),
+        ("reason=timeout\n", EndRecord("lost", 137, 0.0, "its supervisor left a record that cannot be read")),
+        ("", EndRecord("lost", 137, 0.0, "its supervisor left a record that cannot be read")),
+    ],
+)
+def test_records_are_lines_of_key_and_value(text: str, expected: EndRecord) -> None:
+    assert parse_record(text) == expected
+
+
+def test_the_main_commands_output_is_kept(store: Store) -> None:
+    (store.ended / f"{ID}.stdout").write_bytes(b"\xff out")
+    assert store.main_output(ID, 1) == b"\xff out"
+    assert store.main_output(ID, 2) == b""
+
+
+def test_what_ended_long_ago_is_forgotten(store: Store) -> None:
+    for id in ("old-00000000", "new-00000000"):
+        store.write_end(id, EndRecord("exited", 0))
+    long_ago = time.time() - KEEP_ENDED_SECONDS - 10
+    os.utime(store.ended / "old-00000000", (long_ago, long_ago))
+    store.prune_ended()
+    assert os.listdir(store.ended) == ["new-00000000"]
+
+
+def test_removal_copes_with_links_modes_and_others_who_remove(store: Store, alive: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("keep")
+    (alive / "link").symlink_to(tmp_path)
+    (alive / "deep/er").mkdir(parents=True)
+    (alive / "deep").chmod(0)
+    store.remove(alive)
+    store.remove(alive)
+    assert (tmp_path / "outside").read_text() == "keep"
+    assert not alive.exists()
+
+
+def test_names_are_taken_one_after_the_other(store: Store) -> None:
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def take() -> None:
+        nonlocal inside, most
+        with store.names():
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.002)
+            with lock:
+                inside -= 1
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_without_a_state_folder_there_is_nothing(tmp_path: Path) -> None:
+    assert Store(tmp_path / "nothing").ids() == []
+
+
+class TestConfig:
+    def test_the_environment_beats_the_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path))
+        monkeypatch.delenv("OPENMODAL_ENGINE", raising=False)
+        assert _config.state() == tmp_path
+        assert _config.engine() is None
+        (tmp_path / "config.toml").write_text('engine = "docker"\n')
+        assert _config.engine() == "docker"
+        monkeypatch.setenv("OPENMODAL_ENGINE", "embedded")
+        assert _config.engine() == "embedded"
+
+    @pytest.mark.parametrize("content", [b"engine = ", b"\xff", b"engine = 7\n"])
+    def test_a_file_that_cannot_be_read_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+    ) -> None:
+        monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path))
+        monkeypatch.delenv("OPENMODAL_ENGINE", raising=False)
+        (tmp_path / "config.toml").write_bytes(content)
+        with pytest.raises(InvalidError, match=r"config\.toml"):
+            _config.engine()
