@@ -116,13 +116,20 @@ static int receive_descriptor(int link) {
     return fd;
 }
 
-static bool hear(int link, const char *word) {
-    char heard[16];
+/* One message, as a string. A side that ends before it has read all that it was sent leaves ECONNRESET here, ahead of what it
+ * said last. */
+static ssize_t receive(int link, char *text, size_t room, int flags) {
     ssize_t size;
     do
-        size = recv(link, heard, sizeof heard, 0);
-    while (size < 0 && errno == EINTR);
-    return size == (ssize_t)strlen(word) && memcmp(heard, word, (size_t)size) == 0;
+        size = recv(link, text, room - 1, flags);
+    while (size < 0 && (errno == EINTR || errno == ECONNRESET));
+    text[size > 0 ? size : 0] = '\0';
+    return size;
+}
+
+static bool hear(int link, const char *word) {
+    char heard[16];
+    return receive(link, heard, sizeof heard, 0) > 0 && strcmp(heard, word) == 0;
 }
 
 /* What serves a machine is often protected from the kernel's hunt for memory; what runs in a sandbox never is. */
@@ -411,12 +418,12 @@ static bool await_ready(struct box *box) {
     do
         polled = poll(&from, 1, READY_MS);
     while (polled < 0 && errno == EINTR);
-    ssize_t size = polled > 0 ? recv(box->link, text, sizeof text - 1, 0) : -1;
-    if (size == 5 && memcmp(text, "ready", 5) == 0)
-        return true;
-    text[size > 0 ? size : 0] = '\0';
-    if (text[0] == '!')
-        fail_as(text + 1);
+    if (polled > 0 && receive(box->link, text, sizeof text, 0) > 0) {
+        if (strcmp(text, "ready") == 0)
+            return true;
+        if (text[0] == '!')
+            fail_as(text + 1);
+    }
     return polled == 0 ? fail("internal", "init did not become ready in %d s", READY_MS / 1000)
                        : fail("internal", "init died before it was ready");
 }
@@ -626,10 +633,8 @@ static void hear_init(struct box *box) {
     static const char *const reasons[] = {"exited", "timeout", "idle", "terminated"};
     char text[64], word[16];
     int code = 0;
-    ssize_t size = recv(box->link, text, sizeof text - 1, MSG_DONTWAIT);
-    if (size <= 0)
+    if (receive(box->link, text, sizeof text, MSG_DONTWAIT) <= 0)
         return;
-    text[size] = '\0';
     if (sscanf(text, "%15s %d", word, &code) != 2)
         return;
     for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++)
@@ -843,7 +848,7 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
     leave_caller(&box);
     if (!make(&box)) {
         char text[1200];
-        if (box.link >= 0 && recv(box.link, text, sizeof text - 1, MSG_DONTWAIT) > 1 && text[0] == '!')
+        if (box.link >= 0 && receive(box.link, text, sizeof text, MSG_DONTWAIT) > 1 && text[0] == '!')
             fail_as(text + 1);
         back_out(&box);
         report(&box, false);
