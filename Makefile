@@ -43,7 +43,7 @@ native: $(STAMPS)/installed
 	@$(PYTHON_IN) native/build.py
 
 native-test: $(STAMPS)/test native
-	$(MAKE) --no-print-directory -C native test PYTHON=$(abspath $(PYTHON_IN))
+	$(MAKE) --no-print-directory -C native test analyze fuzz PYTHON=$(abspath $(PYTHON_IN))
 
 # Made in a folder of its own, so that a development build is neither shipped nor replaced.
 wheel: $(STAMPS)/release
