@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import openmodal
+from openmodal.build.local import SETTLED
 
 # Large writes: what is measured is the way of the output, not the program that makes it.
 MEGABYTE = ("dd", "if=/dev/zero", "bs=1000000", "count=1", "status=none")
@@ -30,7 +31,8 @@ def busybox_root() -> Iterator[Path]:
         shutil.copy(busybox, root / "bin/busybox")
         for applet in APPLETS:
             (root / "bin" / applet).symlink_to("busybox")
-        # A new folder each time would be a new time of change each time: the image's key is of contents and modes only.
+        # Files that changed a moment ago are hashed at each use of the image, which nobody's files are for long.
+        time.sleep(SETTLED + 0.1)
         yield root
 
 

@@ -21,7 +21,7 @@ from openmodal.errors import ImageBuildError, InvalidError
 if TYPE_CHECKING:
     from openmodal.build.layers import Layers
 
-_SETTLED = 2.0  # seconds; a file may be written twice within one tick of its time stamps
+SETTLED = 2.0  # seconds; a file may be written twice within one tick of its time stamps
 _CHUNK = 1 << 20
 
 
@@ -218,7 +218,7 @@ class _Memo:
 
     def put(self, name: str, before: list[int], after: list[int], content: str) -> None:
         # A file changed a moment ago may change again without its times moving: then nothing is remembered.
-        if before == after and time.time() - before[-1] / 1e9 > _SETTLED:
+        if before == after and time.time() - before[-1] / 1e9 > SETTLED:
             self._new[_escaped(name)] = [*before, content]
             self._learnt = True
 
