@@ -12,7 +12,8 @@ VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 PIP := $(PYTHON_IN) -m pip install -qq
 STAMPS := $(VENV)/.stamps
-PYTEST_ARGS ?=
+# Tests mostly wait: for processes, deadlines, daemons. More workers than CPUs, but few enough that none starves.
+PYTEST_ARGS ?= -n 3 --dist loadscope
 
 # The image base is made of Debian packages, and the network of sandboxes of iptables rules.
 DEBIAN := mmdebstrap iptables

@@ -19,6 +19,7 @@ struct agent_config {
     int main_stdout;          /* where what is kept of its output goes at the end, or -1 */
     int main_stderr;
     int oom_fd;               /* a cgroup file opened outside, or -1: then the files of /sys/fs/cgroup are tried */
+    int nice;                 /* of commands; our own may be lower */
     const char *oom_word;     /* the word in it behind which the kernel counts kills for memory ("oom_kill") */
 };
 

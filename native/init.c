@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -92,7 +93,8 @@ static int number(const char *name, const char *text, uint64_t most, uint64_t *v
 int verb_init(int argc, char **argv) {
     struct options options = {0};
     uint64_t fd = 0, flags = 0;
-    struct agent_config config = {.control_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1};
+    struct agent_config config = {.control_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1,
+                                  .nice = getpriority(PRIO_PROCESS, 0)};
     if (read_options(argc, argv, &options) || number("--listen-fd", options.listen_fd, INT32_MAX, &fd) ||
         number("--timeout-ms", options.timeout_ms, UINT64_MAX / 4, &config.timeout_ms) ||
         number("--idle-ms", options.idle_ms, UINT64_MAX / 4, &config.idle_ms) ||

@@ -307,6 +307,7 @@ pid_t spawn_monitor(const struct start_request *start, const int ends[3], int re
         return pid;
     }
     struct job job = {.start = start, .name = start->argv[0]};
+    setpriority(PRIO_PROCESS, 0, agent.config->nice);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     arrange_descriptors(ends, report);
     choose_workdir(&job);

@@ -1,26 +1,50 @@
-"""What all tests share: where their state lives, which skips are failures, and the leak check after every test."""
+"""What all tests share: where their state lives, which skips are failures, and the leak check after every test.
+
+With `-n` (pytest-xdist) each worker has a state folder and a folder of temporary files of its own, so that its leak check knows what is
+its own; what lies in the machine's shared places is looked at once, when all are done.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import itertools
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from tests import leaks
 from tests.leaks import no_leaks  # noqa: F401  (an autouse fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+BEFORE = pytest.StashKey[leaks.Ledger]()
 
 
-def _state() -> Path:
+def _own_environment() -> None:
+    """Tests see no sandbox of the user, and workers none of each other. Children inherit all of it."""
+    given = os.environ.get("OPENMODAL_HOME")
+    if WORKER or not given:
+        os.environ["OPENMODAL_HOME"] = str(_state(Path(given) if given else _default_state()))
+    if WORKER:
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix=f"openmodal-{WORKER}-")
+    # The leak check knows by it which processes are of this run. A worker's begins with the run's.
+    run = os.environ["OPENMODAL_TEST_RUN"] if WORKER else uuid.uuid4().hex
+    os.environ["OPENMODAL_TEST_RUN"] = f"{run}{WORKER}."
+
+
+def _default_state() -> Path:
+    return (Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".cache") / "openmodal-test"
+
+
+def _state(base: Path) -> Path:
     """A folder that no other run of the tests uses now. It stays: the cache of images in it saves minutes the next time."""
-    parent = Path("/var/lib") if os.geteuid() == 0 else Path.home() / ".cache"
     for number in itertools.count():
-        folder = parent / f"openmodal-test{number or ''}"
+        folder = base.with_name(f"{base.name}{number or ''}")
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         lock = os.open(folder / "tests.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
@@ -33,18 +57,31 @@ def _state() -> Path:
     raise AssertionError
 
 
-# Tests see no sandbox of the user.
-if "OPENMODAL_HOME" not in os.environ:
-    os.environ["OPENMODAL_HOME"] = str(_state())
+_own_environment()
 # Child interpreters find the package as pytest does (pyproject.toml: pythonpath), installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
-# The leak check knows by it which processes are of this run. Children inherit it.
-os.environ["OPENMODAL_TEST_RUN"] = uuid.uuid4().hex
 # The user's own choice of engine must not change what is tested.
 os.environ.pop("OPENMODAL_ENGINE", None)
 
 FEATURES = ("embedded", "docker", "kubernetes", "gvisor", "network", "root", "user", "linters")
 """Markers whose tests may be skipped where the machine cannot run them, unless OPENMODAL_MUST_WORK names them."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[BEFORE] = leaks.take()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Look at the places that workers share, when all of them have ended."""
+    if WORKER:
+        shutil.rmtree(tempfile.gettempdir())
+    elif session.config.getoption("numprocesses", None) and (left := leaks.left_since(session.config.stash[BEFORE])):
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        assert reporter
+        reporter.write_line("the run left behind:\n  " + "\n  ".join(left), red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -5,7 +5,8 @@ moment later (a network namespace, a cgroup), so the check looks again for two s
 
 Other runs on the same machine have their own sandboxes. Whose a process is tells the OPENMODAL_TEST_RUN in its
 environment; a supervisor, which has a clean one, the lock in its sandbox's folder; any other process its ancestors. What
-cannot tell its owner (an interface) is not reported while another run has sandboxes.
+cannot tell its owner (an interface) is not reported while another run has sandboxes. The workers of one run (pytest -n) are such
+runs to each other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import fnmatch
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -81,7 +83,7 @@ class Process:
             return True
         for entry in self._read("environ").split(b"\0"):
             if entry.startswith(b"OPENMODAL_TEST_RUN="):
-                return entry.partition(b"=")[2].decode(errors="replace") == os.environ.get("OPENMODAL_TEST_RUN")
+                return entry.partition(b"=")[2].decode(errors="replace").startswith(os.environ["OPENMODAL_TEST_RUN"])
         if self.is_openmodals:
             for path in self._open_files():
                 if "/sandboxes/" in path:
@@ -156,21 +158,26 @@ def _home() -> str:
 
 def _mounts() -> Iterator[str]:
     """Mounts in this namespace that have to do with us: by their place or by what is mounted."""
-    home = _home()
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         place = line.split()[4]
-        if "/openmodal" in place or home in line:
+        if _is_ours(place) or _home() in line:
             yield place
 
 
-def _loop_devices() -> Iterator[str]:
+def _is_ours(path: str) -> bool:
+    """Whether it has to do with OpenModal, but not with another run's state."""
     home = _home()
+    theirs = path.startswith(home.rstrip("0123456789")) and not path.startswith(home + "/")
+    return "openmodal" in path and not theirs
+
+
+def _loop_devices() -> Iterator[str]:
     for device in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
             backing = device.read_text(encoding="utf-8").strip()
         except OSError:
             continue
-        if "openmodal" in backing or backing.startswith(home):
+        if _is_ours(backing) or backing.startswith(_home()):
             yield f"{device.parts[3]} {backing}"
 
 
@@ -214,6 +221,9 @@ def _files() -> Iterator[str]:
     """Sandboxes' folders, and temporary files. Where nobody else works on the machine, every file in /tmp counts."""
     strict = bool(os.environ.get("OPENMODAL_MUST_WORK"))
     yield from _children(f"{_home()}/sandboxes")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the others are at work in the shared places
+        yield from _children(tempfile.gettempdir())
+        return
     for folder in ("/tmp", "/var/tmp", "/dev/shm"):
         for path in _children(folder):
             if strict or "openmodal" in path:
@@ -229,6 +239,14 @@ def _children(folder: str) -> Iterator[str]:
         yield f"{folder}/{name}"
 
 
+def left_since(before: Ledger, allowed: Mapping[str, tuple[str, ...]] = ALLOWED) -> list[str]:
+    """Tell what is here that was not there before, and does not go by itself."""
+    deadline = time.monotonic() + GRACE
+    while (left := take().since(before, allowed)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test that leaves something behind. Set up first, so it looks when all other fixtures are done."""
@@ -238,8 +256,5 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     allowed = ALLOWED | {"": tuple(p for mark in request.node.iter_markers("may_leave") for p in mark.args)}
     before = take()
     yield
-    deadline = time.monotonic() + GRACE
-    while leaks := take().since(before, allowed):
-        if time.monotonic() > deadline:
-            pytest.fail("the test left behind:\n  " + "\n  ".join(leaks), pytrace=False)
-        time.sleep(0.05)
+    if left := left_since(before, allowed):
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)

@@ -20,6 +20,7 @@ those who block.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import select
 import time
@@ -53,6 +54,11 @@ class Effect(Generic[T]):
         raise NotImplementedError
 
 
+# A signal that comes after Python's last look for signals and before poll(2) sleeps is seen when that returns, and not before: there
+# is no ppoll(2) in Python. So it returns now and then, and Ctrl-C is never lost.
+_LONGEST_POLL = 1.0
+
+
 class AnyOf(Effect[None]):
     """Wait until one of the descriptors is ready, or raise TimeoutError after `timeout` seconds (None: never)."""
 
@@ -69,8 +75,11 @@ class AnyOf(Effect[None]):
             poll.register(fd, select.POLLOUT)
         for fd in self.readable:
             poll.register(fd, select.POLLIN | (select.POLLOUT if fd in self.writable else 0))
-        if not poll.poll(None if self.timeout is None else max(0.0, self.timeout * 1000)):
-            raise TimeoutError
+        left = math.inf if self.timeout is None else max(0.0, self.timeout)
+        while not poll.poll(min(left, _LONGEST_POLL) * 1000):
+            left -= _LONGEST_POLL
+            if left <= 0:
+                raise TimeoutError
 
     async def wait(self) -> None:
         import asyncio

@@ -21,7 +21,8 @@ def program() -> Path:
     given = os.environ.get("OPENMODAL_TEST_AGENT")
     if given:
         return Path(given)
-    subprocess.run(["make", "-s", "-C", NATIVE], check=True)
+    # One at a time: the workers of pytest -n all come here first.
+    subprocess.run(["flock", NATIVE / "Makefile", "make", "-s", "-C", NATIVE], check=True)
     return NATIVE / "build" / "openmodal-agent"
 
 

@@ -596,6 +596,15 @@ def groups() -> Callable[[str], dict[str, str | list[str]]]:
 
 
 @pytest.mark.root
+def test_the_agent_comes_before_its_commands_where_the_cpu_is_short(root_host: Host) -> None:
+    """Else a fork bomb keeps it from killing the bomb."""
+    box = root_host.start()
+    stats = box.run("cat /proc/1/stat /proc/self/stat").splitlines()
+    nice = [int(stat.rpartition(")")[2].split()[16]) for stat in stats]
+    assert nice == [-20, os.getpriority(os.PRIO_PROCESS, 0)]
+
+
+@pytest.mark.root
 def test_limits_hold_for_everything_inside(
     root_host: Host, groups: Callable[[str], dict[str, str | list[str]]]
 ) -> None:

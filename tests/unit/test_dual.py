@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import threading
 import time
@@ -66,6 +67,34 @@ class Counter(DualContext):
     async def _close(self) -> None:
         await Sleep(0)
         self.log.append("close")
+
+
+def test_control_c_is_never_lost_however_it_falls(pair: tuple[socket.socket, socket.socket]) -> None:
+    """A signal that came between Python's look for signals and poll(2) was seen when the wait was over: perhaps never."""
+    go = threading.Event()
+    done = threading.Event()
+
+    def press(main: int) -> None:
+        while not done.is_set():
+            if go.is_set():  # runs when the main thread lets go of the interpreter, which is just before it polls
+                go.clear()
+                signal.pthread_kill(main, signal.SIGINT)
+
+    async def core() -> None:
+        go.set()
+        await readable(pair[0].fileno(), 60.0)
+
+    thread = threading.Thread(target=press, args=(threading.main_thread().ident,))
+    thread.start()
+    try:
+        for _ in range(50):
+            begin = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                _dual.run_sync(core())
+            assert time.monotonic() - begin < 30
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_a_method_has_two_faces() -> None:
