@@ -74,7 +74,13 @@ class Process:
 
     @property
     def is_openmodals(self) -> bool:
-        return "openmodal" in os.path.basename(self.argv[0])
+        return "openmodal" in os.path.basename(self.argv[0]) and not self._is_in_a_container
+
+    @property
+    def _is_in_a_container(self) -> bool:
+        """Of Docker, Podman or Kubernetes, which have lists of their own of what runs."""
+        groups = self._read("cgroup")
+        return any(word in groups for word in (b"/docker/", b"/kubepods", b"/libpod"))
 
     @cached_property
     def is_mine(self) -> bool | None:
