@@ -246,10 +246,13 @@ def _children(folder: str) -> Iterator[str]:
 
 
 def left_since(before: Ledger, allowed: Mapping[str, tuple[str, ...]] = ALLOWED) -> list[str]:
-    """Tell what is here that was not there before, and does not go by itself."""
+    """Tell what is here now, was not there before, and does not go by itself. What comes later is somebody else's."""
     deadline = time.monotonic() + GRACE
-    while (left := take().since(before, allowed)) and time.monotonic() < deadline:
+    left = take().since(before, allowed)
+    while left and time.monotonic() < deadline:
         time.sleep(0.05)
+        now = set(take().since(before, allowed))
+        left = [leak for leak in left if leak in now]
     return left
 
 
