@@ -19,6 +19,8 @@ PYTEST_ARGS ?= -n 3 --dist loadscope
 DEBIAN := mmdebstrap iptables
 DEBIAN_TEST := $(DEBIAN) busybox-static clang curl docker-registry git iproute2 libclang-rt-dev musl-tools \
 	passt slirp4netns uidmap util-linux
+# Debian 12's own is too old for the options that we give it.
+BACKPORTS_TEST := runsc
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -71,6 +73,7 @@ $(STAMPS)/pip: | $(PYTHON_IN)
 
 $(STAMPS)/test: $(STAMPS)/installed $(STAMPS)/pip Makefile
 	@.ci/apt $(DEBIAN_TEST)
+	@.ci/backports $(BACKPORTS_TEST)
 	$(PIP) --editable '.[fast]' --group test
 	@touch $@
 

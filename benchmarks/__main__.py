@@ -20,6 +20,7 @@ from benchmarks.docker import docker
 from benchmarks.floor import Floor
 from benchmarks.machine import Stopwatch
 from benchmarks.results import Row, table
+from openmodal.engines.embedded import network
 
 APP = openmodal.App("bench")
 BURST, THREADS = 100, 32
@@ -56,6 +57,7 @@ def main() -> int:
         _lives(found, image, root, options.rounds)
         _transfers(found, image, max(1, options.rounds // 10))
         _burst(found["burst"], image)
+        found |= _gvisor(image, max(3, options.rounds // 5))
         _idle(found["idle"], image, options.idle)
     _import(found["import"], found["import_sandbox"])
     if not options.without_example:
@@ -79,8 +81,8 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _create(image: openmodal.Image, **keywords: float) -> openmodal.Sandbox:
-    return openmodal.Sandbox.create(app=APP, image=image, timeout=keywords.get("timeout", 600))
+def _create(image: openmodal.Image, timeout: float = 600, runtime: str = "native") -> openmodal.Sandbox:
+    return openmodal.Sandbox.create(app=APP, image=image, timeout=timeout, runtime=runtime)
 
 
 def _lives(found: dict[str, Row], image: openmodal.Image, root: Path, rounds: int) -> None:
@@ -132,6 +134,26 @@ def _transfers(found: dict[str, Row], image: openmodal.Image, rounds: int) -> No
                 if step.startswith("stdout"):
                     found["stdout_memory"].ours.append(figures["total"])
             _progress("transfers")
+
+
+def _gvisor(image: openmodal.Image, rounds: int) -> dict[str, Row]:
+    """The same life in gVisor; no rows where it cannot run."""
+    if os.geteuid() != 0 or not network.tool("runsc"):
+        return {}
+    create, run, end = Row("create, in gVisor"), Row("exec true, in gVisor"), Row("terminate, in gVisor")
+    for number in range(rounds):
+        with Stopwatch() as watch:
+            sandbox = _create(image, runtime="gvisor")
+        create.ours.append(watch.seconds * 1000)
+        for _ in range(3):
+            with Stopwatch() as watch:
+                sandbox.exec("true")
+            run.ours.append(watch.seconds * 1000)
+        with Stopwatch() as watch:
+            sandbox.terminate()
+        end.ours.append(watch.seconds * 1000)
+        _progress(f"gVisor {number + 1}/{rounds}")
+    return {"gvisor_create": create, "gvisor_exec": run, "gvisor_terminate": end}
 
 
 def _in_child(*arguments: str) -> dict[str, float]:

@@ -7,6 +7,7 @@
 #include "command.h"
 #include "link.h"
 #include "output.h"
+#include "passing.h"
 #include "state.h"
 #include "tree.h"
 #include "util.h"
@@ -184,8 +185,12 @@ static void signals_ready(struct watch *watch, uint32_t events) {
 }
 
 static void control_ready(struct watch *watch, uint32_t events) {
-    char byte;
-    ssize_t n = recv(watch->fd, &byte, 1, MSG_DONTWAIT);
+    int fd;
+    ssize_t n = take_passed(watch->fd, MSG_DONTWAIT, &fd);
+    if (fd >= 0) {
+        fcntl(fd, F_SETFL, O_NONBLOCK);
+        links_take(fd);
+    }
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR) || (n < 0 && events & EPOLLHUP))
         agent_end("terminated", 137, 0); /* the supervisor is gone, so nobody reads why */
 }
@@ -372,14 +377,15 @@ int agent_run(const struct agent_config *config) {
     listening = (struct watch){.fd = config->listen_fd, .ready = links_accept};
     control = (struct watch){.fd = config->control_fd, .ready = control_ready};
     signals.ready = signals_ready;
-    fcntl(config->listen_fd, F_SETFL, O_NONBLOCK);
+    if (config->listen_fd >= 0)
+        fcntl(config->listen_fd, F_SETFL, O_NONBLOCK);
     watch_set(&signals, EPOLLIN);
     if (control.fd >= 0)
         watch_set(&control, EPOLLIN);
     if (config->argv)
         start_main();
     for (uint64_t next = agent.now;;) {
-        watch_set(&listening, EPOLLIN); /* again, if it was left for want of descriptors */
+        watch_set(&listening, listening.fd >= 0 ? EPOLLIN : 0); /* again, if it was left for want of descriptors */
         turn(sleep_until(next));
         links_progress();
         watch_main();

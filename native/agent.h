@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 struct agent_config {
-    int listen_fd;            /* listening stream socket, unix or other */
+    int listen_fd;            /* listening stream socket, unix or other; or -1: connections come over control_fd (passing.h) */
     int control_fd;           /* to the supervisor (SOCK_SEQPACKET), or -1. Its end of file means that the supervisor is gone: exit */
     const char *token;        /* what AUTH must carry, or NULL */
     uint64_t timeout_ms;      /* the agent's own deadline, 0: none (embedded: the supervisor keeps it) */

@@ -20,7 +20,9 @@
 #include "mounts.h"
 #include "net.h"
 #include "netlink.h"
+#include "passing.h"
 #include "plan.h"
+#include "runtime.h"
 #include "trash.h"
 #include "util.h"
 #include "verbs.h"
@@ -34,6 +36,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -60,6 +63,7 @@ struct box {
     int userns;
     int disk; /* the mount of the sandbox's own disk, until init has it */
     int agent_listener, control_listener;
+    int program, log;    /* for a runtime: this program, to run as the agent, and where the runtime tells what went wrong */
     int network, inside; /* while it is made: the sandbox's network namespace, and a netlink socket in it */
     int netlink;         /* in the router's namespace, and so are we */
     int output[2];       /* where the main command's output is kept */
@@ -91,30 +95,6 @@ static _Noreturn void init_failed(int link) {
     int size = snprintf(text, sizeof text, "!%s", failure() != NULL ? failure() : "internal of unknown reason");
     send(link, text, (size_t)size, MSG_NOSIGNAL);
     _exit(1);
-}
-
-/* One descriptor and one byte. */
-union passed {
-    struct cmsghdr header;
-    char room[CMSG_SPACE(sizeof(int))];
-};
-
-static bool send_descriptor(int link, int fd) {
-    union passed passed = {.header = {.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
-    struct iovec byte = {(char[]){'n'}, 1};
-    struct msghdr message = {.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &passed, .msg_controllen = sizeof passed};
-    memcpy(CMSG_DATA(&passed.header), &fd, sizeof fd);
-    return sendmsg(link, &message, MSG_NOSIGNAL) == 1;
-}
-
-static int receive_descriptor(int link) {
-    union passed passed;
-    int fd = -1;
-    struct iovec byte = {(char[1]){0}, 1};
-    struct msghdr message = {.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &passed, .msg_controllen = sizeof passed};
-    if (recvmsg(link, &message, MSG_CMSG_CLOEXEC) == 1 && message.msg_controllen >= CMSG_LEN(sizeof fd))
-        memcpy(&fd, CMSG_DATA(&passed.header), sizeof fd);
-    return fd;
 }
 
 /* One message, as a string. A side that ends before it has read all that it was sent leaves ECONNRESET here, ahead of what it
@@ -174,7 +154,8 @@ static bool enter_network(void *context) {
     const struct box *box = context;
     if (!owns_network(box->plan))
         return true;
-    AUTO_FD int network = receive_descriptor(box->init_link);
+    AUTO_FD int network = -1;
+    take_passed(box->init_link, 0, &network);
     return (network >= 0 && setns(network, CLONE_NEWNET) == 0) ||
            fail("network", "cannot enter the sandbox's network namespace: %m");
 }
@@ -208,8 +189,10 @@ static bool init_enter(struct box *box) {
         return false;
     if (unshare(CLONE_NEWCGROUP) != 0) /* now: its root is where we are */
         return fail(NULL, "cannot make a cgroup namespace: %m");
-    int *kept[] = {&box->init_link, &box->agent_listener, &box->oom, &box->output[0], &box->output[1], &box->userns};
-    return keep_only(kept, sizeof kept / sizeof *kept) && cage_lock(plan, box->userns);
+    int *for_agent[] = {&box->init_link, &box->agent_listener, &box->oom, &box->output[0], &box->output[1], &box->userns};
+    int *for_runtime[] = {&box->init_link, &box->program, &box->log, &box->output[0], &box->output[1], &box->userns};
+    return keep_only(plan->runtime != NULL ? for_runtime : for_agent, sizeof for_agent / sizeof *for_agent) &&
+           cage_lock(plan, box->userns);
 }
 
 static _Noreturn void be_init(struct box *box) {
@@ -224,6 +207,10 @@ static _Noreturn void be_init(struct box *box) {
     if (!init_build(box) || !init_enter(box))
         init_failed(box->init_link);
     close_fd(&box->userns);
+    if (plan->runtime != NULL) {
+        runtime_become(plan, box->output);
+        init_failed(box->init_link);
+    }
     if (send(box->init_link, "ready", 5, MSG_NOSIGNAL) != 5)
         _exit(1);
     char *nothing[] = {NULL};
@@ -304,6 +291,14 @@ static bool open_oom(struct box *box) {
     box->oom = open(box->plan->oom.path, O_RDONLY | O_CLOEXEC);
     box->oom_kills = groups_oom_kills(box->plan);
     return box->oom >= 0 || fail(NULL, "cannot open %s: %m", box->plan->oom.path);
+}
+
+static bool open_for_runtime(struct box *box) {
+    if (box->plan->runtime == NULL)
+        return true;
+    box->program = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    box->log = memfd_create("runtime-log", MFD_CLOEXEC);
+    return (box->program >= 0 && box->log >= 0) || fail(NULL, "cannot open what the runtime needs: %m");
 }
 
 static bool start_init(struct box *box) {
@@ -392,12 +387,13 @@ static bool open_userns(struct box *box) {
 
 static bool make_network(struct box *box) {
     uint32_t base = slot_base(box->slot);
-    if (unshare(CLONE_NEWNET) != 0)
+    if (box->network >= 0 ? setns(box->network, CLONE_NEWNET) != 0 : unshare(CLONE_NEWNET) != 0)
         return fail(NULL, "cannot make a network namespace: %m");
-    box->network = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    if (box->network < 0)
+        box->network = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
     box->inside = open_netlink();
     return net_prepare(box->inside, base, base + IDS_SIZE - 1, box->plan->net == NET_ROUTER) &&
-           (send_descriptor(box->link, box->network) || fail("internal", "init is gone"));
+           (pass(box->link, box->network, 0) || fail("internal", "init is gone"));
 }
 
 static bool connect_network(struct box *box) {
@@ -436,7 +432,9 @@ static bool await_ready(struct box *box) {
             fail_as(text + 1);
     }
     return polled == 0 ? fail("internal", "init did not become ready in %d s", READY_MS / 1000)
-                       : fail("internal", "init died before it was ready");
+                       : fail("internal", box->plan->runtime != NULL
+                                              ? "runsc ended before the sandbox was ready; `openmodal doctor` tells its version"
+                                              : "init died before it was ready");
 }
 
 /* ---------------------------------------------------------------------------------------- the end */
@@ -619,6 +617,8 @@ static void discard_all(struct box *box) {
 
 static void finish(struct box *box) {
     box->answer_by = now_ms() + ANSWER_MS;
+    close_fd(&box->agent_listener);
+    box->agent_listener = -1;
     take_down(box);
     make_record(box);
     write_record(box);
@@ -646,11 +646,11 @@ static void hear_init(struct box *box) {
     int code = 0;
     if (receive(box->link, text, sizeof text, MSG_DONTWAIT) <= 0)
         return;
-    if (sscanf(text, "%15s %d", word, &code) != 2)
-        return;
-    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++)
+    bool fits = sscanf(text, "%15s %d", word, &code) == 2;
+    for (size_t i = 0; fits && i < sizeof reasons / sizeof *reasons; i++)
         if (strcmp(word, reasons[i]) == 0)
             end_with(box, reasons[i], code & 0xff);
+    end_with(box, "lost", 137); /* whoever says something else is not our agent any more */
 }
 
 /* Init is dead: by its own will, then it has said why, or by somebody's outside. */
@@ -676,6 +676,16 @@ static void accept_client(struct box *box) {
         return;
     box->client[box->clients++].fd = fd;
     fd = -1;
+}
+
+/* A runtime's sandbox gets its connections from us. Where its agent does not keep up, they wait. */
+static void pass_connection(const struct box *box) {
+    struct pollfd room = {box->link, POLLOUT, 0};
+    if (poll(&room, 1, 5) != 1)
+        return;
+    AUTO_FD int fd = accept4(box->agent_listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0)
+        pass(box->link, fd, MSG_DONTWAIT);
 }
 
 static void forget_client(struct box *box, size_t i) {
@@ -711,12 +721,13 @@ static void hear_signals(struct box *box) {
 }
 
 static void watch(struct box *box) {
-    enum { INIT, LINK, CONTROL, SIGNALS, TIMER, OWNER, FIXED };
+    enum { INIT, LINK, CONTROL, AGENT, SIGNALS, TIMER, OWNER, FIXED };
     while (box->reason == NULL) {
         struct pollfd from[FIXED + MAX_CLIENTS] = {
             [INIT] = {box->init_pidfd, POLLIN, 0},
             [LINK] = {box->link, POLLIN, 0},
             [CONTROL] = {box->control_listener, POLLIN, 0},
+            [AGENT] = {box->agent_listener, POLLIN, 0},
             [SIGNALS] = {box->signals, POLLIN, 0},
             [TIMER] = {box->timer, POLLIN, 0},
             [OWNER] = {box->owner, POLLIN, 0},
@@ -746,6 +757,8 @@ static void watch(struct box *box) {
                 hear_client(box, i);
         if (from[CONTROL].revents)
             accept_client(box);
+        if (from[AGENT].revents)
+            pass_connection(box);
     }
 }
 
@@ -789,11 +802,11 @@ static bool make(struct box *box) {
         chdir("/") != 0)
         return false;
     umask(077);
-    if (!open_output(box))
+    if (!open_output(box) || !open_for_runtime(box))
         return false;
     if (plan->slots != NULL && plan->ids == IDS_RANGE && (box->slot_lock = slot_take(plan->slots, &box->slot)) < 0)
         return false;
-    if (plan->ids == IDS_RANGE && (box->userns = userns_make(box->slot)) < 0)
+    if (plan->ids == IDS_RANGE && (box->userns = userns_make(box->slot, plan->runtime != NULL ? &box->network : NULL)) < 0)
         return false;
     if (!groups_make(plan) || !open_oom(box))
         return false;
@@ -849,6 +862,8 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .agent_listener = -1,
                       .control_listener = -1,
                       .netlink = -1,
+                      .program = -1,
+                      .log = -1,
                       .network = -1,
                       .inside = -1,
                       .output = {-1, -1},
@@ -861,11 +876,16 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
         char text[1200];
         if (box.link >= 0 && receive(box.link, text, sizeof text, MSG_DONTWAIT) > 1 && text[0] == '!')
             fail_as(text + 1);
+        else if (box.log >= 0)
+            runtime_explain(box.log);
         back_out(&box);
         report(&box, false);
         _exit(1);
     }
-    close_fd(&box.agent_listener); /* init has it; when it is gone, connecting must fail */
+    if (plan->runtime == NULL) { /* init has it; when it is gone, connecting must fail */
+        close_fd(&box.agent_listener);
+        box.agent_listener = -1;
+    }
     if (!report(&box, true))
         end_with(&box, "terminated", 137); /* whoever wanted the sandbox is gone, and nobody knows of it */
     watch(&box);

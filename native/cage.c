@@ -120,7 +120,7 @@ bool cage_lock(const struct plan *plan, int userns) {
         return false;
     if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION, NULL) < 0 && errno != ENOSYS)
         return fail(NULL, "cannot leave the caller's keyring: %m");
-    if (!(plan->weaken & WEAKEN_CAPS) && !drop_caps())
+    if (plan->runtime == NULL && !(plan->weaken & WEAKEN_CAPS) && !drop_caps())
         return false;
     if (!(plan->weaken & WEAKEN_NNP) && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return fail(NULL, "cannot set no_new_privs: %m");
@@ -129,5 +129,5 @@ bool cage_lock(const struct plan *plan, int userns) {
     if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0)
         return fail(NULL, "prctl: %m");
     umask(022);
-    return plan->weaken & WEAKEN_SECCOMP ? true : install_filter();
+    return plan->runtime != NULL || (plan->weaken & WEAKEN_SECCOMP) ? true : install_filter();
 }

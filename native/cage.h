@@ -12,5 +12,6 @@ bool cage_own_as(uint32_t base);
 /* Lower this process's limits as the plan says; a limit that may not be raised is clamped. */
 bool cage_limit(const struct plan *plan);
 
-/* Become root of the user namespace (`userns`, or -1 if we are inside), then lock everything, the system-call filter last. */
+/* Become root of the user namespace (`userns`, or -1 if we are inside), then lock everything, the system-call filter last. A runtime
+ * needs the namespace's capabilities and the kernel's calls to make a sandbox, and locks itself in afterwards. */
 bool cage_lock(const struct plan *plan, int userns);

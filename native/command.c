@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -148,6 +149,17 @@ static int open_ptmx(void) {
     return fd;
 }
 
+/* gVisor cannot open the other side by the first one, so by its number. */
+static int open_peer(int ptmx) {
+    int flags = O_RDWR | O_NOCTTY | O_CLOEXEC, fd = ioctl(ptmx, TIOCGPTPEER, flags);
+    char name[16];
+    unsigned number;
+    if (fd >= 0 || ioctl(ptmx, TIOCGPTN, &number) < 0)
+        return fd;
+    snprintf(name, sizeof name, "%u", number);
+    return openat(agent.pts, name, flags);
+}
+
 static int open_terminal(int *ours, const struct start_request *start) {
     int zero = 0;
     struct winsize size = {.ws_row = start->rows, .ws_col = start->columns};
@@ -156,7 +168,7 @@ static int open_terminal(int *ours, const struct start_request *start) {
         return -1;
     ioctl(*ours, TIOCSPTLCK, &zero);
     ioctl(*ours, TIOCSWINSZ, &size);
-    return ioctl(*ours, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    return open_peer(*ours);
 }
 
 /* What the command gets as 0, 1, 2 (`theirs`) and what stays here (`ours`, -1: nothing); all of them are closed by the caller. */
@@ -352,5 +364,9 @@ int command_resize(struct command *command, uint16_t rows, uint16_t columns) {
     int fd = command->out[0].watch.fd;
     if (!(command->flags & START_PTY) || fd < 0)
         return ENOTTY;
-    return ioctl(fd, TIOCSWINSZ, &size) < 0 ? errno : 0;
+    if (ioctl(fd, TIOCSWINSZ, &size) < 0)
+        return errno;
+    if (agent.config->listen_fd < 0) /* gVisor's kernel tells it nobody; a signal that most ignore reaches too many rather than too few */
+        tree_signal(command, SIGWINCH);
+    return 0;
 }

@@ -229,9 +229,7 @@ static bool are_absolute(const struct file_request *request) {
 static void keep_only(int link) {
     if (link != LINK_FD)
         dup2(link, LINK_FD);
-    if (syscall(SYS_close_range, LINK_FD + 1, ~0U, 0) != 0)
-        for (int fd = LINK_FD + 1; fd < 65536; fd++)
-            close(fd);
+    close_from(LINK_FD + 1);
     fcntl(LINK_FD, F_SETFL, 0);
 }
 

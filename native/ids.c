@@ -99,26 +99,32 @@ bool userns_map(const struct plan *plan, pid_t pid) {
 
 /* A namespace needs a first process to be made, and to be given its maps through. This one shares our memory, which makes it
  * cheap, so it must do nothing: it dies by our hand, or with us. */
-static int wait_for_death(void *nothing) {
-    (void)nothing;
+static int wait_for_death(void *parent) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    for (;;)
+    while (getppid() == (pid_t)(intptr_t)parent) /* or it has died before we could say so */
         pause();
     return 0;
 }
 
-int userns_make(uint32_t slot) {
+static int open_namespace(pid_t pid, const char *name) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/ns/%s", (int)pid, name);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+int userns_make(uint32_t slot, int *network) {
     static char stack[8192] __attribute__((aligned(16)));
-    pid_t first = clone(wait_for_death, stack + sizeof stack, CLONE_VM | CLONE_NEWUSER | SIGCHLD, NULL);
+    pid_t first = clone(wait_for_death, stack + sizeof stack, CLONE_VM | CLONE_NEWUSER | (network != NULL ? CLONE_NEWNET : 0) | SIGCHLD,
+                        (void *)(intptr_t)getpid());
     if (first < 0) {
         fail(NULL, "cannot make a user namespace: %m; look at the sysctl user.max_user_namespaces");
         return -1;
     }
     int fd = -1;
     if (map_to(first, slot_base(slot), slot_base(slot), IDS_SIZE)) {
-        char path[64];
-        snprintf(path, sizeof path, "/proc/%d/ns/user", (int)first);
-        fd = open(path, O_RDONLY | O_CLOEXEC);
+        fd = open_namespace(first, "user");
+        if (network != NULL)
+            *network = open_namespace(first, "net");
         if (fd < 0)
             fail(NULL, "cannot open the sandbox's user namespace: %m");
     }

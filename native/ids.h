@@ -17,8 +17,9 @@ static inline uint32_t slot_base(uint32_t slot) {
  * slot is free again when every copy of it is closed. -1: see fail.h. */
 int slot_take(const char *path, uint32_t *slot);
 
-/* A user namespace with the slot's range, as a descriptor; nobody is in it yet. -1: see fail.h. */
-int userns_make(uint32_t slot);
+/* A user namespace with the slot's range, as a descriptor; nobody is in it yet. -1: see fail.h. `network`: NULL, or gets a new network
+ * namespace whose interfaces are the user namespace's root's to change. */
+int userns_make(uint32_t slot, int *network);
 
 /* Give the user namespace that process `pid` was cloned into its maps, as the plan says (`single` and `sub`). */
 bool userns_map(const struct plan *plan, pid_t pid);

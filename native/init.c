@@ -1,10 +1,12 @@
 /* The verb `init`: reads the command line, opens the listening socket, hands over to the agent. Must run before anything
  * untrusted does: it still has the token in its environment. */
 #include "agent.h"
+#include "runtime.h"
 #include "util.h"
 #include "verbs.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +51,7 @@ static const char *take_token(const char *name) {
 }
 
 struct options {
-    const char *listen, *listen_fd, *token_env, *timeout_ms, *idle_ms, *user, *workdir, *main_flags;
+    const char *listen, *listen_fd, *control_fd, *token_env, *timeout_ms, *idle_ms, *user, *workdir, *main_flags, *pids;
     char **argv;
 };
 
@@ -58,9 +60,11 @@ static const char **option_named(struct options *options, const char *name) {
         const char *name;
         const char **value;
     } known[] = {
-        {"--listen", &options->listen}, {"--listen-fd", &options->listen_fd}, {"--token-env", &options->token_env},
+        {"--listen", &options->listen}, {"--listen-fd", &options->listen_fd}, {"--control-fd", &options->control_fd},
+        {"--token-env", &options->token_env},
         {"--timeout-ms", &options->timeout_ms}, {"--idle-ms", &options->idle_ms}, {"--user", &options->user},
         {"--workdir", &options->workdir}, {"--main-flags", &options->main_flags},
+        {"--pids", &options->pids},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0)
@@ -90,27 +94,43 @@ static int number(const char *name, const char *text, uint64_t most, uint64_t *v
     return wrong(name, "needs a whole number that is not too big");
 }
 
+/* In a runtime's sandbox: without what was put there for the runtime, we are as ready as without one. */
+static bool leave_runtime(int supervisor, const char *pids) {
+    const char *home = getenv("HOME");
+    unlink("/tmp/" RUNTIME_IN_TMP);
+    if (home && !*home) /* or runsc would have set root's, for commands of all users */
+        unsetenv("HOME");
+    AUTO_FD int most = pids ? open("/sys/fs/cgroup/pids/pids.max", O_WRONLY | O_CLOEXEC) : -1;
+    if (pids && (most < 0 || !write_all(most, pids, strlen(pids))))
+        return false;
+    return send(supervisor, "ready", 5, MSG_NOSIGNAL) == 5;
+}
+
 int verb_init(int argc, char **argv) {
     struct options options = {0};
-    uint64_t fd = 0, flags = 0;
+    uint64_t fd = 0, control = 0, flags = 0;
     struct agent_config config = {.control_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1,
                                   .nice = getpriority(PRIO_PROCESS, 0)};
     if (read_options(argc, argv, &options) || number("--listen-fd", options.listen_fd, INT32_MAX, &fd) ||
+        number("--control-fd", options.control_fd, INT32_MAX, &control) ||
         number("--timeout-ms", options.timeout_ms, UINT64_MAX / 4, &config.timeout_ms) ||
         number("--idle-ms", options.idle_ms, UINT64_MAX / 4, &config.idle_ms) ||
         number("--main-flags", options.main_flags, UINT32_MAX, &flags))
         return 2;
-    if (!options.listen == !options.listen_fd)
-        return wrong("say either --listen PATH or --listen-fd N", "(where clients connect)");
+    if (!!options.listen + !!options.listen_fd + !!options.control_fd != 1)
+        return wrong("say one of --listen PATH, --listen-fd N and --control-fd N", "(where clients connect)");
     if (options.token_env && !(config.token = take_token(options.token_env)))
         return wrong(options.token_env, "is not in the environment, but --token-env names it");
-    config.listen_fd = options.listen ? listen_at(options.listen) : (int)fd;
-    if (config.listen_fd < 0)
+    config.listen_fd = options.listen ? listen_at(options.listen) : options.listen_fd ? (int)fd : -1;
+    config.control_fd = options.control_fd ? (int)control : -1;
+    if (options.listen && config.listen_fd < 0)
         return wrong(options.listen, strerror(errno));
     config.user = options.user;
     config.workdir = options.workdir;
     config.env = environ;
     config.argv = options.argv;
     config.main_flags = (uint32_t)flags;
+    if (options.control_fd && !leave_runtime(config.control_fd, options.pids))
+        return wrong(options.control_fd, strerror(errno));
     return agent_run(&config);
 }

@@ -61,13 +61,18 @@ static void link_new(int fd) {
     watch_set(&link->watch, EPOLLIN | EPOLLRDHUP);
 }
 
+void links_take(int fd) {
+    if (link_count >= MAX_LINKS)
+        close(fd);
+    else
+        link_new(fd);
+}
+
 void links_accept(struct watch *listening, uint32_t events) {
     (void)events;
     int fd = accept4(listening->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0 && link_count >= MAX_LINKS)
-        close(fd);
-    else if (fd >= 0)
-        link_new(fd);
+    if (fd >= 0)
+        links_take(fd);
     else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM)
         watch_set(listening, 0); /* or it would be ready all the time; agent.c listens again soon */
 }

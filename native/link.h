@@ -3,6 +3,7 @@
 
 #include "state.h"
 
+void links_take(int fd); /* a connection, not blocking */
 void links_accept(struct watch *listening, uint32_t events);
 /* Looks again at every request that waits and may be answered now, and sends what is to be sent. */
 void links_progress(void);

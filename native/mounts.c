@@ -8,6 +8,8 @@
 
 #include "disk.h"
 #include "fail.h"
+#include "mountfd.h"
+#include "runtime.h"
 #include "util.h"
 
 #include <errno.h>
@@ -21,8 +23,6 @@
 #include <sys/sysinfo.h>
 #include <sys/sysmacros.h>
 
-enum { PLAIN = ATTR_NOSUID | ATTR_NODEV, INERT = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC };
-
 struct maker {
     const struct plan *plan;
     int userns; /* what owners are shifted by, or -1 */
@@ -31,50 +31,9 @@ struct maker {
     int root; /* the overlay's root */
 };
 
-/* --------------------------------------------------------------------------------- the kernel's verbs */
-
 static int open_in(int root, const char *path, uint64_t flags, uint64_t resolve) {
     struct how how = {.flags = flags | O_CLOEXEC, .resolve = IN_ROOT | NO_MAGICLINKS | resolve};
     return (int)syscall(NR_OPENAT2, root, path, &how, sizeof how);
-}
-
-static bool set_attributes(int mount, uint64_t set, int userns) {
-    struct attributes attributes = {.set = set};
-    if (userns >= 0) {
-        attributes.set |= ATTR_IDMAP;
-        attributes.userns_fd = (uint64_t)userns;
-    }
-    return syscall(NR_MOUNT_SETATTR, mount, "", EMPTY_PATH, &attributes, sizeof attributes) == 0;
-}
-
-/* Attach a detached mount; afterwards its descriptor stands for the attached one. */
-static bool attach(int mount, int target) {
-    return syscall(NR_MOVE_MOUNT, mount, "", target, "", MOVE_FROM_EMPTY | MOVE_TO_EMPTY) == 0;
-}
-
-/* A detached mount of what is at `path`, without what is mounted below it. */
-static int clone_tree(int folder, const char *path, uint64_t set, int userns, unsigned how) {
-    int tree = (int)syscall(NR_OPEN_TREE, folder, path, TREE_CLONE | TREE_CLOEXEC | how);
-    if (tree >= 0 && !set_attributes(tree, set, userns)) {
-        int error = errno;
-        close(tree);
-        errno = error;
-        return -1;
-    }
-    return tree;
-}
-
-/* A detached mount of a new file system, or of that on the device `source`. `options`: name, value, name, value, …, NULL. */
-static int new_filesystem(const char *type, const char *source, const char *const *options, unsigned set) {
-    AUTO_FD int context = (int)syscall(NR_FSOPEN, type, CLOEXEC_FS);
-    if (context < 0 || syscall(NR_FSCONFIG, context, SET_STRING, "source", source, 0) != 0) /* /proc/mounts shows it, too */
-        return -1;
-    for (; *options != NULL; options += 2)
-        if (syscall(NR_FSCONFIG, context, options[1] != NULL ? SET_STRING : SET_FLAG, options[0], options[1], 0) != 0)
-            return -1;
-    if (syscall(NR_FSCONFIG, context, CREATE_FS, NULL, NULL, 0) != 0)
-        return -1;
-    return (int)syscall(NR_FSMOUNT, context, CLOEXEC_FS, set);
 }
 
 /* --------------------------------------------------------------------------------------- mount points */
@@ -335,15 +294,14 @@ static bool hide_thermal(int sys) {
     return true;
 }
 
-static bool write_file(const char *name, const char *text) {
+bool write_file(const char *name, const char *text) {
     AUTO_FD int fd = open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     return (fd >= 0 && write_all(fd, text, strlen(text))) || fail(NULL, "cannot write %s to a tmpfs: %m", name);
 }
 
-/* /proc/meminfo with the sandbox's limit in place of the machine's memory, so that programs size themselves by it. */
-static bool show_memory(const struct maker *maker, int proc) {
+bool show_memory(const struct plan *plan, int proc) {
     struct sysinfo machine;
-    uint64_t total = maker->plan->memory / 1024;
+    uint64_t total = plan->memory / 1024;
     if (total == 0 || sysinfo(&machine) != 0 || total > (uint64_t)machine.totalram * machine.mem_unit / 1024)
         return true;
     static const char *const rest[] = {"Buffers",   "Cached",   "SwapCached", "Active",       "Inactive",
@@ -383,7 +341,7 @@ static bool make_proc(const struct maker *maker) {
     AUTO_FD int over = openat(proc, "sys", O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (settings < 0 || !attach(settings, over))
         return fail(NULL, "cannot make /proc/sys read-only: %m");
-    return hide_all(proc, hidden_in_proc) && show_memory(maker, proc);
+    return hide_all(proc, hidden_in_proc) && show_memory(maker->plan, proc);
 }
 
 /* sysfs shows the network namespace of whoever mounts it. A user with the machine's network has no right to, and shows the
@@ -428,7 +386,9 @@ static bool make_etc(const struct maker *maker) {
 static bool make_tmp(const struct maker *maker) {
     if (mkdirat(maker->root, "tmp", 01777) != 0 && errno != EEXIST)
         return fail(NULL, "cannot make /tmp: %m");
-    return true;
+    AUTO_FD int tmp = maker->plan->runtime != NULL ? open_in(maker->root, "tmp", O_PATH | O_DIRECTORY, NO_SYMLINKS) : -1;
+    return tmp < 0 || mknodat(tmp, RUNTIME_IN_TMP, S_IFREG | 0600, 0) == 0 || errno == EEXIST ||
+           fail(NULL, "cannot make a file in /tmp: %m");
 }
 
 static bool make_bind(const struct maker *maker, const struct extra_mount *extra) {
@@ -460,14 +420,24 @@ static bool enter(const struct maker *maker) {
     return true;
 }
 
+/* A runtime's root is the workbench itself, with the sandbox's root in the folder `root`. */
+static bool choose_workbench(struct maker *maker) {
+    close(maker->root);
+    maker->root = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return maker->root >= 0 || fail(NULL, "cannot open the workbench: %m");
+}
+
 bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, bool (*before_sys)(void *), void *context) {
     struct maker maker = {plan, userns, base, disk, -1};
     umask(0);
-    if (!make_workbench() || !make_root(&maker) || !make_etc(&maker) || !make_tmp(&maker) || !make_dev(&maker) ||
-        !make_proc(&maker) || !before_sys(context) || !make_sys(&maker))
+    if (!make_workbench() || !make_root(&maker) || !make_etc(&maker) || !make_tmp(&maker))
+        return false;
+    bool furnished = plan->runtime != NULL ? before_sys(context) && runtime_furnish(plan)
+                                           : make_dev(&maker) && make_proc(&maker) && before_sys(context) && make_sys(&maker);
+    if (!furnished)
         return false;
     for (size_t i = 0; i < plan->bind.count; i++)
         if (!make_bind(&maker, &plan->bind.item[i]))
             return false;
-    return enter(&maker);
+    return (plan->runtime == NULL || choose_workbench(&maker)) && enter(&maker);
 }

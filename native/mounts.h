@@ -14,3 +14,9 @@ bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, b
 
 /* A detached mount of the plan's `disk`, ids shifted by `userns`. The supervisor opens it: init may open no block device. -1: see fail.h. */
 int mounts_open_disk(const struct plan *plan, int userns);
+
+/* /proc/meminfo with the sandbox's limit in place of the machine's memory, so that programs size themselves by it. */
+bool show_memory(const struct plan *plan, int proc);
+
+/* A new file in the workbench. */
+bool write_file(const char *name, const char *text);

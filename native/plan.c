@@ -190,7 +190,8 @@ static const struct key {
     {"rlimit", take_rlimit, 0},   KEY(cpus, take_cpus),         KEY(memory, take_number),   {"bind", take_bind, 0},
     KEY(env, take_variable),      KEY(user, take_text),         KEY(workdir, take_text),    KEY(arg, take_string),
     KEY(main_flags, take_number), KEY(owner, take_number),    KEY(unreachable, take_string), KEY(hold, take_flag),
-    KEY(disk, take_path),
+    KEY(disk, take_path),         KEY(runtime, take_path),      KEY(runtime_arg, take_string),
+    KEY(runtime_config, take_text),
 #ifdef OPENMODAL_TEST
     KEY(weaken, take_weaken),
 #endif
@@ -236,6 +237,9 @@ static bool is_whole(const struct plan *plan) {
         return wrong("router", "a path, and ids=range");
     if (plan->net == NET_EXEC && plan->net_exec.count == 0)
         return wrong("net_exec", "a command");
+    if (plan->runtime != NULL &&
+        (plan->ids != IDS_RANGE || plan->net == NET_HOST || plan->runtime_arg.count == 0 || plan->runtime_config == NULL))
+        return wrong("runtime", "ids=range, a network of its own, runtime_arg and runtime_config");
     return true;
 }
 

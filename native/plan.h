@@ -38,7 +38,8 @@ enum { WEAKEN_SECCOMP = 1, WEAKEN_CAPS = 2, WEAKEN_NNP = 4, WEAKEN_MASKS = 8 };
 
 struct plan {
     char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *resolv, *hosts, *thaw, *user, *workdir, *disk;
-    struct strings lower, uid_map, gid_map, net_exec, unreachable, cgroup, kill, env, arg;
+    char *runtime, *runtime_config;
+    struct strings lower, uid_map, gid_map, net_exec, unreachable, cgroup, kill, env, arg, runtime_arg;
     LIST_OF(struct setting) set;
     LIST_OF(struct extra_mount) bind;
     LIST_OF(struct resource_limit) rlimit;

@@ -102,7 +102,7 @@ static int child(void *argument) {
     if (job->change_user && !become(&job->user))
         goto failed;
     give_limits_back();
-    syscall(SYS_close_range, 3, ~0U, 0); /* the report too: it is close-on-exec, but nothing is to depend on that */
+    close_from(3); /* the report too: it is close-on-exec, but nothing is to depend on that */
     sigprocmask(SIG_SETMASK, &none, NULL);
     job->failed = STEP_EXEC;
     if (strchr(job->name, '/'))
@@ -219,10 +219,7 @@ static void arrange_descriptors(const int ends[3], int report) {
     for (int i = 0; i < 3; i++)
         dup2(ends[i], i);
     dup3(report, REPORT_FD, O_CLOEXEC);
-    if (syscall(SYS_close_range, REPORT_FD + 1, ~0U, 0) == 0)
-        return;
-    for (int fd = REPORT_FD + 1; fd < 65536; fd++) /* kernels before 5.9 */
-        close(fd);
+    close_from(REPORT_FD + 1);
 }
 
 static pid_t start_child(struct job *job) {

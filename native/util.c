@@ -4,11 +4,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -17,6 +19,14 @@ void close_fd(int *fd) {
     if (*fd >= 0)
         close(*fd);
     errno = saved;
+}
+
+void close_from(int first) {
+    enum { MANY = 65536 };
+    if (syscall(SYS_close_range, first, INT_MAX, 0) == 0) /* not ~0U, which gVisor takes for -1 */
+        return;
+    for (int fd = first; fd < MANY; fd++) /* kernels before 5.9 */
+        close(fd);
 }
 
 static _Noreturn void no_memory(void) {

@@ -15,6 +15,9 @@
 #define AUTO_FD __attribute__((cleanup(close_fd)))
 void close_fd(int *fd);
 
+/* Close every descriptor from `first` on. */
+void close_from(int first);
+
 /* Like malloc/realloc/strdup, but end the process when there is no memory: every caller would do just that. */
 void *must_alloc(size_t size);
 void *must_grow(void *old, size_t size);

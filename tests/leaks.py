@@ -74,7 +74,9 @@ class Process:
 
     @property
     def is_openmodals(self) -> bool:
-        return "openmodal" in os.path.basename(self.argv[0]) and not self._is_in_a_container
+        """A native program of ours, or what it starts for gVisor (gvisor.py)."""
+        native = "openmodal" in os.path.basename(self.argv[0]) and not self._is_in_a_container
+        return native or (self.argv[0].startswith("runsc") and "--root=/state" in self.argv)
 
     @property
     def _is_in_a_container(self) -> bool:

@@ -37,6 +37,8 @@ static void understands(void) {
     CHECK(PARSE(BASE "bind=/a b\t/c\trw\0cpus=0,3\0keep=1\0"));
     CHECK(strcmp(plan.bind.item[0].source, "/a b") == 0 && plan.bind.item[0].writable && plan.keep);
     CHECK(CPU_ISSET(3, &plan.cpus) && !CPU_ISSET(1, &plan.cpus) && CPU_COUNT(&plan.cpus) == 2);
+    CHECK(PARSE(BASE "runtime=/r\0runtime_arg=r\0runtime_arg=run\0runtime_config={}\0"));
+    CHECK(plan.runtime_arg.count == 2 && plan.runtime_arg.item[2] == NULL && strcmp(plan.runtime_config, "{}") == 0);
     CHECK(PARSE("id=a\0dir=/d\0lower=/l\0upper=/d/u\0work=/d/w\0ids=sub\0uid_map=0 1000 1\0gid_map=0 1000 1\0net=none\0"));
 }
 
@@ -57,6 +59,9 @@ static void refuses(void) {
     CHECK(REFUSED(BASE "rlimit=7 2 1\0", "rlimit"));
     CHECK(REFUSED(BASE "rlimit=99 1 1\0", "rlimit"));
     CHECK(REFUSED(BASE "cpus=0,\0", "cpus"));
+    CHECK(REFUSED(BASE "runtime=r\0runtime_arg=r\0runtime_config={}\0", "runtime"));
+    CHECK(REFUSED(BASE "runtime=/r\0runtime_arg=r\0", "runtime"));
+    CHECK(REFUSED(BASE "runtime=/r\0runtime_config={}\0", "runtime"));
     CHECK(REFUSED(BASE "cpus=99999\0", "cpus"));
     CHECK(REFUSED(BASE "set=/x\0", "set"));
     CHECK(REFUSED(BASE "keep=yes\0", "keep"));

@@ -82,6 +82,13 @@ def mebibytes(argument: str, value: object, least: int) -> int | None:
     return value
 
 
+def runtime(value: object) -> str:
+    """What runs a sandbox's processes."""
+    if value not in (None, "default", "native", "gvisor"):
+        raise InvalidError(f'runtime must be "native" or "gvisor", not {value!r}')
+    return "gvisor" if value == "gvisor" else "native"
+
+
 def _number(argument: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidError(f"{argument} must be a number, not {value!r}")

@@ -149,6 +149,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     workdir: str = ""
     resources: Resources = Resources()
     network: Network = Network()
+    runtime: str = "native"  # or "gvisor"
     run: str = ""  # the `openmodal run` that it belongs to, "" for none
 
 
@@ -204,4 +205,5 @@ class Status(msgspec.Struct, frozen=True):
     image: str
     engine: str
     run: str = ""
+    runtime: str = "native"
     ended: EndRecord | None = None

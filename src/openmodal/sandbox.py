@@ -17,7 +17,7 @@ from openmodal._spec import EndRecord, Network, Recipe, Resources, Root, Sandbox
 from openmodal._wire import Flag
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
-from openmodal.engines import Engine, choose
+from openmodal.engines import Engine, choose, require_runtime
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
@@ -100,6 +100,8 @@ class Sandbox(DualContext):
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
             block_network: no network but loopback.
             engine: "local", "embedded", "docker", "kubernetes", or an Engine; None: as configured.
+            runtime: what runs its processes: "native", the machine's kernel, or "gvisor", a kernel of its own (docs/sandboxes.md).
+                None: "native".
 
         Raises:
             InvalidError: an argument is wrong; nothing was created.
@@ -116,7 +118,6 @@ class Sandbox(DualContext):
             volumes=volumes,
             ports=ports,
             readiness_probe=readiness_probe,
-            runtime=None if runtime in ("native", "default") else runtime,
         )
         app = _checked_app(app)
         recipe = _checked_recipe(image)
@@ -135,10 +136,12 @@ class Sandbox(DualContext):
                 disk=_args.mebibytes("disk", disk, 16),
             ),
             network=Network(block=bool(block_network)),
+            runtime=_args.runtime(runtime),
             run=app.run_id or _config.run(),
         )
         _args.command_size("Sandbox.create", spec.argv, spec.env)
         chosen = choose(engine)
+        require_runtime(chosen, spec.runtime)
         with terminal_report() as report:
             root = await chosen.prepare(recipe, report)
         return cls(await chosen.create(_over_image(spec, root), root), chosen)

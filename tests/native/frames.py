@@ -94,11 +94,12 @@ def _texts(raw: bytes, count: int) -> list[bytes]:
 
 
 class Link:
-    def __init__(self, path: str, timeout: float = 20) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, to: str | socket.socket, timeout: float = 20) -> None:
+        self.socket = socket.socket(socket.AF_UNIX) if isinstance(to, str) else to
         self.socket.settimeout(timeout)
         try:
-            self.socket.connect(path)
+            if isinstance(to, str):
+                self.socket.connect(to)
         except OSError:
             self.socket.close()
             raise

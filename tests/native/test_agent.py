@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +65,30 @@ def parent_of(pid: int) -> int:
 
 
 # ---- exits ----
+
+
+def test_connections_come_over_the_control_socket_where_there_is_no_listening_one(program: Path) -> None:
+    """As in gVisor, whose sandboxes have no sockets of the machine."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [str(program), "init", "--control-fd", str(theirs.fileno())]
+    with subprocess.Popen(command, pass_fds=[theirs.fileno()]) as agent, ours:
+        theirs.close()
+        ours.settimeout(20)
+        assert ours.recv(100) == b"ready"
+        for word in (b"one", b"two"):
+            here, there = socket.socketpair()
+            socket.send_fds(ours, [b"n"], [there.fileno()])
+            there.close()
+            link = Link(here)
+            assert link.run("echo", word.decode()).stdout == word + b"\n"
+            link.close()
+        ours.send(b"a message without a connection")
+        here, there = socket.socketpair()
+        socket.send_fds(ours, [b"n"], [there.fileno()])
+        there.close()
+        Link(here).close()
+        ours.close()
+        assert agent.wait(20) == 0, "it ends with its supervisor"
 
 
 def test_the_output_and_the_exit_come_back(link: Link) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,29 @@ def test_the_store_cannot_be_on_an_overlay(tmp_path: Path) -> None:
     found = doctor.store(machine(tmp_path, {"proc/self/mountinfo": "1 0 0:1 / / rw - overlay overlay rw\n"}))
     assert not found.ok
     assert "OPENMODAL_HOME" in found.remedy
+
+
+def runsc(tmp_path: Path, version: str) -> Machine:
+    program = tmp_path / "runsc"
+    program.write_text(f"#!/bin/sh\necho runsc version {version}\necho spec: 1.1.0\n")
+    program.chmod(0o755)
+    return replace(machine(tmp_path), which=lambda name: str(program) if name == "runsc" else None)
+
+
+def test_gvisor_is_told_with_its_version_and_age_and_an_old_one_is_not_ok(tmp_path: Path) -> None:
+    found = doctor.runsc(runsc(tmp_path, "release-20260817.0"), today=date(2027, 2, 13))
+    assert (found.ok, found.required) == (True, False)
+    assert found.text == "runsc version release-20260817.0, 180 days old"
+    found = doctor.runsc(runsc(tmp_path, "release-20260817.0"), today=date(2027, 2, 14))
+    assert not found.ok
+    assert "install a newer one" in found.remedy
+    assert not doctor.runsc(runsc(tmp_path, "unknown")).ok
+
+
+def test_without_gvisor_the_remedy_is_told_and_sandboxes_run_all_the_same(tmp_path: Path) -> None:
+    found = doctor.runsc(machine(tmp_path))
+    assert (found.ok, found.required) == (False, False)
+    assert "apt-get install runsc" in found.remedy
 
 
 def test_everything_that_is_required_and_missing_has_a_remedy(tmp_path: Path) -> None:

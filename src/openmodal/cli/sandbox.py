@@ -57,6 +57,7 @@ def _described(status: Status) -> dict[str, object]:
         "expires": status.expires,
         "image": status.image,
         "engine": status.engine,
+        "runtime": status.runtime,
         "run": status.run or None,
     }
 

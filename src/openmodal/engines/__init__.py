@@ -7,6 +7,7 @@ agent's, the same for all. `openmodal.testing` holds any engine to these promise
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Protocol
 
 from openmodal import _config
@@ -120,6 +121,19 @@ def load(name: str) -> Engine:
         raise InvalidError(f"engine {name!r} cannot be imported ({error}); install its package") from error
     engine: Engine = getattr(module, class_name)()
     return engine
+
+
+def require_runtime(engine: Engine, runtime: str) -> None:
+    """Refuse a runtime that an engine does not name in its `runtimes`; one that names none has its own, "native".
+
+    Raises:
+        UnsupportedError: the engine has no such runtime.
+    """
+    known: Sequence[str] = getattr(engine, "runtimes", ("native",))
+    if runtime not in known:
+        raise UnsupportedError(
+            f"the {engine.name} engine has no runtime {runtime!r} in this version; use {' or '.join(map(repr, known))}"
+        )
 
 
 def choose(engine: str | Engine | None) -> Engine:

@@ -187,6 +187,7 @@ class TestExec:
         descriptors = sandbox.exec("ls", "/proc/self/fd").stdout.read().split()
         assert set(descriptors) <= {"0", "1", "2", "3"}, "3 is the folder that ls reads"
 
+    @promise("proc")
     def test_signals_are_as_a_fresh_process_has_them(self, sandbox: Sandbox) -> None:
         status = sandbox.exec("cat", "/proc/self/status").stdout.read()
         masks = dict(line.split(":\t", 1) for line in status.splitlines() if line.startswith("Sig"))

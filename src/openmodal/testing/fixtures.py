@@ -30,14 +30,18 @@ SandboxClass = type[Sandbox]
 
 PROMISES = {
     "cpu": "the limit `cpu` holds, and nproc tells it",
+    "cpu_time": "a command's record tells the CPU time that it really got",
     "disk": "the limit `disk` holds",
     "idle_timeout": "a sandbox ends when nothing happens in it",
+    "init": "nothing that runs in a sandbox can end its process 1",
     "many_processes": "any process of the user finds and ends a sandbox by its id",
-    "memory": "the limit `memory` holds, the exit record tells, and so does /proc/meminfo",
+    "memory": "the limit `memory` holds, the sandbox's record tells, and so does /proc/meminfo",
+    "memory_offender": "of what exceeds the limit `memory`, only the offender is killed, and its record tells",
     "network_block": "`block_network` leaves only loopback",
     "network_isolation": "no sandbox reaches this machine's services, private networks, or another sandbox",
     "network_outbound": "a sandbox reaches the internet",
     "pids": "at most 512 processes and threads",
+    "proc": "/proc tells the signals that a process blocks and ignores",
     "users": "commands can run as any user of the image",
 }
 """What `Engine.lacks` may name."""

@@ -20,7 +20,7 @@ BANNER = b"reached by a sandbox\n"
 
 
 class TestLimits:
-    @promise("memory")
+    @promise("memory_offender")
     def test_what_exceeds_the_memory_limit_is_killed_and_the_record_tells(self, create: Create) -> None:
         sandbox = create(memory=64)
         process = sandbox.exec("dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1")
@@ -41,7 +41,7 @@ class TestLimits:
         assert process.returncode == 137
         assert not process.out_of_memory
 
-    @promise("memory")
+    @promise("memory_offender")
     def test_files_in_memory_count(self, create: Create) -> None:
         sandbox = create(memory=64)
         if sandbox.exec("test", "-d", "/dev/shm").returncode == 0:
@@ -70,6 +70,7 @@ class TestLimits:
         assert create(cpu=cpu).exec("nproc").stdout.read().strip() == str(expected)
 
     @promise("cpu")
+    @promise("cpu_time")
     def test_commands_get_no_more_cpu_time_than_the_limit(self, create: Create) -> None:
         process = create(cpu=0.3).exec("timeout", "2", "sh", "-c", "while :; do :; done")
         assert process.record
@@ -136,6 +137,7 @@ class TestIsolation:
     def test_a_sandbox_does_not_see_this_machines_processes(self, sandbox: Sandbox) -> None:
         assert len(sandbox.exec("ps", "-o", "pid").stdout.read().split()) < 10
 
+    @promise("init")
     def test_processes_of_a_sandbox_cannot_end_it_from_within(self, sandbox: Sandbox) -> None:
         sandbox.exec("sh", "-c", "kill -9 1; kill -TERM 1; kill -INT 1")
         assert sandbox.exec("echo", "alive").stdout.read() == "alive\n"

@@ -13,16 +13,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from openmodal import _config
-from openmodal.engines.embedded import cgroup, native, network, rootless
+from openmodal.engines.embedded import cgroup, gvisor, native, network, rootless
 from openmodal.errors import EngineError
 
 _ROOT_KERNEL = (5, 19)  # overlayfs on id-mapped layers
 _USER_KERNEL = (5, 11)  # overlayfs in a user namespace
 _LEAST_FREE = 2 << 30
 _LEAST_PIDS = 65536
+_OLD_DAYS = 180
 # overlayfs cannot have its upper folder on these (Documentation/filesystems/overlayfs.rst).
 _UNFIT = ("overlay", "nfs", "nfs4", "cifs", "smb3", "9p", "vfat", "exfat", "fuseblk", "fuse", "ecryptfs", "virtiofs")
 
@@ -87,6 +89,7 @@ def examine(machine: Machine, *, network: bool = False) -> list[Check]:
         free_space(machine),
         process_ids(machine),
         core_dumps(machine),
+        runsc(machine),
         docker(machine),
     ]
     return [*checks, image_registry(), package_index()] if network else checks
@@ -306,6 +309,26 @@ def core_dumps(machine: Machine) -> Check:
         "core dumps",
         True,
         "piped to a program; those of sandboxes never are" if piped else "files in place; sandboxes write none",
+    )
+
+
+def runsc(machine: Machine, today: date | None = None) -> Check:
+    """gVisor's runsc, which `runtime="gvisor"` needs, and its age: what keeps hostile code in is mended weekly."""
+    path = machine.which("runsc")
+    if not path:
+        return Check("gVisor", False, "runsc is not on PATH; runtime='gvisor' cannot be used", gvisor.REMEDY)
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("gVisor", False, f"{path} does not run: {error}", gvisor.REMEDY)
+    released = gvisor.released(said)
+    days = ((today or date.today()) - released).days if released else _OLD_DAYS + 1
+    text = (said.splitlines() or [path])[0] + (f", {days} days old" if released else ", of unknown age")
+    return Check(
+        "gVisor",
+        days <= _OLD_DAYS,
+        text,
+        "install a newer one: https://gvisor.dev/docs/user_guide/install/ (what keeps hostile code in is mended weekly)",
     )
 
 

@@ -22,7 +22,7 @@ from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
-from openmodal.engines.embedded import cgroup, disk, host, launch, native, network, plan
+from openmodal.engines.embedded import cgroup, disk, gvisor, host, launch, native, network, plan
 from openmodal.engines.embedded.booth import Booth
 from openmodal.errors import AlreadyExistsError, DiskFullError, EngineError, NotFoundError, UnsupportedError
 
@@ -38,6 +38,7 @@ class Embedded:
     """Sandboxes on this machine."""
 
     name = "embedded"
+    runtimes = ("native", "gvisor")
     lacks: frozenset[str] = frozenset({"snapshot"})
 
     def __init__(self, state: Path | None = None) -> None:
@@ -61,6 +62,7 @@ class Embedded:
     # --------------------------------------------------------------------------------------------- the verbs
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
+        runsc = gvisor.find() if spec.runtime == "gvisor" else ""
         id = f"{spec.app}-{os.urandom(4).hex()}"
         now = time.time()
         status = Status(
@@ -73,6 +75,7 @@ class Embedded:
             image=root.key,
             engine=self.name,
             run=spec.run,
+            runtime=spec.runtime,
         )
         lowers, env = host.over_trust(self._layers, root.layers, spec.env)
         with contextlib.ExitStack() as stack:
@@ -81,6 +84,8 @@ class Embedded:
             with self._named(spec):
                 folder = stack.enter_context(self._store.new(status))
             box = await self._box(spec, root, id, folder, lowers, env)
+            if runsc:
+                box = gvisor.inside(box, runsc)
             await launch.start(native.find(self._store.state), box, held.fd)
         if id.endswith("00"):  # now and then, so that records of ended sandboxes do not pile up where nobody runs `gc`
             self._store.prune_ended()
@@ -234,7 +239,7 @@ class Embedded:
             servers=network.resolv_conf(servers),
             timeout=spec.timeout,
             limits=limits,
-            groups=host.groups(id, limits),
+            groups=host.groups(id, gvisor.outer(limits) if spec.runtime == "gvisor" else limits),
             record=str(self._store.ended / id),
             hold=True,
             idle=spec.idle_timeout,

@@ -51,10 +51,9 @@ class Box:
 
 def encode(box: Box) -> bytes:
     """The plan's bytes."""
-    hostname = box.id[-HOSTNAME_MAX:].lstrip("-._") or "sandbox"
     lines: Lines = [
         ("id", box.id),
-        ("hostname", hostname),
+        ("hostname", hostname(box.id)),
         ("dir", str(box.folder)),
         *(("lower", lower) for lower in box.lowers),
         ("upper", box.upper),
@@ -62,11 +61,11 @@ def encode(box: Box) -> bytes:
         *box.ids,
         *box.net,
         ("resolv", box.servers),
-        ("hosts", _HOSTS.format(hostname=hostname)),
-        ("timeout_ms", str(int(box.timeout * 1000 + 0.999))),
-        ("idle_ms", str(int((box.idle or 0) * 1000 + 0.999))),
+        ("hosts", _HOSTS.format(hostname=hostname(box.id))),
+        ("timeout_ms", str(milliseconds(box.timeout))),
+        ("idle_ms", str(milliseconds(box.idle or 0))),
         *_groups(box.groups),
-        *_rlimits(box.limits),
+        *(("rlimit", f"{number} {soft} {hard}") for number, soft, hard in rlimits(box.limits)),
         ("memory", str(box.limits.memory)),
         *(("env", f"{name}={value}") for name, value in box.env),
         *(("arg", arg) for arg in box.argv),
@@ -98,8 +97,21 @@ def _groups(groups: cgroup.Plan) -> Lines:
     ]
 
 
-def _rlimits(limits: cgroup.Limits) -> Lines:
-    """Limits per process. A core limit of 1 byte keeps the kernel from piping a dump to a program of the machine (core(5))."""
+def hostname(id: str) -> str:
+    """The host name of a sandbox."""
+    return id[-HOSTNAME_MAX:].lstrip("-._") or "sandbox"
+
+
+def milliseconds(seconds: float) -> int:
+    """Rounded up: nothing ends too early."""
+    return int(seconds * 1000 + 0.999)
+
+
+def rlimits(limits: cgroup.Limits) -> list[tuple[int, int, int]]:
+    """Limits per process, as (number, soft, hard).
+
+    A core limit of 1 byte keeps the kernel from piping a dump to a program of the machine (core(5)).
+    """
     wanted = {
         resource.RLIMIT_CORE: (1, 1),
         resource.RLIMIT_NOFILE: (4096, 65536),
@@ -113,8 +125,7 @@ def _rlimits(limits: cgroup.Limits) -> Lines:
     }
     infinity = (1 << 64) - 1
     return [
-        ("rlimit", f"{number} {soft} {infinity if hard == resource.RLIM_INFINITY else hard}")
-        for number, (soft, hard) in wanted.items()
+        (number, soft, infinity if hard == resource.RLIM_INFINITY else hard) for number, (soft, hard) in wanted.items()
     ]
 
 

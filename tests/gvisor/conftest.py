@@ -1,0 +1,41 @@
+"""The embedded engine with gVisor, as every test here uses it.
+
+`make test` has two and a half minutes for it, and a sandbox costs a fifth of a second here. So the contract suite runs in one face (both
+share all but their driver), and without what gVisor has no part in. OPENMODAL_GVISOR=all runs all of it, in a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from openmodal.engines.embedded import network
+from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
+from tests.gvisor.engine import Gvisor
+
+ALL = os.environ.get("OPENMODAL_GVISOR") == "all"
+
+LEFT_OUT = (
+    "[async",
+    # The SDK's arguments, names, lists and links, and the image builder, which runs its steps without gVisor.
+    *("::TestApp::", "::TestFinding::", "::TestImages::", "::TestLostLinks::", "::TestMistakes::", "::TestNames::"),
+    # The memory of the SDK.
+    *("test_one_gigabyte_of_output_does_not_become_memory", "test_200_megabytes_of_output_do_not_become_memory"),
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    out = [item for item in items if item.path.parent == here and any(name in item.nodeid for name in LEFT_OUT)]
+    if out and not ALL:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+
+@pytest.fixture(scope="session")
+def engine() -> Gvisor:
+    if not network.tool("runsc"):
+        pytest.skip("needs runsc; Debian's package is runsc, for Debian 12 from bookworm-backports")
+    return Gvisor()

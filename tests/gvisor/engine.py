@@ -1,0 +1,17 @@
+"""The embedded engine, every sandbox of which runs in gVisor. A module of its own, for other processes name it as `engine=`."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from openmodal._spec import Root, SandboxSpec
+from openmodal.engines.embedded import Embedded, gvisor
+
+
+class Gvisor(Embedded):
+    """`runtime="gvisor"`, whatever the caller says."""
+
+    lacks = Embedded.lacks | gvisor.LACKS
+
+    async def create(self, spec: SandboxSpec, root: Root) -> str:
+        return await super().create(replace(spec, runtime="gvisor"), root)
