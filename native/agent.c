@@ -185,8 +185,9 @@ static void signals_ready(struct watch *watch, uint32_t events) {
 }
 
 static void control_ready(struct watch *watch, uint32_t events) {
-    int fd;
-    ssize_t n = take_passed(watch->fd, MSG_DONTWAIT, &fd);
+    char byte[2];
+    int fd = -1;
+    ssize_t n = receive_with(watch->fd, byte, sizeof byte, &fd, 1, MSG_DONTWAIT);
     if (fd >= 0) {
         fcntl(fd, F_SETFL, O_NONBLOCK);
         links_take(fd);

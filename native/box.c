@@ -15,6 +15,7 @@
 #include "agent.h"
 #include "cage.h"
 #include "fail.h"
+#include "gate.h"
 #include "groups.h"
 #include "ids.h"
 #include "mounts.h"
@@ -73,6 +74,7 @@ struct box {
     pid_t init;
     int init_pidfd;
     pid_t helper, detacher; /* net_exec's; the one that removes the interface */
+    int gate;               /* the gate's lifeline, while `helper` is one */
     int signals, timer, owner;
     uint64_t started, ended;
     const char *reason;
@@ -97,20 +99,9 @@ static _Noreturn void init_failed(int link) {
     _exit(1);
 }
 
-/* One message, as a string. A side that ends before it has read all that it was sent leaves ECONNRESET here, ahead of what it
- * said last. */
-static ssize_t receive(int link, char *text, size_t room, int flags) {
-    ssize_t size;
-    do
-        size = recv(link, text, room - 1, flags);
-    while (size < 0 && (errno == EINTR || errno == ECONNRESET));
-    text[size > 0 ? size : 0] = '\0';
-    return size;
-}
-
 static bool hear(int link, const char *word) {
     char heard[16];
-    return receive(link, heard, sizeof heard, 0) > 0 && strcmp(heard, word) == 0;
+    return receive_with(link, heard, sizeof heard, NULL, 0, 0) > 0 && strcmp(heard, word) == 0;
 }
 
 /* What serves a machine is often protected from the kernel's hunt for memory; what runs in a sandbox never is. */
@@ -154,8 +145,9 @@ static bool enter_network(void *context) {
     const struct box *box = context;
     if (!owns_network(box->plan))
         return true;
+    char byte[2];
     AUTO_FD int network = -1;
-    take_passed(box->init_link, 0, &network);
+    receive_with(box->init_link, byte, sizeof byte, &network, 1, 0);
     return (network >= 0 && setns(network, CLONE_NEWNET) == 0) ||
            fail("network", "cannot enter the sandbox's network namespace: %m");
 }
@@ -392,13 +384,24 @@ static bool make_network(struct box *box) {
     if (box->network < 0)
         box->network = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
     box->inside = open_netlink();
-    return net_prepare(box->inside, base, base + IDS_SIZE - 1, box->plan->net == NET_ROUTER) &&
-           (pass(box->link, box->network, 0) || fail("internal", "init is gone"));
+    return net_prepare(box->inside, base, base + IDS_SIZE - 1, box->plan->net != NET_NONE) &&
+           (send_with(box->link, "n", 1, &box->network, 1, 0) || fail("internal", "init is gone"));
 }
 
 static bool connect_network(struct box *box) {
     box->netlink = net_enter_router(box->plan->router);
     return box->netlink >= 0 && net_attach(box->netlink, box->inside, box->slot, box->network);
+}
+
+static bool start_gate(struct box *box) {
+    struct gate gate = {.lifeline = -1};
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/ns/net", (int)box->init);
+    AUTO_FD int network = box->network >= 0 ? dup(box->network) : open(path, O_RDONLY | O_CLOEXEC);
+    bool started = gate_start(box->plan, network, box->plan->ids != IDS_RANGE ? box->userns : -1, &gate);
+    box->helper = gate.pid;
+    box->gate = gate.lifeline;
+    return started;
 }
 
 /* While init makes its mounts, we make what it will be in. */
@@ -410,6 +413,8 @@ static bool equip_init(struct box *box) {
     if (owns_network(plan) && !make_network(box))
         return false;
     if (plan->net == NET_ROUTER && !connect_network(box))
+        return false;
+    if (plan->net == NET_GATE && !start_gate(box))
         return false;
     close_fd(&box->inside); /* the namespace shall end with init */
     close_fd(&box->network);
@@ -425,7 +430,7 @@ static bool await_ready(struct box *box) {
     do
         polled = poll(&from, 1, READY_MS);
     while (polled < 0 && errno == EINTR);
-    if (polled > 0 && receive(box->link, text, sizeof text, 0) > 0) {
+    if (polled > 0 && receive_with(box->link, text, sizeof text, NULL, 0, 0) > 0) {
         if (strcmp(text, "ready") == 0)
             return true;
         if (text[0] == '!')
@@ -523,6 +528,11 @@ static void back_out(struct box *box) {
             unlink(path);
             free(path);
         }
+    if (box->plan->net == NET_GATE && box->plan->record != NULL) {
+        char *log = must_format("%s.egress", box->plan->record);
+        unlink(log);
+        free(log);
+    }
     if (box->agent_listener >= 0)
         unlinkat(box->folder, "agent.sock", 0);
     if (box->control_listener >= 0)
@@ -644,7 +654,7 @@ static void hear_init(struct box *box) {
     static const char *const reasons[] = {"exited", "timeout", "idle", "terminated"};
     char text[64], word[16];
     int code = 0;
-    if (receive(box->link, text, sizeof text, MSG_DONTWAIT) <= 0)
+    if (receive_with(box->link, text, sizeof text, NULL, 0, MSG_DONTWAIT) <= 0)
         return;
     bool fits = sscanf(text, "%15s %d", word, &code) == 2;
     for (size_t i = 0; fits && i < sizeof reasons / sizeof *reasons; i++)
@@ -685,7 +695,7 @@ static void pass_connection(const struct box *box) {
         return;
     AUTO_FD int fd = accept4(box->agent_listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0)
-        pass(box->link, fd, MSG_DONTWAIT);
+        send_with(box->link, "c", 1, &fd, 1, MSG_DONTWAIT);
 }
 
 static void forget_client(struct box *box, size_t i) {
@@ -866,6 +876,7 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .log = -1,
                       .network = -1,
                       .inside = -1,
+                      .gate = -1,
                       .output = {-1, -1},
                       .oom = -1,
                       .link = -1,
@@ -874,7 +885,7 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
     leave_caller(&box);
     if (!make(&box)) {
         char text[1200];
-        if (box.link >= 0 && receive(box.link, text, sizeof text, MSG_DONTWAIT) > 1 && text[0] == '!')
+        if (box.link >= 0 && receive_with(box.link, text, sizeof text, NULL, 0, MSG_DONTWAIT) > 1 && text[0] == '!')
             fail_as(text + 1);
         else if (box.log >= 0)
             runtime_explain(box.log);

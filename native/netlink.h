@@ -35,6 +35,9 @@ void add_address(struct batch *batch, int index, uint32_t address, uint8_t prefi
 /* `gateway` 0: what is behind the interface is reached directly. `prefix` 0: the default route. */
 void add_route(struct batch *batch, int index, uint32_t destination, uint8_t prefix, uint32_t gateway);
 
+/* Every address of that prefix is this namespace's own. lo must be up. */
+void add_local(struct batch *batch, uint32_t destination, uint8_t prefix);
+
 /* What is in that prefix is out of reach, whatever the default route says. */
 void add_refusal(struct batch *batch, uint32_t destination, uint8_t prefix);
 

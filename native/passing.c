@@ -1,29 +1,41 @@
-/* Descriptors on their way from one process to another; see passing.h. */
+/* Messages with descriptors; see passing.h. */
 #include "passing.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
 
-union room {
+union passed {
     struct cmsghdr header;
-    char bytes[CMSG_SPACE(sizeof(int))];
+    char room[CMSG_SPACE(4 * sizeof(int))];
 };
 
-bool pass(int link, int fd, int flags) {
-    union room room = {.header = {.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
-    struct iovec byte = {(char[]){'n'}, 1};
-    struct msghdr message = {.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &room, .msg_controllen = sizeof room};
-    memcpy(CMSG_DATA(&room.header), &fd, sizeof fd);
-    return sendmsg(link, &message, MSG_NOSIGNAL | flags) == 1;
+bool send_with(int link, const char *text, size_t size, const int *fds, size_t count, int flags) {
+    union passed passed = {
+        .header = {.cmsg_len = CMSG_LEN(count * sizeof *fds), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+    struct iovec part = {(char *)text, size};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (count > 0) {
+        message.msg_control = &passed;
+        message.msg_controllen = CMSG_SPACE(count * sizeof *fds);
+        memcpy(CMSG_DATA(&passed.header), fds, count * sizeof *fds);
+    }
+    return sendmsg(link, &message, MSG_NOSIGNAL | flags) == (ssize_t)size;
 }
 
-ssize_t take_passed(int link, int flags, int *fd) {
-    union room room;
-    struct iovec byte = {(char[1]){0}, 1};
-    struct msghdr message = {.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &room, .msg_controllen = sizeof room};
-    ssize_t size = recvmsg(link, &message, MSG_CMSG_CLOEXEC | flags);
-    *fd = -1;
-    if (size == 1 && message.msg_controllen >= CMSG_LEN(sizeof *fd) && room.header.cmsg_type == SCM_RIGHTS)
-        memcpy(fd, CMSG_DATA(&room.header), sizeof *fd);
+/* A side that ends before it has read all that it was sent leaves ECONNRESET here, ahead of what it said last. */
+ssize_t receive_with(int link, char *text, size_t room, int *fds, size_t count, int flags) {
+    union passed passed = {.header = {0}};
+    struct iovec part = {text, room - 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    ssize_t size;
+    do {
+        message.msg_control = count > 0 ? &passed : NULL;
+        message.msg_controllen = count > 0 ? sizeof passed : 0;
+        size = recvmsg(link, &message, MSG_CMSG_CLOEXEC | flags);
+    } while (size < 0 && (errno == EINTR || errno == ECONNRESET));
+    text[size > 0 ? size : 0] = '\0';
+    if (size > 0 && count > 0 && message.msg_controllen >= CMSG_LEN(count * sizeof *fds) && passed.header.cmsg_type == SCM_RIGHTS)
+        memcpy(fds, CMSG_DATA(&passed.header), count * sizeof *fds);
     return size;
 }

@@ -158,7 +158,7 @@ static bool take_net(void *field, const char *key, char *value) {
     int word = 0;
     if (*(enum plan_net *)field != NET_UNSET)
         return wrong(key, "it once");
-    bool good = take_word(&word, key, value, (const char *const[]){"none", "router", "host", "exec", NULL});
+    bool good = take_word(&word, key, value, (const char *const[]){"none", "router", "host", "exec", "gate", NULL});
     *(enum plan_net *)field = (enum plan_net)word;
     return good;
 }
@@ -190,7 +190,8 @@ static const struct key {
     {"rlimit", take_rlimit, 0},   KEY(cpus, take_cpus),         KEY(memory, take_number),   {"bind", take_bind, 0},
     KEY(env, take_variable),      KEY(user, take_text),         KEY(workdir, take_text),    KEY(arg, take_string),
     KEY(main_flags, take_number), KEY(owner, take_number),    KEY(unreachable, take_string), KEY(hold, take_flag),
-    KEY(disk, take_path),         KEY(runtime, take_path),      KEY(runtime_arg, take_string),
+    KEY(disk, take_path),         KEY(firewall, take_string),    KEY(rules, take_text),
+    KEY(runtime, take_path),      KEY(runtime_arg, take_string),
     KEY(runtime_config, take_text),
 #ifdef OPENMODAL_TEST
     KEY(weaken, take_weaken),
@@ -235,8 +236,10 @@ static bool is_whole(const struct plan *plan) {
         return wrong("uid_map, gid_map", "at least one line each with ids=sub");
     if (plan->net == NET_ROUTER && (plan->router == NULL || plan->ids != IDS_RANGE))
         return wrong("router", "a path, and ids=range");
-    if (plan->net == NET_EXEC && plan->net_exec.count == 0)
+    if ((plan->net == NET_EXEC || plan->net == NET_GATE) && plan->net_exec.count == 0)
         return wrong("net_exec", "a command");
+    if (plan->net == NET_GATE && (plan->firewall.count == 0 || plan->rules == NULL))
+        return wrong("firewall, rules", "a command, and what it reads");
     if (plan->runtime != NULL &&
         (plan->ids != IDS_RANGE || plan->net == NET_HOST || plan->runtime_arg.count == 0 || plan->runtime_config == NULL))
         return wrong("runtime", "ids=range, a network of its own, runtime_arg and runtime_config");

@@ -33,13 +33,13 @@ struct resource_limit { /* `rlimit` */
     }
 
 enum plan_ids { IDS_NONE, IDS_RANGE, IDS_SINGLE, IDS_SUB };
-enum plan_net { NET_UNSET, NET_NONE, NET_ROUTER, NET_HOST, NET_EXEC };
+enum plan_net { NET_UNSET, NET_NONE, NET_ROUTER, NET_HOST, NET_EXEC, NET_GATE };
 enum { WEAKEN_SECCOMP = 1, WEAKEN_CAPS = 2, WEAKEN_NNP = 4, WEAKEN_MASKS = 8 };
 
 struct plan {
-    char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *resolv, *hosts, *thaw, *user, *workdir, *disk;
+    char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *rules, *resolv, *hosts, *thaw, *user, *workdir, *disk;
     char *runtime, *runtime_config;
-    struct strings lower, uid_map, gid_map, net_exec, unreachable, cgroup, kill, env, arg, runtime_arg;
+    struct strings lower, uid_map, gid_map, net_exec, firewall, unreachable, cgroup, kill, env, arg, runtime_arg;
     LIST_OF(struct setting) set;
     LIST_OF(struct extra_mount) bind;
     LIST_OF(struct resource_limit) rlimit;

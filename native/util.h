@@ -28,6 +28,7 @@ char *must_format(const char *format, ...) __attribute__((format(printf, 1, 2)))
 bool write_all(int fd, const void *bytes, size_t count);
 bool read_all(int fd, void *bytes, size_t count);
 
+
 /* A whole file of at most `limit` bytes, NUL-terminated; NULL with errno set (EFBIG when longer). Links are not followed at the end. */
 char *read_file(const char *path, size_t limit, size_t *length);
 

@@ -74,9 +74,10 @@ class Process:
 
     @property
     def is_openmodals(self) -> bool:
-        """A native program of ours, or what it starts for gVisor (gvisor.py)."""
+        """A native program of ours, what it starts for gVisor (gvisor.py), or the gate of a sandbox with an allow list."""
         native = "openmodal" in os.path.basename(self.argv[0]) and not self._is_in_a_container
-        return native or (self.argv[0].startswith("runsc") and "--root=/state" in self.argv)
+        runsc = self.argv[0].startswith("runsc") and "--root=/state" in self.argv
+        return native or runsc or any("openmodal._gate" in word for word in self.argv)
 
     @property
     def _is_in_a_container(self) -> bool:
@@ -94,7 +95,7 @@ class Process:
                 return entry.partition(b"=")[2].decode(errors="replace").startswith(os.environ["OPENMODAL_TEST_RUN"])
         if self.is_openmodals:
             for path in self._open_files():
-                if "/sandboxes/" in path:
+                if "/sandboxes/" in path or path.endswith(".egress"):
                     return path.startswith(_home() + "/")
         return None
 

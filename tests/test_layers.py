@@ -17,7 +17,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = (
-    {"errors", "_spec", "_wire", "_dual", "_args"},
+    {"errors", "_spec", "_wire", "_dual", "_args", "_gate"},
     {"_config", "_store"},
     {"_link"},
     {"_command"},

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define BASE "id=a\0dir=/d\0lower=/l1\0lower=/l2\0upper=/d/u\0work=/d/w\0ids=range\0slots=/s\0net=none\0"
+#define GATE "id=a\0dir=/d\0lower=/l\0upper=/d/u\0work=/d/w\0ids=single\0net=gate\0"
 
 static struct plan plan;
 
@@ -40,6 +41,8 @@ static void understands(void) {
     CHECK(PARSE(BASE "runtime=/r\0runtime_arg=r\0runtime_arg=run\0runtime_config={}\0"));
     CHECK(plan.runtime_arg.count == 2 && plan.runtime_arg.item[2] == NULL && strcmp(plan.runtime_config, "{}") == 0);
     CHECK(PARSE("id=a\0dir=/d\0lower=/l\0upper=/d/u\0work=/d/w\0ids=sub\0uid_map=0 1000 1\0gid_map=0 1000 1\0net=none\0"));
+    CHECK(PARSE(GATE "net_exec=/g\0net_exec=x\0firewall=/f\0firewall=-w\0rules=*nat\nCOMMIT\n\0"));
+    CHECK(plan.net == NET_GATE && plan.firewall.count == 2 && strcmp(plan.rules, "*nat\nCOMMIT\n") == 0);
 }
 
 static void refuses(void) {
@@ -69,6 +72,9 @@ static void refuses(void) {
     CHECK(REFUSED("id=a\0dir=/d\0lower=/l\0upper=/d/u,x\0work=/d/w\0ids=single\0net=none\0", "upper"));
     CHECK(REFUSED("id=a\0dir=/d\0lower=/l\0upper=/d/u\0work=/e/w\0ids=single\0net=none\0", "upper"));
     CHECK(REFUSED("id=a\0dir=/d\0lower=/l\0upper=/d/u\0work=/d/w\0ids=single\0net=router\0router=/r\0slots=/s\0", "router"));
+    CHECK(REFUSED(GATE "firewall=/f\0rules=r\0", "net_exec"));
+    CHECK(REFUSED(GATE "net_exec=/g\0firewall=/f\0", "rules"));
+    CHECK(REFUSED(GATE "net_exec=/g\0rules=r\0", "firewall"));
     CHECK(REFUSED("id=a\0dir=/d\0lower=/l\0upper=/d/u\0work=/d/w\0ids=sub\0net=none\0", "uid_map"));
 }
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from openmodal._spec import Network
 from openmodal.errors import InvalidError
 
 Pairs = tuple[tuple[str, str], ...]
@@ -20,6 +21,7 @@ COMMAND_BYTES = 64 * 1024
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _TAG = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HOST = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
@@ -93,6 +95,68 @@ def _number(argument: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidError(f"{argument} must be a number, not {value!r}")
     return float(value)
+
+
+def network(block: object, cidrs: object, domains: object) -> Network:
+    """What a sandbox may reach."""
+    found = Network(
+        block=bool(block),
+        cidrs=_networks("outbound_cidr_allowlist", cidrs),
+        domains=_domains("outbound_domain_allowlist", domains),
+    )
+    if found.block and found.listed:
+        raise InvalidError("block_network=True leaves nothing for an allow list to allow; leave one of them out")
+    return found
+
+
+def _networks(argument: str, value: object) -> tuple[str, ...] | None:
+    """A list of IP networks."""
+    import ipaddress
+
+    def checked(text: str) -> str:
+        try:
+            return str(ipaddress.ip_network(text))
+        except ValueError:
+            pass
+        try:
+            meant = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise InvalidError(
+                f"{argument} cannot contain {text!r}; write a network like '203.0.113.0/24' or an address like '203.0.113.7'"
+            ) from None
+        raise InvalidError(
+            f"{argument} has {text!r}, an address within a network; write {str(meant)!r} for the network"
+        )
+
+    return _each(argument, value, checked)
+
+
+def _domains(argument: str, value: object) -> tuple[str, ...] | None:
+    """A list of host names in ASCII form; `*.` before one stands for all below it."""
+    return _each(argument, value, lambda text: _domain(argument, text))
+
+
+def _domain(argument: str, text: str) -> str:
+    name = text.removeprefix("*.")
+    try:
+        found = name.removesuffix(".").encode("idna").decode("ascii").lower()
+    except UnicodeError:
+        found = ""
+    if not _HOST.fullmatch(found) or found.replace(".", "").isdigit():
+        raise InvalidError(
+            f"{argument} cannot contain {text!r}; write a host name like 'example.com', or '*.example.com' for all names below "
+            "it, without scheme, port, path or address"
+        )
+    return text[: len(text) - len(name)] + found
+
+
+def _each(argument: str, value: object, checked: Callable[[str], str]) -> tuple[str, ...] | None:
+    """The strings of a list, checked, sorted, each once; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidError(f"{argument} must be a list of strings, not {value!r}; put it in brackets")
+    return tuple(sorted({checked(string(f"each item of {argument}", item)) for item in value}))
 
 
 def variables(argument: str, value: Mapping[str, str] | None) -> Pairs:

@@ -131,9 +131,34 @@ class Resources(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """`block`: loopback only. Otherwise outbound internet, without this machine, private networks and other sandboxes."""
+    """`block`: loopback only. Otherwise outbound internet, without this machine, private networks and other sandboxes.
+
+    With one of the lists: only what is on them, in canonical form. An empty list allows nothing, None is no list.
+    """
 
     block: bool = False
+    cidrs: tuple[str, ...] | None = None
+    domains: tuple[str, ...] | None = None
+
+    @property
+    def listed(self) -> bool:
+        """Whether there is an allow list."""
+        return self.cidrs is not None or self.domains is not None
+
+
+class Egress(msgspec.Struct, frozen=True):
+    """Something that a sandbox with an allow list wanted to reach, and what became of it.
+
+    `time` is of the Unix clock, in seconds; `kind` "dns", "tls", "http" or "tcp"; `asked` the name that it gave, "" for none;
+    `address` the IP address and port that it called, "" for a question about a name. `reason` tells why it was `allowed` or not.
+    """
+
+    time: float
+    kind: str
+    asked: str
+    address: str
+    allowed: bool
+    reason: str
 
 
 class SandboxSpec(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +14,11 @@ from openmodal._command import Command, Spool
 from openmodal._dual import DualContext, dual
 from openmodal._link import Link, Links
 from openmodal._options import ExecCall, ExecOptions, SpawnCall, SpawnOptions, environment, exec_spec, feed
-from openmodal._spec import EndRecord, Network, Recipe, Resources, Root, SandboxSpec, Status
+from openmodal._spec import Egress, EndRecord, Recipe, Resources, Root, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
-from openmodal.engines import Engine, choose, require_runtime
+from openmodal.engines import Engine, choose, listing, require_runtime
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
@@ -99,6 +100,9 @@ class Sandbox(DualContext):
             workdir: where commands start; None: the image's, or "/".
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
             block_network: no network but loopback.
+            outbound_cidr_allowlist: IP networks; only these, and what the other list allows, are reached, over TCP.
+            outbound_domain_allowlist: host names, "*.example.com" for all below one; only these, and what the other list allows, are
+                reached, over HTTPS and HTTP on ports 443 and 80. See docs/network.md.
             engine: "local", "embedded", "docker", "kubernetes", or an Engine; None: as configured.
             runtime: what runs its processes: "native", the machine's kernel, or "gvisor", a kernel of its own (docs/sandboxes.md).
                 None: "native".
@@ -113,8 +117,6 @@ class Sandbox(DualContext):
         _args.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
         _refuse_unsupported(
             gpu=gpu,
-            outbound_cidr_allowlist=outbound_cidr_allowlist,
-            outbound_domain_allowlist=outbound_domain_allowlist,
             volumes=volumes,
             ports=ports,
             readiness_probe=readiness_probe,
@@ -135,12 +137,14 @@ class Sandbox(DualContext):
                 memory=_args.mebibytes("memory", memory, 16),
                 disk=_args.mebibytes("disk", disk, 16),
             ),
-            network=Network(block=bool(block_network)),
+            network=_args.network(block_network, outbound_cidr_allowlist, outbound_domain_allowlist),
             runtime=_args.runtime(runtime),
             run=app.run_id or _config.run(),
         )
         _args.command_size("Sandbox.create", spec.argv, spec.env)
         chosen = choose(engine)
+        if spec.network.listed:
+            listing(chosen)
         require_runtime(chosen, spec.runtime)
         with terminal_report() as report:
             root = await chosen.prepare(recipe, report)
@@ -226,6 +230,17 @@ class Sandbox(DualContext):
         if status.ended:
             raise _ended(self._id, status.ended)
         await self._engine.tag(self._id, checked)
+
+    @dual
+    async def egress_log(self) -> builtins.list[Egress]:
+        """Return what it wanted to reach and what became of it, oldest first: with an allow list only, the newest 1,000 at least.
+
+        Works while it runs, and for a day after its end.
+
+        Raises:
+            InvalidError: it has no allow list.
+        """
+        return await listing(self._engine).egress(self._id)
 
     @property
     def filesystem(self) -> Filesystem:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import openmodal
+from tests.embedded.internet import ECHO, OTHER, PUBLIC, internet
 
 USER = 1000
 BUSYBOX = Path("/bin/busybox")
@@ -49,6 +50,19 @@ assert openmodal.Sandbox.list() == []
 print("done")
 """
 
+ALLOW_LISTS = f"""
+import openmodal
+
+image = openmodal.Image.from_scratch().add_local_file("/bin/busybox", "/bin/busybox")
+image = image.dockerfile_commands('RUN ["/bin/busybox", "--install", "-s", "/bin"]')
+with openmodal.Sandbox.create(image=image, timeout=60, outbound_cidr_allowlist=["{PUBLIC}", "127.0.0.1"]) as sandbox:
+    for address, expected in (("{PUBLIC}", "ping"), ("{OTHER}", ""), ("127.0.0.1", "")):
+        said = sandbox.exec("timeout", "10", "nc", address, "{ECHO}", stdin="ping").stdout.read()
+        assert said == expected, (address, said)
+    assert [record.allowed for record in sandbox.egress_log()] == [True, False]
+print("done")
+"""
+
 
 @pytest.fixture
 def home() -> Iterator[Path]:
@@ -66,7 +80,8 @@ def home() -> Iterator[Path]:
 def _interpreter() -> str:
     """A Python of this version that the user may start: a root's own may be below /root."""
     for path in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        probe = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", path, "-c", ""]
+        # By way of `env`: setpriv itself executes with root's rights, for the last time.
+        probe = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "env", path, "-c", ""]
         if os.path.exists(path) and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
             return path
     pytest.skip("there is no Python that a plain user may start")
@@ -76,7 +91,21 @@ def _interpreter() -> str:
 @pytest.mark.embedded
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_sandboxes_work_for_a_plain_user(home: Path) -> None:
-    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", _interpreter(), "-c", PROGRAM]
+    _run(home, PROGRAM)
+
+
+@pytest.mark.root
+@pytest.mark.embedded
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_allow_lists_work_for_a_plain_user(home: Path, tmp_path: Path) -> None:
+    """The gate is then on this machine's network, and itself all that keeps the sandbox from what is listed but never reached."""
+    with internet(tmp_path) as net:
+        _run(home, ALLOW_LISTS)
+        assert net.hits() == [f"{PUBLIC}:{ECHO}"]
+
+
+def _run(home: Path, program: str) -> None:
+    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", _interpreter(), "-c", program]
     environment = {
         "HOME": str(home),
         "OPENMODAL_HOME": str(home / "state"),

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmodal import _args
+from openmodal._gate.policy import normal
+from openmodal._spec import Network
 from openmodal.errors import Error, InvalidError
 from openmodal.secret import Secret
 
@@ -203,3 +205,51 @@ def test_a_secrets_file_that_is_missing_is_told(tmp_path: Path) -> None:
 def test_a_secret_takes_variables_only(variables: Any) -> None:
     with pytest.raises(Error, match="secret"):
         Secret.from_dict(variables)
+
+
+# -------------------------------------------------------------------------------------------------- allow lists
+
+
+def test_networks_are_canonical_sorted_and_each_once() -> None:
+    found = _args.network(False, ["203.0.113.7", "10.0.0.0/255.0.0.0", "2001:DB8::/32", "203.0.113.7/32"], None)
+    assert found == Network(cidrs=("10.0.0.0/8", "2001:db8::/32", "203.0.113.7/32"))
+    assert found.listed
+
+
+def test_domains_are_ascii_lower_case_and_each_once() -> None:
+    found = _args.network(False, None, ["Example.COM.", "example.com", "*.B\u00fccher.example", "_dmarc.x"])
+    assert found.domains == ("*.xn--bcher-kva.example", "_dmarc.x", "example.com")
+
+
+def test_an_empty_list_is_a_list_and_none_is_none() -> None:
+    assert _args.network(False, [], None) == Network(cidrs=())
+    assert Network(cidrs=()).listed
+    assert not _args.network(False, None, None).listed
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "10.0.0.1/8", "10.0.0.0/33", "example.com", "10.0.0", "::/129", "fe80::1%lo/64", None, b"x"]
+)
+def test_other_networks_are_refused(text: object) -> None:
+    with pytest.raises(InvalidError, match="outbound_cidr_allowlist"):
+        _args.network(False, [text], None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "*", "*.", "*.*.example", "a.*.example", "http://a", "a:80", "a/b", "1.2.3.4", "[::1]", "::1", "a b", "a..b", "-a",
+     "x" * 64, "a" + ".a" * 127, "user@a", "a%2e", None, 7],
+)  # fmt: skip
+def test_other_domains_are_refused(text: object) -> None:
+    with pytest.raises(InvalidError, match="outbound_domain_allowlist"):
+        _args.network(False, None, [text])
+
+
+@given(st.lists(st.text()))
+def test_domains_that_are_taken_are_names_that_a_gate_knows(texts: list[str]) -> None:
+    try:
+        found = _args.network(False, None, texts).domains
+    except InvalidError:
+        return
+    assert found is not None
+    assert [normal(name.removeprefix("*.")) for name in found] == [name.removeprefix("*.") for name in found]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from openmodal import _config
 from openmodal._link import Stream
-from openmodal._spec import EndRecord, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Egress, EndRecord, Recipe, Report, Root, SandboxSpec, Status
 from openmodal.errors import InvalidError, UnsupportedError
 
 
@@ -92,6 +92,20 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Listing(Protocol):
+    """An engine that keeps the promise "network_allowlists" has this, too. What does not have it is never given an allow list."""
+
+    async def egress(self, id: str) -> list[Egress]:
+        """What a sandbox with an allow list wanted to reach, oldest first, also for a while after its end.
+
+        Raises:
+            NotFoundError: as `inspect`.
+            InvalidError: it has no allow list.
+        """
+        ...
+
+
 _ENGINES = {
     "embedded": "openmodal.engines.embedded:Embedded",
     "docker": "openmodal.engines.docker:Docker",
@@ -134,6 +148,19 @@ def require_runtime(engine: Engine, runtime: str) -> None:
         raise UnsupportedError(
             f"the {engine.name} engine has no runtime {runtime!r} in this version; use {' or '.join(map(repr, known))}"
         )
+
+
+def listing(engine: Engine) -> Listing:
+    """The engine, as one that keeps allow lists.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    if isinstance(engine, Listing):
+        return engine
+    raise UnsupportedError(
+        f"the {engine.name} engine has no allow lists yet; use engine='embedded', or block_network=True for no network at all"
+    )
 
 
 def choose(engine: str | Engine | None) -> Engine:

@@ -37,6 +37,7 @@ PROMISES = {
     "many_processes": "any process of the user finds and ends a sandbox by its id",
     "memory": "the limit `memory` holds, the sandbox's record tells, and so does /proc/meminfo",
     "memory_offender": "of what exceeds the limit `memory`, only the offender is killed, and its record tells",
+    "network_allowlists": "with an allow list a sandbox reaches only what is on it, and `egress_log` tells",
     "network_block": "`block_network` leaves only loopback",
     "network_isolation": "no sandbox reaches this machine's services, private networks, or another sandbox",
     "network_outbound": "a sandbox reaches the internet",

@@ -6,6 +6,7 @@ owns the sandbox: deadline, clean-up, record. What the SDK knows later it reads 
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import os
@@ -17,14 +18,21 @@ from typing import TYPE_CHECKING
 from openmodal import _config
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
-from openmodal._spec import EndRecord, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Egress, EndRecord, Network, Recipe, Report, Root, SandboxSpec, Status
 from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
-from openmodal.engines.embedded import cgroup, disk, gvisor, host, launch, native, network, plan
+from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, native, network, plan
 from openmodal.engines.embedded.booth import Booth
-from openmodal.errors import AlreadyExistsError, DiskFullError, EngineError, NotFoundError, UnsupportedError
+from openmodal.errors import (
+    AlreadyExistsError,
+    DiskFullError,
+    EngineError,
+    InvalidError,
+    NotFoundError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from openmodal.build.prune import Pruned
@@ -136,6 +144,16 @@ class Embedded:
     async def main_output(self, id: str, stream: int) -> bytes:
         return self._store.main_output(id, stream)
 
+    async def egress(self, id: str) -> builtins.list[Egress]:
+        await self.inspect(id)
+        found = egress.read(self._egress_log(id))
+        if found is None:
+            raise InvalidError(
+                f"sandbox {id} has no allow list, so nothing is noted; create it with outbound_domain_allowlist=[…] or "
+                "outbound_cidr_allowlist=[…]"
+            )
+        return found
+
     async def snapshot(self, id: str) -> Root:
         raise UnsupportedError("the embedded engine cannot take snapshots yet; build the files into an Image instead")
 
@@ -227,7 +245,6 @@ class Embedded:
             cpu=resources.cpu or DEFAULT_CPU,
             pids=resources.pids or DEFAULT_PIDS,
         )
-        servers = host.resolvers(block=spec.network.block)
         return plan.Box(
             id=id,
             folder=folder,
@@ -235,8 +252,8 @@ class Embedded:
             upper=str(_made(folder / "upper")),
             work=str(_made(folder / "work")),
             ids=host.ids(),
-            net=[("net", "none")] if spec.network.block else await host.net(servers, native.find(self._store.state)),
-            servers=network.resolv_conf(servers),
+            net=await self._net(spec.network, id, folder),
+            servers=network.resolv_conf(host.resolvers(spec.network)),
             timeout=spec.timeout,
             limits=limits,
             groups=host.groups(id, gvisor.outer(limits) if spec.runtime == "gvisor" else limits),
@@ -250,6 +267,21 @@ class Embedded:
             argv=spec.argv,
             disk=await Blocking(disk.make, folder, resources.disk) if resources.disk else "",
         )
+
+    async def _net(self, wanted: Network, id: str, folder: Path) -> plan.Lines:
+        """What a sandbox reaches, and how."""
+        if wanted.block:
+            return [("net", "none")]
+        program = native.find(self._store.state)
+        if wanted.listed:
+            return [
+                *egress.prepare(wanted, folder, self._egress_log(id)),
+                *await host.router(network.resolvers(), program),
+            ]
+        return await host.net(host.resolvers(wanted), program)
+
+    def _egress_log(self, id: str) -> Path:
+        return self._store.ended / f"{self._store.folder(id).name}.egress"
 
     def _held(self, root: Root) -> Lock:
         """The lock that keeps an image from `prune`. The supervisor inherits it, so it holds as long as the sandbox lives."""

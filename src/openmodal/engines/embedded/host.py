@@ -10,6 +10,7 @@ from pathlib import Path
 
 from openmodal import _config
 from openmodal._dual import Blocking
+from openmodal._spec import Network
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.engines.embedded import cgroup, network, plan, rootless
@@ -49,18 +50,30 @@ async def net(servers: Sequence[str], program: str) -> plan.Lines:
         EngineError: it cannot be made; the text tells the remedy.
     """
     if os.geteuid() != 0:
-        own = network.local_addresses(Path("/proc/net/fib_trie").read_text())
-        return rootless.network_lines(own)
-    router = network.Router(_config.machine(), program)
-    if not router.ready(servers):
-        await Blocking(router.ensure, servers)
-    return [("net", "router"), ("router", str(router.path))]
+        return rootless.network_lines(network.own_addresses())
+    return [("net", "router"), *await router(servers, program)]
 
 
-def resolvers(*, block: bool) -> Sequence[str]:
+async def router(servers: Sequence[str], program: str) -> plan.Lines:
+    """The router that boxes of root are behind; made on the machine if it is not there. A plain user's have none.
+
+    Raises:
+        EngineError: it cannot be made; the text tells the remedy.
+    """
+    if os.geteuid() != 0:
+        return []
+    found = network.Router(_config.machine(), program)
+    if not found.ready(servers):
+        await Blocking(found.ensure, servers)
+    return [("router", str(found.path))]
+
+
+def resolvers(wanted: Network) -> Sequence[str]:
     """The name servers of a box."""
-    if block:
+    if wanted.block:
         return ()
+    if wanted.listed:
+        return (network.GATE,)
     return network.resolvers() if os.geteuid() == 0 else rootless.servers()
 
 

@@ -29,6 +29,7 @@ UPLINK_HOST = "169.254.137.1"
 UPLINK_ROUTER = "169.254.137.2"
 UPLINK = "openmodal0"
 GATEWAY = "10.251.0.1"
+GATE = "127.0.0.53"  # as native/gate.c says
 
 # Private, shared, link-local, metadata, protocol and multicast ranges; not the documentation ranges, which lead nowhere.
 DENIED = (
@@ -42,6 +43,19 @@ DENIED = (
     "192.0.0.0/24",
     "192.168.0.0/16",
     "198.18.0.0/15",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+)
+
+# What no allow list opens: this machine, links, metadata of clouds, other sandboxes (10.251.0.0/16), and what is no host.
+NEVER = (
+    "0.0.0.0/8",
+    "10.251.0.0/16",
+    "100.100.100.200/32",
+    "127.0.0.0/8",
+    "168.63.129.16/32",
+    "169.254.0.0/16",
+    "192.0.0.0/24",
     "224.0.0.0/4",
     "240.0.0.0/4",
 )
@@ -100,17 +114,36 @@ def local_addresses(fib_trie: str) -> tuple[str, ...]:
     return tuple(sorted(found - {UPLINK_HOST}))
 
 
+def own_addresses() -> tuple[str, ...]:
+    """This machine's own addresses, now."""
+    return local_addresses(Path("/proc/net/fib_trie").read_text())
+
+
+_REFUSE = "-j REJECT --reject-with icmp-admin-prohibited"
+
+
 @functools.lru_cache(maxsize=4)
 def router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
     """Rules of the router's namespace for iptables-restore: out to the internet, from the first packet on, and nowhere else."""
-    denied = [f"-A FORWARD -d {target} -j REJECT --reject-with icmp-admin-prohibited" for target in (*own, *DENIED)]
+    denied = [f"-A FORWARD -d {target} {_REFUSE}" for target in (*own, *DENIED)]
     dns = [f"-A FORWARD -d {server} -p {kind} --dport 53 -j ACCEPT" for server in servers for kind in ("udp", "tcp")]
+    gates = [  # their own connections; and our refusals of what sandboxes send
+        "-A INPUT -i up0 -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+        "-A OUTPUT -p icmp -j ACCEPT",
+        "-A OUTPUT ! -o up0 -j DROP",
+        *(rule.replace("FORWARD", "OUTPUT") for rule in dns),  # a name server may be at an address of this machine
+        *(f"-A OUTPUT -d {target} {_REFUSE}" for target in (*own, *NEVER)),
+        "-A OUTPUT -p tcp --dport 25 -j REJECT",
+        "-A OUTPUT -p tcp -j ACCEPT",
+        "-A OUTPUT -p udp --dport 53 -j ACCEPT",
+    ]
     return "\n".join(
         (
             "*filter",
             ":INPUT DROP",
             ":FORWARD DROP",
-            ":OUTPUT ACCEPT",
+            ":OUTPUT DROP",
+            *gates,
             "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
             "-A FORWARD ! -o up0 -j DROP",
             *dns,
@@ -131,10 +164,25 @@ def nft_router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
     """The same rules for nft."""
     dns = ", ".join(servers)
     denied = ", ".join((*own, *DENIED))
+    never = ", ".join((*own, *NEVER))
     return f"""flush ruleset
 table ip openmodal {{
   set denied {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {denied} }} }}
-  chain input {{ type filter hook input priority 0; policy drop; }}
+  set never {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {never} }} }}
+  chain input {{
+    type filter hook input priority 0; policy drop;
+    iifname "up0" ct state established,related accept
+  }}
+  chain output {{
+    type filter hook output priority 0; policy drop;
+    ip protocol icmp accept
+    oifname != "up0" drop
+    ip daddr {{ {dns} }} meta l4proto {{ tcp, udp }} th dport 53 accept
+    ip daddr @never reject with icmp type admin-prohibited
+    tcp dport 25 reject
+    meta l4proto tcp accept
+    udp dport 53 accept
+  }}
   chain forward {{
     type filter hook forward priority 0; policy drop;
     ct state established,related accept
@@ -147,6 +195,40 @@ table ip openmodal {{
   chain out {{ type nat hook postrouting priority 100; oifname "up0" masquerade; }}
 }}
 """
+
+
+def gate_rules(*, nft: bool) -> str:
+    """Rules of the own namespace of a sandbox with an allow list: all that it calls is turned to its gate (native/gate.c)."""
+    if nft:
+        return f"""table ip openmodal {{
+  chain turn {{
+    type nat hook output priority -100;
+    ip daddr != 127.0.0.0/8 meta l4proto tcp dnat to {GATE}:53
+    ip daddr != 127.0.0.0/8 udp dport 53 dnat to {GATE}:53
+  }}
+  chain output {{ type filter hook output priority 0; ip daddr != 127.0.0.0/8 icmp type echo-request reject; }}
+}}
+"""
+    turned = [
+        f"-A OUTPUT ! -d 127.0.0.0/8 -p {what} -j DNAT --to-destination {GATE}:53" for what in ("tcp", "udp --dport 53")
+    ]
+    ping = (
+        "-A OUTPUT ! -d 127.0.0.0/8 -p icmp --icmp-type echo-request -j REJECT"  # else the sandbox would answer itself
+    )
+    return "\n".join(("*nat", *turned, "COMMIT", "*filter", ping, "COMMIT", ""))
+
+
+def loader() -> Sequence[str]:
+    """The command that loads rules from its standard input.
+
+    Raises:
+        EngineError: there is none.
+    """
+    if program := tool("iptables-restore"):
+        return program, "-w"
+    if program := tool("nft"):
+        return program, "-f", "-"
+    raise EngineError("a sandbox's network needs iptables or nft; install one with `apt-get install iptables`")
 
 
 def machine_rules(servers: Sequence[str]) -> list[tuple[str, str, list[str]]]:
@@ -240,18 +322,14 @@ class Router:
 
     @staticmethod
     def _load(namespace: Path, rules: str) -> None:
-        program = tool("nft") if rules.startswith("flush") else tool("iptables-restore")
-        if not program:
-            raise EngineError("a sandbox's network needs iptables or nft; install one with `apt-get install iptables`")
         enter = tool("nsenter")
         if not enter:
             raise EngineError("a sandbox's network needs nsenter; install it with `apt-get install util-linux`")
-        arguments = ["-f", "-"] if program.endswith("nft") else ["-w"]
-        _run([enter, f"--net={namespace}", program, *arguments], rules)
+        _run([enter, f"--net={namespace}", *loader()], rules)
 
     @staticmethod
     def _wanted(servers: Sequence[str], *, nft: bool) -> str:
-        own = local_addresses(Path("/proc/net/fib_trie").read_text())
+        own = own_addresses()
         return nft_router_rules(tuple(servers), own) if nft else router_rules(tuple(servers), own)
 
     def _loaded_rules(self) -> str:

@@ -1,0 +1,37 @@
+"""The log: a line of JSON for each thing that was asked. The newest are kept, so its size is bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+
+MOST = 2000
+"""Lines at which the older half is dropped."""
+
+
+class Log:
+    """Writes to a descriptor, which nobody else writes to."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lines: deque[bytes] = deque()
+        self._size = 0
+
+    def add(self, kind: str, asked: str, address: str, reason: str, *, allowed: bool) -> None:
+        """Note what was asked (a name or ""), of which address and port (or ""), and how and why it was decided."""
+        fields = (round(time.time(), 3), kind, asked[:260], address, allowed, reason[:200])
+        line = json.dumps(dict(zip(("time", "kind", "asked", "address", "allowed", "reason"), fields, strict=True)))
+        self._lines.append(line.encode("ascii") + b"\n")
+        if len(self._lines) > MOST:
+            self._drop()
+        else:
+            self._size += os.pwrite(self._fd, self._lines[-1], self._size)
+
+    def _drop(self) -> None:
+        """Written over the old ones and cut then, so that whoever reads meanwhile finds whole lines, but for one perhaps."""
+        for _ in range(MOST // 2):
+            self._lines.popleft()
+        self._size = os.pwrite(self._fd, b"".join(self._lines), 0)
+        os.ftruncate(self._fd, self._size)

@@ -1,0 +1,94 @@
+"""What a sandbox may reach: plain data and questions about it. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+_NAME = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+
+
+class Denied(Exception):
+    """Something that the sandbox may not do, and why."""
+
+    def __init__(self, reason: str, asked: str = "") -> None:
+        super().__init__(reason)
+        self.asked = asked
+
+
+@dataclass(frozen=True)
+class Policy:
+    """`networks` and `domains` are the user's lists; `never` and `private` what names may not lead to; `resolvers` whom to ask."""
+
+    networks: tuple[IPv4Network, ...]
+    domains: frozenset[str]
+    never: tuple[IPv4Network, ...]
+    private: tuple[IPv4Network, ...]
+    resolvers: tuple[str, ...]
+
+    def reaches(self, address: IPv4Address) -> bool:
+        """Whether the list of networks allows the address. A private one must be meant: 0.0.0.0/0 does not open the user's own network."""
+        matching = [network for network in self.networks if address in network]
+        if not matching or _within(address, self.never):
+            return False
+        zones = [zone for zone in self.private if address in zone]
+        return not zones or any(network.subnet_of(zone) for network in matching for zone in zones)
+
+    def allows(self, name: str) -> bool:
+        """Whether the list of domains allows a normal name. `*.example.com` is every name below example.com, but not that itself."""
+        labels = name.split(".")
+        parents = (".".join(labels[n:]) for n in range(1, len(labels)))
+        return name in self.domains or any(f"*.{parent}" in self.domains for parent in parents)
+
+    def usable(self, addresses: Sequence[str]) -> list[str]:
+        """The addresses of an allowed name that may be connected to."""
+        return [text for text in addresses if self._public(IPv4Address(text)) or self.reaches(IPv4Address(text))]
+
+    def _public(self, address: IPv4Address) -> bool:
+        return not _within(address, (*self.never, *self.private))
+
+
+def load(text: str | bytes) -> Policy:
+    """The policy that the SDK wrote (`engines/embedded/egress.py`).
+
+    Raises:
+        ValueError, KeyError: it did not.
+    """
+    fields: dict[str, list[str]] = json.loads(text)
+    return Policy(
+        networks=_networks(fields["networks"]),
+        domains=frozenset(fields["domains"]),
+        never=_networks(fields["never"]),
+        private=_networks(fields["private"]),
+        resolvers=tuple(fields["resolvers"]),
+    )
+
+
+def normal(name: str) -> str:
+    """A name as the list has it: lower case, without the root's dot.
+
+    Raises:
+        Denied: this is no name of a host, or it is an address.
+    """
+    found = name.lower().removesuffix(".")
+    if not _NAME.fullmatch(found):
+        raise Denied("not a host name", _shown(name))
+    if found.replace(".", "").isdigit():
+        raise Denied("an address, not a name", found)
+    return found
+
+
+def _shown(name: str) -> str:
+    return ascii(name[:100])[1:-1]
+
+
+def _networks(texts: Sequence[str]) -> tuple[IPv4Network, ...]:
+    """Sandboxes have no IPv6: its networks lead nowhere."""
+    return tuple(IPv4Network(text) for text in texts if ":" not in text)
+
+
+def _within(address: IPv4Address, networks: Sequence[IPv4Network]) -> bool:
+    return any(address in network for network in networks)

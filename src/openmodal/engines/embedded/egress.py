@@ -1,0 +1,63 @@
+"""Allow lists: what the box is told, so that a gate (openmodal._gate) makes a sandbox's connections; and what the gate has noted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from openmodal._spec import Egress, Network
+from openmodal.engines.embedded import network
+from openmodal.engines.embedded.plan import Lines
+
+# With -S the standard library alone is there, and so starts in half the time; the package is found where it was found here.
+_BEGIN = "import sys; sys.path.append(sys.argv.pop(1)); from openmodal._gate.main import main; main()"
+
+
+def prepare(wanted: Network, folder: Path, log: Path) -> Lines:
+    """Write the policy into the sandbox's folder; return the plan's lines.
+
+    Raises:
+        EngineError: there is no program here that loads firewall rules.
+    """
+    load = network.loader()
+    policy = folder / "egress.json"
+    policy.write_text(policy_text(wanted, network.own_addresses(), network.resolvers()))
+    begin = (sys.executable, "-I", "-S", "-c", _BEGIN, str(Path(__file__).parents[3]), str(policy), str(log))
+    return [
+        ("net", "gate"),
+        *(("net_exec", word) for word in begin),
+        *(("firewall", word) for word in load),
+        ("rules", network.gate_rules(nft=load[0].endswith("nft"))),
+    ]
+
+
+def policy_text(wanted: Network, own: Sequence[str], resolvers: Sequence[str]) -> str:
+    """What the gate reads (`_gate.policy.load`)."""
+    return json.dumps(
+        {
+            "networks": wanted.cidrs or (),
+            "domains": wanted.domains or (),
+            "never": (*own, *network.NEVER),
+            "private": network.DENIED,
+            "resolvers": resolvers,
+        }
+    )
+
+
+def read(log: Path) -> list[Egress] | None:
+    """What the gate has noted; None if there is no log. A line that is just being written is left out."""
+    try:
+        lines = log.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    found: list[Egress] = []
+    for line in lines:
+        try:
+            found.append(msgspec.json.decode(line, type=Egress))
+        except msgspec.DecodeError:
+            continue
+    return found

@@ -1,0 +1,446 @@
+"""Allow lists, against an internet of the tests' own. What is refused is shown to be within reach of a sandbox without a list."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openmodal._gate.server import CONNECTIONS
+from openmodal._spec import Egress
+from openmodal.app import App
+from openmodal.engines.embedded import Embedded, egress, network
+from openmodal.errors import EngineError, InvalidError
+from openmodal.image import Image
+from openmodal.sandbox import Sandbox
+from openmodal.testing.egress import client_hello
+from openmodal.testing.fixtures import Create, SandboxClass, eventually, python_starts
+from openmodal.testing.limits import own_addresses, server
+from tests.embedded.internet import (
+    BULK,
+    BULK_BYTES,
+    ECHO,
+    METADATA,
+    OTHER,
+    PRIVATE,
+    PUBLIC,
+    SANDBOXES,
+    ZONE,
+    Internet,
+    internet,
+)
+
+pytestmark = pytest.mark.root
+
+NAME = "public.example"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
+    with internet(tmp_path_factory.mktemp("internet")) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def net(world: Internet, monkeypatch: pytest.MonkeyPatch) -> Internet:
+    """The internet, with nothing asked for yet; gates ask its name server."""
+    original = egress.policy_text
+    monkeypatch.setattr(egress, "policy_text", lambda wanted, own, _: original(wanted, own, (PUBLIC,)))
+    world.hits()
+    return world
+
+
+@pytest.fixture
+def sandboxes() -> SandboxClass:
+    """One face is enough here: the other differs in nothing that this is about."""
+    return Sandbox
+
+
+def says(sandbox: Sandbox, host: str, port: int, text: str | bytes = "ping\n", *, seconds: int = 30) -> bytes:
+    """What comes back from there; b"" if nothing does."""
+    process = sandbox.exec("timeout", str(seconds), "nc", host, str(port), stdin=text, text=False)
+    return process.stdout.read()
+
+
+def get(sandbox: Sandbox, host: str, *, at: str | None = None) -> bytes:
+    return says(sandbox, at or host, 80, f"GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n")
+
+
+def shakes_hands(sandbox: Sandbox, name: str | None, *, at: str) -> bool:
+    """Whether a TLS server answers (a record of type 22), and not the gate (an alert) or nobody."""
+    return says(sandbox, at, 443, client_hello(name))[:1] == b"\x16"
+
+
+def denied(records: list[Egress]) -> list[tuple[str, str, str]]:
+    return [(record.kind, record.asked, record.address) for record in records if not record.allowed]
+
+
+# ------------------------------------------------------------------------------------------------------- by name
+
+
+class TestDomains:
+    def test_a_listed_name_is_reached_over_http_and_https(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_domain_allowlist=[NAME])
+        assert get(sandbox, NAME).endswith(b"served GET /x HTTP/1.1")
+        assert shakes_hands(sandbox, NAME, at=NAME)
+        assert {f"{PUBLIC}:80", f"{PUBLIC}:443"} <= set(net.hits())
+        log = sandbox.egress_log()
+        assert {(r.kind, r.asked) for r in log} == {("dns", NAME), ("http", NAME), ("tls", NAME)}
+        assert all(record.allowed and record.reason == "on the domain list" for record in log)
+
+    def test_another_name_is_not_reached_at_the_same_address(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_domain_allowlist=[NAME])
+        answer = get(sandbox, "other.example", at=PUBLIC)
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        assert b"other.example: not on the domain list" in answer
+        for name in ("other.example", "sub.public.example", "example", None):
+            assert not shakes_hands(sandbox, name, at=NAME)
+        assert not [hit for hit in net.hits() if not hit.startswith("name")]
+        assert ("http", "other.example", f"{PUBLIC}:80") in denied(sandbox.egress_log())
+
+    def test_a_star_is_what_is_below(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_domain_allowlist=["*.wild.example"])
+        assert get(sandbox, "a.wild.example")
+        assert get(sandbox, "wild.example", at=PUBLIC).startswith(b"HTTP/1.1 403 ")
+
+    def test_the_name_decides_where_a_connection_goes_and_not_the_address(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_domain_allowlist=[NAME])
+        for address in (OTHER, PRIVATE, METADATA, "8.8.8.8"):
+            assert get(sandbox, NAME, at=address).endswith(b"served GET /x HTTP/1.1")
+        hits = [hit for hit in net.hits() if not hit.startswith("name")]
+        assert hits == [f"{PUBLIC}:80"] * 4
+
+    @pytest.mark.parametrize("name", ["private", "metadata", "sandboxes", "loopback", "missing"])
+    def test_a_name_that_leads_inside_is_not_reached(self, create: Create, net: Internet, name: str) -> None:
+        sandbox = create(outbound_domain_allowlist=["*.example"])
+        answer = sandbox.exec("nslookup", f"{name}.example").stdout.read()
+        assert not any(address in answer for address in ZONE.get(f"{name}.example", [PUBLIC]) if address != "127.0.0.1")
+        assert get(sandbox, f"{name}.example", at=PUBLIC).startswith(b"HTTP/1.1 403 ")
+        assert {hit for hit in net.hits() if not hit.startswith("name")} == set()
+        assert get(sandbox, "mixed.example"), "the control: with a public address, too"
+
+    def test_a_name_that_changes_its_mind_is_not_followed_inside(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_domain_allowlist=["rebind.example"])
+        assert sandbox.exec("nslookup", "rebind.example").returncode == 0
+        assert get(sandbox, "rebind.example", at=PUBLIC).startswith(b"HTTP/1.1 403 ")
+        assert not [hit for hit in net.hits() if not hit.startswith("name")]
+
+    def test_an_answer_too_large_for_udp_is_asked_for_over_tcp(self, create: Create, net: Internet) -> None:
+        assert get(create(outbound_domain_allowlist=["tcp.example"]), "tcp.example")
+        assert f"{PUBLIC}:53" in net.hits()
+
+    def test_no_question_for_another_name_leaves(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_domain_allowlist=[NAME])
+        query = b"\0\x07\1\0\0\1\0\0\0\0\0\0\6canary\4test\0\0\1\0\1"
+        for at in ("", PUBLIC, OTHER, "8.8.8.8"):
+            assert sandbox.exec("nslookup", "canary.test", *filter(None, [at])).returncode != 0
+            assert sandbox.exec("nslookup", NAME, *filter(None, [at])).returncode == 0, "any server is the gate"
+        for at in (PUBLIC, "127.0.0.53"):
+            answer = says(sandbox, at, 53, len(query).to_bytes(2, "big") + query)
+            assert answer[2:4] == query[:2]
+            assert answer[5] & 15 == 3, "no such name"
+        assert "name canary.test" not in net.hits()
+        assert ("dns", "canary.test", "") in denied(sandbox.egress_log())
+        create().exec("nslookup", "canary.test", PUBLIC)
+        assert "name canary.test" in net.hits(), "the control"
+
+    def test_nothing_else_leaves(self, create: Create, net: Internet) -> None:
+        def try_all(sandbox: Sandbox) -> set[str]:
+            for port in (ECHO, 25, 443):
+                says(sandbox, PUBLIC, port)
+            sandbox.exec("timeout", "3", "tftp", "-g", "-r", "x", "-l", "/tmp/x", PUBLIC, "443")
+            return {hit for hit in net.hits() if not hit.startswith("name")}
+
+        sandbox = create(outbound_domain_allowlist=["*.example"])
+        assert try_all(sandbox) == set()
+        assert sandbox.exec("timeout", "3", "ping", "-c", "1", PUBLIC).returncode != 0
+        assert ("tcp", "", f"{PUBLIC}:{ECHO}") in denied(sandbox.egress_log())
+        free = create()
+        assert try_all(free) == {f"{PUBLIC}:{ECHO}", f"{PUBLIC}:443", f"udp {PUBLIC}:443"}, "the control"
+
+    def test_there_is_no_interface_but_loopback_which_is_its_own(self, create: Create) -> None:
+        sandbox = create(outbound_domain_allowlist=[NAME])
+        lines = sandbox.exec("cat", "/proc/net/dev").stdout.read().splitlines()[2:]
+        assert [line.split(":")[0].strip() for line in lines] == ["lo"]
+        sandbox.spawn("nc", "-ll", "-p", "7777", "-e", "cat")
+        eventually(lambda: says(sandbox, "127.0.0.1", 7777) == b"ping\n")
+        for command in (
+            "ip route flush table all",
+            "ip route del local default dev lo table local",
+            "ip link set lo down",
+        ):
+            assert sandbox.exec("sh", "-c", command).returncode != 0
+
+    @pytest.mark.slow
+    def test_pip_installs_from_its_index(self, engine: Embedded, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A real package over real TLS; the names are those of pip's configuration here, or its defaults."""
+        monkeypatch.undo()  # the machine's own name servers
+        image = Image.debian_slim()
+        options: dict[str, Any] = {"app": app, "image": image, "engine": engine, "timeout": 100}
+        command = ("python3", "-m", "pip", "install", "--no-cache-dir", "--target", "/tmp/x", "iniconfig")
+        with Sandbox.create(**options, outbound_domain_allowlist=_index_hosts()) as sandbox:
+            process = sandbox.exec(*command)
+            assert process.returncode == 0, process.stderr.read()
+            assert sandbox.exec("ls", "/tmp/x/iniconfig/__init__.py").returncode == 0
+            assert {record.kind for record in sandbox.egress_log() if record.allowed} == {"dns", "tls"}
+        with Sandbox.create(**options, outbound_domain_allowlist=["elsewhere.example"]) as sandbox:
+            assert sandbox.exec(*command, "--retries=0").returncode != 0, "the control"
+
+
+def _index_hosts() -> list[str]:
+    done = subprocess.run(["pip", "config", "get", "global.index-url"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return [done.stdout.partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")[0]]
+    return ["pypi.org", "files.pythonhosted.org"]
+
+
+# ---------------------------------------------------------------------------------------------------- by address
+
+
+class TestNetworks:
+    def test_a_listed_network_is_reached_at_any_port_and_nothing_else(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_cidr_allowlist=["192.0.2.8/29"])
+        assert says(sandbox, PUBLIC, ECHO) == b"ping\n"
+        assert shakes_hands(sandbox, None, at=PUBLIC)
+        assert says(sandbox, OTHER, ECHO) == b""
+        assert get(sandbox, NAME, at=OTHER).startswith(b"HTTP/1.1 403 ")
+        assert sandbox.exec("nslookup", NAME).returncode != 0, "a list of networks allows no name"
+        assert net.hits() == [f"{PUBLIC}:{ECHO}", f"{PUBLIC}:443"]
+        allowed = [record for record in sandbox.egress_log() if record.allowed]
+        assert [(r.kind, r.address, r.reason) for r in allowed] == [
+            ("tcp", f"{PUBLIC}:{ECHO}", "on the CIDR list"),
+            ("tls", f"{PUBLIC}:443", "on the CIDR list"),
+        ]
+        assert ("tcp", "", f"{OTHER}:{ECHO}") in denied(sandbox.egress_log())
+        assert says(create(), OTHER, ECHO) == b"ping\n", "the control"
+
+    def test_a_private_network_is_reached_when_it_is_listed_itself(self, create: Create, net: Internet) -> None:
+        assert says(create(outbound_cidr_allowlist=["10.99.97.0/24"]), PRIVATE, ECHO) == b"ping\n"
+        everything = create(outbound_cidr_allowlist=["0.0.0.0/0"])
+        assert says(everything, PRIVATE, ECHO) == b""
+        assert says(everything, PUBLIC, ECHO) == b"ping\n", "the control"
+
+    @pytest.mark.parametrize("address", [METADATA, SANDBOXES])
+    def test_metadata_and_other_sandboxes_are_not_reached_even_when_listed(
+        self, create: Create, net: Internet, address: str
+    ) -> None:
+        sandbox = create(outbound_cidr_allowlist=[f"{address}/32", PUBLIC, "10.0.0.0/8"])
+        assert says(sandbox, address, ECHO) == b""
+        assert says(sandbox, PUBLIC, ECHO) == b"ping\n", "the control"
+        assert net.hits() == [f"{PUBLIC}:{ECHO}"]
+
+    def test_this_machine_is_not_reached_even_when_listed(self, create: Create) -> None:
+        hosts = {"127.0.0.1", network.UPLINK_HOST, network.GATEWAY, *own_addresses()}
+        sandbox = create(outbound_cidr_allowlist=[*sorted(hosts), "0.0.0.0/0"])
+        with server() as port:
+            assert [says(sandbox, host, port) for host in hosts] == [b""] * len(hosts)
+
+    def test_mail_is_not_sent_even_when_listed(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+        assert says(sandbox, PUBLIC, 25) == b""
+        assert net.hits() == []
+
+    def test_both_lists_together_allow_what_either_allows(self, create: Create) -> None:
+        sandbox = create(outbound_cidr_allowlist=[OTHER], outbound_domain_allowlist=[NAME, "private.example"])
+        assert get(sandbox, NAME)
+        assert says(sandbox, OTHER, ECHO) == b"ping\n"
+        assert says(sandbox, PUBLIC, ECHO) == b""
+        assert get(sandbox, "other.example", at=PUBLIC).startswith(b"HTTP/1.1 403 ")
+
+    def test_a_listed_name_may_lead_to_a_listed_private_network(self, create: Create) -> None:
+        names = {"outbound_domain_allowlist": ["private.example"]}
+        assert get(create(outbound_cidr_allowlist=["10.99.97.0/24"], **names), "private.example")
+        assert not get(create(**names), "private.example"), "the control"
+
+    def test_empty_lists_allow_nothing(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_cidr_allowlist=[], outbound_domain_allowlist=[])
+        assert get(sandbox, NAME, at=PUBLIC).startswith(b"HTTP/1.1 403 ")
+        assert says(sandbox, PUBLIC, ECHO) == b""
+        assert sandbox.exec("nslookup", NAME).returncode != 0
+        assert net.hits() == []
+
+
+# ------------------------------------------------------------------------------------------------------- the log
+
+
+def test_the_log_is_there_after_the_end_and_for_any_process_of_the_user(create: Create, engine: Embedded) -> None:
+    sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+    before = time.time()
+    says(sandbox, PUBLIC, ECHO)
+    sandbox.terminate()
+    (record,) = Sandbox.from_id(sandbox.id, engine=engine).egress_log()
+    assert record.address == f"{PUBLIC}:{ECHO}"
+    assert before - 1 < record.time < time.time() + 1
+
+
+def test_a_sandbox_without_a_list_has_no_log(create: Create) -> None:
+    with pytest.raises(InvalidError, match="no allow list"):
+        create().egress_log()
+
+
+# ------------------------------------------------------------------------------------------------- faults and load
+
+
+def gates() -> list[int]:
+    """The processes that are gates, of whomever."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"openmodal._gate" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def gate_of(sandbox: Sandbox) -> int:
+    """Its gate's process id."""
+    (pid,) = [pid for pid in gates() if sandbox.id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return pid
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+class TestFaults:
+    def test_the_gate_has_no_rights(self, create: Create) -> None:
+        pid = gate_of(create(outbound_domain_allowlist=[]))
+        status = Path(f"/proc/{pid}/status").read_text()
+        fields = dict(line.split(":\t", 1) for line in status.splitlines())
+        assert fields["Uid"].split() == ["65534"] * 4
+        assert fields["Gid"].split() == ["65534"] * 4
+        assert fields["Groups"].strip() == ""
+        assert fields["CapEff"] == fields["CapPrm"] == "0" * 16
+        assert fields["NoNewPrivs"] == "1"
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        assert environment == b"PATH=/usr/bin:/bin\0"
+
+    def test_a_dead_gate_lets_nothing_out_and_the_sandbox_goes_on(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+        assert says(sandbox, PUBLIC, ECHO) == b"ping\n"
+        open_one = sandbox.spawn("nc", PUBLIC, str(ECHO), text=False)
+        eventually(lambda: len(net.hits()) > 1 or len(sandbox.egress_log()) == 2)
+        os.kill(gate_of(sandbox), signal.SIGKILL)
+        eventually(lambda: gates_of(sandbox) == [])
+        assert open_one.wait() in (0, 1), "it was cut"
+        net.hits()
+        assert says(sandbox, PUBLIC, ECHO) == b""
+        assert sandbox.exec("echo", "alive").stdout.read() == "alive\n"
+        assert net.hits() == []
+        assert len(sandbox.egress_log()) == 2
+
+    def test_the_gate_ends_with_the_sandbox(self, create: Create) -> None:
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+        pid = gate_of(sandbox)
+        sandbox.terminate()
+        assert is_gone(pid)
+
+    def test_the_gate_ends_with_a_killed_supervisor(self, create: Create, engine: Embedded) -> None:
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+        pid = gate_of(sandbox)
+        status = Path(f"/proc/{pid}/status").read_text()
+        os.kill(int(status.partition("PPid:\t")[2].split()[0]), signal.SIGKILL)
+        eventually(lambda: is_gone(pid))
+        sandbox.terminate()
+
+    def test_a_killed_sdk_leaves_a_sandbox_with_its_gate(
+        self, engine: Embedded, engine_name: str, image: Image
+    ) -> None:
+        source = """
+            sandbox = openmodal.Sandbox.create(
+                app=openmodal.App("orphan"), image=image, engine=argv[0], timeout=60, outbound_cidr_allowlist=[argv[1]])
+            print(sandbox.id, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+        with python_starts(source, engine_name, PUBLIC, image=image) as child:
+            output, _ = child.communicate(timeout=60)
+        with Sandbox.from_id(output.strip(), engine=engine) as sandbox:
+            assert says(sandbox, PUBLIC, ECHO) == b"ping\n"
+
+    def test_a_sandbox_whose_gate_does_not_start_is_not_made(
+        self, create: Create, engine: Embedded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = set(os.listdir(engine.store.ended))
+        for begin in ("import sys; sys.exit(3)", "import socket; socket.socket(fileno=5).send(b'network by test')"):
+            monkeypatch.setattr(egress, "_BEGIN", begin)
+            with pytest.raises(EngineError, match=r"gate did not start|by test"):
+                create(outbound_cidr_allowlist=[PUBLIC])
+        monkeypatch.undo()
+        monkeypatch.setattr(egress, "policy_text", lambda *_: "{}")
+        with pytest.raises(EngineError, match="cannot start"):
+            create(outbound_cidr_allowlist=[PUBLIC])
+        assert {name for name in set(os.listdir(engine.store.ended)) - before if name.endswith("egress")} == set()
+
+    def test_a_sandbox_whose_rules_cannot_be_loaded_is_not_made(
+        self, create: Create, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(network, "gate_rules", lambda **_: "*nat\n-A OUTPUT -j NOSUCHTARGET\nCOMMIT\n")
+        with pytest.raises(EngineError, match="cannot load the rules"):
+            create(outbound_cidr_allowlist=[PUBLIC])
+        monkeypatch.setattr(network, "tool", lambda *_: None)
+        with pytest.raises(EngineError, match="apt-get install iptables"):
+            create(outbound_cidr_allowlist=[PUBLIC])
+
+
+def gates_of(sandbox: Sandbox) -> list[int]:
+    return [pid for pid in gates() if sandbox.id.encode() in _command_line(pid)]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+class TestLoad:
+    def test_a_hundred_connections_at_once_are_carried(self, create: Create) -> None:
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+        script = f"for n in $(seq 100); do (echo $n; exec sleep 1) | nc {PUBLIC} {ECHO} & done; wait"
+        lines = sandbox.exec("sh", "-c", script).stdout.read().split()
+        assert sorted(map(int, lines)) == list(range(1, 101))
+
+    def test_more_connections_than_it_takes_at_once_wait(self, create: Create, net: Internet) -> None:
+        """All are carried in the end, and no descriptor of it is left afterwards."""
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+        assert says(sandbox, PUBLIC, ECHO) == b"ping\n"
+        descriptors = Path(f"/proc/{gate_of(sandbox)}/fd")
+        before = len(list(descriptors.iterdir()))
+        script = f"mkfifo /tmp/f; for n in $(seq 300); do nc {PUBLIC} {ECHO} < /tmp/f & done; cat > /tmp/f; wait"
+        crowd = sandbox.spawn("sh", "-c", script)
+        hits = net.hits()
+        eventually(lambda: len(list(descriptors.iterdir())) >= before + 2 * CONNECTIONS, seconds=60)
+        assert len(list(descriptors.iterdir())) <= before + 2 * CONNECTIONS + 2
+        crowd.stdin.close()
+        assert crowd.wait() == 0
+        assert (hits + net.hits()).count(f"{PUBLIC}:{ECHO}") == 301
+        eventually(lambda: len(list(descriptors.iterdir())) <= before)
+
+    def test_clients_that_say_nothing_or_nonsense_harm_no_other(self, create: Create, net: Internet) -> None:
+        sandbox = create(outbound_domain_allowlist=[NAME])
+        silent = f"for n in $(seq 50); do sleep 60 | nc {PUBLIC} 443 & sleep 60 | nc {PUBLIC} 53 & done; wait"
+        crowd = sandbox.spawn("sh", "-c", silent)
+        nonsense = "for p in 53 80 443 7; do for n in 1 2 3 4 5; do head -c 3000 /dev/urandom | timeout 5 nc 192.0.2.99 $p; done; done"
+        sandbox.exec("sh", "-c", nonsense)
+        assert get(sandbox, NAME).endswith(b"served GET /x HTTP/1.1")
+        assert shakes_hands(sandbox, NAME, at=NAME)
+        crowd.kill()
+        assert {hit for hit in net.hits() if not hit.startswith("name")} == {f"{PUBLIC}:80", f"{PUBLIC}:443"}
+
+    def test_a_hundred_megabytes_pass_in_either_direction(self, create: Create) -> None:
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC], timeout=300)
+        begin = time.monotonic()
+        received = sandbox.exec("sh", "-c", f"echo {BULK_BYTES} | nc {PUBLIC} {BULK} | wc -c").stdout.read()
+        middle = time.monotonic()
+        sent = sandbox.exec("sh", "-c", f"(echo in; head -c {BULK_BYTES} /dev/zero) | nc {PUBLIC} {BULK}").stdout.read()
+        assert (int(received), int(sent)) == (BULK_BYTES, BULK_BYTES)
+        rates = (BULK_BYTES / 1e6 / (middle - begin), BULK_BYTES / 1e6 / (time.monotonic() - middle))
+        print(f"MB/s in and out: {rates[0]:.0f} {rates[1]:.0f}")
+        assert min(rates) > 2, "the bound is wide: it is there for a gate that crawls"
