@@ -110,6 +110,15 @@ class TestLimits:
         used, took = cpu_seconds(inside) - used, time.monotonic() - begin
         assert 0 < used < 0.5 * took
 
+    def test_the_limit_of_processes_is_gvisors_own_and_holds(self, create: Create) -> None:
+        sandbox = create()
+        limit = "/sys/fs/cgroup/pids/pids.max"
+        assert sandbox.filesystem.read_text(limit).strip() == "512"
+        script = f"echo 20 > {limit}; i=0; while [ $i -lt 40 ]; do sleep 54321 & i=$((i+1)); done; echo all"
+        process = sandbox.exec("sh", "-c", script)
+        assert "all" not in process.stdout.read()
+        assert "fork" in process.stderr.read()
+
 
 class TestRefusal:
     def test_without_runsc_one_sentence_names_it_and_the_remedy(
