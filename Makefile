@@ -2,10 +2,11 @@
 #
 #   make example   set up what is needed, then run examples/sandbox.py on this machine
 #   make test      set up what tests need, then run all of them (linters too)
+#   make test-security   the attacks, with a table of the rows that passed
 #   make lint      the linters only          make bench   the benchmarks
 #   make wheel     one wheel for both CPUs   make clean   forget everything that was built
 
-.PHONY: help example test lint bench wheel native native-test clean
+.PHONY: help example test test-security lint bench wheel native native-test clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -31,6 +32,13 @@ example: $(STAMPS)/installed native
 
 test: $(STAMPS)/test $(STAMPS)/lint native-test
 	$(PYTHON_IN) -m pytest $(PYTEST_ARGS)
+
+# The attacks, and the tests of rows that are in the folders of what they are about.
+ATTACKED := tests/security tests/embedded/test_network.py tests/build/test_unpack.py tests/build/test_registry.py \
+	tests/build/test_dockerfile.py
+
+test-security: $(STAMPS)/test native
+	$(PYTHON_IN) -m pytest -p tests.rows $(ATTACKED) $(PYTEST_ARGS)
 
 lint: $(STAMPS)/lint
 	$(PYTHON_IN) -m ruff check

@@ -40,11 +40,15 @@ static bool set_caps(const struct cap_words words[2]) {
     return syscall(SYS_capset, &header, words) == 0;
 }
 
+/* Leaving fsuid 0 takes the file capabilities from the effective set. Without them the overlay would come up read-only. */
 bool cage_own_as(uint32_t base) {
-    struct cap_words words[2];
     setfsgid(base);
     setfsuid(base);
-    /* Leaving fsuid 0 takes the file capabilities from the effective set. Without them the overlay would come up read-only. */
+    return cage_raise();
+}
+
+bool cage_raise(void) {
+    struct cap_words words[2];
     if (!get_caps(words))
         return fail(NULL, "capget: %m");
     words[0].effective = words[0].permitted;
@@ -95,19 +99,20 @@ struct filter_step {
 /* Made by seccomp.py for the CPU that is compiled for: `static const struct filter_step seccomp_filter[]`. */
 #include "seccomp_filter.h"
 
-static bool install_filter(void) {
+static bool install_filter(const struct plan *plan) {
     const struct {
         unsigned short length;
         const struct filter_step *filter;
     } program = {sizeof seccomp_filter / sizeof *seccomp_filter, seccomp_filter};
-    return prctl(PR_SET_SECCOMP, 2 /* SECCOMP_MODE_FILTER */, &program, 0, 0) == 0 ||
-           fail(NULL, "cannot install the system-call filter: %m; the kernel needs CONFIG_SECCOMP_FILTER");
+    return prctl(PR_SET_SECCOMP, 2 /* SECCOMP_MODE_FILTER */, &program, 0, 0) == 0 || plan->may_lack & MAY_LACK_SECCOMP ||
+           fail(NULL, "the filter of system calls (seccomp) cannot be installed: %m; use a kernel with CONFIG_SECCOMP_FILTER, or "
+                      "create the sandbox without it: allow_degraded=[\"seccomp\"]");
 }
 
 /* ------------------------------------------------------------------------------------------------ lock */
 
 static bool become_root(const struct plan *plan, int userns) {
-    if (userns >= 0 && setns(userns, CLONE_NEWUSER) != 0)
+    if (userns >= 0 && !(plan->weaken & WEAKEN_IDS) && setns(userns, CLONE_NEWUSER) != 0)
         return fail(NULL, "cannot enter the user namespace: %m");
     if (plan->ids != IDS_SINGLE &&
         setgroups(0, NULL) != 0) /* with one id only the kernel forbids it, and shows groups as nobody's */
@@ -129,5 +134,5 @@ bool cage_lock(const struct plan *plan, int userns) {
     if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0)
         return fail(NULL, "prctl: %m");
     umask(022);
-    return plan->runtime != NULL || (plan->weaken & WEAKEN_SECCOMP) ? true : install_filter();
+    return plan->runtime != NULL || (plan->weaken & WEAKEN_SECCOMP) ? true : install_filter(plan);
 }

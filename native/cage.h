@@ -9,6 +9,9 @@
 /* Make files and mounts as the host's root, but own them as `base` (fsuid and fsgid): an overlay writes as who mounted it. */
 bool cage_own_as(uint32_t base);
 
+/* Make all capabilities effective that this process may have: with its ids, some of them went. */
+bool cage_raise(void);
+
 /* Lower this process's limits as the plan says; a limit that may not be raised is clamped. */
 bool cage_limit(const struct plan *plan);
 

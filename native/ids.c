@@ -2,6 +2,7 @@
 #include "kernel.h"
 #include "ids.h"
 
+#include "cage.h"
 #include "fail.h"
 #include "util.h"
 
@@ -112,10 +113,22 @@ static int open_namespace(pid_t pid, const char *name) {
     return open(path, O_RDONLY | O_CLOEXEC);
 }
 
-int userns_make(uint32_t slot, int *network) {
+/* What the kernel counts per user (inotify, queued signals …) it also counts for whoever made the namespace. Made by the
+ * machine's root, one sandbox could use up what root and all others have; so the sandbox's own root makes it. */
+static pid_t clone_as(uint32_t maker, int flags) {
     static char stack[8192] __attribute__((aligned(16)));
-    pid_t first = clone(wait_for_death, stack + sizeof stack, CLONE_VM | CLONE_NEWUSER | (network != NULL ? CLONE_NEWNET : 0) | SIGCHLD,
-                        (void *)(intptr_t)getpid());
+    if (setresuid((uid_t)-1, maker, (uid_t)-1) != 0 || !cage_raise())
+        return -1;
+    pid_t first = clone(wait_for_death, stack + sizeof stack, CLONE_VM | CLONE_NEWUSER | flags | SIGCHLD, (void *)(intptr_t)getpid());
+    int why = errno;
+    if (setresuid((uid_t)-1, 0, (uid_t)-1) != 0) /* the effective capabilities come back with it */
+        _exit(1);
+    errno = why;
+    return first;
+}
+
+int userns_make(uint32_t slot, int *network) {
+    pid_t first = clone_as(slot_base(slot), network != NULL ? CLONE_NEWNET : 0);
     if (first < 0) {
         fail(NULL, "cannot make a user namespace: %m; look at the sysctl user.max_user_namespaces");
         return -1;

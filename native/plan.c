@@ -163,10 +163,18 @@ static bool take_net(void *field, const char *key, char *value) {
     return good;
 }
 
+static bool take_may_lack(void *field, const char *key, char *value) {
+    int word = 0;
+    bool good = take_word(&word, key, value, (const char *const[]){"seccomp", NULL});
+    if (good)
+        *(unsigned *)field |= 1U << (word - 1);
+    return good;
+}
+
 #ifdef OPENMODAL_TEST
 static bool take_weaken(void *field, const char *key, char *value) {
     int word = 0;
-    bool good = take_word(&word, key, value, (const char *const[]){"seccomp", "caps", "nnp", "masks", NULL});
+    bool good = take_word(&word, key, value, (const char *const[]){"seccomp", "caps", "nnp", "masks", "ids", NULL});
     if (good)
         *(unsigned *)field |= 1U << (word - 1);
     return good;
@@ -193,6 +201,7 @@ static const struct key {
     KEY(disk, take_path),         KEY(firewall, take_string),    KEY(rules, take_text),
     KEY(runtime, take_path),      KEY(runtime_arg, take_string),
     KEY(runtime_config, take_text),
+    KEY(may_lack, take_may_lack),
 #ifdef OPENMODAL_TEST
     KEY(weaken, take_weaken),
 #endif

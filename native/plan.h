@@ -34,7 +34,8 @@ struct resource_limit { /* `rlimit` */
 
 enum plan_ids { IDS_NONE, IDS_RANGE, IDS_SINGLE, IDS_SUB };
 enum plan_net { NET_UNSET, NET_NONE, NET_ROUTER, NET_HOST, NET_EXEC, NET_GATE };
-enum { WEAKEN_SECCOMP = 1, WEAKEN_CAPS = 2, WEAKEN_NNP = 4, WEAKEN_MASKS = 8 };
+enum { WEAKEN_SECCOMP = 1, WEAKEN_CAPS = 2, WEAKEN_NNP = 4, WEAKEN_MASKS = 8, WEAKEN_IDS = 16 };
+enum { MAY_LACK_SECCOMP = 1 };
 
 struct plan {
     char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *rules, *resolv, *hosts, *thaw, *user, *workdir, *disk;
@@ -49,6 +50,7 @@ struct plan {
     uint64_t timeout_ms, idle_ms, memory, main_flags, owner;
     cpu_set_t cpus; /* empty: all */
     bool keep, hold;
+    unsigned may_lack; /* controls that are applied if they can be; all others must be */
     unsigned weaken;
 };
 

@@ -49,7 +49,7 @@ RECENT = """
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 LOAD, RETURN, JUMP, JUMP_EQUAL, JUMP_ABOVE, JUMP_SET = 0x20, 0x06, 0x05, 0x15, 0x35, 0x45
-ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+ALLOW, KILL, EPERM, ENOSYS, EPROTONOSUPPORT = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026, 0x0005005D
 NUMBER, ARCHITECTURE = 0, 4  # where they are in struct seccomp_data
 CLONE_NEW = 0x7E020000  # all namespaces but time, whose bit is part of the exit signal here
 
@@ -70,15 +70,18 @@ def one_of(values: list[int], then: int, otherwise: int) -> list[Step]:
 def by_argument() -> dict[str, list[Step]]:
     """Return the calls that depend on what they are called with."""
     netlink = [argument(2), *one_of([0], ALLOW, EPERM)]  # NETLINK_ROUTE
-    unix_or_ip = [(JUMP_EQUAL, 3 - i, 0, family) for i, family in enumerate((1, 2, 10))]
+    # The default, ICMP (ping), TCP, UDP, ICMPv6. Asking for SCTP, DCCP, L2TP and others would load their modules, and nothing lets
+    # their packets out; programs that try MPTCP fall back to TCP.
+    internet = [argument(2), *one_of([0, 1, 6, 17, 58], ALLOW, EPROTONOSUPPORT)]
     return {
         "socket": [
             argument(0),
-            (JUMP_EQUAL, 5, 0, 16),
-            *unix_or_ip,
-            (RETURN, 0, 0, EPERM),
-            (RETURN, 0, 0, ALLOW),
+            (JUMP_EQUAL, 0, len(netlink), 16),
             *netlink,
+            (JUMP_EQUAL, 1, 0, 2),
+            (JUMP_EQUAL, 0, len(internet), 10),
+            *internet,
+            *one_of([1], ALLOW, EPERM),
         ],
         "clone": [argument(0), (JUMP_SET, 0, 1, CLONE_NEW), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)],
         "clone3": [(RETURN, 0, 0, ENOSYS)],  # its flags lie in memory, where a filter cannot see them

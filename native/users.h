@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { MAX_GROUPS = 256, MAX_USER_FILE = 8 << 20 };
+enum { MAX_GROUPS = 256, MAX_USER_FILE = 1 << 20 };
 
 struct user {
     uid_t uid;

@@ -69,6 +69,7 @@ static void refuses(void) {
     CHECK(REFUSED(BASE "set=/x\0", "set"));
     CHECK(REFUSED(BASE "keep=yes\0", "keep"));
     CHECK(REFUSED(BASE "weaken=seccomp\0", "weaken"));
+    CHECK(REFUSED(BASE "may_lack=caps\0", "may_lack"));
     CHECK(REFUSED("id=a\0dir=/d\0lower=/l\0upper=/d/u,x\0work=/d/w\0ids=single\0net=none\0", "upper"));
     CHECK(REFUSED("id=a\0dir=/d\0lower=/l\0upper=/d/u\0work=/e/w\0ids=single\0net=none\0", "upper"));
     CHECK(REFUSED("id=a\0dir=/d\0lower=/l\0upper=/d/u\0work=/d/w\0ids=single\0net=router\0router=/r\0slots=/s\0", "router"));

@@ -18,6 +18,9 @@ Pairs = tuple[tuple[str, str], ...]
 COMMAND_BYTES = 64 * 1024
 """argv and environment of one command together: what fits everywhere (Modal's limit, too)."""
 
+CONTROLS = ("limits", "seccomp")
+"""What `allow_degraded=` may name: limits of memory, processes and CPU; the filter of system calls."""
+
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _TAG = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -185,6 +188,17 @@ def tags(value: Mapping[str, str] | None) -> Pairs:
         if key.lower().startswith("openmodal"):
             raise InvalidError(f"the tag {key!r} is reserved; use a name that does not begin with 'openmodal'")
     return tuple(sorted(value.items()))
+
+
+def controls(value: Iterable[str]) -> tuple[str, ...]:
+    """Names of controls that a sandbox may lack."""
+    if isinstance(value, str):
+        raise InvalidError(f"allow_degraded must be a list of names, not a string; put {value!r} into [ ]")
+    names = tuple(value)
+    for found in names:
+        if found not in CONTROLS:
+            raise InvalidError(f"allow_degraded cannot contain {found!r}; the controls are {', '.join(CONTROLS)}")
+    return tuple(sorted(set(names)))
 
 
 def argv(function: str, values: Iterable[object]) -> tuple[str, ...]:

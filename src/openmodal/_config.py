@@ -6,6 +6,7 @@
 | OPENMODAL_HOME | the folder of all state, instead of the places below |
 | OPENMODAL_RUN | set by `openmodal run` for the program: which run its sandboxes belong to and end with |
 | OPENMODAL_AGENT | the native program to use, instead of the package's |
+| OPENMODAL_ALLOW_DEGRADED | controls that sandboxes may lack, where `allow_degraded=` does not say: "limits", "seccomp", or both |
 | OPENMODAL_BASE | where `debian_slim` comes from: "registry", "packages", or "auto" |
 | SSL_CERT_FILE | certificate authorities that sandboxes shall trust, too |
 """
@@ -44,6 +45,12 @@ def config_file() -> Path:
 def engine() -> str | None:
     """The engine that environment or configuration file choose."""
     return os.environ.get("OPENMODAL_ENGINE") or setting("engine")
+
+
+def allow_degraded() -> tuple[str, ...]:
+    """The controls that a sandbox may lack, unchecked."""
+    value = os.environ.get("OPENMODAL_ALLOW_DEGRADED") or setting("allow_degraded") or ""
+    return tuple(filter(None, value.replace(" ", "").split(",")))
 
 
 def run() -> str:

@@ -176,6 +176,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     network: Network = Network()
     runtime: str = "native"  # or "gvisor"
     run: str = ""  # the `openmodal run` that it belongs to, "" for none
+    allow_degraded: tuple[str, ...] = ()  # controls that it may lack
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
@@ -232,3 +233,25 @@ class Status(msgspec.Struct, frozen=True):
     run: str = ""
     runtime: str = "native"
     ended: EndRecord | None = None
+
+
+class Info(msgspec.Struct, frozen=True):
+    """What holds a running sandbox, as the kernel tells it and not as it was asked for.
+
+    `root` is the id outside that the sandbox's root has, `ids` how many ids it has. Limits are None where none holds: `memory` and
+    `disk` in MiB, `cpu` in cores, `pids` in processes and threads. `network` is "none" or "outbound". `degraded` names the controls
+    that it lacks.
+    """
+
+    runtime: str
+    root: int
+    ids: int
+    capabilities: tuple[str, ...]
+    no_new_privileges: bool
+    seccomp: bool
+    memory: int | None
+    cpu: float | None
+    pids: int | None
+    disk: int | None
+    network: Literal["none", "outbound"]
+    degraded: tuple[str, ...]

@@ -76,7 +76,11 @@ class Store:
         """Make the folder of a new sandbox, locked for the block. It is removed if the block fails."""
         folder = self.folder(status.id)
         folder.mkdir(mode=0o700)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:  # too many open files
+            folder.rmdir()
+            raise
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             (folder / "status.json").write_bytes(msgspec.json.encode(status))

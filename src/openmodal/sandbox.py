@@ -14,7 +14,7 @@ from openmodal._command import Command, Spool
 from openmodal._dual import DualContext, dual
 from openmodal._link import Link, Links
 from openmodal._options import ExecCall, ExecOptions, SpawnCall, SpawnOptions, environment, exec_spec, feed
-from openmodal._spec import Egress, EndRecord, Recipe, Resources, Root, SandboxSpec, Status
+from openmodal._spec import Egress, EndRecord, Info, Recipe, Resources, Root, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
@@ -75,6 +75,7 @@ class Sandbox(DualContext):
         cpu: float | None = None,
         memory: int | None = None,
         disk: int | None = None,
+        allow_degraded: Sequence[str] | None = None,
         block_network: bool = False,
         engine: str | Engine | None = None,
         gpu: object = None,
@@ -99,6 +100,7 @@ class Sandbox(DualContext):
             idle_timeout: seconds without a command, request or file transfer after which it ends.
             workdir: where commands start; None: the image's, or "/".
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
+            allow_degraded: controls that it may lack if they cannot be applied: "limits", "seccomp"; None: as configured.
             block_network: no network but loopback.
             outbound_cidr_allowlist: IP networks; only these, and what the other list allows, are reached, over TCP.
             outbound_domain_allowlist: host names, "*.example.com" for all below one; only these, and what the other list allows, are
@@ -112,7 +114,8 @@ class Sandbox(DualContext):
             UnsupportedError: the engine cannot do that yet.
             ImageError: the image cannot be built.
             AlreadyExistsError: the name is taken.
-            EngineError: the engine cannot work on this machine. In every case nothing is left behind.
+            EngineError: the engine cannot work on this machine, or cannot apply a control that is not in `allow_degraded`.
+            In every case nothing is left behind.
         """
         _args.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
         _refuse_unsupported(
@@ -140,6 +143,7 @@ class Sandbox(DualContext):
             network=_args.network(block_network, outbound_cidr_allowlist, outbound_domain_allowlist),
             runtime=_args.runtime(runtime),
             run=app.run_id or _config.run(),
+            allow_degraded=_args.controls(_config.allow_degraded() if allow_degraded is None else allow_degraded),
         )
         _args.command_size("Sandbox.create", spec.argv, spec.env)
         chosen = choose(engine)
@@ -212,6 +216,21 @@ class Sandbox(DualContext):
     async def status(self) -> Status:
         """Tell how it is: app, name, tags, times, image, and how it ended."""
         return await self._engine.inspect(self._id)
+
+    @dual
+    async def info(self) -> Info:
+        """Tell what holds it, as the kernel says: ids, capabilities, filter, limits, network, and what it lacks.
+
+        Raises:
+            SandboxNotRunningError, UnsupportedError: it has ended; the engine cannot tell.
+        """
+        if "info" in self._engine.lacks:
+            raise UnsupportedError(f"the {self._engine.name} engine cannot tell what holds a sandbox")
+        try:
+            return await self._engine.info(self._id)
+        except (ConnectionError, NotFoundError) as error:
+            await self.why(error)
+            raise
 
     @dual
     async def get_tags(self) -> dict[str, str]:

@@ -214,6 +214,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("line", REFUSED, ids=lambda line: line[:40].replace("\0", "NUL"))
 def test_what_cannot_or_must_not_be_done_is_refused(line, dockerfile, context, made, store):
+    """H11: files of elsewhere, other kinds of mounts."""
     outside = context.parent / "outside"
     outside.mkdir()
     (outside / "secret").write_text("canary")

@@ -455,6 +455,7 @@ def some(content: Content) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", some(example()))
 def test_lies_end_in_an_error_and_no_layer(name: str, store: Layers, monkeypatch: pytest.MonkeyPatch):
+    """H13: of every kind."""
     small = Limits(ratio_floor=1 << 20)
     monkeypatch.setattr(
         "openmodal.build.pull.unpack", lambda read, folder, packed, _: unpack(read, folder, packed, small)

@@ -144,6 +144,7 @@ REFUSED: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_hostile_archives_are_refused(name: str, target: Path):
+    """H5: and nothing beside the folder changes."""
     with pytest.raises(HostileTar) as caught:
         run(REFUSED[name], target)
     assert str(caught.value).isprintable()

@@ -80,12 +80,14 @@ def _wait_for_own_network(pid: int) -> None:
 
 @pytest.mark.parametrize("address", ["169.254.169.254", "169.254.170.2", "100.100.100.200", "192.0.0.192"])
 def test_the_clouds_metadata_is_out_of_reach(create: Create, address: str) -> None:
+    """G4: whatever cloud this machine is in."""
     with on_loopback(address), server(address) as port:
         assert not connects(create(), address, port)
 
 
 @pytest.mark.parametrize("address", ["10.99.98.1", "172.20.98.1", "192.168.98.1", "100.64.98.1", "169.254.98.1"])
 def test_private_networks_are_out_of_reach(create: Create, address: str) -> None:
+    """G5: one address of each."""
     with neighbour(address):
         assert not connects(create(), address, PORT)
 

@@ -25,6 +25,17 @@ from openmodal import errors
 
 image = openmodal.Image.from_scratch().add_local_file("/bin/busybox", "/bin/busybox")
 image = image.dockerfile_commands('RUN ["/bin/busybox", "--install", "-s", "/bin"]')
+try:  # no control group is delegated to this user
+    openmodal.Sandbox.create(image=image, timeout=60)
+except errors.EngineError as error:
+    assert "systemd-run --user --scope" in str(error) and 'allow_degraded=["limits"]' in str(error), error
+else:
+    raise AssertionError("limits need control groups")
+assert openmodal.Sandbox.list() == []
+with openmodal.Sandbox.create(image=image, timeout=60, allow_degraded=["limits"]) as sandbox:
+    info = sandbox.info()
+    assert (info.degraded, info.memory, info.seccomp, info.no_new_privileges) == (("limits",), None, True, True), info
+os.environ["OPENMODAL_ALLOW_DEGRADED"] = "limits"
 with openmodal.Sandbox.create(image=image, app=openmodal.App("user"), timeout=60) as sandbox:
     assert sandbox.exec("id", "-u").stdout.read() == "0\\n"
     assert sandbox.exec("sh", "-c", "echo kept > /file; cat /file").stdout.read() == "kept\\n"

@@ -89,10 +89,13 @@ def test_sockets_are_of_four_families(seccomp: ModuleType, filter_: Filter) -> N
     allowed = {
         (family, protocol)
         for family in range(64)
-        for protocol in range(32)
+        for protocol in range(300)
         if filter_.verdict("socket", family, 1, protocol) == seccomp.ALLOW
     }
-    assert allowed == {(family, protocol) for family in (1, 2, 10) for protocol in range(32)} | {(16, 0)}
+    internet = {(family, protocol) for family in (2, 10) for protocol in (0, 1, 6, 17, 58)}
+    assert allowed == {(1, protocol) for protocol in range(300)} | internet | {(16, 0)}
+    for sctp_or_mptcp in (132, 262):
+        assert filter_.verdict("socket", 2, 1, sctp_or_mptcp) == seccomp.EPROTONOSUPPORT, "so programs fall back to TCP"
 
 
 def test_processes_are_made_without_namespaces(seccomp: ModuleType, filter_: Filter) -> None:

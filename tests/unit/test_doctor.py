@@ -66,13 +66,20 @@ def test_overlayfs_may_be_a_module_that_root_can_load(tmp_path: Path) -> None:
     assert doctor.overlay(machine(tmp_path, {"proc/filesystems": "nodev\tsysfs\nnodev\toverlay\n"}, uid=1000)).ok
 
 
-def test_limits_need_the_three_controllers_of_root_only(tmp_path: Path) -> None:
+def test_limits_need_three_controllers_unless_the_user_says_that_they_may_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENMODAL_ALLOW_DEGRADED", raising=False)
     found = doctor.limits(machine(tmp_path, {"proc/self/mountinfo": V1}))
     assert found.ok
     assert "v1" in found.text
     found = doctor.limits(machine(tmp_path, {"proc/self/mountinfo": V1.splitlines()[0]}))
     assert (found.ok, found.required) == (False, True)
     assert "limits of memory hold" in found.text
+    found = doctor.limits(machine(tmp_path, {"proc/self/cgroup": "0::/\n"}, uid=1000))
+    assert (found.ok, found.required) == (False, True)
+    assert "systemd-run --user --scope" in found.remedy
+    monkeypatch.setenv("OPENMODAL_ALLOW_DEGRADED", "limits")
     found = doctor.limits(machine(tmp_path, {"proc/self/cgroup": "0::/\n"}, uid=1000))
     assert (found.ok, found.required) == (False, False)
 
@@ -148,6 +155,23 @@ def test_without_gvisor_the_remedy_is_told_and_sandboxes_run_all_the_same(tmp_pa
     found = doctor.runsc(machine(tmp_path))
     assert (found.ok, found.required) == (False, False)
     assert "apt-get install runsc" in found.remedy
+
+
+def test_the_store_is_private(tmp_path: Path) -> None:
+    here = machine(tmp_path)
+    assert doctor.privacy(here).ok, "it is made private"
+    here.state.mkdir(mode=0o755)
+    here.state.chmod(0o755)
+    assert not doctor.privacy(here).ok
+    here.state.chmod(0o700)
+    assert doctor.privacy(here).ok
+
+
+def test_a_disk_limit_needs_root_ext4_loop_devices_and_mkfs(tmp_path: Path) -> None:
+    files = {"proc/filesystems": "nodev\tsysfs\n\text4\n", "dev/loop-control": ""}
+    assert doctor.disk_limit(machine(tmp_path, files, tools=("mkfs.ext4",))).ok
+    assert "root" in doctor.disk_limit(machine(tmp_path, files, uid=1000, tools=("mkfs.ext4",))).text
+    assert "mkfs.ext4" in doctor.disk_limit(machine(tmp_path, files)).text
 
 
 def test_everything_that_is_required_and_missing_has_a_remedy(tmp_path: Path) -> None:

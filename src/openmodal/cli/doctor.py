@@ -14,6 +14,7 @@ from openmodal.cli._errors import sentence
 from openmodal.cli._session import json_option
 
 if TYPE_CHECKING:
+    from openmodal._spec import Info
     from openmodal.engines.embedded.doctor import Check
 
 
@@ -29,7 +30,7 @@ def doctor(network: bool, as_json: bool) -> int:
 
     checks = examine(Machine.here(), network=network)
     if all(check.ok for check in checks if check.required):
-        checks.append(_sandbox())
+        checks += _sandbox()
     works = all(check.ok for check in checks if check.required)
     if as_json:
         _output.emit({"version": __version__, "works": works, "checks": [_described(check) for check in checks]})
@@ -40,8 +41,8 @@ def doctor(network: bool, as_json: bool) -> int:
     return 0 if works else 1
 
 
-def _sandbox() -> Check:
-    """The proof: a sandbox without files, but with everything else."""
+def _sandbox() -> list[Check]:
+    """The proof: a sandbox without files, but with everything else, and what the kernel says that holds it."""
     from openmodal import App, Image, Sandbox
     from openmodal.engines.embedded.doctor import Check
     from openmodal.errors import Error
@@ -50,10 +51,27 @@ def _sandbox() -> Check:
     try:
         with Sandbox.create(app=App("doctor"), image=Image.from_scratch(), engine="embedded", timeout=30) as sandbox:
             sandbox.filesystem.exists("/")
+            info = sandbox.info()
     except Error as error:
-        return Check("sandbox", False, sentence(error), required=True)
+        return [Check("sandbox", False, sentence(error), required=True)]
     text = f"created, asked and ended in {(time.monotonic() - begin) * 1000:.0f} ms"
-    return Check("sandbox", True, text, required=True)
+    return [Check("sandbox", True, text, required=True), _isolation(info)]
+
+
+def _isolation(info: Info) -> Check:
+    """The controls in force."""
+    from openmodal.engines.embedded.doctor import Check
+
+    held = [
+        f"{info.ids} ids of its own, root is {info.root} outside" if info.ids > 1 else "one id, the user's own",
+        f"{len(info.capabilities)} capabilities",
+        *(["no new privileges"] if info.no_new_privileges else []),
+        *(["system calls filtered"] if info.seccomp else []),
+        f"limits: {info.memory or 'no'} MiB, {info.cpu or 'no'} CPUs, {info.pids or 'no'} processes",
+    ]
+    text = f"{info.runtime}: {'; '.join(held)}"
+    lacks = f" (lacks {', '.join(info.degraded)}, as OPENMODAL_ALLOW_DEGRADED allows)" if info.degraded else ""
+    return Check("isolation", not info.degraded, text + lacks, "see the lines above that are not ok")
 
 
 def _described(check: Check) -> dict[str, object]:

@@ -12,12 +12,12 @@ from typing import Protocol, runtime_checkable
 
 from openmodal import _config
 from openmodal._link import Stream
-from openmodal._spec import Egress, EndRecord, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Egress, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
 from openmodal.errors import InvalidError, UnsupportedError
 
 
 class Engine(Protocol):
-    """Seven verbs. All are coroutines over the effects of `_dual`, safe from many threads and processes at once."""
+    """The verbs. All are coroutines over the effects of `_dual`, safe from many threads and processes at once."""
 
     @property
     def name(self) -> str:
@@ -59,6 +59,15 @@ class Engine(Protocol):
 
         Raises:
             NotFoundError: there is none, or it ended long ago.
+        """
+        ...
+
+    async def info(self, id: str) -> Info:
+        """Tell what holds a running sandbox, read from the kernel (or whoever enforces it), not from what was asked for.
+
+        Raises:
+            ConnectionError: it has ended, or is just ending.
+            NotFoundError: as `inspect`.
         """
         ...
 

@@ -34,6 +34,7 @@ PROMISES = {
     "disk": "the limit `disk` holds",
     "idle_timeout": "a sandbox ends when nothing happens in it",
     "init": "nothing that runs in a sandbox can end its process 1",
+    "info": "`info` tells which controls and limits hold",
     "many_processes": "any process of the user finds and ends a sandbox by its id",
     "memory": "the limit `memory` holds, the sandbox's record tells, and so does /proc/meminfo",
     "memory_offender": "of what exceeds the limit `memory`, only the offender is killed, and its record tells",

@@ -95,6 +95,13 @@ class TestLimits:
         sandbox.terminate()
         assert sandbox.poll() == 137
 
+    @promise("info")
+    def test_info_tells_the_limits_and_that_nothing_is_lacking(self, create: Create) -> None:
+        info = create(memory=256, cpu=0.5, block_network=True).info()
+        assert (info.memory, info.cpu, info.pids, info.network) == (256, 0.5, 512, "none")
+        assert info.degraded == ()
+        assert create().info().network == "outbound"
+
     @promise("disk")
     def test_writing_beyond_the_disk_limit_fails(self, create: Create) -> None:
         sandbox = create(disk=32)

@@ -18,6 +18,7 @@ from openmodal.errors import EngineError
 
 PARENT = "openmodal"
 _PERIOD_US = 100_000
+_NO_LIMIT = 1 << 62  # v1 says "none" with the largest number of pages
 _NEW_SECONDS = 60.0  # a group that is empty for so long is nobody's
 
 # What a sandbox may open, besides nothing: null zero full random urandom tty ptmx, and its terminals.
@@ -108,6 +109,31 @@ def plan(found: Hierarchies, id: str, limits: Limits) -> Plan:
     )
 
 
+def held(found: Hierarchies, id: str, pid: int) -> dict[str, float]:
+    """The limits that the kernel holds for a process of a sandbox: memory in bytes, cpu in cores, pids."""
+    v1 = dict(found.v1)
+    result: dict[str, float] = {}
+    for name in ("memory", "cpu", "pids"):
+        group = Path(v1.get(name) or (found.v2 if name in found.v2_controllers else "/nothing")) / PARENT / id
+        amount = _amount(name, group, version=1 if name in v1 else 2)
+        if amount is not None and pid in _pids(group):
+            result[name] = amount
+    return result
+
+
+def _amount(name: str, group: Path, *, version: int) -> float | None:
+    """What a group's file says; None if that is no limit."""
+    files = {"memory": "memory.limit_in_bytes", "cpu": "cpu.cfs_quota_us", "pids": "pids.max"}
+    file = files[name] if version == 1 else f"{name}.max"
+    try:
+        words = (group / file).read_text().split()
+    except OSError:
+        return None
+    if words[0] in ("max", "-1") or (name == "memory" and int(words[0]) >= _NO_LIMIT):
+        return None
+    return int(words[0]) / _PERIOD_US if name == "cpu" else int(words[0])
+
+
 def _v1_values(name: str, folder: str, limits: Limits) -> list[tuple[str, str]]:
     if name == "memory":
         swap = [("memory.memsw.limit_in_bytes", str(limits.memory))]
@@ -140,14 +166,8 @@ def prepare(found: Hierarchies, pid_max: int) -> None:
     """Make the parent groups, which all sandboxes share. They cannot take more than three quarters of the machine's process ids.
 
     Raises:
-        EngineError: this user may not, or the kernel lacks a controller.
+        EngineError: this user may not.
     """
-    lacking = missing(found)
-    if lacking:
-        raise EngineError(
-            f"the limits {', '.join(lacking)} cannot be set because no cgroup hierarchy has them; "
-            "mount cgroup2 on /sys/fs/cgroup, or boot without cgroup_disable="
-        )
     try:
         new = {point for point in {point for _, point in found.v1} if _make(Path(point) / PARENT)}
         if found.v2 and _make(Path(found.v2) / PARENT):
@@ -158,8 +178,8 @@ def prepare(found: Hierarchies, pid_max: int) -> None:
                 _write(Path(point) / PARENT / "pids.max", str(max(512, pid_max * 3 // 4)))
     except OSError as error:
         raise EngineError(
-            f"the control group {error.filename} cannot be set up: {error.strerror}; run as root, or as a user to whom systemd "
-            "delegates memory, pids and cpu"
+            f"the limits of a sandbox cannot be applied because the control group {error.filename} cannot be set up: "
+            f'{error.strerror}; run as root, or create it without limits: allow_degraded=["limits"]'
         ) from error
 
 

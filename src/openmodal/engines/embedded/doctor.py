@@ -86,7 +86,9 @@ def examine(machine: Machine, *, network: bool = False) -> list[Check]:
         resolver(machine),
         base_images(machine),
         store(machine),
+        privacy(machine),
         free_space(machine),
+        disk_limit(machine),
         process_ids(machine),
         core_dumps(machine),
         runsc(machine),
@@ -191,12 +193,14 @@ def limits(machine: Machine) -> Check:
     remedy = (
         "mount cgroup2 on /sys/fs/cgroup, or boot without cgroup_disable="
         if machine.is_root
-        else "log in through systemd, and let it delegate: loginctl enable-linger, "
-        "systemctl edit user@.service with [Service] Delegate=memory pids cpu"
+        else "start programs with systemd-run --user --scope -p Delegate=yes; if cpu is missing then, as root: systemctl edit "
+        "user@.service with [Service] Delegate=memory pids cpu"
     )
     text = f"control groups {version}; limits of {', '.join(held) or 'nothing'} hold"
-    # A plain user's sandboxes run without limits; root's are refused.
-    return Check("limits", not lacking, text, remedy, required=machine.is_root)
+    allowed = "limits" in _config.allow_degraded()
+    if lacking and not allowed:
+        remedy += "; or accept it: OPENMODAL_ALLOW_DEGRADED=limits"
+    return Check("limits", not lacking, text, remedy, required=not allowed)
 
 
 # ------------------------------------------------------------------------------------------------------ the network
@@ -260,6 +264,35 @@ def store(machine: Machine) -> Check:
         "set OPENMODAL_HOME to a folder on ext4, xfs, btrfs or tmpfs",
         required=True,
     )
+
+
+def privacy(machine: Machine) -> Check:
+    """Whoever reaches the sockets in the store can run commands in sandboxes, and its layers hold set-user-id files of images."""
+    place = machine.state
+    mode = place.stat().st_mode & 0o777 if place.exists() else 0o700
+    return Check(
+        "store's privacy",
+        not mode & 0o077,
+        f"{place} has mode {mode:o}",
+        f"chmod 700 {place}, so that only you reach it",
+    )
+
+
+def disk_limit(machine: Machine) -> Check:
+    """What `disk=` is made with."""
+    ext4 = "ext4" in machine.text("proc/filesystems").split()
+    lacking = [
+        *([] if machine.is_root else ["root"]),
+        *([] if ext4 else ["ext4 in the kernel"]),
+        *([] if (machine.root / "dev/loop-control").exists() else ["loop devices"]),
+        *([] if machine.which("mkfs.ext4") else ["mkfs.ext4"]),
+    ]
+    text = (
+        f"disk= needs {', '.join(lacking)}"
+        if lacking
+        else "disk= works; without it a sandbox may fill the store's disk"
+    )
+    return Check("disk limit", not lacking, text, "run as root, modprobe loop ext4, apt-get install e2fsprogs")
 
 
 def free_space(machine: Machine) -> Check:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from openmodal import _config
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
-from openmodal._spec import Egress, EndRecord, Network, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Egress, EndRecord, Info, Network, Recipe, Report, Root, SandboxSpec, Status
 from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
-from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, native, network, plan
+from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, native, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.errors import (
     AlreadyExistsError,
@@ -110,6 +110,10 @@ class Embedded:
         if end is None:
             raise NotFoundError(f"there is no sandbox {id!r}; `openmodal sandbox list` shows those that run")
         return status_of_ended(id, status, end)
+
+    async def info(self, id: str) -> Info:
+        folder = self._store.folder(id)
+        return posture.read(id, folder, await launch.supervisor(folder), host.hierarchies())
 
     async def list(self) -> list[Status]:
         found = [(id, self._store.status(id)) for id in self._store.ids()]
@@ -256,7 +260,11 @@ class Embedded:
             servers=network.resolv_conf(host.resolvers(spec.network)),
             timeout=spec.timeout,
             limits=limits,
-            groups=host.groups(id, gvisor.outer(limits) if spec.runtime == "gvisor" else limits),
+            groups=host.groups(
+                id,
+                gvisor.outer(limits) if spec.runtime == "gvisor" else limits,
+                degraded="limits" in spec.allow_degraded,
+            ),
             record=str(self._store.ended / id),
             hold=True,
             idle=spec.idle_timeout,
@@ -266,6 +274,7 @@ class Embedded:
             workdir=spec.workdir or root.workdir,
             argv=spec.argv,
             disk=await Blocking(disk.make, folder, resources.disk) if resources.disk else "",
+            extra=[("may_lack", "seccomp")] if "seccomp" in spec.allow_degraded else [],
         )
 
     async def _net(self, wanted: Network, id: str, folder: Path) -> plan.Lines:

@@ -14,6 +14,7 @@ from openmodal._spec import Network
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.engines.embedded import cgroup, network, plan, rootless
+from openmodal.errors import EngineError
 
 
 def ids() -> plan.Lines:
@@ -25,16 +26,35 @@ def ids() -> plan.Lines:
     return [("ids", "range"), ("slots", str(machine / "slots"))]
 
 
-def groups(id: str, limits: cgroup.Limits) -> cgroup.Plan:
-    """The control groups of a box.
+def groups(id: str, limits: cgroup.Limits, *, degraded: bool) -> cgroup.Plan:
+    """The control groups of a box. `degraded`: what cannot be limited here is not.
 
     Raises:
-        EngineError: a limit cannot be set here.
+        EngineError: a limit cannot be applied here, and none may be lacking.
     """
     found = hierarchies()
-    if os.geteuid() == 0 or found.v2:  # a plain user without delegation has no limits but those per process
-        cgroup.prepare(found, int(Path("/proc/sys/kernel/pid_max").read_text()))
+    if (lacking := cgroup.missing(found)) and not degraded:
+        raise EngineError(_refusal(lacking))
+    try:
+        if found.v1 or found.v2:
+            cgroup.prepare(found, int(Path("/proc/sys/kernel/pid_max").read_text()))
+    except EngineError:
+        if not degraded:
+            raise
+        found = cgroup.Hierarchies()
     return cgroup.plan(found, id, limits)
+
+
+def _refusal(lacking: Sequence[str]) -> str:
+    """Why limits cannot be applied, and what to do."""
+    what = f"the limits of a sandbox ({', '.join(lacking)}) cannot be applied because"
+    otherwise = 'or create it without them: allow_degraded=["limits"], or OPENMODAL_ALLOW_DEGRADED=limits'
+    if os.geteuid() == 0:
+        return f"{what} no cgroup hierarchy has them; mount cgroup2 on /sys/fs/cgroup, {otherwise}"
+    return (
+        f"{what} no control group with them is delegated to this user; start the program with "
+        f"`systemd-run --user --scope -p Delegate=yes`, as root, {otherwise}"
+    )
 
 
 def cpus(cpu: float) -> Sequence[int]:

@@ -60,37 +60,55 @@ async def ask(folder: Path, word: bytes, timeout: float | None) -> EndRecord:
     return parse_record(b"".join(parts).decode("utf-8", "replace"))
 
 
-async def kill_supervisor(folder: Path) -> None:
-    """Kill the process that listens on a sandbox's control socket (SO_PEERCRED, unix(7)), if there is one."""
-    with contextlib.suppress(ConnectionError, ProcessLookupError), await connect(folder, "control.sock") as sock:
+async def supervisor(folder: Path) -> int:
+    """The process that listens on a sandbox's control socket (SO_PEERCRED, unix(7)).
+
+    Raises:
+        ConnectionError: there is no supervisor any more.
+    """
+    with await connect(folder, "control.sock") as sock:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        os.kill(struct.unpack("3i", credentials)[0], signal.SIGKILL)
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+async def kill_supervisor(folder: Path) -> None:
+    """Kill a sandbox's supervisor, if there is one."""
+    with contextlib.suppress(ConnectionError, ProcessLookupError):
+        os.kill(await supervisor(folder), signal.SIGKILL)
 
 
 async def _launch(program: str, plan_bytes: bytes, held: int) -> None:
     """Start a box and wait until it is ready; raise what it says otherwise."""
-    plan_fd = os.memfd_create("plan", os.MFD_CLOEXEC)
-    report, report_end = os.pipe2(os.O_CLOEXEC)
+    # The report is closed first: a box that cannot tell that it is ready ends.
+    with contextlib.ExitStack() as last, contextlib.ExitStack() as first:
+        report, report_end = os.pipe2(os.O_CLOEXEC)
+        first.callback(os.close, report)
+        with contextlib.ExitStack() as given:
+            given.callback(os.close, report_end)
+            plan_fd = os.memfd_create("plan", os.MFD_CLOEXEC)
+            given.callback(os.close, plan_fd)
+            os.write(plan_fd, plan_bytes)
+            os.lseek(plan_fd, 0, os.SEEK_SET)
+            pid = _started(program, plan_fd, report_end, held)
+        last.callback(_reap, pid)
+        said = await _read_to_end(report)
+    if not said.startswith("ready "):
+        raise _refused(said)
+
+
+def _started(program: str, plan_fd: int, report_end: int, held: int) -> int:
     try:
-        os.write(plan_fd, plan_bytes)
-        os.lseek(plan_fd, 0, os.SEEK_SET)
-        pid = native.start(program, ("box",), plan_fd, report_end, held)
+        return native.start(program, ("box",), plan_fd, report_end, held)
     except OSError as error:
-        os.close(report)
         raise EngineError(
             f"the native program {program} cannot be started: {error.strerror}; reinstall openmodal"
         ) from error
-    finally:
-        os.close(plan_fd)
-        os.close(report_end)
-    try:
-        said = await _read_to_end(report)
-    finally:
-        os.close(report)
-        with contextlib.suppress(ChildProcessError):  # the host program ignores SIGCHLD
-            os.waitpid(pid, 0)
-    if not said.startswith("ready "):
-        raise _refused(said)
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):  # the host program ignores SIGCHLD
+        os.waitpid(pid, 0)
 
 
 async def _read_to_end(fd: int) -> str:
@@ -126,20 +144,24 @@ async def connect(folder: Path, name: str) -> socket.socket:
         fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise ConnectionRefusedError(str(error)) from error
+    try:
+        return await _connected(f"/proc/self/fd/{fd}/{name}")
+    except FileNotFoundError as error:
+        raise ConnectionRefusedError(str(error)) from error
+    finally:
+        os.close(fd)
+
+
+async def _connected(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         while True:
             try:
-                sock.connect(f"/proc/self/fd/{fd}/{name}")
+                sock.connect(path)
                 return sock
             except BlockingIOError:  # its queue is full: many connect at once
                 await Sleep(0.002)
-    except FileNotFoundError as error:
-        sock.close()
-        raise ConnectionRefusedError(str(error)) from error
     except BaseException:
         sock.close()
         raise
-    finally:
-        os.close(fd)

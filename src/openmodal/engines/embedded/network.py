@@ -59,6 +59,8 @@ NEVER = (
     "224.0.0.0/4",
     "240.0.0.0/4",
 )
+MOST_CONNECTIONS = 2500
+"""Of one sandbox at a time: all share the router's table of connections."""
 
 _ADMIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PUBLIC_RESOLVERS = ("1.1.1.1", "8.8.8.8")
@@ -146,6 +148,7 @@ def router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
             *gates,
             "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
             "-A FORWARD ! -o up0 -j DROP",
+            f"-A FORWARD -m connlimit --connlimit-above {MOST_CONNECTIONS} --connlimit-mask 32 --connlimit-saddr -j REJECT",
             *dns,
             *denied,
             "-A FORWARD -p tcp --dport 25 -j REJECT",
@@ -183,10 +186,12 @@ table ip openmodal {{
     meta l4proto tcp accept
     udp dport 53 accept
   }}
+  set busy {{ type ipv4_addr; size 65535; flags dynamic; }}
   chain forward {{
     type filter hook forward priority 0; policy drop;
     ct state established,related accept
     oifname != "up0" drop
+    ct state new add @busy {{ ip saddr ct count over {MOST_CONNECTIONS} }} reject
     ip daddr {{ {dns} }} meta l4proto {{ tcp, udp }} th dport 53 accept
     ip daddr @denied reject with icmp type admin-prohibited
     tcp dport 25 reject

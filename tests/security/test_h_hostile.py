@@ -1,0 +1,196 @@
+"""H. Files and images from hostile hands. Archives: tests/build/test_unpack.py; registries: tests/build/test_registry.py; Dockerfiles:
+tests/build/test_dockerfile.py; answers of an agent that lies: tests/unit/test_localcopy.py."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from openmodal.app import App
+from openmodal.engines.embedded import Embedded
+from openmodal.errors import InvalidError, NotFoundError, SandboxFileNotFoundError
+from openmodal.image import Image
+from openmodal.sandbox import Sandbox
+from openmodal.secret import Secret
+from tests.security.attack import sh, works
+
+Create = Callable[..., Sandbox]
+
+
+@pytest.fixture
+def canary() -> Iterator[Path]:
+    """A file of root's that no sandbox's link may lead to."""
+    file = Path(f"/root/om-canary-{secrets.token_hex(8)}")
+    file.write_text("the machine's")
+    yield file
+    assert file.read_text() == "the machine's"
+    file.unlink()
+
+
+def test_a_link_is_followed_inside_only(create: Create, canary: Path, tmp_path: Path) -> None:
+    """H1: copied out, read, looked at."""
+    sandbox = create()
+    sh(sandbox, f"ln -s {canary} /tmp/l; ln -s / /tmp/root; mkdir /tmp/tree; ln -s {canary} /tmp/tree/l")
+    for path in ("/tmp/l", f"/tmp/root/root/{canary.name}"):
+        with pytest.raises(SandboxFileNotFoundError):
+            sandbox.filesystem.read_text(path)
+    sandbox.filesystem.copy_to_local("/tmp/tree", tmp_path / "tree")
+    assert os.readlink(tmp_path / "tree" / "l") == str(canary)
+    with contextlib.suppress(OSError):
+        sandbox.filesystem.copy_to_local("/tmp/l", tmp_path / "l")
+    assert not (tmp_path / "l").exists() or (tmp_path / "l").is_symlink()
+    sh(sandbox, f"echo inside > {canary}")
+    assert sandbox.filesystem.read_text("/tmp/l") == "inside\n", "the control"
+
+
+def test_an_upload_goes_where_links_lead_inside(create: Create, tmp_path: Path) -> None:
+    """H2: podman's CVE-2019-10152."""
+    sandbox, name = create(), f"om-{secrets.token_hex(8)}"
+    sh(sandbox, "ln -s / /tmp/d; ln -s /root /tmp/r; ln -s /proc/1/root /tmp/p")
+    (tmp_path / "file").write_text("up")
+    sandbox.filesystem.copy_from_local(tmp_path / "file", f"/tmp/d/{name}")
+    sandbox.filesystem.copy_from_local(tmp_path / "file", f"/tmp/r/{name}")
+    with contextlib.suppress(OSError):
+        sandbox.filesystem.write_text(f"/tmp/p/{name}-proc", "up")
+    assert sh(sandbox, f"cat /{name} /root/{name}") == "upup", "the control"
+    assert not any(os.path.lexists(path) for path in (f"/{name}", f"/root/{name}", f"/{name}-proc"))
+
+
+def test_a_tree_stays_below_the_folder_it_is_copied_to(create: Create, tmp_path: Path) -> None:
+    """H4: with links out, loops, odd names, and a writer that changes it meanwhile."""
+    sandbox = create()
+    sh(
+        sandbox,
+        "mkdir -p /tmp/t/deep/deeper; cd /tmp/t; ln -s ../../../../root up; ln -s /etc abs; ln -s loop loop; "
+        "ln -s deep link; echo x > deep/x; mkdir '..\n'; echo y > '..\n/y'; mkfifo pipe; mkdir -m 0 closed",
+    )
+    flipper = sandbox.spawn(
+        "sh", "-c", "cd /tmp/t; mkdir flip; while :; do mv flip aside; ln -s / flip; rm flip; mv aside flip; done"
+    )
+    target = tmp_path / "inside" / "t"
+    target.parent.mkdir()
+    for n in range(10):
+        with contextlib.suppress(OSError, NotFoundError):  # it may be told that something went away
+            sandbox.filesystem.copy_to_local("/tmp/t", target.with_name(f"t{n}"))
+    flipper.kill()
+    sandbox.filesystem.copy_to_local("/tmp/t", target)
+    assert os.readlink(target / "up") == "../../../../root"
+    assert (target / "deep" / "x").read_text() == "x\n"
+    assert (target / "..\n" / "y").read_text() == "y\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
+    found = [path for path in tmp_path.rglob("*") if not path.is_symlink()]
+    assert all(path.resolve().is_relative_to(tmp_path) for path in found)
+
+
+TOOLS = "xz gzip pigz unpigz tar cat env sha256sum ls stat mkdir"
+
+
+@pytest.fixture
+def trojans(engine: Embedded, armed: Image) -> Image:
+    """An image whose tools note that they were run."""
+    script = "#!/bin/busybox sh\\necho $0 >> /was-run\\nexec /bin/busybox ${0##*/} $*\\n"
+    image = armed.run_commands(
+        f"for t in {TOOLS}; do rm -f /bin/$t; printf '{script}' > /bin/$t; /bin/busybox chmod 755 /bin/$t; done; rm -f /was-run",
+        "/bin/busybox mkfifo /etc/localtime; echo /evil.so > /etc/ld.so.preload; echo 'passwd: evil' > /etc/nsswitch.conf",
+    )
+    image.build(engine=engine)
+    return image
+
+
+def test_copies_run_no_program_of_the_image(create: Create, trojans: Image, tmp_path: Path) -> None:
+    """H7, H8, J11: docker's CVE-2026-41567 and CVE-2019-14271: no tool, no library, no configuration is used."""
+    sandbox = create(image=trojans)
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as archive:
+        archive.add(__file__, "test.py")
+    sandbox.filesystem.copy_from_local(tmp_path / "a.tar.xz", "/tmp/a.tar.xz")
+    sandbox.filesystem.copy_to_local("/tmp", tmp_path / "out")
+    assert (tmp_path / "out" / "a.tar.xz").read_bytes() == (tmp_path / "a.tar.xz").read_bytes()
+    assert sandbox.filesystem.list_files("/etc")
+    assert sandbox.exec("/bin/busybox", "id", "-u", user="agent").stdout.read() == "1000\n"
+    assert not sandbox.filesystem.exists("/was-run")
+    sandbox.exec("tar", "--help")
+    assert sandbox.filesystem.read_text("/was-run") == "/bin/tar\n", "the control"
+
+
+DATABASES = {
+    "a name that is a number": "1000:x:0:0::/:/bin/sh\n",
+    "ids beyond the last": "one:x:-1:-1::/:\ntwo:x:4294967296:0::/:\nthree:x:4294967295:0::/:\n",
+    "no end of line": "root:x:0:0:root:/:/bin/sh",
+    "line ends of another system": "root:x:0:0:root:/:/bin/sh\r\nagent:x:1000:1000::/:\r\n",
+    "broken lines": ":::::::::\nroot\n\n\n:x:0:0::/:\nagent:x:1000\n",
+}
+
+
+@pytest.mark.parametrize("what", DATABASES)
+def test_a_number_is_a_user_id_whatever_the_image_says(create: Create, what: str) -> None:
+    """H10: CVE-2026-46680 looked up a number as a name."""
+    sandbox = create()
+    sandbox.filesystem.write_text("/etc/passwd", DATABASES[what])
+    assert sandbox.exec("id", "-u", user="1000").stdout.read() == "1000\n"
+    for user in ("0x0", " root", "a:b:c", "-1", "4294967295", "4294967296", "+0", "one", "two", "three"):
+        with pytest.raises(InvalidError):
+            sandbox.exec("id", "-u", user=user)
+
+
+def test_a_huge_or_odd_user_database_is_no_trouble(create: Create) -> None:
+    """H10: larger than is read, a link, a pipe."""
+    sandbox = create()
+    for script in (
+        "head -c 30000000 /dev/zero | tr '\\0' 'x' > /etc/group",
+        "rm /etc/group; mkfifo /etc/group",
+        "rm /etc/group; ln -s /dev/zero /etc/group",
+    ):
+        sh(sandbox, script)
+        assert sandbox.exec("id", "-u", user="agent", timeout=20).stdout.read() == "1000\n"
+
+
+ODD_NAMES = ["../../etc", "a/b", "a\0b", "a\nb", "x" * 300, "\uff41", "%2e%2e", "", " "]
+
+
+@pytest.mark.parametrize("name", [*ODD_NAMES, ".", "..", "-x"])
+def test_odd_names_are_refused_before_anything_is_touched(engine: Embedded, armed: Image, name: str) -> None:
+    """H14: of apps, sandboxes, tags, and ids. A tag is no file's name and may be "."."""
+    tried: list[Callable[[], object]] = [
+        lambda: App(name),
+        lambda: Sandbox.create(image=armed, engine=engine, name=name),
+        lambda: Sandbox.from_name("attack", name, engine=engine),
+        lambda: Sandbox.from_id(name, engine=engine),
+    ]
+    if name in ODD_NAMES:
+        tried += [
+            lambda: Sandbox.create(image=armed, engine=engine, tags={name: "x"}),
+            lambda: Sandbox.create(image=armed, engine=engine, tags={"x": name}),
+        ]
+    before = engine.store.ids()
+    for make in tried:
+        with pytest.raises((InvalidError, NotFoundError)):
+            make()
+    assert engine.store.ids() == before
+
+
+def test_labels_of_ours_cannot_be_forged(engine: Embedded, armed: Image, create: Create) -> None:
+    """H16: tags that begin with our name."""
+    for name in ("openmodal", "openmodal.run", "OpenModal-id"):
+        with pytest.raises(InvalidError, match="reserved"):
+            Sandbox.create(image=armed, engine=engine, tags={name: "x"})
+    assert create(tags={"mine": "x"}).get_tags() == {"mine": "x"}, "the control"
+
+
+def test_secrets_of_a_sandbox_are_in_no_layer_and_no_state(engine: Embedded, create: Create) -> None:
+    """H17: nor in what is shown of them."""
+    word = secrets.token_hex(16)
+    secret = Secret.from_dict({"TOKEN": word})
+    sandbox = create(secrets=[secret])
+    assert sandbox.exec("sh", "-c", "echo $TOKEN").stdout.read() == word + "\n", "the control"
+    assert word not in repr(secret) + str(secret) + repr(sandbox)
+    roots = [engine.store.sandboxes, engine.store.ended, engine.layers.path]
+    files = [path for root in roots for path in root.rglob("*.json") if path.is_file()]
+    assert files
+    assert not [path for path in files if word.encode() in path.read_bytes()]
+    assert works(sandbox, "test -n $TOKEN")

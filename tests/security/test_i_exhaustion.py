@@ -1,0 +1,219 @@
+"""I. Using up what there is. Runs only after the gate: a sandbox that is not caged or limited fails here before it is let loose."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from openmodal.engines.embedded import Embedded, cgroup, host
+from openmodal.errors import ExecTimeoutError, InvalidError, SandboxError
+from openmodal.sandbox import Sandbox
+from openmodal.testing.fixtures import eventually
+from tests.security import attack, posture
+from tests.security.attack import sh, works
+
+Create = Callable[..., Sandbox]
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def gate(engine: Embedded, inside: Sandbox) -> None:
+    """A1 to A5 hold, and the limits are there."""
+    inside.exec("sh", "-c", "sleep 20 >/dev/null 2>&1 &")
+    golden = json.loads(Path(__file__).with_name("posture.json").read_text())
+    assert posture.of(engine, inside)["every task"] == golden["every task"]
+    info = inside.info()
+    assert (info.memory, info.pids, info.cpu, info.degraded) == (2048, 512, 1.0, ())
+
+
+@pytest.fixture
+def neighbour(create: Create) -> Sandbox:
+    return create()
+
+
+def group_file(sandbox: Sandbox, controller: str, v1: str, v2: str) -> str:
+    """A file of a sandbox's control group."""
+    found = host.hierarchies()
+    point, name = (dict(found.v1)[controller], v1) if controller in dict(found.v1) else (found.v2, v2)
+    return Path(point, cgroup.PARENT, sandbox.id, name).read_text()
+
+
+def answers(sandbox: Sandbox) -> bool:
+    begin = time.monotonic()
+    return sh(sandbox, "echo alive") == "alive\n" and time.monotonic() - begin < 10
+
+
+def test_a_fork_bomb_stops_at_the_limit_and_the_neighbour_works(create: Create, neighbour: Sandbox) -> None:
+    """I1: and it can be ended."""
+    sandbox = create()
+    sandbox.spawn("sh", "-c", "bomb() { bomb | bomb & }; bomb; sleep 54321")
+    eventually(lambda: int(group_file(sandbox, "pids", "pids.current", "pids.current")) > 300)
+    assert int(group_file(sandbox, "pids", "pids.current", "pids.current")) <= 512
+    assert answers(neighbour)
+    sandbox.terminate()
+    assert sandbox.poll() == 137
+
+
+def test_a_memory_bomb_is_killed_and_told_as_such(create: Create, neighbour: Sandbox) -> None:
+    """I2: with swap counted."""
+    sandbox = create(memory=64)
+    process = sandbox.exec("sh", "-c", "head -c 1000000000 /dev/zero | sort -z | wc -c; exit 0")
+    bomb = sandbox.exec("dd", "if=/dev/zero", "of=/dev/null", "bs=500M", "count=1")
+    assert (bomb.returncode, bomb.out_of_memory) == (137, True)
+    assert process.returncode == 0, "the shell itself was spared"
+    peak = int(group_file(sandbox, "memory", "memory.max_usage_in_bytes", "memory.peak"))
+    assert peak <= 64 * MIB
+    assert answers(neighbour)
+    fine = create(memory=700).exec("dd", "if=/dev/zero", "of=/dev/null", "bs=500M", "count=1")
+    assert (fine.returncode, fine.out_of_memory) == (0, False), "the control"
+
+
+def test_a_disk_is_full_at_its_limit_of_bytes(create: Create, neighbour: Sandbox) -> None:
+    """I4: and the machine's disk has lost no more."""
+    sandbox = create(disk=32)
+    said = sh(sandbox, "dd if=/dev/zero of=/srv/f bs=1M count=200; fallocate -l 100M /srv/g; df -m / | tail -1")
+    assert "No space" in said
+    assert int(said.split()[-4]) <= 32
+    assert works(neighbour, "dd if=/dev/zero of=/srv/f bs=1M count=40 2>/dev/null"), (
+        "the control: no limit without disk="
+    )
+
+
+def test_a_disk_is_full_at_its_limit_of_files(create: Create, neighbour: Sandbox) -> None:
+    """I5: one for each 8 KiB."""
+    script = "mkdir /srv/d; cd /srv/d; seq 1 4000 | xargs touch"
+    assert not works(create(disk=16), script)
+    assert works(neighbour, script), "the control"
+
+
+def test_processors_are_used_up_to_the_limit_only(create: Create, neighbour: Sandbox) -> None:
+    """I7: whatever number of hogs; the supervisor answers."""
+    sandbox = create(cpu=0.5)
+    hogs = sandbox.spawn("sh", "-c", "for i in $(seq 16); do timeout 2 yes >/dev/null & done; wait")
+    assert sandbox.poll() is None
+    assert hogs.wait() == 0
+    assert hogs.record is not None
+    took = hogs.record.ended - hogs.record.started
+    assert 0.1 < hogs.record.cpu <= 0.5 * took + 0.3
+    assert answers(neighbour)
+
+
+def test_a_line_without_an_end_is_not_kept_in_memory(inside: Sandbox) -> None:
+    """I8: 200 MB of it, and nothing is lost."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    process = inside.exec("sh", "-c", "head -c 200000000 /dev/zero | tr '\\0' A", text=False)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+    assert len(process.stdout.read()) == 200_000_000
+
+
+def test_two_full_pipes_and_one_reader_do_not_lock(inside: Sandbox) -> None:
+    """I10: 10 MB on each in turn."""
+    script = "i=0; while [ $i -lt 100 ]; do head -c 100000 /dev/zero; head -c 100000 /dev/zero >&2; i=$((i+1)); done"
+    process = inside.spawn("sh", "-c", script, text=False)
+    assert len(process.stdout.read()) == 10_000_000
+    assert process.wait() == 0
+
+
+def test_bytes_come_as_they_were(inside: Sandbox) -> None:
+    """I11: of any kind."""
+    data = inside.exec("sh", "-c", "head -c 20000000 /dev/urandom | tee /tmp/noise", text=False).stdout.read()
+    assert sha256(data).hexdigest() == sh(inside, "sha256sum /tmp/noise").split()[0]
+
+
+def test_threads_count_as_processes(create: Create) -> None:
+    """I13: ten thousand are wanted."""
+    sandbox = create()
+    bomb = sandbox.spawn("probe", "threads", "10000")
+    got = int(bomb.stdout.readline())
+    assert 200 < got < 512
+    bomb.kill()
+    few = create().spawn("probe", "threads", "100")
+    assert few.stdout.readline() == "100\n", "the control"
+
+
+@pytest.mark.parametrize("kind", ["pipes", "memfds", "events"])
+def test_what_the_kernel_keeps_for_a_sandbox_is_bounded(create: Create, neighbour: Sandbox, kind: str) -> None:
+    """I14: by its number of descriptors and by its memory."""
+    sandbox = create(memory=64)
+    hog = sandbox.spawn("probe", kind, "1000000")
+    said = hog.stdout.readline()  # nothing if it was killed for memory
+    assert not said or 0 < int(said) <= 65_536
+    assert int(group_file(sandbox, "memory", "memory.usage_in_bytes", "memory.current")) <= 64 * MIB
+    assert answers(neighbour)
+
+
+def test_an_end_does_not_wait_for_a_huge_tree(engine: Embedded, create: Create) -> None:
+    """I16: its removal goes on, and nothing stays."""
+    sandbox = create(timeout=300)
+    sh(sandbox, "mkdir /many; cd /many; seq 1 4000 | xargs touch; for i in $(seq 100); do ln -s x l$i; done")
+    folder = engine.store.folder(sandbox.id)
+    begin = time.monotonic()
+    sandbox.terminate()
+    assert time.monotonic() - begin < 10
+    assert not folder.exists()
+    eventually(lambda: not [name for name in os.listdir(engine.store.sandboxes) if name.startswith(sandbox.id)])
+
+
+def test_a_flood_of_output_and_of_crashes_fills_nothing(engine: Embedded, create: Create) -> None:
+    """I17: of the main command the newest 8 MiB are kept."""
+    sandbox = create(
+        "sh", "-c", "for i in $(seq 100); do probe fault; done; head -c 50000000 /dev/zero; exit 3", timeout=60
+    )
+    assert sandbox.wait() == 3
+    assert 0 < (engine.store.ended / f"{sandbox.id}.stdout").stat().st_size <= 9 * MIB
+
+
+def test_huge_arguments_are_refused_before_they_are_sent(inside: Sandbox) -> None:
+    """I19: with a sentence that tells what to do."""
+    for argv, env in (
+        (("echo", "x" * 65_537), {}),
+        (("true",), {f"V{n}": "x" for n in range(20_000)}),
+        (("true",), {"V": "x" * MIB}),
+        (("echo", "a\0b"), {}),
+    ):
+        with pytest.raises(InvalidError):
+            inside.exec(*argv, env=env)
+    assert inside.exec("echo", "x" * 60_000).returncode == 0, "the control"
+
+
+def test_what_stops_everything_stops_neither_time_nor_end(create: Create) -> None:
+    """I20: the agent's own helpers are stopped, too."""
+    sandbox = create()
+    sandbox.spawn("sh", "-c", "while :; do kill -STOP -1; done")
+    with pytest.raises((ExecTimeoutError, SandboxError)):
+        sandbox.exec("sh", "-c", "kill -STOP $$; sleep 54321", timeout=1)
+    begin = time.monotonic()
+    sandbox.terminate()
+    assert time.monotonic() - begin < 10
+    assert sandbox.poll() == 137
+
+
+def test_a_crash_leaves_no_core_on_this_machine(inside: Sandbox, tmp_path: Path) -> None:
+    """I23: neither as a file, nor through a program of the machine that takes dumps."""
+    sh(inside, "rm -f /srv/core*; ulimit -c unlimited; cd /srv; probe fault")
+    assert sh(inside, "ls /srv") in ("", "d\n")
+    assert sh(inside, "ulimit -Hc").strip() in ("0", "1"), "blocks or bytes: never more than one"
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"ulimit -c unlimited; cd {tmp_path}; kill -SEGV $$"], os.environ)
+    os.waitpid(pid, 0)
+    with contextlib.suppress(FileNotFoundError):
+        pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+        assert "/" in pattern or pattern.startswith("|") or list(tmp_path.glob("core*")), "the control"
+
+
+def test_members_are_all_in_the_group(engine: Embedded, inside: Sandbox) -> None:
+    """I1, I2: what the limits rest on."""
+    eventually(
+        lambda: (
+            {str(pid) for pid in attack.members(engine, inside)}
+            <= set(group_file(inside, "memory", "cgroup.procs", "cgroup.procs").split())
+        )
+    )
