@@ -11,6 +11,7 @@ The folder itself is locked by the SDK while it creates the sandbox, so that `gc
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -73,22 +74,44 @@ class Store:
 
     @contextmanager
     def new(self, status: Status) -> Iterator[Path]:
-        """Make the folder of a new sandbox, locked for the block. It is removed if the block fails."""
+        """Make the folder of a new sandbox, locked for the block. It is removed if the block fails.
+
+        It gets its name when it is locked and whole: what has a name and no lock is dead.
+        """
         folder = self.folder(status.id)
-        folder.mkdir(mode=0o700)
+        unnamed, fd = self._unnamed(status.id)
         try:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:  # too many open files
-            folder.rmdir()
+            (unnamed / "status.json").write_bytes(msgspec.json.encode(status))
+            if folder.exists():
+                raise FileExistsError(errno.EEXIST, "a sandbox has this id", os.fspath(folder))
+            unnamed.rename(folder)
+        except BaseException:
+            os.close(fd)  # first: removing needs descriptors, and they may be what is lacking
+            self.remove(unnamed)
             raise
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            (folder / "status.json").write_bytes(msgspec.json.encode(status))
             yield folder
         except BaseException:
             self.remove(folder)
             raise
         finally:
+            os.close(fd)
+
+    def _unnamed(self, id: str) -> tuple[Path, int]:
+        """Make a folder and lock it. If `sweep` was faster than the lock, make it again."""
+        path = self.sandboxes / f".{id}"
+        while True:
+            path.mkdir(mode=0o700)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            except OSError:  # too many open files
+                path.rmdir()
+                raise
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return path, fd
             os.close(fd)
 
     @contextmanager
@@ -156,6 +179,17 @@ class Store:
             return (self.ended / f"{self.folder(id).name}.{name}").read_bytes()
         except FileNotFoundError:
             return b""
+
+    def sweep(self) -> None:
+        """Remove folders whose makers died before they had a name."""
+        for path in self.sandboxes.glob(".*"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self.remove(path)
+                finally:
+                    os.close(fd)
 
     def prune_ended(self) -> None:
         """Forget sandboxes that ended long ago."""

@@ -309,6 +309,13 @@ class TestGarbage:
         assert any(folder.name in line for line in engine.gc())
         assert not folder.exists()
 
+    def test_a_folder_whose_maker_died_before_it_had_a_name_goes(self, engine: Embedded) -> None:
+        folder = engine.store.sandboxes / f".{APP}-0badf00d"
+        folder.mkdir(mode=0o700)
+        (folder / "status.json").write_text("{")
+        engine.gc()
+        assert not folder.exists()
+
     def test_gc_leaves_sandboxes_alone_that_are_being_made(self, engine: Embedded, image: Image) -> None:
         stop = threading.Event()
         failed: list[BaseException] = []

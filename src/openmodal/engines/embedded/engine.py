@@ -190,6 +190,7 @@ class Embedded:
             self._layers.collect()
             with contextlib.suppress(FileNotFoundError):
                 self._store.prune_ended()
+                self._store.sweep()
         return [*(f"sandbox {id}" for id in dead), *(f"control groups of {id}" for id in orphans)]
 
     def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:
