@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Generator
@@ -60,6 +61,9 @@ def _state(base: Path) -> Path:
 _own_environment()
 # Child interpreters find the package as pytest does (pyproject.toml: pythonpath), installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+# A shell has its background jobs, and nohup its program, ignore these; children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # The user's own choice of engine must not change what is tested.
 os.environ.pop("OPENMODAL_ENGINE", None)
 

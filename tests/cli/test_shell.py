@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from openmodal.testing.fixtures import eventually
 from tests.cli.conftest import COMMAND, CommandLine
 
 pytestmark = pytest.mark.embedded
@@ -50,6 +51,15 @@ class Terminal:
             seen += os.read(self._master, 4096)
         return seen.decode()
 
+    def answers(self, line: str, text: str) -> bool:
+        """Type a line; whether the text appears within a second."""
+        self.types(line)
+        try:
+            self.shows(text, seconds=1)
+        except AssertionError:
+            return False
+        return True
+
     def exit_code(self) -> int:
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         self.after = termios.tcgetattr(self._slave)
@@ -71,9 +81,7 @@ def test_keys_size_and_exit_code_pass_and_the_terminal_is_restored(openmodal: Co
     terminal.types("stty size\r")
     terminal.shows("40 100")
     terminal.resize(50, 120)
-    time.sleep(0.3)  # the signal takes its way
-    terminal.types("stty size\r")
-    terminal.shows("50 120")
+    eventually(lambda: terminal.answers("stty size\r", "50 120"))  # the signal takes its way
     terminal.types("sleep 100\r")
     time.sleep(0.3)
     terminal.types("\x03")  # ends sleep, not us

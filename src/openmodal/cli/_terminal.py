@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import termios
 import threading
@@ -47,8 +46,8 @@ def attach(process: Process[bytes], *, stdin: bool, pty: bool) -> int:
 
 
 def size() -> tuple[int, int]:
-    """Rows and columns of this terminal."""
-    found = shutil.get_terminal_size()
+    """Rows and columns of this terminal, whatever the environment says."""
+    found = os.get_terminal_size(0)
     return found.lines, found.columns
 
 

@@ -22,7 +22,7 @@ REMEDY = (
     "apt-get install runsc (Debian 12: from bookworm-backports), or see https://gvisor.dev/docs/user_guide/install/"
 )
 
-LACKS = frozenset({"cpu_time", "init", "memory_offender", "proc"})
+LACKS = frozenset({"cpu_time", "init", "memory_offender", "network_allowlists", "proc"})
 """Promises of the contract that a sandbox in gVisor does not keep; docs/sandboxes.md tells why."""
 
 # What runsc itself needs: memory in bytes, and tasks, of which it has about two for each in the sandbox.
@@ -81,6 +81,11 @@ def released(said: str) -> date | None:
 def outer(limits: cgroup.Limits) -> cgroup.Limits:
     """The limits of the groups that runsc is in, so that the sandbox can have `limits`."""
     return replace(limits, memory=limits.memory + _MEMORY, pids=2 * limits.pids + _TASKS)
+
+
+def inner(memory: float | None, pids: float | None) -> tuple[float | None, float | None]:
+    """What the sandbox has of its groups' limits, in bytes and tasks: the reverse of `outer`."""
+    return memory and memory - _MEMORY, pids and (pids - _TASKS) // 2
 
 
 def inside(box: plan.Box, runsc: str) -> plan.Box:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from openmodal._spec import Info
-from openmodal.engines.embedded import cgroup
+from openmodal.engines.embedded import cgroup, gvisor
 
 _CAPABILITIES = """
 chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service net_broadcast net_admin
@@ -16,44 +16,60 @@ bpf checkpoint_restore
 """.split()
 
 
-def read(id: str, folder: Path, supervisor: int, found: cgroup.Hierarchies) -> Info:
-    """Tell of the sandbox whose supervisor this is.
+def read(id: str, folder: Path, supervisor: int, found: cgroup.Hierarchies, runtime: str) -> Info:
+    """Tell of the sandbox whose supervisor this is. With gVisor it is that's kernel which is held.
 
     Raises:
         ConnectionError: it has ended meanwhile.
     """
     try:
         init = _init_of(supervisor)
-        status, outside = _status(init), _status(supervisor)
+        held = _sentry_of(init) if runtime == "gvisor" else init
+        status, outside = _status(held), _status(supervisor)
         ids = [line.split() for line in Path(f"/proc/{init}/uid_map").read_text().splitlines()]
         interfaces = [line.split(":")[0].strip() for line in Path(f"/proc/{init}/net/dev").read_text().splitlines()[2:]]
     except (OSError, KeyError, IndexError) as error:
         raise ConnectionResetError(f"the sandbox {id} has ended") from error
     limits = cgroup.held(found, id, init)
+    memory, pids = limits.get("memory"), limits.get("pids")
+    if runtime == "gvisor":
+        memory, pids = gvisor.inner(memory, pids)
     filtered = _filters(status) > _filters(outside)
     lacking = {"limits": len(limits) < 3, "seccomp": not filtered}
     return Info(
-        runtime="native",
+        runtime=runtime,
         root=int(ids[0][1]),
         ids=sum(int(count) for _, _, count in ids),
         capabilities=_names(int(status["CapBnd"], 16)),
         no_new_privileges=status["NoNewPrivs"] == "1",
         seccomp=filtered,
-        memory=_mebibytes(limits.get("memory")),
+        memory=_mebibytes(memory),
         cpu=limits.get("cpu"),
-        pids=int(limits["pids"]) if "pids" in limits else None,
+        pids=None if pids is None else int(pids),
         disk=_size(folder / "disk.img"),
         network="outbound" if set(interfaces) - {"lo"} else "none",
         degraded=tuple(name for name, lacks in lacking.items() if lacks),
     )
 
 
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def _init_of(supervisor: int) -> int:
     """The supervisor's child that is process 1 of a namespace of its own."""
-    for child in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
-        if _status(int(child))["NSpid"].split()[-1] == "1":
-            return int(child)
+    for child in _children(supervisor):
+        if _status(child)["NSpid"].split()[-1] == "1":
+            return child
     raise ProcessLookupError(supervisor)
+
+
+def _sentry_of(init: int) -> int:
+    """gVisor's kernel: a child of runsc, which is process 1."""
+    for child in _children(init):
+        if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"runsc-sandbox"):
+            return child
+    raise ProcessLookupError(init)
 
 
 def _status(pid: int) -> dict[str, str]:
