@@ -14,12 +14,12 @@ PYTHON_IN := $(VENV)/bin/python
 PIP := $(PYTHON_IN) -m pip install -qq
 STAMPS := $(VENV)/.stamps
 # Tests mostly wait: for processes, deadlines, daemons. More workers than CPUs, but few enough that none starves.
-PYTEST_ARGS ?= -n 3 --dist loadscope
+PYTEST_ARGS ?= -n 3
 
 # The image base is made of Debian packages, and the network of sandboxes of iptables rules.
 DEBIAN := mmdebstrap iptables
-DEBIAN_TEST := $(DEBIAN) busybox-static clang curl docker-registry git iproute2 libclang-rt-dev musl-tools \
-	openssl passt slirp4netns uidmap util-linux
+DEBIAN_TEST := $(DEBIAN) busybox-static clang curl docker-registry docker.io git iproute2 libclang-rt-dev musl-tools \
+	openssl passt podman slirp4netns uidmap util-linux
 # Debian 12's own is too old for the options that we give it.
 BACKPORTS_TEST := runsc
 

@@ -29,11 +29,12 @@ BURST, THREADS = 100, 32
 def rows() -> dict[str, Row]:
     """Every step, with its target."""
     return {
-        "create": Row("create (cached image, NAT network)", target=15, times_floor=4),
+        "create": Row("create (cached image, NAT network)", target=15, times_floor=4, times_docker=1.15),
         "create_exec": Row("create until the first command is done", target=18),
-        "exec": Row("exec true", target=2, times_floor=2),
+        "exec": Row("exec true", target=2, times_floor=2, engine_target=4),
         "exec_1mb": Row("exec with 1 MB of output"),
-        "terminate": Row("terminate", target=30),
+        "terminate": Row("terminate", target=30, times_docker=1.1),
+        "parallel": Row("4 in parallel, until all are there", times_docker=1.2),
         "stdout": Row("100 MB of stdout, in pieces", "MB/s", target=300, more_is_better=True),
         "stdout_kept": Row("100 MB of stdout, kept by exec", "MB/s", target=300, more_is_better=True),
         "stdout_memory": Row("memory of the SDK for that", "MiB", target=64),
@@ -81,14 +82,18 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _create(image: openmodal.Image, timeout: float = 600, runtime: str = "native") -> openmodal.Sandbox:
-    return openmodal.Sandbox.create(app=APP, image=image, timeout=timeout, runtime=runtime)
+def _create(
+    image: openmodal.Image, *, timeout: float = 600, runtime: str = "native", engine: str | None = None
+) -> openmodal.Sandbox:
+    return openmodal.Sandbox.create(app=APP, image=image, timeout=timeout, runtime=runtime, engine=engine)
 
 
 def _lives(found: dict[str, Row], image: openmodal.Image, root: Path, rounds: int) -> None:
     """Short steps: a sandbox's life per round; the floor and Docker take their turn in between."""
     floor = Floor(root)
     with docker(root) as daemon:
+        if daemon:
+            _create(image, engine="docker").terminate()  # builds the image there
         for number in range(rounds):
             _one_life(found, image)
             for step, figures in floor.measure().items():
@@ -96,14 +101,16 @@ def _lives(found: dict[str, Row], image: openmodal.Image, root: Path, rounds: in
                     found[step].floor += figures
             if daemon and number % 5 == 0:
                 daemon.one_life()
+                daemon.four_at_once()
+                _on_docker(found, image)
             _progress(f"lives {number + 1}/{rounds}")
         for step, figures in (daemon.figures if daemon else {}).items():
             found[step].docker += figures
 
 
-def _one_life(found: dict[str, Row], image: openmodal.Image) -> None:
+def _one_life(found: dict[str, Row], image: openmodal.Image, engine: str | None = None) -> None:
     with Stopwatch() as create:
-        sandbox = _create(image)
+        sandbox = _create(image, engine=engine)
     with sandbox:
         with Stopwatch() as first:
             sandbox.exec("true")
@@ -121,6 +128,21 @@ def _one_life(found: dict[str, Row], image: openmodal.Image) -> None:
         with Stopwatch() as watch:
             sandbox.terminate()
         found["terminate"].ours.append(watch.seconds * 1000)
+
+
+def _on_docker(found: dict[str, Row], image: openmodal.Image) -> None:
+    """The same life on our Docker engine, beside the bare API's."""
+    mine = {step: Row("") for step in found}
+    _one_life(mine, image, "docker")
+    made: list[openmodal.Sandbox] = []
+    with Stopwatch() as watch, ThreadPoolExecutor(4) as pool:
+        made += pool.map(lambda _: _create(image, engine="docker"), range(4))
+    mine["parallel"].ours.append(watch.seconds * 1000)
+    for sandbox in made:
+        sandbox.terminate()
+    for step, row in mine.items():
+        found[step].engine += row.ours
+        found[step].broken = found[step].broken or row.broken
 
 
 def _transfers(found: dict[str, Row], image: openmodal.Image, rounds: int) -> None:

@@ -12,9 +12,11 @@ class Row:
     """One step, measured.
 
     Attributes:
-        ours, floor, docker: each measurement, in `unit`.
+        ours, floor, docker, engine: each measurement, in `unit`: the embedded engine's, the floor's, the bare Docker API's, and our
+            Docker engine's.
         target: what the median has to reach; for rates (`more_is_better`) at least, else at most.
         times_floor: the most that the median may be, in medians of the floor.
+        engine_target, times_docker: the same for our Docker engine, in `unit` and in medians of the bare API.
         note: said beside the figures; `broken`: why the step is wrong whatever its figures.
     """
 
@@ -22,10 +24,13 @@ class Row:
     unit: str = "ms"
     target: float | None = None
     times_floor: float | None = None
+    engine_target: float | None = None
+    times_docker: float | None = None
     more_is_better: bool = False
     ours: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
     docker: list[float] = field(default_factory=list)
+    engine: list[float] = field(default_factory=list)
     note: str = ""
     broken: str = ""
 
@@ -35,9 +40,21 @@ class Row:
         return median(self.ours) / median(self.floor) if self.ours and self.floor else None
 
     @property
+    def docker_ratio(self) -> float | None:
+        """How many times the bare API our Docker engine needs."""
+        return median(self.engine) / median(self.docker) if self.engine and self.docker else None
+
+    @property
+    def engine_met(self) -> bool:
+        """Whether our Docker engine reaches its targets, as far as it was measured."""
+        slow = self.engine_target is not None and self.engine and median(self.engine) > self.engine_target
+        behind = self.times_docker is not None and (self.docker_ratio or 0) > self.times_docker
+        return not slow and not behind
+
+    @property
     def met(self) -> bool | None:
         """Whether the targets are reached; None if there are none."""
-        if self.broken:
+        if self.broken or not self.engine_met:
             return False
         if not self.ours or (self.target is None and self.times_floor is None):
             return None
@@ -54,6 +71,8 @@ class Row:
             "ours": summary(self.ours),
             "floor": summary(self.floor),
             "docker": summary(self.docker),
+            "engine": summary(self.engine),
+            "docker_ratio": self.docker_ratio,
             "ratio": self.ratio,
             "target": self.target,
             "times_floor": self.times_floor,
@@ -70,7 +89,7 @@ def summary(figures: Sequence[float]) -> dict[str, float] | None:
     return {"median": median(figures), "min": min(figures), "p95": p95, "n": len(figures)}
 
 
-_HEAD = ("step", "ours", "min", "floor", "x floor", "Docker", "target", "", "")
+_HEAD = ("step", "ours", "min", "floor", "x floor", "target", "Docker", "ours on it", "x Docker", "target", "", "")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -92,6 +111,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     sign = ">=" if row.more_is_better else "<="
     target = [f"{sign} {row.target:g}"] if row.target is not None else []
     target += [f"<= {row.times_floor:g} x"] if row.times_floor is not None else []
+    engine = [f"<= {row.engine_target:g}"] if row.engine_target is not None else []
+    engine += [f"<= {row.times_docker:g} x"] if row.times_docker is not None else []
     best = max if row.more_is_better else min
     return (
         f"{row.name} [{row.unit}]",
@@ -99,8 +120,11 @@ def _cells(row: Row) -> tuple[str, ...]:
         _number(best(row.ours)) if row.ours else "-",
         _number(median(row.floor)) if row.floor else "-",
         _number(row.ratio) if row.ratio is not None else "-",
-        _number(median(row.docker)) if row.docker else "-",
         ", ".join(target) or "-",
+        _number(median(row.docker)) if row.docker else "-",
+        _number(median(row.engine)) if row.engine else "-",
+        _number(row.docker_ratio) if row.docker_ratio is not None else "-",
+        ", ".join(engine) or "-",
         {True: "ok", False: "MISSED", None: ""}[row.met],
         row.broken or row.note,
     )

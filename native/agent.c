@@ -35,6 +35,7 @@ enum {
     LONGEST_SLEEP_MS = 30000, /* epoll's clock stands still while a machine is suspended, ours does not */
     DRAIN_MS = 2000,
     LOG_MS = 500,
+    CONTAINER_LOG_MS = 10000,
     COMMAND_OOM_ADJ = 500,
     MANY_DESCRIPTORS = 65536,
     KERNEL_SIGSET = 8,
@@ -211,11 +212,11 @@ static void start_main(void) {
     }
 }
 
-/* In small pieces, each after a poll: a pipe that nobody reads must not hold us for longer than LOG_MS. */
+/* In small pieces, each after a poll: a pipe that nobody reads must not hold us for longer. A container's log has a reader, a slow one. */
 static bool write_patiently(int fd, const char *bytes, size_t size) {
     while (size) {
         struct pollfd writable = {.fd = fd, .events = POLLOUT};
-        if (poll(&writable, 1, LOG_MS) != 1)
+        if (poll(&writable, 1, agent.config->tells_end ? CONTAINER_LOG_MS : LOG_MS) != 1)
             return false;
         ssize_t n = write(fd, bytes, size < PIPE_BUF ? size : PIPE_BUF);
         if (n < 0)
@@ -243,7 +244,8 @@ static void main_exited(struct command *command) {
     const struct record *record = &command->record;
     write_kept(&command->out[0], agent.config->main_stdout);
     write_kept(&command->out[1], agent.config->main_stderr);
-    agent_end("exited", record->killed ? 128 + record->code : record->code, DRAIN_MS);
+    bool oom = agent.config->control_fd < 0 && record->oom && record->killed; /* a supervisor asks the kernel itself */
+    agent_end(oom ? "oom" : "exited", record->killed ? 128 + record->code : record->code, DRAIN_MS);
 }
 
 /* Who reads the main command gets the rest of its output before everything is gone. */
@@ -345,12 +347,21 @@ static void kill_everything(void) {
     }
 }
 
+/* Nobody but us can write there: in a sandbox our descriptors are closed to everybody. */
+static void tell_end(const char *text) {
+    char line[96];
+    int size = snprintf(line, sizeof line, "\nopenmodal: %s\n", text);
+    write_patiently(agent.config->main_stderr, line, (size_t)size);
+}
+
 static int finish(void) {
     char text[64];
     int size = snprintf(text, sizeof text, "%s %d", agent.reason, agent.returncode);
     kill_everything();
     if (agent.config->control_fd >= 0)
         send(agent.config->control_fd, text, (size_t)size, MSG_NOSIGNAL);
+    if (agent.config->tells_end)
+        tell_end(text);
     return strcmp(agent.reason, "terminated") == 0 ? 0 : agent.returncode;
 }
 

@@ -18,6 +18,7 @@ struct agent_config {
     uint32_t main_flags;      /* its START flags */
     int main_stdout;          /* where what is kept of its output goes at the end, or -1 */
     int main_stderr;
+    bool tells_end;           /* the last line on main_stderr says how it ended, for whoever reads a container's log */
     int oom_fd;               /* a cgroup file opened outside, or -1: then the files of /sys/fs/cgroup are tried */
     int nice;                 /* of commands; our own may be lower */
     const char *oom_word;     /* the word in it behind which the kernel counts kills for memory ("oom_kill") */

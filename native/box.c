@@ -166,7 +166,7 @@ static bool init_build(struct box *box) {
     if (plan->ids == IDS_RANGE && !cage_own_as(base))
         return false;
     if (plan->ids != IDS_RANGE && plan->net != NET_HOST) {
-        AUTO_FD int inside = open_netlink();
+        AUTO_FD int inside = open_netlink(NETLINK_ROUTES);
         if (!net_prepare(inside, 0, plan->ids == IDS_SINGLE ? 0 : IDS_SIZE - 1, false))
             return false;
     }
@@ -383,7 +383,7 @@ static bool make_network(struct box *box) {
         return fail(NULL, "cannot make a network namespace: %m");
     if (box->network < 0)
         box->network = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-    box->inside = open_netlink();
+    box->inside = open_netlink(NETLINK_ROUTES);
     return net_prepare(box->inside, base, base + IDS_SIZE - 1, box->plan->net != NET_NONE) &&
            (send_with(box->link, "n", 1, &box->network, 1, 0) || fail("internal", "init is gone"));
 }

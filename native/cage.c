@@ -99,12 +99,12 @@ struct filter_step {
 /* Made by seccomp.py for the CPU that is compiled for: `static const struct filter_step seccomp_filter[]`. */
 #include "seccomp_filter.h"
 
-static bool install_filter(const struct plan *plan) {
+static bool install_filter(bool may_lack) {
     const struct {
         unsigned short length;
         const struct filter_step *filter;
     } program = {sizeof seccomp_filter / sizeof *seccomp_filter, seccomp_filter};
-    return prctl(PR_SET_SECCOMP, 2 /* SECCOMP_MODE_FILTER */, &program, 0, 0) == 0 || plan->may_lack & MAY_LACK_SECCOMP ||
+    return prctl(PR_SET_SECCOMP, 2 /* SECCOMP_MODE_FILTER */, &program, 0, 0) == 0 || may_lack ||
            fail(NULL, "the filter of system calls (seccomp) cannot be installed: %m; use a kernel with CONFIG_SECCOMP_FILTER, or "
                       "create the sandbox without it: allow_degraded=[\"seccomp\"]");
 }
@@ -118,6 +118,12 @@ static bool become_root(const struct plan *plan, int userns) {
         setgroups(0, NULL) != 0) /* with one id only the kernel forbids it, and shows groups as nobody's */
         return fail(NULL, "cannot leave the groups: %m");
     return (setresgid(0, 0, 0) == 0 && setresuid(0, 0, 0) == 0) || fail(NULL, "cannot become root of the user namespace: %m");
+}
+
+bool cage_contain(void) {
+    if (!set_limit(RLIMIT_CORE, 1, 1) || !set_limit(RLIMIT_NOFILE, 4096, 65536) || !drop_caps())
+        return false;
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 ? install_filter(false) : fail(NULL, "cannot set no_new_privs: %m");
 }
 
 bool cage_lock(const struct plan *plan, int userns) {
@@ -134,5 +140,5 @@ bool cage_lock(const struct plan *plan, int userns) {
     if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0)
         return fail(NULL, "prctl: %m");
     umask(022);
-    return plan->runtime != NULL || (plan->weaken & WEAKEN_SECCOMP) ? true : install_filter(plan);
+    return plan->runtime != NULL || (plan->weaken & WEAKEN_SECCOMP) ? true : install_filter(plan->may_lack & MAY_LACK_SECCOMP);
 }

@@ -18,3 +18,6 @@ bool cage_limit(const struct plan *plan);
 /* Become root of the user namespace (`userns`, or -1 if we are inside), then lock everything, the system-call filter last. A runtime
  * needs the namespace's capabilities and the kernel's calls to make a sandbox, and locks itself in afterwards. */
 bool cage_lock(const struct plan *plan, int userns);
+
+/* The same for process 1 of somebody else's container, which is root there already: limits, capabilities, no_new_privs, the filter. */
+bool cage_contain(void);

@@ -47,7 +47,7 @@ static bool not_made(ssize_t size, const char *said, const char *otherwise) {
 
 /* Every address is the sandbox's own: so connecting has a route, although there is no way out. */
 static bool route_all_to_lo(void) {
-    AUTO_FD int inside = open_netlink();
+    AUTO_FD int inside = open_netlink(NETLINK_ROUTES);
     struct batch batch = {.used = 0};
     bring_up(&batch, LOOPBACK); /* init may not have come to it */
     add_local(&batch, 0, 0);

@@ -1,7 +1,9 @@
 /* The verb `init`: reads the command line, opens the listening socket, hands over to the agent. Must run before anything
  * untrusted does: it still has the token in its environment. */
 #include "agent.h"
+#include "fail.h"
 #include "runtime.h"
+#include "setup.h"
 #include "util.h"
 #include "verbs.h"
 
@@ -51,7 +53,7 @@ static const char *take_token(const char *name) {
 }
 
 struct options {
-    const char *listen, *listen_fd, *control_fd, *token_env, *timeout_ms, *idle_ms, *user, *workdir, *main_flags, *pids;
+    const char *listen, *listen_fd, *control_fd, *token_env, *timeout_ms, *idle_ms, *user, *workdir, *main_flags, *pids, *setup_fd;
     char **argv;
 };
 
@@ -64,7 +66,7 @@ static const char **option_named(struct options *options, const char *name) {
         {"--token-env", &options->token_env},
         {"--timeout-ms", &options->timeout_ms}, {"--idle-ms", &options->idle_ms}, {"--user", &options->user},
         {"--workdir", &options->workdir}, {"--main-flags", &options->main_flags},
-        {"--pids", &options->pids},
+        {"--pids", &options->pids}, {"--setup-fd", &options->setup_fd},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0)
@@ -106,16 +108,27 @@ static bool leave_runtime(int supervisor, const char *pids) {
     return send(supervisor, "ready", 5, MSG_NOSIGNAL) == 5;
 }
 
+/* Once it listens, and before it serves anybody. */
+static bool set_up(struct agent_config *config, int fd) {
+    struct setup setup = {0};
+    if (!setup_read(&setup, fd) || !setup_lock(&setup))
+        return false;
+    config->env = setup.env;
+    config->tells_end = true;
+    return true;
+}
+
 int verb_init(int argc, char **argv) {
     struct options options = {0};
-    uint64_t fd = 0, control = 0, flags = 0;
+    uint64_t fd = 0, control = 0, flags = 0, setup_fd = 0;
     struct agent_config config = {.control_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1,
                                   .nice = getpriority(PRIO_PROCESS, 0)};
     if (read_options(argc, argv, &options) || number("--listen-fd", options.listen_fd, INT32_MAX, &fd) ||
         number("--control-fd", options.control_fd, INT32_MAX, &control) ||
         number("--timeout-ms", options.timeout_ms, UINT64_MAX / 4, &config.timeout_ms) ||
         number("--idle-ms", options.idle_ms, UINT64_MAX / 4, &config.idle_ms) ||
-        number("--main-flags", options.main_flags, UINT32_MAX, &flags))
+        number("--main-flags", options.main_flags, UINT32_MAX, &flags) ||
+        number("--setup-fd", options.setup_fd, INT32_MAX, &setup_fd))
         return 2;
     if (!!options.listen + !!options.listen_fd + !!options.control_fd != 1)
         return wrong("say one of --listen PATH, --listen-fd N and --control-fd N", "(where clients connect)");
@@ -132,5 +145,9 @@ int verb_init(int argc, char **argv) {
     config.main_flags = (uint32_t)flags;
     if (options.control_fd && !leave_runtime(config.control_fd, options.pids))
         return wrong(options.control_fd, strerror(errno));
+    if (options.setup_fd && !set_up(&config, (int)setup_fd)) {
+        fprintf(stderr, "openmodal-agent init: %s\n", failure());
+        return 1;
+    }
     return agent_run(&config);
 }

@@ -37,7 +37,7 @@ int net_enter_router(const char *path) {
         fail("network", "cannot enter the router's network namespace %s: %m; `openmodal doctor` tells how to set it up", path);
         return -1;
     }
-    return open_netlink();
+    return open_netlink(NETLINK_ROUTES);
 }
 
 static bool make_interface(int router, uint32_t slot, const char *name, int network) {
@@ -128,7 +128,7 @@ static bool parse_address(const char *word, uint32_t *address, uint8_t *prefix) 
 }
 
 static bool remove_uplink(void) {
-    AUTO_FD int netlink = open_netlink();
+    AUTO_FD int netlink = open_netlink(NETLINK_ROUTES);
     struct batch batch = {.used = 0};
     int index = index_of(UPLINK);
     delete_link(&batch, index);
@@ -177,7 +177,7 @@ static bool set_router_sysctls(void) {
 }
 
 bool net_refuse(const struct strings *prefixes) {
-    AUTO_FD int netlink = open_netlink();
+    AUTO_FD int netlink = open_netlink(NETLINK_ROUTES);
     for (size_t i = 0; i < prefixes->count && netlink >= 0; i++) {
         struct batch batch = {.used = 0};
         uint32_t address;
@@ -210,7 +210,7 @@ static bool make_inside(const struct uplink *uplink, int router, int outside) {
         return false;
     if (!talk(outside, &pair))
         return fail("network", "cannot make " UPLINK ": %m");
-    AUTO_FD int netlink = open_netlink();
+    AUTO_FD int netlink = open_netlink(NETLINK_ROUTES);
     int up0 = index_of("up0");
     bring_up(&inner, LOOPBACK);
     bring_up(&inner, up0);
@@ -233,7 +233,7 @@ static bool make_outside(const struct uplink *uplink, int outside) {
 static int router_make(char **argv) {
     struct uplink uplink = {.mtu = default_mtu()};
     AUTO_FD int machine = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-    AUTO_FD int outside = open_netlink();
+    AUTO_FD int outside = open_netlink(NETLINK_ROUTES);
     if (!parse_uplink(argv + 1, &uplink) || outside < 0 || !forget_namespace(argv[0]) || !remove_uplink())
         return 1;
     if (unshare(CLONE_NEWNET) != 0)

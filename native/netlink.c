@@ -21,9 +21,6 @@ struct nl_header {
     uint16_t type, flags;
     uint32_t sequence, port;
 };
-struct nl_attribute {
-    uint16_t length, type;
-};
 struct nl_link { /* ifinfomsg */
     uint8_t family, pad;
     uint16_t type;
@@ -60,7 +57,7 @@ static void *reserve(struct batch *batch, size_t size) {
     return at;
 }
 
-static void *message(struct batch *batch, uint16_t type, uint16_t flags, size_t size) {
+void *begin_message(struct batch *batch, uint16_t type, uint16_t flags, size_t size) {
     batch->last = batch->used;
     struct nl_header *header = reserve(batch, sizeof *header);
     header->type = type;
@@ -69,7 +66,7 @@ static void *message(struct batch *batch, uint16_t type, uint16_t flags, size_t 
     return reserve(batch, size);
 }
 
-static struct nl_attribute *attribute(struct batch *batch, uint16_t type, const void *value, size_t size) {
+struct nl_attribute *attribute(struct batch *batch, uint16_t type, const void *value, size_t size) {
     struct nl_attribute *made = reserve(batch, sizeof *made);
     made->type = type;
     made->length = (uint16_t)(sizeof *made + size);
@@ -78,11 +75,11 @@ static struct nl_attribute *attribute(struct batch *batch, uint16_t type, const 
     return made;
 }
 
-static void finish(struct batch *batch, struct nl_attribute *nested) {
+void end_nested(struct batch *batch, struct nl_attribute *nested) {
     nested->length = (uint16_t)(batch->bytes + batch->used - (char *)nested);
 }
 
-static void text(struct batch *batch, uint16_t type, const char *value) {
+void text_attribute(struct batch *batch, uint16_t type, const char *value) {
     attribute(batch, type, value, strlen(value) + 1);
 }
 
@@ -90,8 +87,8 @@ static void number(struct batch *batch, uint16_t type, uint32_t value) {
     attribute(batch, type, &value, sizeof value);
 }
 
-int open_netlink(void) {
-    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0 /* NETLINK_ROUTE */);
+int open_netlink(int protocol) {
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
     if (fd < 0)
         fail(NULL, "cannot open a netlink socket: %m");
     return fd;
@@ -126,38 +123,38 @@ bool talk(int netlink, const struct batch *batch) {
 /* ------------------------------------------------------------------------------------------ sentences */
 
 void make_veth(struct batch *batch, struct end here, struct end there, int network) {
-    struct nl_link *link = message(batch, NEW_LINK, CREATE | EXCLUSIVE, sizeof *link);
+    struct nl_link *link = begin_message(batch, NEW_LINK, CREATE | EXCLUSIVE, sizeof *link);
     *link = (struct nl_link){.index = here.index, .flags = IFF_UP, .change = IFF_UP};
-    text(batch, LINK_NAME, here.name);
+    text_attribute(batch, LINK_NAME, here.name);
     number(batch, LINK_MTU, here.mtu);
     struct nl_attribute *info = attribute(batch, LINK_INFO, NULL, 0);
-    text(batch, INFO_KIND, "veth");
+    text_attribute(batch, INFO_KIND, "veth");
     struct nl_attribute *data = attribute(batch, INFO_DATA, NULL, 0);
     struct nl_attribute *peer = attribute(batch, VETH_PEER, NULL, 0);
     struct nl_link *other = reserve(batch, sizeof *other);
     other->index = there.index;
-    text(batch, LINK_NAME, there.name);
+    text_attribute(batch, LINK_NAME, there.name);
     number(batch, LINK_MTU, there.mtu);
     number(batch, LINK_NET_NS_FD, (uint32_t)network);
-    finish(batch, peer);
-    finish(batch, data);
-    finish(batch, info);
+    end_nested(batch, peer);
+    end_nested(batch, data);
+    end_nested(batch, info);
 }
 
 void bring_up(struct batch *batch, int index) {
-    struct nl_link *link = message(batch, NEW_LINK, 0, sizeof *link);
+    struct nl_link *link = begin_message(batch, NEW_LINK, 0, sizeof *link);
     *link = (struct nl_link){.index = index, .flags = IFF_UP, .change = IFF_UP};
 }
 
 void add_address(struct batch *batch, int index, uint32_t address, uint8_t prefix) {
-    struct nl_address *new = message(batch, NEW_ADDRESS, CREATE | REPLACE, sizeof *new);
+    struct nl_address *new = begin_message(batch, NEW_ADDRESS, CREATE | REPLACE, sizeof *new);
     *new = (struct nl_address){.family = AF_INET, .prefix = prefix, .index = (uint32_t)index};
     number(batch, ADDRESS_LOCAL, address);
     number(batch, ADDRESS_ADDRESS, address);
 }
 
 void add_route(struct batch *batch, int index, uint32_t destination, uint8_t prefix, uint32_t gateway) {
-    struct nl_route *route = message(batch, NEW_ROUTE, CREATE | REPLACE, sizeof *route);
+    struct nl_route *route = begin_message(batch, NEW_ROUTE, CREATE | REPLACE, sizeof *route);
     *route = (struct nl_route){.family = AF_INET,
                                .dst_len = prefix,
                                .table = TABLE_MAIN,
@@ -172,7 +169,7 @@ void add_route(struct batch *batch, int index, uint32_t destination, uint8_t pre
 }
 
 void add_local(struct batch *batch, uint32_t destination, uint8_t prefix) {
-    struct nl_route *route = message(batch, NEW_ROUTE, CREATE | REPLACE, sizeof *route);
+    struct nl_route *route = begin_message(batch, NEW_ROUTE, CREATE | REPLACE, sizeof *route);
     *route = (struct nl_route){.family = AF_INET,
                                .dst_len = prefix,
                                .table = TABLE_LOCAL,
@@ -192,7 +189,7 @@ static bool ask(const char *name, unsigned long what, struct ifreq *request) {
 }
 
 void add_refusal(struct batch *batch, uint32_t destination, uint8_t prefix) {
-    struct nl_route *route = message(batch, NEW_ROUTE, CREATE | REPLACE, sizeof *route);
+    struct nl_route *route = begin_message(batch, NEW_ROUTE, CREATE | REPLACE, sizeof *route);
     *route = (struct nl_route){
         .family = AF_INET, .dst_len = prefix, .table = TABLE_MAIN, .protocol = PROTOCOL_BOOT, .type = UNREACHABLE};
     number(batch, ROUTE_DST, destination);
@@ -218,6 +215,6 @@ bool set_sysctl(const char *name, const char *value) {
 }
 
 void delete_link(struct batch *batch, int index) {
-    struct nl_link *link = message(batch, DELETE_LINK, 0, sizeof *link);
+    struct nl_link *link = begin_message(batch, DELETE_LINK, 0, sizeof *link);
     link->index = index;
 }

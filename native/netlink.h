@@ -9,16 +9,28 @@ enum { LOOPBACK = 1 }; /* lo is the first interface of every network namespace *
 
 /* Several messages that are sent at once; each is acknowledged. */
 struct batch {
-    char bytes[2048];
+    char bytes[16384]; /* of these a veth takes 200, and a wall (wall.c) with all the rules that it may have 13,000 */
     size_t used, last; /* `last`: where the message that is being made starts */
     unsigned count;
 };
 
+enum { NETLINK_ROUTES = 0, NETLINK_FILTER = 12 };
+
 /* A socket to speak in this process's network namespace, wherever the process goes afterwards. -1: see fail.h. */
-int open_netlink(void);
+int open_netlink(int protocol);
 
 /* Send all and read the answers; false with errno set to the first error. The kernel answers while it is being asked. */
 bool talk(int netlink, const struct batch *batch);
+
+/* What messages are made of. `size` bytes after the header are returned, zeroed; an attribute without a value can be filled with others
+ * and is then ended. */
+struct nl_attribute {
+    uint16_t length, type;
+};
+void *begin_message(struct batch *batch, uint16_t type, uint16_t flags, size_t size);
+struct nl_attribute *attribute(struct batch *batch, uint16_t type, const void *value, size_t size);
+void text_attribute(struct batch *batch, uint16_t type, const char *value);
+void end_nested(struct batch *batch, struct nl_attribute *nested);
 
 struct end { /* one end of a veth pair */
     const char *name;

@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,8 +65,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.e
 # A shell has its background jobs, and nohup its program, ignore these; children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# The user's own choice of engine must not change what is tested.
+# The user's own choice of engine, and a Docker daemon that happens to run, must not change what is tested: `--local` means the
+# embedded engine here, but for the tests in tests/docker, which find the daemon by a name of their own.
 os.environ.pop("OPENMODAL_ENGINE", None)
+os.environ.setdefault("OPENMODAL_TEST_DOCKER", os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
+os.environ["DOCKER_HOST"] = "unix:///nonexistent/docker.sock"
 
 FEATURES = ("embedded", "docker", "kubernetes", "gvisor", "network", "root", "user", "linters")
 """Markers whose tests may be skipped where the machine cannot run them, unless OPENMODAL_MUST_WORK names them."""
@@ -86,6 +90,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         assert reporter
         reporter.write_line("the run left behind:\n  " + "\n  ".join(left), red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+DAEMONS = ("docker", "kubernetes")
+"""Folders of tests for which a daemon or a set of pods is kept up: each is one worker's."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, a class or a file of functions is one worker's work, and so is a folder with a daemon."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            folder = nodeid.split("/")[1]
+            return folder if folder in DAEMONS else super()._split_scope(nodeid)
+
+    return Scheduler(config, log)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -122,7 +143,7 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport, features:
     must_work = {name.strip() for name in os.environ.get("OPENMODAL_MUST_WORK", "").split(",")}
     if report.skipped and not hasattr(report, "wasxfail") and (broken := sorted(features & must_work)):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if " engine lacks " in reason:  # declared, by name (Engine.lacks)
+        if " engine lacks " in reason:  # a gap that the engine declares, and docs/engines.md names
             return
         report.outcome = "failed"
         report.longrepr = f"not run, but OPENMODAL_MUST_WORK says that {', '.join(broken)} works here: {reason}"

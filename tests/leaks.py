@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from openmodal.engines.docker.daemon import Daemon
+
 GRACE = 2.0
 ROUTER = Path("/run/openmodal/router")
 
@@ -75,15 +77,14 @@ class Process:
     @property
     def is_openmodals(self) -> bool:
         """A native program of ours, what it starts for gVisor (gvisor.py), or the gate of a sandbox with an allow list."""
-        native = "openmodal" in os.path.basename(self.argv[0]) and not self._is_in_a_container
+        native = "openmodal" in os.path.basename(self.argv[0]) and not self.is_in_container
         runsc = self.argv[0].startswith("runsc") and "--root=/state" in self.argv
         return native or runsc or any("openmodal._gate" in word for word in self.argv)
 
     @property
-    def _is_in_a_container(self) -> bool:
-        """Of Docker, Podman or Kubernetes, which have lists of their own of what runs."""
-        groups = self._read("cgroup")
-        return any(word in groups for word in (b"/docker/", b"/kubepods", b"/libpod"))
+    def is_in_container(self) -> bool:
+        """An agent that an engine's daemon started: whose it is tells the daemon's owner, or the daemon (`_containers`)."""
+        return self.argv[0].startswith("/.openmodal/")
 
     @cached_property
     def is_mine(self) -> bool | None:
@@ -143,8 +144,10 @@ def take() -> Ledger:
         "cgroup": _same(_cgroups(foreign)),
         "interface": _same(_interfaces()),
         "file": _same(_files()),
+        "container": _same(_containers()),
     }
-    return Ledger(entries, any(processes[pid].is_openmodals for pid in foreign))
+    others = {pid for pid, mine in owners.items() if mine is None and processes[pid].is_in_container}
+    return Ledger(entries, any(processes[pid].is_openmodals for pid in foreign | others))
 
 
 def _same(names: Iterable[str]) -> dict[str, str]:
@@ -215,7 +218,9 @@ def _pids_in(folder: str) -> set[int]:
 
 def _interfaces() -> Iterator[str]:
     for name in os.listdir("/sys/class/net"):
-        yield f"host {name}"
+        # Bridges, and what is in one, are a daemon's or a cluster's.
+        if not any(os.path.exists(f"/sys/class/net/{name}/{kind}") for kind in ("bridge", "master")):
+            yield f"host {name}"
     if os.geteuid() == 0 and ROUTER.exists():
         # /proc/net shows the namespace of the process that reads it, unlike the /sys of this mount.
         command = ["nsenter", f"--net={ROUTER}", "cat", "/proc/net/dev"]
@@ -237,6 +242,21 @@ def _files() -> Iterator[str]:
         for path in _children(folder):
             if strict or "openmodal" in path:
                 yield path
+
+
+def _containers() -> Iterator[str]:
+    """Containers of our sandboxes, where a Docker daemon answers to the tests; networks and volumes are made for none of them."""
+    daemon = Daemon(os.environ.get("OPENMODAL_TEST_DOCKER", ""))
+    if not daemon.path or not daemon.answers():
+        return
+    mine = {"label": [f"openmodal.home={_home()}/docker"]}
+    with daemon.open() as api:
+        for item in api.get("/containers/json", all=True, filters=mine):
+            yield f"{item['Names'][0]} ({item['State']})"
+        for volume in api.get("/volumes")["Volumes"] or ():
+            yield f"volume {volume['Name']}"
+        for network in api.get("/networks"):
+            yield f"network {network['Name']}"
 
 
 def _children(folder: str) -> Iterator[str]:

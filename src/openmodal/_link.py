@@ -59,6 +59,9 @@ class SocketStream:
             except BlockingIOError:
                 await readable(self._socket.fileno())
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def close(self) -> None:
         self._socket.close()
 

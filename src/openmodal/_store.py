@@ -163,7 +163,7 @@ class Store:
     def write_end(self, id: str, end: EndRecord) -> None:
         """Note how a sandbox ended, unless its supervisor has."""
         text = f"reason={end.reason}\nreturncode={end.returncode}\nended={end.ended}\ntext={end.text}\n"
-        new = self.ended / f".{id}.{os.getpid()}"
+        new = self.ended / f".{id}.{os.urandom(8).hex()}"  # threads of one process may do the same
         new.write_text(text)
         try:
             os.link(new, self.ended / id)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openmodal.engines.embedded import native
+from openmodal.engines import native
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
 from tests.security.attack import DENIED, call, opens, sh, works

@@ -16,7 +16,8 @@ import pytest
 
 from openmodal._args import CONTROLS
 from openmodal.app import App
-from openmodal.engines.embedded import Embedded, native, network
+from openmodal.engines import native
+from openmodal.engines.embedded import Embedded, network
 from openmodal.errors import EngineError, Error, InvalidError, SandboxNotRunningError, SandboxTimeoutError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox

@@ -109,7 +109,8 @@ def _ask() -> bool:
 TRUST = "trust"
 """The step of layers of certificate authorities."""
 
-_BUNDLE = "usr/local/share/openmodal/ca.crt"
+BUNDLE = "usr/local/share/openmodal/ca.crt"
+"""Where a sandbox has it, below its root."""
 TRUST_VARIABLES = (
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
@@ -132,7 +133,7 @@ def trust_layer(store: Layers, bundle: str | os.PathLike[str]) -> tuple[str, tup
         content = Path(bundle).read_bytes()
         key = digest("trust", FORMAT, hashlib.sha256(content).hexdigest())
         _write_trust(store, key, content)
-    return str(store.folder(key)), tuple((name, f"/{_BUNDLE}") for name in TRUST_VARIABLES)
+    return str(store.folder(key)), tuple((name, f"/{BUNDLE}") for name in TRUST_VARIABLES)
 
 
 @functools.lru_cache(maxsize=4)  # every sandbox asks, and reading the bundle costs as much as making a box's mounts
@@ -147,10 +148,10 @@ def _write_trust(store: Layers, key: str, content: bytes) -> None:
         if claim.made:
             return
         root = scratch / "upper"
-        file = root / _BUNDLE
+        file = root / BUNDLE
         file.parent.mkdir(parents=True)
         file.write_bytes(content)
         file.chmod(0o644)
-        for folder in (root, *(root / parent for parent in Path(_BUNDLE).parents)):
+        for folder in (root, *(root / parent for parent in Path(BUNDLE).parents)):
             folder.chmod(0o755)
         store.publish(root, key, Meta(step=TRUST))

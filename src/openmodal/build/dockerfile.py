@@ -37,17 +37,18 @@ def _parsed(step: Dockerfile) -> Any:
     """The instructions of a step."""
     from e2b_dockerfile_utils import DockerfileSyntaxError, parse_dockerfile_ast
 
-    text = _text(step)
-    if "\0" in text or len(text) > _LARGEST:
+    content = text(step)
+    if "\0" in content or len(content) > _LARGEST:
         raise InvalidError(f"{_name(step)} has a NUL or more than {_LARGEST} characters; it is no Dockerfile")
     try:
-        ast = parse_dockerfile_ast(text)
+        ast = parse_dockerfile_ast(content)
     except (DockerfileSyntaxError, RecursionError) as error:
         raise InvalidError(f"{_name(step)}: {error}") from error
     return ast
 
 
-def _text(step: Dockerfile) -> str:
+def text(step: Dockerfile) -> str:
+    """The Dockerfile, or the lines of one."""
     if not step.path:
         return "\n".join(step.lines) + "\n"
     try:
@@ -66,14 +67,37 @@ def content(step: Dockerfile, store: Layers) -> str:
 
     Which files a COPY takes may depend on variables of the base image; each COPY's own key looks at its own files only.
     """
+    files = local.scan(step.context, ignored(step)).digest(store) if reads_context(step) else ""
+    return digest(text(step), files)
+
+
+def reads_context(step: Dockerfile) -> bool:
+    """Whether it copies anything from its context."""
+    copies = [i for i in _parsed(step).instructions if i.name in ("COPY", "ADD")]
+    return any(not any(flag.startswith("--from=") for flag in i.flags) for i in copies)
+
+
+def bases(step: Dockerfile) -> list[str]:
+    """The images that it begins its stages with, as far as they can be told without building; other stages' names are none."""
+    from e2b_dockerfile_utils import ShellLex
+
     ast = _parsed(step)
-    copies = [i for i in ast.instructions if i.name in ("COPY", "ADD")]
-    reads = any(not any(flag.startswith("--from=") for flag in i.flags) for i in copies)
-    files = local.scan(step.context, _ignored(step)).digest(store) if reads else ""
-    return digest(_text(step), files)
+    given, stages = dict(step.args), {"scratch"}
+    known = dict(_platform())
+    found: list[str] = []
+    for instruction in ast.instructions:
+        if instruction.name == "ARG" and not found:
+            for word in instruction.args:
+                name, _, value = word.partition("=")
+                known[name] = str(given.get(name, value))
+        if instruction.name == "FROM" and instruction.args:
+            name = str(ShellLex(ast.escape_token, env=known, skip_unset_env=False).process_word(instruction.args[0]))
+            found += [] if name.lower() in stages else [name]
+            stages |= {instruction.args[2].lower()} if len(instruction.args) == 3 else set()
+    return list(dict.fromkeys(found))
 
 
-def _ignored(step: Dockerfile) -> tuple[str, ...]:
+def ignored(step: Dockerfile) -> tuple[str, ...]:
     for path in (f"{step.path}.dockerignore" if step.path else "", os.path.join(step.context, ".dockerignore")):
         if path and os.path.isfile(path):
             with open(path, encoding="utf-8") as file:
@@ -107,7 +131,7 @@ class _Reading:
         self._escape = escape
         self._builder = builder
         self._step = step
-        self._context = Context(step.context, _ignored(step))
+        self._context = Context(step.context, ignored(step))
         self._given = dict(step.args)
         self._global: dict[str, str] = {**_platform(), **self._given_of(_platform())}
         self._stages: dict[str, Root] = {}

@@ -50,7 +50,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: Options) -> Root:
     """See `openmodal.build.build`."""
     chain = names.chain(recipe, store, options)
-    with disk_full_named(store.path), Builder(store, run, report, options, _count(recipe)) as builder:
+    with disk_full_named(store.path), Builder(store, run, report, options, count(recipe)) as builder:
         store.collect()
         root, done = builder.begin(chain, recipe)
         for step, last in _grouped(recipe.steps[done:], done):
@@ -59,7 +59,8 @@ def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: O
         return store.absolute(root)
 
 
-def _count(recipe: Recipe) -> int:
+def count(recipe: Recipe) -> int:
+    """How many steps progress tells of."""
     return sum(_weight(step) for step in recipe.steps)
 
 
@@ -270,6 +271,10 @@ class Builder:
         space = os.statvfs(self.store.path)
         if "No space left on device" in tail.text or space.f_bavail * space.f_frsize < _NO_SPACE:
             return DiskFullError(disk_full_text(self.store.path))
+        return self.failure(code, text, tail)
+
+    def failure(self, code: int, text: str, tail: Tail) -> ImageBuildError:
+        """The exception for a step whose command failed."""
         printed = f"; it last printed: {tail.last}" if tail.last else ""
         where = f"step {self._number} of {self._total}"
         return ImageBuildError(f"{where}, {text}, failed with exit code {code}{printed}", step=text, output=tail.text)

@@ -38,7 +38,9 @@ def of(session: Session) -> Embedded:
     from openmodal.engines.embedded import Embedded
 
     if not isinstance(session.engine, Embedded):
-        raise UnsupportedError(f"this command is for the embedded engine, not for {session.engine.name}; say --local")
+        raise UnsupportedError(
+            f"this command is for the embedded engine, not for {session.engine.name}; say --engine embedded"
+        )
     return session.engine
 
 

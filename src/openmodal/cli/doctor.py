@@ -15,7 +15,7 @@ from openmodal.cli._session import json_option
 
 if TYPE_CHECKING:
     from openmodal._spec import Info
-    from openmodal.engines.embedded.doctor import Check
+    from openmodal.engines.check import Check
 
 
 @click.command()
@@ -26,9 +26,10 @@ def doctor(network: bool, as_json: bool) -> int:
 
     Exit code 1 if sandboxes cannot run on this machine (the embedded engine; Docker is reported, too).
     """
+    from openmodal.engines.docker.doctor import examine as examine_docker
     from openmodal.engines.embedded.doctor import Machine, examine
 
-    checks = examine(Machine.here(), network=network)
+    checks = [*examine(Machine.here(), network=network), *examine_docker()]
     if all(check.ok for check in checks if check.required):
         checks += _sandbox()
     works = all(check.ok for check in checks if check.required)
@@ -44,7 +45,7 @@ def doctor(network: bool, as_json: bool) -> int:
 def _sandbox() -> list[Check]:
     """The proof: a sandbox without files, but with everything else, and what the kernel says that holds it."""
     from openmodal import App, Image, Sandbox
-    from openmodal.engines.embedded.doctor import Check
+    from openmodal.engines.check import Check
     from openmodal.errors import Error
 
     begin = time.monotonic()
@@ -60,7 +61,7 @@ def _sandbox() -> list[Check]:
 
 def _isolation(info: Info) -> Check:
     """The controls in force."""
-    from openmodal.engines.embedded.doctor import Check
+    from openmodal.engines.check import Check
 
     held = [
         f"{info.ids} ids of its own, root is {info.root} outside" if info.ids > 1 else "one id, the user's own",

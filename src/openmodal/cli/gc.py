@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
 import click
 
-from openmodal.cli import _embedded, _output
+from openmodal import _config
+from openmodal.cli import _output
 from openmodal.cli._session import Session, engine_options, json_option, pass_session
+from openmodal.errors import UnsupportedError
 
 
 @click.command()
@@ -14,9 +19,11 @@ from openmodal.cli._session import Session, engine_options, json_option, pass_se
 @engine_options
 @pass_session
 def gc(session: Session, check: bool, as_json: bool) -> int:
-    """Remove what crashes and power cuts left behind. Running sandboxes are left alone."""
-    embedded = _embedded.of(session)
-    found = embedded.gc(check=check)
+    """Remove what crashes and power cuts left behind. Running sandboxes are left alone.
+
+    Of the engine that is named; else of all that this machine has.
+    """
+    found = [line for engine in _engines(session) for line in engine.gc(check=check)]
     if as_json:
         _output.emit({"left" if check else "removed": list(found)})
     elif not found:
@@ -24,3 +31,24 @@ def gc(session: Session, check: bool, as_json: bool) -> int:
     for line in () if as_json else found:
         click.echo(f"{'left behind' if check else 'removed'}: {_output.printable(line)}")
     return 1 if check and found else 0
+
+
+@runtime_checkable
+class _Collects(Protocol):
+    """An engine with leftovers of its own."""
+
+    def gc(self, *, check: bool = False) -> Sequence[str]: ...
+
+
+def _engines(session: Session) -> Sequence[_Collects]:
+    from openmodal.engines import load
+    from openmodal.engines.docker import daemon
+
+    if session.engine_name in (None, "local") and _config.engine() in (None, "local"):
+        engines = [load("embedded"), *([load("docker")] if daemon.is_here() else [])]
+    else:
+        engines = [session.engine]
+    collecting = [engine for engine in engines if isinstance(engine, _Collects)]
+    if not collecting:
+        raise UnsupportedError(f"the {session.engine.name} engine has no `gc`")
+    return collecting

@@ -117,7 +117,7 @@ class Listing(Protocol):
 
 _ENGINES = {
     "embedded": "openmodal.engines.embedded:Embedded",
-    "docker": "openmodal.engines.docker:Docker",
+    "docker": "openmodal.engines.docker.engine:Docker",
     "kubernetes": "openmodal.engines.kubernetes:Kubernetes",
 }
 
@@ -125,11 +125,13 @@ _ENGINES = {
 def load(name: str) -> Engine:
     """Return the engine of that name: "local", "embedded", "docker", "kubernetes", or "package.module:Class" for one of yours.
 
+    "local" is Docker where a daemon answers on this machine's behalf, else the embedded engine.
+
     Raises:
         InvalidError: no such engine.
         UnsupportedError: it is not part of this version.
     """
-    path = _ENGINES.get("embedded" if name == "local" else name, name)
+    path = _ENGINES.get(_local() if name == "local" else name, name)
     module_name, colon, class_name = path.partition(":")
     if not colon:
         known = ", ".join(("local", *_ENGINES))
@@ -170,6 +172,13 @@ def listing(engine: Engine) -> Listing:
     raise UnsupportedError(
         f"the {engine.name} engine has no allow lists yet; use engine='embedded', or block_network=True for no network at all"
     )
+
+
+def _local() -> str:
+    """This machine's engine: Docker where a daemon answers, else the embedded one, whose users pay one look at a socket for that."""
+    from openmodal.engines.docker import daemon
+
+    return "docker" if daemon.is_here() else "embedded"
 
 
 def choose(engine: str | Engine | None) -> Engine:

@@ -15,7 +15,8 @@ from openmodal._link import Link, Links
 from openmodal._spec import ExecSpec, Status
 from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
-from openmodal.engines.embedded import cgroup, host, launch, native, network, plan
+from openmodal.engines import native
+from openmodal.engines.embedded import cgroup, host, launch, network, plan
 from openmodal.errors import EngineError
 
 if TYPE_CHECKING:

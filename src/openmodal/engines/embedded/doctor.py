@@ -17,7 +17,9 @@ from datetime import date
 from pathlib import Path
 
 from openmodal import _config
-from openmodal.engines.embedded import cgroup, gvisor, native, network, rootless
+from openmodal.engines import native
+from openmodal.engines.check import Check
+from openmodal.engines.embedded import cgroup, gvisor, network, rootless
 from openmodal.errors import EngineError
 
 _ROOT_KERNEL = (5, 19)  # overlayfs on id-mapped layers
@@ -27,17 +29,6 @@ _LEAST_PIDS = 65536
 _OLD_DAYS = 180
 # overlayfs cannot have its upper folder on these (Documentation/filesystems/overlayfs.rst).
 _UNFIT = ("overlay", "nfs", "nfs4", "cifs", "smb3", "9p", "vfat", "exfat", "fuseblk", "fuse", "ecryptfs", "virtiofs")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at. `required`: without it no sandbox runs; `remedy`: what to do if it is not `ok`."""
-
-    name: str
-    ok: bool
-    text: str
-    remedy: str = ""
-    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,6 @@ def examine(machine: Machine, *, network: bool = False) -> list[Check]:
         process_ids(machine),
         core_dumps(machine),
         runsc(machine),
-        docker(machine),
     ]
     return [*checks, image_registry(), package_index()] if network else checks
 
@@ -363,18 +353,6 @@ def runsc(machine: Machine, today: date | None = None) -> Check:
         text,
         "install a newer one: https://gvisor.dev/docs/user_guide/install/ (what keeps hostile code in is mended weekly)",
     )
-
-
-def docker(machine: Machine) -> Check:
-    """Whether a Docker daemon answers: for the engine to come, and for comparison by the benchmarks."""
-    path = machine.root / "var/run/docker.sock"
-    try:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(2)
-            sock.connect(str(path))
-    except OSError:
-        return Check("docker", True, "no daemon answers; none is needed")
-    return Check("docker", True, "a daemon answers; this version does not use it")
 
 
 def image_registry() -> Check:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from openmodal._spec import Egress, Network
+from openmodal.engines import machine
 from openmodal.engines.embedded import network
 from openmodal.engines.embedded.plan import Lines
 
@@ -42,7 +43,7 @@ def policy_text(wanted: Network, own: Sequence[str], resolvers: Sequence[str]) -
             "networks": wanted.cidrs or (),
             "domains": wanted.domains or (),
             "never": (*own, *network.NEVER),
-            "private": network.DENIED,
+            "private": machine.DENIED,
             "resolvers": resolvers,
         }
     )

@@ -23,7 +23,8 @@ from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
-from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, native, network, plan, posture
+from openmodal.engines import machine, native
+from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.errors import (
     AlreadyExistsError,
@@ -277,7 +278,7 @@ class Embedded:
             record=str(self._store.ended / id),
             hold=True,
             idle=spec.idle_timeout,
-            cpus=host.cpus(limits.cpu),
+            cpus=machine.cpus(limits.cpu),
             env=tuple(env.items()),
             user=root.user,
             workdir=spec.workdir or root.workdir,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 from collections.abc import Sequence
@@ -57,12 +56,6 @@ def _refusal(lacking: Sequence[str]) -> str:
     )
 
 
-def cpus(cpu: float) -> Sequence[int]:
-    """The CPUs that the sandbox sees. They go round, so that sandboxes made together do not share one while others idle."""
-    available = plan.own_cpus()
-    return plan.choose_cpus(cpu, available, _ticket()) if cpu < len(available) else []
-
-
 async def net(servers: Sequence[str], program: str) -> plan.Lines:
     """The way out of a box; made on the machine if it is the first.
 
@@ -115,20 +108,6 @@ def hierarchies() -> cgroup.Hierarchies:
     if os.geteuid() == 0:
         return found
     return rootless.hierarchies(Path("/proc/self/cgroup").read_text(), found.v2)
-
-
-def _ticket() -> int:
-    """The next number, of all processes of this user on this machine."""
-    machine = _config.machine()
-    machine.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(machine / "ticket", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        number = int.from_bytes(os.pread(fd, 4, 0), "little")
-        os.pwrite(fd, ((number + 1) & 0xFFFFFFFF).to_bytes(4, "little"), 0)
-    finally:
-        os.close(fd)
-    return number
 
 
 def most_of_memory() -> int:

@@ -13,7 +13,8 @@ from pathlib import Path
 from openmodal._dual import Sleep, readable, run_sync
 from openmodal._spec import EndRecord
 from openmodal._store import parse_record
-from openmodal.engines.embedded import native, plan
+from openmodal.engines import native
+from openmodal.engines.embedded import plan
 from openmodal.errors import DiskFullError, EngineError
 
 STOP_SECONDS = 10.0

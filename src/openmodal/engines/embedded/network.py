@@ -23,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from openmodal.engines import machine
+from openmodal.engines.machine import DENIED
 from openmodal.errors import EngineError
 
 UPLINK_HOST = "169.254.137.1"
@@ -30,22 +32,6 @@ UPLINK_ROUTER = "169.254.137.2"
 UPLINK = "openmodal0"
 GATEWAY = "10.251.0.1"
 GATE = "127.0.0.53"  # as native/gate.c says
-
-# Private, shared, link-local, metadata, protocol and multicast ranges; not the documentation ranges, which lead nowhere.
-DENIED = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "168.63.129.16/32",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "224.0.0.0/4",
-    "240.0.0.0/4",
-)
 
 # What no allow list opens: this machine, links, metadata of clouds, other sandboxes (10.251.0.0/16), and what is no host.
 NEVER = (
@@ -59,6 +45,7 @@ NEVER = (
     "224.0.0.0/4",
     "240.0.0.0/4",
 )
+
 MOST_CONNECTIONS = 2500
 """Of one sandbox at a time: all share the router's table of connections."""
 
@@ -102,23 +89,9 @@ def resolv_conf(servers: Sequence[str]) -> str:
     return "".join(f"nameserver {server}\n" for server in servers)
 
 
-@functools.lru_cache(maxsize=4)  # each create looks; it rarely finds anything new
-def local_addresses(fib_trie: str) -> tuple[str, ...]:
-    """This machine's own addresses, from /proc/net/fib_trie."""
-    found: set[str] = set()
-    address = ""
-    for line in fib_trie.splitlines():
-        words = line.split()
-        if words[:1] == ["|--"]:
-            address = words[1]
-        elif words[:2] == ["/32", "host"] and words[2:3] == ["LOCAL"]:
-            found.add(address)
-    return tuple(sorted(found - {UPLINK_HOST}))
-
-
 def own_addresses() -> tuple[str, ...]:
-    """This machine's own addresses, now."""
-    return local_addresses(Path("/proc/net/fib_trie").read_text())
+    """This machine's own addresses, now, but for our own uplink's."""
+    return tuple(address for address in machine.own_addresses() if address != UPLINK_HOST)
 
 
 _REFUSE = "-j REJECT --reject-with icmp-admin-prohibited"

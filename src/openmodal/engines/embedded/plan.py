@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -127,17 +125,3 @@ def rlimits(limits: cgroup.Limits) -> list[tuple[int, int, int]]:
     return [
         (number, soft, infinity if hard == resource.RLIM_INFINITY else hard) for number, (soft, hard) in wanted.items()
     ]
-
-
-def choose_cpus(cpu: float, available: Sequence[int], ticket: int) -> list[int]:
-    """The CPUs that a sandbox with `cpu` cores sees: as many as it can use, beginning where `ticket` says; [] for all."""
-    count = max(1, math.ceil(cpu))
-    if not cpu or count >= len(available):
-        return []
-    start = ticket * count % len(available)
-    return sorted([*available[start:], *available[:start]][:count])
-
-
-def own_cpus() -> list[int]:
-    """The CPUs of this process."""
-    return sorted(os.sched_getaffinity(0))

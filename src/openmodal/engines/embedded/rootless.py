@@ -7,6 +7,7 @@ import pwd
 from collections.abc import Sequence
 from pathlib import Path
 
+from openmodal.engines import machine
 from openmodal.engines.embedded import cgroup, network
 
 Lines = list[tuple[str, str]]
@@ -54,7 +55,7 @@ def network_lines(own: Sequence[str]) -> Lines:
     """
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return [("net", "none")]
-    refused = [("unreachable", prefix) for prefix in (*own, *network.DENIED)]
+    refused = [("unreachable", prefix) for prefix in (*own, *machine.DENIED)]
     if pasta := network.tool("pasta"):
         options = f"--config-net -4 -f -q -a {ADDRESS} -n 24 -g {ROUTER} --dns-forward {RESOLVER} --no-map-gw"
         ports = "-t none -u none -T none -U none"

@@ -16,8 +16,8 @@ from openmodal.errors import EngineError
 _ALL_SIGNALS = [n for n in signal.Signals if n not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
-def find(state: Path) -> str:
-    """The path of the program for this CPU.
+def find(state: Path, cpu: str = "") -> str:
+    """The path of the program, for this CPU or another one ("x86_64", "aarch64").
 
     Raises:
         EngineError: there is none, or it cannot be executed.
@@ -26,13 +26,13 @@ def find(state: Path) -> str:
         if not os.access(chosen, os.X_OK):
             raise EngineError(f"OPENMODAL_AGENT is {chosen!r}, which cannot be executed; build it with native/build.py")
         return chosen
-    return _packaged(state)
+    return _packaged(state, cpu or platform.machine())
 
 
 @functools.cache
-def _packaged(state: Path) -> str:
-    cpu = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-    path = Path(__file__).parents[2] / "_native" / f"openmodal-agent-{cpu}"
+def _packaged(state: Path, machine: str) -> str:
+    cpu = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
+    path = Path(__file__).parents[1] / "_native" / f"openmodal-agent-{cpu}"
     if not path.exists():
         raise EngineError(
             f"there is no native program for {cpu} in this installation; install a compiler "

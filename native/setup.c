@@ -1,0 +1,90 @@
+/* The setup is `key=value` strings, each ended by one NUL byte, and an empty one at the end: so one that is cut off is known. */
+#include "kernel.h"
+#include "setup.h"
+
+#include "cage.h"
+#include "fail.h"
+#include "util.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    LONGEST_SETUP = 1 << 20,
+    PATIENCE_MS = 60000, /* who starts a container by hand tells it nothing */
+};
+
+static bool wrong(const char *what) {
+    return fail("plan", "%s; this setup was not made by this version of openmodal", what);
+}
+
+/* A byte at a time at its end is no loss: it comes in one or two pieces. NULL: it was cut off. */
+static char *read_to_empty(int fd, size_t *size) {
+    char *bytes = must_alloc(LONGEST_SETUP);
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+    for (*size = 0; *size < LONGEST_SETUP && poll(&readable, 1, PATIENCE_MS) == 1;) {
+        ssize_t n = read(fd, bytes + *size, LONGEST_SETUP - *size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return NULL;
+        *size += (size_t)n;
+        if (bytes[*size - 1] == '\0' && (*size == 1 || bytes[*size - 2] == '\0'))
+            return bytes;
+    }
+    return NULL;
+}
+
+static void add_variable(struct setup *setup, size_t *count, char *variable) {
+    setup->env = must_grow(setup->env, (*count + 2) * sizeof *setup->env);
+    setup->env[(*count)++] = variable;
+    setup->env[*count] = NULL;
+}
+
+static bool take(struct setup *setup, size_t *variables, char *entry) {
+    char *value = strchr(entry, '=');
+    if (!value)
+        return wrong("an entry of it has no value");
+    *value++ = '\0';
+    if (strcmp(entry, "env") == 0) {
+        add_variable(setup, variables, value);
+        return true;
+    }
+    if (strcmp(entry, "deny") == 0)
+        return wall_deny(&setup->wall, value) || wrong("deny: expected an IPv4 prefix, and 48 of them at most");
+    if (strcmp(entry, "cage") == 0) {
+        setup->caged = strcmp(value, "1") == 0;
+        return true;
+    }
+    return wrong("it has an unknown key");
+}
+
+bool setup_read(struct setup *setup, int fd) {
+    size_t size, variables = 0;
+    char *bytes = read_to_empty(fd, &size);
+    close(fd);
+    if (!bytes)
+        return fail("internal", "the setup was cut off: whoever started this container is gone");
+    setup->env = must_alloc(sizeof *setup->env);
+    setup->env[0] = NULL;
+    for (char *entry = bytes, *next; *entry; entry = next) {
+        next = entry + strlen(entry) + 1;
+        if (!take(setup, &variables, entry))
+            return false;
+    }
+    return true;
+}
+
+static bool raise_wall(struct wall wall) {
+    char *servers = read_file("/etc/resolv.conf", LONGEST_SETUP, NULL);
+    if (servers)
+        wall_resolve(&wall, servers);
+    free(servers);
+    return wall_raise(&wall);
+}
+
+bool setup_lock(const struct setup *setup) {
+    return (setup->wall.denials == 0 || raise_wall(setup->wall)) && (!setup->caged || cage_contain());
+}

@@ -1,0 +1,16 @@
+"""What `openmodal doctor` says, line by line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `required`: without it no sandbox runs; `remedy`: what to do if it is not `ok`."""
+
+    name: str
+    ok: bool
+    text: str
+    remedy: str = ""
+    required: bool = False

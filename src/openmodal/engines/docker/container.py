@@ -1,0 +1,178 @@
+"""A sandbox as a container: what the daemon is asked for, and what it and the agent say about its end. Pure.
+
+Everything that locks the sandbox in is here: the settings that the daemon carries out, and those that the agent does itself before it
+serves anybody (native/setup.c) because then they hold with every daemon: system calls, capabilities, the firewall.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from openmodal._spec import EndRecord, Root, SandboxSpec, Status
+from openmodal._wire import Flag
+from openmodal.engines.docker import links
+
+DEFAULT_CPU = 1.0
+DEFAULT_MEMORY = 2048
+DEFAULT_PIDS = 512
+
+ID = "openmodal.id"
+HOME = "openmodal.home"
+STATUS = "openmodal.status"
+
+# Those that the agent keeps (native/cage.c), and two that it gives up: to reduce the others, and to load its firewall.
+_KEPT = "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE SYS_CHROOT SETFCAP".split()
+_GIVEN_UP = ("SETPCAP", "NET_ADMIN")
+
+# What is kept of the main command's output, twice 8 MiB, and room for the driver's own bytes per line.
+_LOG = {"Type": "local", "Config": {"max-size": "80m", "max-file": "1", "compress": "false"}}
+
+_END = re.compile(rb"\nopenmodal: (exited|timeout|idle|terminated|oom) ([0-9]{1,3})\n\Z")
+
+# As the box shows it (native/mounts.c): programs size themselves by it.
+_MEMINFO = ("MemTotal", "MemFree", "MemAvailable")
+_NOTHING = (
+    "Buffers Cached SwapCached Active Inactive SwapTotal SwapFree Dirty Writeback AnonPages Mapped Shmem Slab "
+    "SReclaimable SUnreclaim"
+).split()
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a container gets of this machine: (source, target) of files that it can read. `run`: the folder of the agent's socket, if
+    both sides can see it."""
+
+    files: tuple[tuple[str, str], ...] = ()
+    run: str = ""
+    cpus: tuple[int, ...] = ()
+    keeps_local_logs: bool = True  # Docker does; Podman has a format of its own
+
+
+def body(spec: SandboxSpec, root: Root, status: Status, home: str, place: Place) -> dict[str, Any]:
+    """What `POST /containers/create` is given."""
+    return {
+        "Image": root.layers[0],
+        "Hostname": status.id[-63:].lstrip("-._") or "sandbox",
+        "User": "0:0",
+        "WorkingDir": "/",
+        "Entrypoint": [links.AGENT],
+        "Cmd": _agent(spec, root),
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": "SIGTERM",
+        "Labels": {ID: status.id, HOME: home, STATUS: msgspec.json.encode(status).decode()},
+        "HostConfig": _host(spec, place),
+    }
+
+
+def _agent(spec: SandboxSpec, root: Root) -> list[str]:
+    options = {
+        "--listen": links.SOCKET,
+        "--setup-fd": "0",
+        "--timeout-ms": _milliseconds(spec.timeout),
+        "--idle-ms": _milliseconds(spec.idle_timeout or 0),
+        "--user": root.user,
+        "--workdir": spec.workdir or root.workdir,
+        "--main-flags": str(int(Flag.STDIN)) if spec.argv else "0",
+    }
+    words = [word for option, value in options.items() if value for word in (option, value)]
+    return ["init", *words, *(("--", *spec.argv) if spec.argv else ())]
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000 + 0.999))
+
+
+def _host(spec: SandboxSpec, place: Place) -> dict[str, Any]:
+    resources = spec.resources
+    memory = (resources.memory or DEFAULT_MEMORY) << 20
+    return {
+        "NetworkMode": "none" if spec.network.block else "bridge",
+        "Mounts": [*map(_file, place.files), _run(place.run)],
+        "CapDrop": ["ALL"],
+        "CapAdd": [*_KEPT, *_GIVEN_UP],
+        "SecurityOpt": ["no-new-privileges:true"],
+        "Memory": memory,
+        "MemorySwap": memory,
+        "NanoCpus": int((resources.cpu or DEFAULT_CPU) * 1e9),
+        "CpusetCpus": ",".join(map(str, place.cpus)),
+        "PidsLimit": resources.pids or DEFAULT_PIDS,
+        "IpcMode": "private",
+        "CgroupnsMode": "private",
+        "RestartPolicy": {"Name": "no"},
+        "LogConfig": _LOG if place.keeps_local_logs else {"Type": "k8s-file"},
+        **({"StorageOpt": {"size": f"{resources.disk}M"}} if resources.disk else {}),
+    }
+
+
+def _file(file: tuple[str, str]) -> dict[str, Any]:
+    return {"Type": "bind", "Source": file[0], "Target": file[1], "ReadOnly": True}
+
+
+def _run(folder: str) -> dict[str, Any]:
+    if folder:
+        return {"Type": "bind", "Source": folder, "Target": links.RUN}
+    return {"Type": "tmpfs", "Target": links.RUN, "TmpfsOptions": {"SizeBytes": 1 << 16, "Mode": 0o700}}
+
+
+def setup(env: Mapping[str, str], denied: Sequence[str]) -> bytes:
+    """What the agent is told over its standard input: see docs/protocol.md, section 4."""
+    entries = [
+        *(f"env={name}={value}" for name, value in env.items()),
+        *(f"deny={prefix}" for prefix in denied),
+        "cage=1",
+    ]
+    return b"".join(f"{entry}\0".encode("utf-8", "surrogateescape") for entry in entries) + b"\0"
+
+
+def joined(prefixes: Iterable[str]) -> list[str]:
+    """The same addresses in as few prefixes as possible."""
+    return [str(network) for network in ipaddress.collapse_addresses(map(ipaddress.IPv4Network, prefixes))]
+
+
+def meminfo(mebibytes: int) -> str:
+    """A /proc/meminfo that tells the limit."""
+    sizes = {**dict.fromkeys(_MEMINFO, mebibytes * 1024), **dict.fromkeys(_NOTHING, 0)}
+    return "".join(f"{name + ':':<15} {size:8} kB\n" for name, size in sizes.items())
+
+
+def status_of(labels: Mapping[str, str]) -> Status | None:
+    """What a container's labels tell of the sandbox that it is; None if it is none of ours."""
+    try:
+        return msgspec.json.decode(labels[STATUS], type=Status)
+    except (KeyError, msgspec.DecodeError):
+        return None
+
+
+def end_of(state: Mapping[str, Any], stderr: bytes, ended: float) -> tuple[EndRecord, bytes]:
+    """How a container ended, and its main command's stderr without the agent's own last line."""
+    if said := _END.search(stderr):
+        reason, code = said[1].decode(), int(said[2])
+        return EndRecord(reason, code, ended, f"the agent ended: {reason}"), stderr[: said.start()]
+    if state.get("OOMKilled"):
+        return EndRecord("oom", 137, ended, "its first process was killed for want of memory"), stderr
+    return EndRecord("lost", 137, ended, "its container was killed, or the daemon was restarted"), stderr
+
+
+def why_not(stderr: bytes) -> str:
+    """What the agent said that could not begin: `openmodal-agent init: KIND sentence`."""
+    text = stderr.decode("utf-8", "replace").strip().rpartition("openmodal-agent init: ")[2]
+    return text.partition(" ")[2] or text or "its first process ended without a word"
+
+
+def labels(*pairs: str) -> dict[str, Any]:
+    """A filter of containers by labels."""
+    return {"label": list(pairs)}
+
+
+def names(found: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Containers of a list by the sandboxes' ids."""
+    return {str(item["Labels"][ID]): item for item in found if ID in (item.get("Labels") or {})}

@@ -1,0 +1,392 @@
+"""The Docker engine: the verbs, over the daemon's API. See container.py for what a sandbox is there.
+
+The daemon owns the container, the agent inside keeps its deadline, and this machine keeps a small folder per sandbox (_store.py): its
+status, and the folder where the agent's socket appears. Whoever first sees that a container has ended keeps how, and removes it;
+if nobody looks, `gc` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from openmodal import _config
+from openmodal._dual import Blocking, Sleep
+from openmodal._spec import EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._store import KEEP_ENDED_SECONDS, Store
+from openmodal.build import Options
+from openmodal.build.layers import Layers
+from openmodal.build.locks import try_lock
+from openmodal.engines.docker import container, links
+from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError, find
+from openmodal.engines.docker.host import Host
+from openmodal.errors import AlreadyExistsError, EngineError, NotFoundError, UnsupportedError
+
+_START_SECONDS = 60.0
+_POLL = 0.003
+
+
+class Docker:
+    """Sandboxes in containers of a Docker daemon, or of Podman's service for Docker's API."""
+
+    name = "docker"
+
+    def __init__(self, state: Path | None = None, daemon: Daemon | None = None) -> None:
+        home = state or _config.state()
+        self._store = Store(home / "docker")
+        self._layers = Layers(home)
+        self._daemon = daemon or find()
+        self._home = str(self._store.state)
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        """`disk` needs what few daemons have. Another machine's daemon cannot show a file of ours as /proc/meminfo."""
+        lacking = frozenset({"disk", "info", "network_allowlists", "snapshot"})
+        return lacking if self._daemon.path else lacking | {"memory"}
+
+    # ------------------------------------------------------------------------------------------------ images
+
+    async def prepare(self, image: Recipe, report: Report) -> Root:
+        from openmodal.engines.docker.images import prepare
+
+        self._store.prepare()
+        root: Root = await Blocking(prepare, self._daemon, image, self._layers, report, Options(base=_config.base()))
+        return root
+
+    # --------------------------------------------------------------------------------------------- the verbs
+
+    async def create(self, spec: SandboxSpec, root: Root) -> str:
+        id = f"{spec.app}-{os.urandom(4).hex()}"
+        now = time.time()
+        status = Status(
+            id=id,
+            app=spec.app,
+            name=spec.name,
+            tags=spec.tags,
+            created=now,
+            expires=now + spec.timeout,
+            image=root.key,
+            engine=self.name,
+            run=spec.run,
+        )
+        with contextlib.ExitStack() as stack:
+            async with self._named(spec):
+                folder = stack.enter_context(self._store.new(status))
+            try:
+                await self._start(spec, root, status, folder)
+            except BaseException:
+                # The mark for a call that is still under way in a thread: what it makes from now on is its own to remove.
+                (folder / "status.json").unlink(missing_ok=True)
+                with contextlib.suppress(EngineError):
+                    await Blocking(self._remove, id)
+                raise
+        if id.endswith("00"):  # now and then, so that what ended unseen does not pile up where nobody runs `gc`
+            await Blocking(self.gc)
+        return id
+
+    async def connect(self, id: str) -> links.Streamed:
+        folder = self._store.folder(id)
+        try:
+            pid = int((folder / "pid").read_text())
+        except (
+            FileNotFoundError,
+            NotADirectoryError,
+            ValueError,
+        ):  # of another machine's client, or a socket out of sight
+            return await links.dial(self._daemon, id)
+        return await links.direct(folder / "run", pid)
+
+    async def inspect(self, id: str) -> Status:
+        status: Status = await Blocking(self._inspect, id)
+        return status
+
+    async def list(self) -> list[Status]:
+        return [*await Blocking(self._running)]
+
+    async def stop(self, id: str) -> None:
+        await Blocking(self._stop, id)
+
+    async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            await links.until_end(await self.connect(id), deadline)
+        except ConnectionError:
+            pass
+        while not (end := (await self.inspect(id)).ended):  # it is just ending
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError
+            await Sleep(0.02)
+        return end
+
+    async def tag(self, id: str, tags: tuple[tuple[str, str], ...]) -> None:
+        status = self._store.status(id)
+        if not status or not self._store.folder(id).exists():
+            raise UnsupportedError(f"the tags of {id} can be changed on the machine that created it only")
+        self._store.write_status(replace(status, tags=tags))
+
+    async def main_output(self, id: str, stream: int) -> bytes:
+        return self._store.main_output(id, stream)
+
+    async def info(self, id: str) -> Info:
+        raise UnsupportedError(
+            "the Docker engine cannot tell what holds a sandbox; `docker inspect` shows its settings"
+        )
+
+    async def snapshot(self, id: str) -> Root:
+        raise UnsupportedError("the Docker engine cannot take snapshots yet; build the files into an Image instead")
+
+    # ------------------------------------------------------------------------------------------- keeping house
+
+    @property
+    def daemon(self) -> Daemon:
+        """The daemon that this engine talks to."""
+        return self._daemon
+
+    def gc(self, *, check: bool = False) -> Sequence[str]:
+        """Remove what crashes left: containers that ended and nobody looked at, folders without one; return what was removed.
+
+        `check`: only tell what would be removed.
+        """
+        with self._daemon.open() as api:
+            known = container.names(api.get("/containers/json", all=True, filters=container.labels(container.ID)))
+            dead = [id for id, item in known.items() if item["State"] != "running" and self._may_collect(id, item)]
+            orphans = [id for id in self._store.ids() if id not in known and not self._store.alive(id)]
+            if not check:
+                for id in (*dead, *orphans):
+                    self._collect(api, id)
+                with contextlib.suppress(FileNotFoundError):
+                    self._store.prune_ended()
+        return [f"sandbox {id}" for id in (*dead, *orphans)]
+
+    def _may_collect(self, id: str, item: Mapping[str, Any]) -> bool:
+        """Ours, unless it is being created; anybody's whose time was over long ago."""
+        if item["Labels"].get(container.HOME) == self._home:
+            return not self._store.alive(id)
+        status = container.status_of(item["Labels"])
+        return status is None or status.expires + KEEP_ENDED_SECONDS < time.time()
+
+    # ------------------------------------------------------------------------------------------------ to begin
+
+    @contextlib.asynccontextmanager
+    async def _named(self, spec: SandboxSpec) -> AsyncIterator[None]:
+        """Hold the names while a named sandbox takes its own."""
+        if not spec.name:
+            yield
+            return
+        # Never waited for in the kernel: the one who holds it may be another task of this thread.
+        while not (held := try_lock(self._store.state / "names.lock")):
+            await Sleep(0.01)
+        with held:
+            await Blocking(self._refuse_taken, spec)
+            yield
+
+    def _refuse_taken(self, spec: SandboxSpec) -> None:
+        wanted = (spec.app, spec.name)
+        known = [(id, self._store.status(id)) for id in self._store.ids()]
+        others = [id for id, status in known if status and (status.app, status.name) == wanted]
+        if not others:
+            return
+        running = {status.id for status in self._running()}
+        for id in others:
+            if id in running or self._store.alive(id):
+                raise AlreadyExistsError(
+                    f"sandbox {id} of app {spec.app!r} has the name {spec.name!r}; terminate it or choose another name"
+                )
+
+    async def _start(self, spec: SandboxSpec, root: Root, status: Status, folder: Path) -> None:
+        made: tuple[bytes, container.Place] = await Blocking(self._create, spec, root, status, folder)
+        setup, place = made
+        taken = await Blocking(self._daemon.take, f"/containers/{status.id}/attach?stream=1&stdin=1", speaks=False)
+        attached = links.Attached(taken)
+        try:
+            state = await Blocking(self._run, status.id)
+            if place.run:
+                (folder / "pid").write_text(str(state["Pid"]), "ascii")
+            await attached.send(setup)
+        finally:
+            attached.close()
+        await self._ready(status.id)
+
+    def _create(self, spec: SandboxSpec, root: Root, status: Status, folder: Path) -> tuple[bytes, container.Place]:
+        """Make the container; what its agent is to be told, and what it got of this machine."""
+        host = Host.of(self._daemon)
+        place, env, image = host.place(spec, root, folder, self._layers)
+        request = container.body(spec, replace(root, layers=(image,)), status, self._home, place)
+        try:
+            with self._daemon.open() as api:
+                api.post("/containers/create", request, name=status.id)
+            if not (folder / "status.json").exists():
+                self._remove(status.id)
+            return container.setup(env, () if spec.network.block else host.denied()), place
+        except ApiError as error:
+            if "storage" in error.message.lower() and spec.resources.disk:
+                raise UnsupportedError(
+                    f"disk= needs a Docker daemon that keeps its data on xfs with project quotas, or on btrfs or zfs ({error.message})"
+                ) from error
+            raise
+
+    def _run(self, id: str) -> dict[str, Any]:
+        """Start the container and return its state."""
+        with self._daemon.open() as api:
+            api.post(f"/containers/{id}/start")
+            return self._state(api, id)
+
+    async def _ready(self, id: str) -> None:
+        """Wait until the agent answers."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not await self._greets(id):
+            if await Blocking(self._has_ended, id):
+                return
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"sandbox {id} did not start within {_START_SECONDS:.0f} s; is the machine overloaded?"
+                )
+            await Sleep(_POLL)
+
+    async def _greets(self, id: str) -> bool:
+        try:
+            stream = await self.connect(id)
+        except ConnectionError:
+            return False
+        try:
+            return await stream.receive(memoryview(bytearray(64))) > 0
+        except ConnectionError:
+            return False
+        finally:
+            stream.close()
+
+    def _has_ended(self, id: str) -> bool:
+        """Whether it came to a proper end already: a main command can be quick.
+
+        Raises:
+            EngineError: it never began.
+        """
+        with self._daemon.open() as api:
+            state = self._state(api, id)
+            if state["Running"]:
+                return False
+            stderr = self._log(api, id)[2]
+        if container.end_of(state, stderr, 0.0)[0].reason == "lost":
+            raise EngineError(f"the sandbox could not be started: {container.why_not(stderr)}")
+        return True
+
+    # ------------------------------------------------------------------------------------------------- to look
+
+    def _inspect(self, id: str) -> Status:
+        status, end = self._store.status(id), self._store.end(id)
+        if end is None:
+            with self._daemon.open() as api:
+                found = self._found(api, id)
+                labelled = container.status_of(found["Config"]["Labels"] or {}) if found else None
+                status = status or labelled
+                if status is None:
+                    raise NotFoundError(f"there is no sandbox {id!r}; `openmodal sandbox list` shows those that run")
+                if (found and labelled and self._runs(id, found["State"])) or self._store.alive(id):
+                    return status
+                end = self._collect(api, id)
+        return replace(status, ended=end) if status else _forgotten(id, end)
+
+    def _runs(self, id: str, state: Mapping[str, Any]) -> bool:
+        """Whether it runs, and was not started once more by hand: that agent would know nothing of what was asked before."""
+        return bool(state["Running"]) and _pid(self._store.folder(id)) in (0, state["Pid"])
+
+    def _running(self) -> Sequence[Status]:
+        wanted = {**container.labels(f"{container.HOME}={self._home}"), "status": ["running"]}
+        with self._daemon.open() as api:
+            known = container.names(api.get("/containers/json", filters=wanted))
+        found = [self._store.status(id) or container.status_of(item["Labels"]) for id, item in known.items()]
+        running = [status for status in found if status and self._store.end(status.id) is None]
+        return sorted(running, key=lambda status: status.created)
+
+    def _found(self, api: Api, id: str) -> dict[str, Any] | None:
+        self._store.folder(id)  # refuses what cannot be an id
+        try:
+            found: dict[str, Any] = api.get(f"/containers/{id}/json")
+        except MissingError:
+            return None
+        return found
+
+    @staticmethod
+    def _state(api: Api, id: str) -> dict[str, Any]:
+        state: dict[str, Any] = api.get(f"/containers/{id}/json")["State"]
+        return state
+
+    @staticmethod
+    def _log(api: Api, id: str) -> dict[int, bytes]:
+        return links.pieces(api.read(f"/containers/{id}/logs", stdout=True, stderr=True))
+
+    # -------------------------------------------------------------------------------------------------- to end
+
+    def _stop(self, id: str) -> None:
+        if self._store.end(id) and not self._store.folder(id).exists():
+            return
+        with self._daemon.open() as api:
+            found = self._found(api, id)
+            if found and container.status_of(found["Config"]["Labels"] or {}) is None:
+                return  # a container of that name that is none of ours
+            if found and found["State"]["Running"]:
+                # Noted first: whoever sees its links break asks why.
+                self._store.write_end(id, EndRecord("terminated", 137, time.time(), "it was terminated"))
+                self._clear(api, id)
+            elif found or self._store.folder(id).exists():
+                self._collect(api, id)
+
+    def _collect(self, api: Api, id: str) -> EndRecord:
+        """Keep how a container ended, and what its main command said, and clear it away. Others may be doing the same."""
+        end = EndRecord("lost", 137, time.time(), "its container was removed by hand")
+        if found := self._found(api, id):
+            with contextlib.suppress(MissingError, ConflictError):  # who removes it has noted more than we can
+                log = self._log(api, id)
+                end, stderr = container.end_of(found["State"], log[2], _seconds(found["State"]["FinishedAt"]))
+                self._keep(id, stdout=log[1], stderr=stderr)
+        self._store.write_end(id, end)
+        self._clear(api, id)
+        return self._store.end(id) or end
+
+    def _keep(self, id: str, **outputs: bytes) -> None:
+        for name, output in outputs.items():
+            if output:
+                (self._store.ended / f"{id}.{name}").write_bytes(output)
+
+    def _clear(self, api: Api, id: str) -> None:
+        self._remove(id, api)
+        folder = self._store.folder(id)
+        with contextlib.suppress(FileNotFoundError):
+            (folder / "status.json").rename(self._store.ended / f"{id}.status")
+        with contextlib.suppress(FileNotFoundError):
+            self._store.remove(folder)
+
+    def _remove(self, id: str, api: Api | None = None) -> None:
+        """Remove the container and its volumes; return when it is gone."""
+        with contextlib.nullcontext(api) if api else self._daemon.open() as opened:
+            while True:
+                try:
+                    return opened.delete(f"/containers/{id}", force=True, v=True)
+                except MissingError:
+                    return None
+                except ConflictError:  # somebody else is removing it
+                    time.sleep(0.01)
+
+
+def _pid(folder: Path) -> int:
+    """The agent's process id, if its socket is in the folder; 0: it is out of sight, or of another machine's client."""
+    try:
+        return int((folder / "pid").read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return 0
+
+
+def _forgotten(id: str, end: EndRecord) -> Status:
+    """What can still be said of a sandbox of which only the end is known."""
+    return Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", Docker.name, ended=end)
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

@@ -1,0 +1,292 @@
+"""Images: the recipe's steps, made by the daemon's own builder and kept by it under the recipe's name.
+
+An image is `openmodal:<name>`, where the name is the same hash of the recipe that the embedded engine uses (build/names.py): so a second
+create costs one look-up. Bases are pulled by the daemon, or made of Debian packages here and imported where no registry can be reached.
+BuildKit is used through the API alone: the context travels in the request's body, and every base is pulled before, so no session is needed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from openmodal import _config
+from openmodal._spec import Debian, Dockerfile, Recipe, Registry, Report, Root, Scratch
+from openmodal.build import Options, RunRequest, credentials, debian, dockerfile, local, names, reference
+from openmodal.build import base as bases
+from openmodal.build.layers import Layers
+from openmodal.build.locks import lock, try_lock
+from openmodal.build.output import Tail
+from openmodal.build.steps import Builder, count
+from openmodal.build.titles import title
+from openmodal.engines.docker import recipe as recipes
+from openmodal.engines.docker.daemon import Api, ApiError, Daemon, MissingError
+from openmodal.engines.docker.progress import Listener, News
+from openmodal.errors import ImageBuildError, InvalidError, RegistryError, UnsupportedError
+
+REPOSITORY = "openmodal"
+_CODE = re.compile(r"(?:exit code|non-zero code|exit status):? ?(\d+)|returned a non-zero code: (\d+)")
+
+
+def prepare(daemon: Daemon, recipe: Recipe, layers: Layers, report: Report, options: Options) -> Root:
+    """The image of a recipe, made if it is not there."""
+    chain = names.chain(recipe, layers, options)
+    with daemon.open() as api:
+        if known := _root(api, chain[-1]):
+            return known
+        with (
+            _alone(layers, chain[-1], report),
+            Builder(layers, _runs_nothing, report, options, count(recipe)) as builder,
+        ):
+            return _Making(api, builder, recipe, chain).root()
+
+
+def with_files(daemon: Daemon, root: Root, files: dict[str, Path]) -> str:
+    """The id of the image with files of this machine in it, for a daemon that cannot see them."""
+    content = {target: source.read_bytes() for target, source in files.items()}
+    name = names.digest(root.layers, {target: names.digest(data.hex()) for target, data in content.items()})
+    with daemon.open() as api:
+        if known := _root(api, name):
+            return known.layers[0]
+        lines = [
+            f"FROM {REPOSITORY}:{root.key}",
+            *(f"COPY {json.dumps([f'f{i}', target])}" for i, target in enumerate(content)),
+        ]
+        listener = Listener(lambda news: None)
+        _build(api, recipes.flat("\n".join(lines), list(content.values())), listener, {})
+        if not listener.image:
+            raise ImageBuildError(f"the agent cannot be put into the image: {listener.error}", step="COPY agent")
+        _tag(api, listener.image, name)
+        return listener.image
+
+
+def _runs_nothing(request: RunRequest, /) -> int:
+    raise AssertionError("steps are run by the daemon")
+
+
+@contextmanager
+def _alone(layers: Layers, name: str, report: Report) -> Iterator[None]:
+    """Of many that want the image, one makes it; the others wait and find it."""
+    from openmodal._spec import Progress
+
+    folder = layers.path / "docker" / "images"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = try_lock(folder / name)
+    if held is None:
+        report(Progress("waiting", 0, 0, "another build is making this; waiting for it\n"))
+        held = lock(folder / name)
+    with held:
+        yield
+        (folder / name).unlink(missing_ok=True)  # whoever waits for it takes the next one of that name (locks.py)
+
+
+class _Making:
+    """One image on its way, from the part of it that is there."""
+
+    def __init__(self, api: Api, builder: Builder, recipe: Recipe, chain: tuple[str, ...]) -> None:
+        self._api = api
+        self._builder = builder
+        self._steps = recipe.steps
+        self._chain = chain
+
+    def root(self) -> Root:
+        """Make what is missing."""
+        root, done = self._begin()
+        bundle = _config.authorities()
+        authorities = bundle.read_bytes() if bundle else b""
+        for part in recipes.parts(self._steps, done, root.user, "yes" if authorities else ""):
+            own = part.last == 0
+            first = "" if own else f"FROM {REPOSITORY}:{root.key}\n"
+            if isinstance(step := self._steps[part.last], Dockerfile):
+                self._fetch_bases(step)
+            image = self._part(part, first, authorities)
+            _tag(self._api, image, self._chain[part.last])
+            root = self._known(self._chain[part.last])
+        return root
+
+    def _begin(self) -> tuple[Root, int]:
+        """The longest part that is there, else the base."""
+        for done in range(len(self._chain), 0, -1):
+            if known := _root(self._api, self._chain[done - 1]):
+                for step in self._steps[:done]:
+                    self._builder.starts(title(step))
+                    self._builder.ends(title(step), cached=True)
+                return known, done
+        match self._steps[0] if self._steps else None:
+            case Dockerfile(path=path) if path:
+                return Root("", ()), 0
+            case Scratch():
+                self._import(recipes.empty(), self._chain[0])
+            case Registry(reference=text):
+                self._announced(f"FROM {text}", text)
+            case Debian() as step:
+                self._debian(step)
+            case _:
+                raise InvalidError(
+                    "an image begins with debian_slim(), from_registry(), from_dockerfile() or from_scratch()"
+                )
+        return self._known(self._chain[0]), 1
+
+    def _known(self, name: str) -> Root:
+        if known := _root(self._api, name):
+            return known
+        raise ImageBuildError("the image was removed a moment ago; create the sandbox again")
+
+    # ---------------------------------------------------------------------------------------------------- bases
+
+    def _debian(self, step: Debian) -> None:
+        options = self._builder.options
+        version = step.python or bases.DEFAULT_PYTHON
+        if options.base == "registry" or (options.base == "auto" and bases.reachable(self._builder.store)):
+            text = f"docker.io/library/python:{version}-slim"
+            try:
+                return self._announced(f"FROM {text}", text)
+            except RegistryError as error:
+                if options.base == "registry":
+                    raise
+                if version not in debian.SUITES:
+                    raise UnsupportedError(f"{debian.unsupported(version)} ({error})") from error
+        root = debian.make(self._builder, version)
+        if not _root(self._api, root.key):
+            changes = [*(f"ENV {name}={value}" for name, value in root.env), f"CMD {json.dumps(root.cmd)}"]
+            self._import(recipes.folder(self._builder.folders(root)[0]), root.key, changes)
+        return _tag(self._api, f"{REPOSITORY}:{root.key}", self._chain[0])
+
+    def _import(self, content: Iterable[bytes] | bytes, name: str, changes: Iterable[str] = ()) -> None:
+        whole = iter((content,)) if isinstance(content, bytes) else content
+        image = ""
+        query = {"fromSrc": "-", "changes": list(changes)}
+        for message in self._api.send("/images/create", whole, {"Content-Type": "application/x-tar"}, **query):
+            if "error" in message:
+                raise ImageBuildError(f"Docker cannot import the base image: {message['error']}", step="import")
+            image = str(message.get("status") or image).strip()  # the last one is the image's id
+        _tag(self._api, image, name)  # not by the import's own parameters: Podman takes the repository only
+
+    def _announced(self, text: str, name: str) -> None:
+        self._builder.starts(text)
+        self._pull(name)
+        _tag(self._api, name, self._chain[0])
+        self._builder.ends(text)
+
+    def _pull(self, name: str) -> None:
+        """Have the daemon fetch an image, unless it has it."""
+        wanted = reference.parse(name)
+        try:
+            self._api.get(f"/images/{name}/json")
+            return
+        except MissingError:
+            pass
+        separator = "@" if wanted.is_digest else ":"
+        repository = name.partition("@")[0].removesuffix(f":{wanted.target}")
+        query = {"fromImage": repository if not wanted.is_digest else f"{repository}{separator}{wanted.target}"}
+        query |= {} if wanted.is_digest else {"tag": wanted.target}
+        try:
+            for message in self._api.send("/images/create", None, _authorized(wanted.host), **query):
+                if "error" in message:
+                    raise RegistryError(f"{name} cannot be pulled by Docker: {message['error']}")
+                if "progress" not in message and "status" in message:
+                    self._builder.prints(f"{message['status']}\n")
+        except ApiError as error:
+            raise RegistryError(f"{name} cannot be pulled by Docker: {error.message}") from error
+
+    def _fetch_bases(self, step: Dockerfile) -> None:
+        for name in dockerfile.bases(step):
+            self._pull(name)
+
+    # ---------------------------------------------------------------------------------------------------- parts
+
+    def _part(self, part: recipes.Part, first: str, authorities: bytes) -> str:
+        """Have a part built, and return the image's id."""
+        told = _Told(self._builder, part.titles)
+        listener = Listener(told.hear)
+        before = [scan.digest(self._builder.store) for _, scan, _ in part.files]
+        _build(self._api, recipes.archive(part, first, authorities), listener, dict(part.args))
+        if not listener.image:
+            raise told.failure(listener.error)
+        for (_, scan, _), content in zip(part.files, before, strict=True):
+            if scan.digest(self._builder.store) != content:
+                raise local.changed(scan.source)
+        return listener.image
+
+
+class _Told:
+    """News of a build, as the steps that the user wrote."""
+
+    def __init__(self, builder: Builder, titles: tuple[str, ...]) -> None:
+        self._builder = builder
+        self._titles = titles
+        self._failed = ""
+        self._last = ""
+        self._tails: dict[int, Tail] = {}
+
+    def hear(self, news: News) -> None:
+        if news.number == 1 and self._titles:
+            return  # the image that it stands on
+        text = self._title(news)
+        match news.event:
+            case "start":
+                self._last = text
+                self._tails[news.number] = Tail(self._builder.prints)
+                self._builder.starts(text)
+            case "output":
+                self._tails.setdefault(news.number, Tail(self._builder.prints)).write(news.text.encode())
+            case "failed":
+                self._failed = text
+            case event:
+                self._builder.ends(text, cached=event == "cached")
+
+    def _title(self, news: News) -> str:
+        number = news.number - 2
+        return self._titles[number] if 0 <= number < len(self._titles) else " ".join(news.name.split())
+
+    def failure(self, error: str) -> ImageBuildError:
+        """The exception for a build that failed."""
+        step = self._failed or self._last or "the build"
+        tail = next((t for t in reversed(self._tails.values()) if t.text), Tail(lambda text: None))
+        if code := _CODE.search(error):
+            return self._builder.failure(int(code[1] or code[2]), step, tail)
+        return ImageBuildError(
+            f"{step} failed: {' '.join(error.split()) or 'Docker did not say why'}", step=step, output=tail.text
+        )
+
+
+def _build(api: Api, content: Iterable[bytes], listener: Listener, args: dict[str, str]) -> None:
+    query = {"version": "2", "dockerfile": recipes.DOCKERFILE, "buildargs": args, "rm": True, "forcerm": True}
+    for message in api.send("/build", content, {"Content-Type": "application/x-tar"}, **query):
+        listener.hear(message)
+
+
+def _tag(api: Api, image: str, name: str) -> None:
+    api.post(f"/images/{image}/tag", repo=REPOSITORY, tag=name)
+
+
+def _root(api: Api, name: str) -> Root | None:
+    """The image of that name, if the daemon has it."""
+    try:
+        found = api.get(f"/images/{REPOSITORY}:{name}/json")
+    except MissingError:
+        return None
+    config: dict[str, Any] = found["Config"] or {}
+    env = (entry.partition("=") for entry in config.get("Env") or ())
+    return Root(
+        key=name,
+        layers=(found["Id"],),
+        env=tuple((key, value) for key, _, value in env),
+        workdir=config.get("WorkingDir") or "",
+        user=config.get("User") or "",
+        entrypoint=tuple(config.get("Entrypoint") or ()),
+        cmd=tuple(config.get("Cmd") or ()),
+    )
+
+
+def _authorized(host: str) -> dict[str, str]:
+    login = credentials.find(host)
+    if login is None:
+        return {}
+    entry = {"username": login.user, "password": login.password, "identitytoken": login.token, "serveraddress": host}
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(entry).encode()).decode()}

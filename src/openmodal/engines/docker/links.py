@@ -1,0 +1,209 @@
+"""Ways to a container's agent: its socket in a folder that both sides see, or a process in the container that dials it.
+
+The folder can be written by root inside the sandbox. So nothing in it is trusted: the socket is opened without following links, and
+what listens there must be the process that the daemon says is the container's first.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import stat
+import struct
+import time
+from pathlib import Path
+from typing import Protocol
+
+from openmodal._dual import Blocking, Sleep, readable, writable
+from openmodal._link import SocketStream, Stream
+from openmodal.engines.docker.daemon import ApiError, Daemon, Taken
+
+FOLDER = "/.openmodal"  # in the container
+AGENT = f"{FOLDER}/agent"
+RUN = f"{FOLDER}/run"
+SOCKET = f"{RUN}/agent.sock"
+
+_HEADER = 8  # of each piece of an attached stream: its number, three zeros, its length
+_STDERR = 2
+
+
+class Streamed(Stream, Protocol):
+    """A stream that can be waited for."""
+
+    def fileno(self) -> int: ...
+
+
+async def direct(folder: Path, pid: int) -> Streamed:
+    """Connect to the agent's socket in a folder of this machine. `pid`: the agent's, as this machine counts.
+
+    Raises:
+        ConnectionError: nothing listens, or something else than the agent does.
+    """
+    sock = await _connected(folder / "agent.sock")
+    peer: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[0]
+    if peer != pid:
+        sock.close()
+        raise ConnectionRefusedError(f"process {peer} listens in {folder}, not the agent ({pid})")
+    return SocketStream(sock)
+
+
+async def _connected(path: Path) -> socket.socket:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConnectionRefusedError(str(error)) from error
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ConnectionRefusedError(f"{path} is not a socket")
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(f"/proc/self/fd/{fd}")  # the file that was looked at, whatever its name means now
+                return sock
+            except BlockingIOError:  # its queue is full: many connect at once
+                await Sleep(0.002)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.close(fd)
+
+
+async def until_end(stream: Streamed, deadline: float | None) -> None:
+    """Wait until the agent is gone, and close the stream.
+
+    Raises:
+        TimeoutError: it is still there at the deadline.
+    """
+    try:
+        while True:
+            await readable(stream.fileno(), None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if not await stream.receive(memoryview(bytearray(256))):
+                return
+    except ConnectionError:
+        return
+    finally:
+        stream.close()
+
+
+async def dial(daemon: Daemon, id: str) -> Streamed:
+    """Start a process in the container that copies between this connection and the agent's socket.
+
+    Raises:
+        ConnectionError: the container does not run (any more).
+    """
+    return Attached(await Blocking(_dial, daemon, id))
+
+
+def _dial(daemon: Daemon, id: str) -> Taken:
+    command = {
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Cmd": [AGENT, "dial", SOCKET],
+        "User": "0",
+    }
+    try:
+        with daemon.open() as api:
+            made = api.post(f"/containers/{id}/exec", command)
+        return daemon.take(f"/exec/{made['Id']}/start", {"Detach": False, "Tty": False}, speaks=True)
+    except ApiError as error:
+        raise ConnectionRefusedError(str(error)) from error
+
+
+class Attached:
+    """The standard streams of a process in a container: what is sent is its input, what comes is its output."""
+
+    def __init__(self, taken: Taken) -> None:
+        self._taken = taken
+        self._raw: Streamed = (
+            TlsStream(taken.socket) if isinstance(taken.socket, ssl.SSLSocket) else SocketStream(taken.socket)
+        )
+        self._ahead = memoryview(taken.first)
+        self._left = 0  # of the piece under way
+
+    async def send(self, data: bytes | memoryview) -> None:
+        await self._raw.send(data)
+
+    async def receive(self, buffer: memoryview) -> int:
+        while not self._left:
+            header = await self._exactly(_HEADER)
+            if not header:
+                return 0
+            size = int.from_bytes(header[4:], "big")
+            if header[0] == _STDERR:  # why it cannot dial; then it ends, and so does the stream
+                await self._exactly(size)
+            else:
+                self._left = size
+        got = await self._read(buffer[: self._left])
+        self._left -= got
+        return got
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        self._taken.close()
+
+    async def _read(self, buffer: memoryview) -> int:
+        if not self._ahead:
+            return await self._raw.receive(buffer)
+        got = min(len(buffer), len(self._ahead))
+        buffer[:got], self._ahead = self._ahead[:got], self._ahead[got:]
+        return got
+
+    async def _exactly(self, count: int) -> bytes:
+        """So many bytes, or b"" at the end of the stream."""
+        data = bytearray(count)
+        view, have = memoryview(data), 0
+        while have < count:
+            got = await self._read(view[have:])
+            if not got:
+                return b""
+            have += got
+        return bytes(data)
+
+
+class TlsStream:
+    """A stream over a connected, non-blocking TLS socket."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self._socket = sock
+
+    async def send(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._socket.send(view) :]
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError) as want:
+                await self._wait(want)
+
+    async def receive(self, buffer: memoryview) -> int:
+        while True:
+            try:
+                return self._socket.recv_into(buffer)
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError) as want:
+                await self._wait(want)
+
+    async def _wait(self, want: ssl.SSLError) -> None:
+        fd = self._socket.fileno()
+        await (readable(fd) if isinstance(want, ssl.SSLWantReadError) else writable(fd))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def pieces(data: bytes) -> dict[int, bytes]:
+    """What a container's log has of stdout (1) and stderr (2)."""
+    found = {1: bytearray(), 2: bytearray()}
+    at = 0
+    while at + _HEADER <= len(data):
+        size = int.from_bytes(data[at + 4 : at + _HEADER], "big")
+        found.get(data[at], bytearray()).extend(data[at + _HEADER : at + _HEADER + size])
+        at += _HEADER + size
+    return {number: bytes(part) for number, part in found.items()}

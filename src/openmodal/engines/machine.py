@@ -1,0 +1,79 @@
+"""What engines must know of this machine: which addresses no sandbox may reach, and which CPUs one may run on."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from openmodal import _config
+
+# Private, shared, link-local, metadata, protocol and multicast ranges; not the documentation ranges, which lead nowhere.
+DENIED = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "168.63.129.16/32",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+)
+
+
+def own_addresses() -> tuple[str, ...]:
+    """This machine's own addresses."""
+    return _local(Path("/proc/net/fib_trie").read_text())
+
+
+@functools.lru_cache(maxsize=4)  # each create looks; it rarely finds anything new
+def _local(fib_trie: str) -> tuple[str, ...]:
+    """The addresses of a /proc/net/fib_trie that are the machine's."""
+    found: set[str] = set()
+    address = ""
+    for line in fib_trie.splitlines():
+        words = line.split()
+        if words[:1] == ["|--"]:
+            address = words[1]
+        elif words[:2] == ["/32", "host"] and words[2:3] == ["LOCAL"]:
+            found.add(address)
+    return tuple(sorted(found))
+
+
+def cpus(cpu: float, available: Sequence[int] = ()) -> Sequence[int]:
+    """The CPUs that the sandbox sees, of this machine's or of those `available`; [] for all.
+
+    They go round, so that sandboxes made together do not share one while others idle.
+    """
+    available = available or sorted(os.sched_getaffinity(0))
+    return choose_cpus(cpu, available, _ticket()) if cpu < len(available) else []
+
+
+def choose_cpus(cpu: float, available: Sequence[int], ticket: int) -> list[int]:
+    """The CPUs that a sandbox with `cpu` cores sees: as many as it can use, beginning where `ticket` says; [] for all."""
+    count = max(1, math.ceil(cpu))
+    if not cpu or count >= len(available):
+        return []
+    start = ticket * count % len(available)
+    return sorted([*available[start:], *available[:start]][:count])
+
+
+def _ticket() -> int:
+    """The next number, of all processes of this user on this machine."""
+    machine = _config.machine()
+    machine.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(machine / "ticket", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        number = int.from_bytes(os.pread(fd, 4, 0), "little")
+        os.pwrite(fd, ((number + 1) & 0xFFFFFFFF).to_bytes(4, "little"), 0)
+    finally:
+        os.close(fd)
+    return number

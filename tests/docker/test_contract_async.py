@@ -1,0 +1,19 @@
+"""The Docker engine keeps the contract in the asyncio face: names, runs, ends; see test_contract.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from openmodal.testing import Face, TestApp, TestNames, TestTermination
+from openmodal.testing.faces import open_face
+
+__all__ = ["TestApp", "TestNames", "TestTermination"]
+
+
+@pytest.fixture
+def face() -> Iterator[Face]:
+    opened = open_face("async")
+    yield opened
+    opened.close()

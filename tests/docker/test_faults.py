@@ -1,0 +1,142 @@
+"""What happens when the daemon, its containers, or the way to it break: a clear error, never a hang, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from openmodal._dual import run_sync
+from openmodal.app import App
+from openmodal.engines.docker.daemon import Daemon
+from openmodal.engines.docker.engine import Docker
+from openmodal.errors import EngineError, SandboxNotRunningError
+from openmodal.image import Image
+from openmodal.sandbox import Sandbox
+from openmodal.testing.faces import Face, open_face
+from openmodal.testing.fixtures import Create, eventually
+from tests.docker.dockerd import bridge, dockerd
+
+
+@pytest.fixture
+def face() -> Face:
+    """These tests are about the engine, whatever the face."""
+    return open_face("blocking")
+
+
+def test_a_container_that_is_removed_by_hand_is_told(create: Create, daemon: Daemon) -> None:
+    sandbox = create()
+    with daemon.open() as api:
+        api.delete(f"/containers/{sandbox.id}", force=True)
+    with pytest.raises(SandboxNotRunningError, match="not running"):
+        sandbox.exec("true")
+    assert sandbox.poll() == 137
+    status = sandbox.status()
+    assert status.ended
+    assert (status.ended.reason, "removed by hand" in status.ended.text) == ("lost", True)
+
+
+def test_a_container_that_is_killed_by_hand_is_told_to_who_waits(create: Create, daemon: Daemon, face: Face) -> None:
+    sandbox = create()
+    call = face.start(sandbox.exec, "sleep", "54321")
+    waiting = face.start(sandbox.wait)
+    with daemon.open() as api:
+        api.post(f"/containers/{sandbox.id}/kill")
+    with pytest.raises(SandboxNotRunningError):
+        call.result(60)
+    assert waiting.result(60) == 137
+
+
+def test_docker_stop_ends_it_as_terminated(create: Create, daemon: Daemon) -> None:
+    sandbox = create()
+    with daemon.open() as api:
+        api.post(f"/containers/{sandbox.id}/stop")
+    status = sandbox.status()
+    assert status.ended
+    assert status.ended.reason == "terminated"
+
+
+def test_a_container_that_is_started_again_by_hand_serves_nobody(create: Create, daemon: Daemon) -> None:
+    sandbox = create()
+    with daemon.open() as api:
+        api.post(f"/containers/{sandbox.id}/kill")
+        api.post(f"/containers/{sandbox.id}/start")
+    with pytest.raises(SandboxNotRunningError):
+        sandbox.exec("true")
+
+
+def test_without_a_daemon_the_error_says_what_to_do() -> None:
+    with pytest.raises(EngineError, match="--engine embedded"):
+        Sandbox.list(engine=Docker(daemon=Daemon("unix:///nonexistent/docker.sock")))
+
+
+def test_an_agent_that_cannot_begin_is_told_and_nothing_is_left(
+    create: Create, engine: Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openmodal.engines.docker import container
+
+    monkeypatch.setattr(container, "setup", lambda env, denied: b"nonsense=1\0\0")
+    with pytest.raises(EngineError, match="unknown key"):
+        create()
+    assert not os.listdir(engine._store.sandboxes)
+
+
+@pytest.mark.parametrize("milliseconds", [1, 15, 40, 100])
+def test_a_create_that_is_cancelled_leaves_nothing(image: Image, engine: Docker, milliseconds: int) -> None:
+    async def main() -> None:
+        create = Sandbox.create.aio(app=App("cancelled"), image=image, engine=engine, timeout=60)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(create, milliseconds / 1000)
+
+    run_sync(engine.prepare(image.recipe, lambda progress: None))
+    asyncio.run(main())
+    eventually(lambda: not [item for item in _containers(engine.daemon) if "cancelled" in str(item)])
+    assert not [id for id in engine._store.ids() if id.startswith("cancelled")]
+
+
+@pytest.fixture
+def second() -> Iterator[Path]:
+    """A folder for a daemon of the test's own."""
+    folder = Path(os.environ["OPENMODAL_HOME"]) / f"dockerd-{os.getpid()}"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.timeout(300)
+def test_a_daemon_that_restarts_ends_its_sandboxes_and_hangs_nobody(
+    second: Path, busybox: Path, tmp_path: Path, face: Face
+) -> None:
+    image = Image.from_scratch().add_local_file(str(busybox), "/bin/sh")
+    with bridge(second) as interface, dockerd(second, interface) as daemon:
+        engine = Docker(tmp_path / "state", daemon)
+        sandbox = Sandbox.create(image=image, engine=engine, block_network=True)
+        under_way = face.start(sandbox.exec, "sh", "-c", "while :; do :; done")
+        assert sandbox.exec("sh", "-c", "exit 3").returncode == 3
+    with pytest.raises((EngineError, SandboxNotRunningError)):
+        under_way.result(60)
+    with pytest.raises(EngineError, match="does not answer"):
+        sandbox.exec("sh", "-c", ":")
+    with bridge(second) as interface, dockerd(second, interface) as daemon:
+        with pytest.raises(SandboxNotRunningError):
+            sandbox.exec("sh", "-c", ":")
+        assert sandbox.poll() == 137
+        assert _containers(daemon) == []
+
+
+def _containers(daemon: Daemon) -> list[object]:
+    with daemon.open() as api:
+        found: list[object] = api.get("/containers/json", all=True)
+    return found
+
+
+def test_a_tar_of_nothing_is_a_tar() -> None:
+    from openmodal.engines.docker import recipe
+
+    with tarfile.open(fileobj=io.BytesIO(recipe.empty())) as tar:
+        assert tar.getmembers() == []
