@@ -48,6 +48,7 @@ lint: $(STAMPS)/lint
 
 bench: $(STAMPS)/test native
 	$(PYTHON_IN) -m benchmarks $(BENCH_ARGS)
+	@[ -z "$$KUBECONFIG" ] || $(PYTHON_IN) -m benchmarks --kubernetes --rounds 10
 
 # The native program, when its sources changed; the same call that the build hook makes.
 native: $(STAMPS)/installed
@@ -82,11 +83,11 @@ $(STAMPS)/pip: | $(PYTHON_IN)
 $(STAMPS)/test: $(STAMPS)/installed $(STAMPS)/pip Makefile
 	@.ci/apt $(DEBIAN_TEST)
 	@.ci/backports $(BACKPORTS_TEST)
-	$(PIP) --editable '.[fast]' --group test
+	$(PIP) --editable '.[fast,kubernetes]' --group test
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip
-	$(PIP) --group lint
+	$(PIP) --editable '.[kubernetes]' --group lint
 	@touch $@
 
 $(STAMPS)/release: pyproject.toml $(STAMPS)/pip

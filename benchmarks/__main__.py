@@ -51,6 +51,8 @@ def rows() -> dict[str, Row]:
 def main() -> int:
     """Measure, print, and tell whether all targets are met."""
     options = _options()
+    if options.kubernetes:
+        return _kubernetes(options)
     found = rows()
     with machine.busybox_root() as root:
         image = machine.image_of(root)
@@ -75,11 +77,23 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--without-example", action="store_true", help="leave out the example, whose image takes a while"
     )
+    parser.add_argument("--kubernetes", action="store_true", help="the cluster of KUBECONFIG instead of this machine")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     options.idle = options.idle or (1000 if options.full else 50)
     options.rounds = max(200, options.rounds) if options.full else options.rounds
     return options
+
+
+def _kubernetes(options: argparse.Namespace) -> int:
+    """Pods beside bare pods."""
+    from benchmarks import kubernetes
+
+    found = kubernetes.rows()
+    with machine.busybox_root() as root:
+        kubernetes.measure(found, machine.image_of(root), options.rounds, _progress)
+    _print(list(found.values()), as_json=options.json, engine="kubernetes")
+    return 0 if all(row.met is not False for row in found.values()) else 1
 
 
 def _create(
@@ -256,7 +270,7 @@ def _progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _print(found: list[Row], *, as_json: bool) -> None:
+def _print(found: list[Row], *, as_json: bool, engine: str = "embedded") -> None:
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     load = os.getloadavg()[0]
@@ -264,7 +278,7 @@ def _print(found: list[Row], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"machine": where, "steps": [row.as_dict() for row in found]}, indent=2))
         return
-    print(f"OpenModal {openmodal.__version__}, embedded engine; {where}. Medians.\n")
+    print(f"OpenModal {openmodal.__version__}, {engine} engine; {where}. Medians.\n")
     print(table(found))
 
 

@@ -8,6 +8,8 @@
 #include "link.h"
 #include "output.h"
 #include "passing.h"
+#include "report.h"
+#include "spawn.h"
 #include "state.h"
 #include "tree.h"
 #include "util.h"
@@ -36,6 +38,7 @@ enum {
     DRAIN_MS = 2000,
     LOG_MS = 500,
     CONTAINER_LOG_MS = 10000,
+    PART_MS = 500,
     COMMAND_OOM_ADJ = 500,
     MANY_DESCRIPTORS = 65536,
     KERNEL_SIGSET = 8,
@@ -213,7 +216,7 @@ static void start_main(void) {
 }
 
 /* In small pieces, each after a poll: a pipe that nobody reads must not hold us for longer. A container's log has a reader, a slow one. */
-static bool write_patiently(int fd, const char *bytes, size_t size) {
+bool write_patiently(int fd, const char *bytes, size_t size) {
     while (size) {
         struct pollfd writable = {.fd = fd, .events = POLLOUT};
         if (poll(&writable, 1, agent.config->tells_end ? CONTAINER_LOG_MS : LOG_MS) != 1)
@@ -242,9 +245,12 @@ static void main_failed(struct command *command) {
 
 static void main_exited(struct command *command) {
     const struct record *record = &command->record;
-    write_kept(&command->out[0], agent.config->main_stdout);
-    write_kept(&command->out[1], agent.config->main_stderr);
-    bool oom = agent.config->control_fd < 0 && record->oom && record->killed; /* a supervisor asks the kernel itself */
+    bool told = agent.config->report; /* what was kept, and whether it was for memory */
+    if (!told) {
+        write_kept(&command->out[0], agent.config->main_stdout);
+        write_kept(&command->out[1], agent.config->main_stderr);
+    }
+    bool oom = !told && agent.config->control_fd < 0 && record->oom && record->killed; /* a supervisor asks the kernel itself */
     agent_end(oom ? "oom" : "exited", record->killed ? 128 + record->code : record->code, DRAIN_MS);
 }
 
@@ -285,8 +291,9 @@ static void sooner(uint64_t *first, uint64_t at) {
 }
 
 /* What is due now is done; when the next is due. */
-static uint64_t do_what_is_due(uint64_t born, uint64_t *sweep_at) {
-    uint64_t next = links_deadline(), idle_ms = agent.config->idle_ms, timeout_ms = agent.config->timeout_ms;
+static uint64_t do_what_is_due(uint64_t *sweep_at) {
+    uint64_t next = links_deadline(), idle_ms = agent.config->idle_ms, timeout_ms = agent.config->timeout_ms, born = agent.born;
+    uint64_t setup_ms = agent.config->setup_ms;
     for (struct command *command = commands; command; command = command->next) {
         if (agent.now >= command->deadline)
             command_expired(command);
@@ -303,6 +310,10 @@ static uint64_t do_what_is_due(uint64_t born, uint64_t *sweep_at) {
     sooner(&next, *sweep_at);
     if (timeout_ms && agent.now - born >= timeout_ms)
         agent_end("timeout", 124, 0);
+    if (setup_ms && agent.now - born >= setup_ms)
+        agent_end("abandoned", 124, 0);
+    if (setup_ms)
+        sooner(&next, born + setup_ms);
     if (idle_ms && !is_idle())
         agent.active = agent.now;
     if (idle_ms && agent.now - agent.active >= idle_ms)
@@ -335,12 +346,13 @@ static void turn(int timeout) {
 
 /* ---- the end ---- */
 
-/* As process 1 our exit kills all; else (a test, a container with another process 1) we do it ourselves. */
+/* As process 1 our exit kills all; else (a test, a container with another process 1) we do it ourselves. And where we part from links
+ * slowly, before that: nothing shall run on meanwhile. */
 static void kill_everything(void) {
     uint64_t give_up = now_ms() + DRAIN_MS;
     for (struct command *command = commands; command; command = command->next)
         command->condemned = true;
-    while (agent.self != 1 && trees_sweep() != NEVER && agent.now < give_up) {
+    while ((agent.self != 1 || agent.config->report) && trees_sweep() != NEVER && agent.now < give_up) {
         usleep(1000);
         agent.now = now_ms();
         reap();
@@ -354,10 +366,27 @@ static void tell_end(const char *text) {
     write_patiently(agent.config->main_stderr, line, (size_t)size);
 }
 
+/* What started us starts again what exits, and that would be a new sandbox in the place of the old one: so we stay until we are told to go. */
+static void linger(void) {
+    struct signalfd_siginfo info;
+    kill(-1, SIGKILL);
+    close(listening.fd);
+    fcntl(signals.fd, F_SETFL, 0);
+    do
+        reap();
+    while (read(signals.fd, &info, sizeof info) == sizeof info && (info.ssi_signo == SIGCHLD || info.ssi_pid != 0));
+}
+
 static int finish(void) {
     char text[64];
     int size = snprintf(text, sizeof text, "%s %d", agent.reason, agent.returncode);
     kill_everything();
+    if (agent.config->report) {
+        report_end(command_find(main_id));
+        links_part(PART_MS);
+        if (agent.config->linger && agent.self == 1)
+            linger();
+    }
     if (agent.config->control_fd >= 0)
         send(agent.config->control_fd, text, (size_t)size, MSG_NOSIGNAL);
     if (agent.config->tells_end)
@@ -377,6 +406,27 @@ static void make_workdir(const char *workdir) {
     free(path);
 }
 
+void agent_set_up(const struct setup_request *setup) {
+    static struct agent_config config;
+    config = *agent.config;
+    config.setup_ms = 0;
+    config.token = setup->token;
+    config.timeout_ms = setup->timeout_ms;
+    config.idle_ms = setup->idle_ms;
+    config.user = setup->user;
+    if (*setup->workdir)
+        config.workdir = setup->workdir;
+    config.main_flags = setup->main_flags;
+    config.argv = setup->argv[0] ? setup->argv : NULL;
+    config.env = env_over(agent.config->env, setup->env, 0);
+    agent.config = &config;
+    agent.born = agent.active = agent.now;
+    if (config.workdir && config.workdir[0] == '/')
+        make_workdir(config.workdir);
+    if (config.argv)
+        start_main();
+}
+
 int agent_run(const struct agent_config *config) {
     uint64_t sweep_at = NEVER;
     if (!set_up(config)) {
@@ -385,7 +435,7 @@ int agent_run(const struct agent_config *config) {
     }
     if (config->workdir && config->workdir[0] == '/')
         make_workdir(config->workdir);
-    uint64_t born = agent.now;
+    agent.born = agent.now;
     listening = (struct watch){.fd = config->listen_fd, .ready = links_accept};
     control = (struct watch){.fd = config->control_fd, .ready = control_ready};
     signals.ready = signals_ready;
@@ -401,7 +451,7 @@ int agent_run(const struct agent_config *config) {
         turn(sleep_until(next));
         links_progress();
         watch_main();
-        next = do_what_is_due(born, &sweep_at);
+        next = do_what_is_due(&sweep_at);
         if (agent.now >= agent.end_by)
             return finish();
     }

@@ -9,6 +9,9 @@ struct agent_config {
     int listen_fd;            /* listening stream socket, unix or other; or -1: connections come over control_fd (passing.h) */
     int control_fd;           /* to the supervisor (SOCK_SEQPACKET), or -1. Its end of file means that the supervisor is gone: exit */
     const char *token;        /* what AUTH must carry, or NULL */
+    uint64_t setup_ms;        /* nothing but SETUP is answered, and without it the agent ends after so long; 0: set up already */
+    bool linger;              /* then stay, with nothing else running, until SIGTERM comes from outside */
+    bool report;              /* at the end, tell on stdout what is kept of the main command's output, and how it ended */
     uint64_t timeout_ms;      /* the agent's own deadline, 0: none (embedded: the supervisor keeps it) */
     uint64_t idle_ms;         /* end when nothing ran and nobody asked for so long, 0: never */
     const char *user;         /* default user of commands, NULL or "": root (uid 0) */

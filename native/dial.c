@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -14,14 +15,20 @@
 #include <unistd.h>
 
 static int connect_to(const char *path) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path) {
-        errno = ENAMETOOLONG;
-        return -1;
-    }
-    strcpy(address.sun_path, path);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    return fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0 ? fd : -1;
+    struct sockaddr_un address;
+    unsigned size = socket_address(path, &address);
+    int fd = size ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
+    return fd >= 0 && connect(fd, (struct sockaddr *)&address, size) == 0 ? fd : -1;
+}
+
+/* In a container we run beside what we carry messages about: it must not read the token, or change a result, in our memory or at
+ * our descriptors. From here on ptrace(2) and /proc/PID/fd are closed to it; who was faster is found here. */
+static bool is_alone(void) {
+    prctl(PR_SET_DUMPABLE, 0);
+    char *status = read_file("/proc/self/status", 64 << 10, NULL), *line = status ? strstr(status, "\nTracerPid:\t") : NULL;
+    bool alone = !line || line[12] == '0';
+    free(status);
+    return alone;
 }
 
 /* True when the source came to its end. */
@@ -42,6 +49,10 @@ int verb_dial(int argc, char **argv) {
     if (argc != 2) {
         fprintf(stderr, "openmodal-agent dial: say the path of the agent's socket\n");
         return 2;
+    }
+    if (!is_alone()) {
+        fprintf(stderr, "openmodal-agent dial: a process in the sandbox is tracing this one, which could change what it carries\n");
+        return 1;
     }
     AUTO_FD int fd = connect_to(argv[1]);
     pid_t parent = getpid(), child = fd < 0 ? -1 : fork();

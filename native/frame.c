@@ -110,6 +110,27 @@ void start_free(struct start_request *start) {
     free(start->memory);
 }
 
+bool decode_setup(const struct frame *frame, struct setup_request *setup) {
+    setup->memory = must_alloc(frame->size);
+    memcpy(setup->memory, frame->payload, frame->size);
+    struct cursor cursor = {.at = setup->memory, .end = setup->memory + frame->size};
+    setup->token = take_text(&cursor);
+    setup->timeout_ms = take_uint(&cursor, 8);
+    setup->idle_ms = take_uint(&cursor, 8);
+    setup->user = take_text(&cursor);
+    setup->workdir = take_text(&cursor);
+    setup->main_flags = (uint32_t)take_uint(&cursor, 4);
+    setup->argv = take_list(&cursor);
+    setup->env = take_list(&cursor);
+    return cursor_done(&cursor);
+}
+
+void setup_free(struct setup_request *setup) {
+    free(setup->argv);
+    free(setup->env);
+    free(setup->memory);
+}
+
 bool decode_io(const struct frame *frame, struct io_request *io) {
     struct cursor cursor = cursor_of(frame);
     take_id(&cursor, io->id);

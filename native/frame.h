@@ -11,7 +11,7 @@ enum { ID_SIZE = 16, FRAME_HEADER = 5, MAX_DATA = 1 << 20, MAX_FRAME = MAX_DATA 
 enum frame_type {
     FRAME_HELLO = 0x01, FRAME_AUTH = 0x02,
     FRAME_START = 0x10, FRAME_IO = 0x11, FRAME_KILL = 0x12, FRAME_RESIZE = 0x13, FRAME_RELEASE = 0x14, FRAME_PING = 0x15,
-    FRAME_SHUTDOWN = 0x16,
+    FRAME_SHUTDOWN = 0x16, FRAME_SETUP = 0x17,
     FRAME_STARTED = 0x20, FRAME_DATA = 0x21, FRAME_PROGRESS = 0x22, FRAME_OK = 0x23, FRAME_ERROR = 0x2f,
     FRAME_FILE = 0x30, FRAME_ENTRY = 0x40, FRAME_CHUNK = 0x41, FRAME_END = 0x42,
 };
@@ -72,6 +72,16 @@ struct start_request {
 };
 bool decode_start(const struct frame *frame, struct start_request *start); /* copies; always start_free() it */
 void start_free(struct start_request *start);
+
+struct setup_request {
+    const char *token, *user, *workdir;
+    uint64_t timeout_ms, idle_ms;
+    uint32_t main_flags;
+    char **argv, **env;
+    uint8_t *memory; /* what the strings live in */
+};
+bool decode_setup(const struct frame *frame, struct setup_request *setup); /* copies; setup_free() it unless it is kept */
+void setup_free(struct setup_request *setup);
 
 struct io_request {
     uint8_t id[ID_SIZE];

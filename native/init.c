@@ -23,10 +23,19 @@ static int wrong(const char *what, const char *why) {
     return 2;
 }
 
+static int listen_in_namespace(const char *name) {
+    struct sockaddr_un address;
+    unsigned size = socket_address(name, &address);
+    int fd = size ? socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) : -1;
+    return fd >= 0 && bind(fd, (struct sockaddr *)&address, size) == 0 && listen(fd, 128) == 0 ? fd : -1;
+}
+
 /* It gets its name when it listens: who waits for the name to appear is never refused. */
 static int listen_at(const char *path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t size = strlen(path);
+    if (*path == '@')
+        return listen_in_namespace(path);
     if (size + 2 > sizeof address.sun_path) {
         errno = ENAMETOOLONG;
         return -1;
@@ -41,6 +50,20 @@ static int listen_at(const char *path) {
     return bound && listen(fd, 128) == 0 && rename(address.sun_path, path) == 0 ? fd : -1;
 }
 
+/* What a container's engine added for itself, the image did not ask for: the home of whom it started, and addresses of the cluster. */
+static bool is_engines(const char *entry) {
+    return strncmp(entry, "HOME=", 5) == 0 || strncmp(entry, "HOSTNAME=", 9) == 0 || strncmp(entry, "KUBERNETES_", 11) == 0;
+}
+
+static char **images_environment(void) {
+    size_t count = 0;
+    for (char **entry = environ; *entry; entry++)
+        if (!is_engines(*entry))
+            environ[count++] = *entry;
+    environ[count] = NULL;
+    return environ;
+}
+
 /* /proc/1/environ shows the bytes where the kernel put them, so the token is erased there. */
 static const char *take_token(const char *name) {
     char *value = getenv(name);
@@ -53,7 +76,8 @@ static const char *take_token(const char *name) {
 }
 
 struct options {
-    const char *listen, *listen_fd, *control_fd, *token_env, *timeout_ms, *idle_ms, *user, *workdir, *main_flags, *pids, *setup_fd;
+    const char *listen, *listen_fd, *control_fd, *token_env, *timeout_ms, *idle_ms, *user, *workdir, *main_flags, *pids, *setup_fd,
+        *setup_ms, *linger;
     char **argv;
 };
 
@@ -66,7 +90,8 @@ static const char **option_named(struct options *options, const char *name) {
         {"--token-env", &options->token_env},
         {"--timeout-ms", &options->timeout_ms}, {"--idle-ms", &options->idle_ms}, {"--user", &options->user},
         {"--workdir", &options->workdir}, {"--main-flags", &options->main_flags},
-        {"--pids", &options->pids}, {"--setup-fd", &options->setup_fd},
+        {"--pids", &options->pids}, {"--setup-fd", &options->setup_fd}, {"--setup-ms", &options->setup_ms},
+        {"--linger", &options->linger},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0)
@@ -120,13 +145,15 @@ static bool set_up(struct agent_config *config, int fd) {
 
 int verb_init(int argc, char **argv) {
     struct options options = {0};
-    uint64_t fd = 0, control = 0, flags = 0, setup_fd = 0;
+    uint64_t fd = 0, control = 0, flags = 0, setup_fd = 0, linger = 0;
     struct agent_config config = {.control_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1,
                                   .nice = getpriority(PRIO_PROCESS, 0)};
     if (read_options(argc, argv, &options) || number("--listen-fd", options.listen_fd, INT32_MAX, &fd) ||
         number("--control-fd", options.control_fd, INT32_MAX, &control) ||
         number("--timeout-ms", options.timeout_ms, UINT64_MAX / 4, &config.timeout_ms) ||
         number("--idle-ms", options.idle_ms, UINT64_MAX / 4, &config.idle_ms) ||
+        number("--setup-ms", options.setup_ms, UINT64_MAX / 4, &config.setup_ms) ||
+        number("--linger", options.linger, 1, &linger) ||
         number("--main-flags", options.main_flags, UINT32_MAX, &flags) ||
         number("--setup-fd", options.setup_fd, INT32_MAX, &setup_fd))
         return 2;
@@ -140,7 +167,11 @@ int verb_init(int argc, char **argv) {
         return wrong(options.listen, strerror(errno));
     config.user = options.user;
     config.workdir = options.workdir;
-    config.env = environ;
+    config.linger = linger != 0;
+    config.report = config.setup_ms != 0;
+    if (config.report && !config.workdir) /* the image's, where the engine started us */
+        config.workdir = getcwd(NULL, 0);
+    config.env = config.report ? images_environment() : environ;
     config.argv = options.argv;
     config.main_flags = (uint32_t)flags;
     if (options.control_fd && !leave_runtime(config.control_fd, options.pids))

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -51,7 +52,7 @@ static void link_new(int fd) {
     links = link;
     link_count++;
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    link->trusted = !agent.config->token;
+    link->trusted = !agent.config->token && !agent.config->setup_ms;
     if (!link->trusted)
         link->deadline = agent.now + STRANGER_MS;
     size_t mark = frame_begin(&link->out, FRAME_HELLO);
@@ -154,7 +155,7 @@ static bool link_step(struct link *link) {
     struct frame frame;
     size_t size = buffer_size(&link->in);
     enum frame_found found = frame_peek(buffer_at(&link->in), size, &frame);
-    if (!link->trusted && found == FRAME_MORE && size > STRANGER_FRAME)
+    if (!link->trusted && found == FRAME_MORE && size > STRANGER_FRAME && !agent.config->setup_ms)
         found = FRAME_BAD;
     if (found == FRAME_MORE)
         return false;
@@ -257,6 +258,22 @@ bool links_busy(void) {
         if (link->begun || link->worker)
             return true;
     return false;
+}
+
+/* The other side may be `dial`, which our exit kills with all that it has not passed on yet. At the end of what we sent it ends by itself. */
+void links_part(uint64_t patience_ms) {
+    for (struct link *link = links; link; link = link->next) {
+        if (!link->worker)
+            link_flush(link);
+        shutdown(link->watch.fd, SHUT_WR);
+    }
+    uint64_t until = now_ms() + patience_ms;
+    for (struct link *link = links; link; link = link->next) {
+        struct pollfd gone = {.fd = link->watch.fd};
+        uint64_t now = now_ms();
+        if (now < until)
+            poll(&gone, 1, (int)(until - now)); /* without events: only for its hang-up */
+    }
 }
 
 bool links_drained(void) {

@@ -10,6 +10,7 @@ void links_progress(void);
 uint64_t links_deadline(void);
 void links_tick(void);
 bool links_busy(void);             /* somebody waits for an answer, or a worker is at work */
+void links_part(uint64_t patience_ms); /* end them all, and wait until the other sides have taken what was sent */
 bool links_drained(void);          /* everything that was answered is sent */
 const void *link_of_worker(pid_t pid);
 void link_worker_gone(pid_t pid, int status);

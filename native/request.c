@@ -301,6 +301,25 @@ static bool same_token(const char *given) {
     return !difference;
 }
 
+/* Said again (its answer was lost) it changes nothing. */
+static enum outcome do_setup(struct link *link, const struct frame *frame) {
+    struct setup_request setup;
+    bool good = decode_setup(frame, &setup);
+    if (good && agent.config->setup_ms) {
+        agent_set_up(&setup);
+        link->trusted = true;
+        return answer_ok(link);
+    }
+    bool again = good && agent.config->token && same_token(setup.token);
+    setup_free(&setup);
+    if (!good)
+        return refuse(link, ERROR_PROTOCOL, "this is no SETUP of protocol 1");
+    if (!again)
+        return refuse(link, ERROR_DENIED, "this agent is set up already");
+    link->trusted = true;
+    return answer_ok(link);
+}
+
 static enum outcome do_auth(struct link *link, const struct frame *frame) {
     struct cursor cursor = cursor_of(frame);
     const char *token = frame->type == FRAME_AUTH ? take_text(&cursor) : "";
@@ -352,6 +371,8 @@ static enum outcome do_file(struct link *link, const struct frame *frame) {
 /* ---- all of them ---- */
 
 enum outcome request_handle(struct link *link, const struct frame *frame) {
+    if (frame->type == FRAME_SETUP)
+        return do_setup(link, frame);
     if (!link->trusted || frame->type == FRAME_AUTH)
         return do_auth(link, frame);
     switch (frame->type) {

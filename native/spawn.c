@@ -163,16 +163,20 @@ static size_t list_size(char **list) {
     return size;
 }
 
-static char **environment(const struct job *job) {
-    char **base = agent.config->env, **over = job->start->env;
+char **env_over(char **base, char **over, size_t room) {
     size_t based = list_size(base);
-    char **env = must_alloc((based + list_size(over) + 8) * sizeof *env);
+    char **env = must_alloc((based + list_size(over) + room + 1) * sizeof *env);
     if (based)
         memcpy(env, base, based * sizeof *env);
     env[based] = NULL;
     for (; *over; over++)
         if (strchr(*over, '='))
             env_lay(env, *over);
+    return env;
+}
+
+static char **environment(const struct job *job) {
+    char **env = env_over(agent.config->env, job->start->env, 7);
     env_default(env, "PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     env_default(env, "HOME", *job->user.home ? job->user.home : "/");
     if (*job->user.name)

@@ -18,3 +18,6 @@ struct report {
 
 /* Forks one. `ends` become the command's descriptors 0, 1, 2; they stay open here. Returns its pid, -1 with errno. */
 pid_t spawn_monitor(const struct start_request *start, const int ends[3], int report);
+
+/* A new array: `over` laid over `base`, and room for so many more. The strings are shared. */
+char **env_over(char **base, char **over, size_t room);

@@ -21,6 +21,7 @@ void watch_end(struct watch *watch);                  /* leave the loop and clos
 
 struct agent {
     const struct agent_config *config;
+    uint64_t born;                     /* when the lifetime began */
     pid_t self;
     int epoll, proc, null, pts, oom, oom_adj;
     int oom_adj_self, oom_adj_command; /* our own oom_score_adj, and that of commands */
@@ -34,5 +35,7 @@ struct agent {
 };
 extern struct agent agent;
 
+struct setup_request;
+void agent_set_up(const struct setup_request *setup); /* keeps what it points to; the lifetime begins now */
 void agent_end(const char *reason, int returncode, uint64_t grace_ms); /* the first reason counts */
 uint64_t oom_kills(void);                                              /* the kernel's counter, 0 when there is none */

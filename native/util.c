@@ -9,8 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -122,6 +124,20 @@ char *read_file(const char *path, size_t limit, size_t *length) {
     /* O_NONBLOCK: a FIFO in the place of a file must not hold us. */
     AUTO_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
     return fd < 0 ? NULL : read_whole(fd, limit, length);
+}
+
+unsigned socket_address(const char *path, struct sockaddr_un *address) {
+    size_t size = strlen(path);
+    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
+    if (size >= sizeof address->sun_path) {
+        errno = ENAMETOOLONG;
+        return 0;
+    }
+    memcpy(address->sun_path, path, size);
+    if (*path != '@')
+        return sizeof *address;
+    *address->sun_path = 0;
+    return (unsigned)(offsetof(struct sockaddr_un, sun_path) + size); /* unix(7): the length belongs to the name */
 }
 
 uint64_t now_ms(void) {

@@ -32,6 +32,11 @@ bool read_all(int fd, void *bytes, size_t count);
 /* A whole file of at most `limit` bytes, NUL-terminated; NULL with errno set (EFBIG when longer). Links are not followed at the end. */
 char *read_file(const char *path, size_t limit, size_t *length);
 
+/* The address of a unix socket: a path, or "@name" for one of the network namespace, which nobody can take from who listens there.
+ * Its length, or 0 with errno when it is too long. */
+struct sockaddr_un;
+unsigned socket_address(const char *path, struct sockaddr_un *address);
+
 uint64_t now_ms(void);       /* CLOCK_BOOTTIME: a suspended machine's time counts */
 uint64_t unix_us(void);      /* CLOCK_REALTIME, for records only */
 

@@ -128,8 +128,13 @@ class Ledger:
         ]
 
 
-def take() -> Ledger:
-    """Look at everything. Costs some milliseconds."""
+KINDS = ("process", "mount", "loop device", "cgroup", "interface", "file", "container", "cluster")
+IN_PODS = ("process", "file", "cluster")
+"""What tests of Kubernetes may leave. A cluster on this machine makes and ends mounts, control groups and interfaces when it likes."""
+
+
+def take(kinds: tuple[str, ...] = KINDS) -> Ledger:
+    """Look at everything, or at these kinds. Costs some milliseconds."""
     processes = {int(name): Process(int(name)) for name in os.listdir("/proc") if name.isdigit()}
     owners = {pid: _owner(process, processes) for pid, process in processes.items() if not process.is_kernels}
     foreign = {pid for pid, mine in owners.items() if mine is False}
@@ -139,15 +144,19 @@ def take() -> Ledger:
             for pid, mine in owners.items()
             if pid != os.getpid() and (mine or (mine is None and processes[pid].is_openmodals))
         },
-        "mount": _same(_mounts()),
-        "loop device": _same(_loop_devices()),
-        "cgroup": _same(_cgroups(foreign)),
-        "interface": _same(_interfaces()),
-        "file": _same(_files()),
-        "container": _same(_containers()),
     }
+    looks = {
+        "mount": _mounts,
+        "loop device": _loop_devices,
+        "cgroup": lambda: _cgroups(foreign),
+        "interface": _interfaces,
+        "file": _files,
+        "container": _containers,
+        "cluster": _objects,
+    }
+    entries |= {kind: _same(look()) for kind, look in looks.items() if kind in kinds}
     others = {pid for pid, mine in owners.items() if mine is None and processes[pid].is_in_container}
-    return Ledger(entries, any(processes[pid].is_openmodals for pid in foreign | others))
+    return Ledger(entries, any(processes[pid].is_openmodals for pid in foreign) or bool(others))
 
 
 def _same(names: Iterable[str]) -> dict[str, str]:
@@ -259,6 +268,14 @@ def _containers() -> Iterator[str]:
             yield f"network {network['Name']}"
 
 
+def _objects() -> Iterator[str]:
+    """What tests of Kubernetes made in the namespace of this run; pods that wait in a pool belong to the pool."""
+    if "OPENMODAL_KUBERNETES_NAMESPACE" in os.environ:
+        from tests.kubernetes import cluster
+
+        yield from cluster.objects()
+
+
 def _children(folder: str) -> Iterator[str]:
     try:
         names = os.listdir(folder)
@@ -271,10 +288,11 @@ def _children(folder: str) -> Iterator[str]:
 def left_since(before: Ledger, allowed: Mapping[str, tuple[str, ...]] = ALLOWED) -> list[str]:
     """Tell what is here now, was not there before, and does not go by itself. What comes later is somebody else's."""
     deadline = time.monotonic() + GRACE
-    left = take().since(before, allowed)
+    kinds = tuple(before.entries)
+    left = take(kinds).since(before, allowed)
     while left and time.monotonic() < deadline:
         time.sleep(0.05)
-        now = set(take().since(before, allowed))
+        now = set(take(kinds).since(before, allowed))
         left = [leak for leak in left if leak in now]
     return left
 
@@ -286,7 +304,8 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     allowed = ALLOWED | {"": tuple(p for mark in request.node.iter_markers("may_leave") for p in mark.args)}
-    before = take()
+    kinds = IN_PODS if "kubernetes" in request.path.parts else KINDS
+    before = take(kinds)
     yield
     if left := left_since(before, allowed):
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)

@@ -25,7 +25,7 @@ LAYERS = (
     {"app", "filesystem", "image", "secret", "volume", "_localcopy"},
     {"process"},
     {"_options"},
-    {"sandbox"},
+    {"pool", "sandbox"},
     {"cli", "testing"},
 )
 """Each module or package directly in openmodal, from the ground up. A new one must be put here."""

@@ -26,6 +26,7 @@ PUBLIC = [
     "ImageError",
     "InvalidError",
     "NotFoundError",
+    "Pool",
     "Process",
     "ProtocolError",
     "RegistryError",

@@ -20,6 +20,11 @@ static void decode(const struct frame *frame) {
     for (char **at = start.argv; *at; at++)
         touched += strlen(*at);
     start_free(&start);
+    struct setup_request setup;
+    decode_setup(frame, &setup);
+    for (char **at = setup.env; *at; at++)
+        touched += strlen(*at);
+    setup_free(&setup);
     if (frame->type & 1)
         decode_file(frame, &file);
     else

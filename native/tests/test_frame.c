@@ -111,6 +111,12 @@ static bool decodes(const struct frame *frame) {
         return decode_io(frame, &io);
     if (frame->type == FRAME_ENTRY)
         return decode_entry(frame, &entry);
+    if (frame->type == FRAME_SETUP) {
+        struct setup_request setup;
+        bool is_setup = decode_setup(frame, &setup);
+        setup_free(&setup);
+        return is_setup;
+    }
     bool good = decode_start(frame, &start);
     start_free(&start);
     return good;
@@ -136,6 +142,34 @@ static void cut_anywhere_it_is_refused(void (*put)(struct buffer *)) {
 
 static void put_small_io(struct buffer *out) {
     put_io(out, 3);
+}
+
+static void put_setup(struct buffer *out) {
+    size_t mark = frame_begin(out, FRAME_SETUP);
+    put_text(out, "token");
+    put_uint(out, 1000, 8);
+    put_uint(out, 0, 8);
+    put_text(out, "user");
+    put_text(out, "/work");
+    put_uint(out, 2, 4);
+    put_uint(out, 1, 4);
+    put_text(out, "true");
+    put_uint(out, 1, 4);
+    put_text(out, "A=b");
+    frame_end(out, mark);
+}
+
+static void setup_comes_apart(void) {
+    struct buffer out = {0};
+    struct setup_request setup;
+    put_setup(&out);
+    struct frame frame = whole(&out);
+    CHECK(decode_setup(&frame, &setup));
+    CHECK(strcmp(setup.token, "token") == 0 && setup.timeout_ms == 1000 && setup.idle_ms == 0 && setup.main_flags == 2);
+    CHECK(strcmp(setup.user, "user") == 0 && strcmp(setup.workdir, "/work") == 0);
+    CHECK(strcmp(setup.argv[0], "true") == 0 && !setup.argv[1] && strcmp(setup.env[0], "A=b") == 0 && !setup.env[1]);
+    setup_free(&setup);
+    buffer_free(&out);
 }
 
 static void put_some_entry(struct buffer *out) {
@@ -179,6 +213,8 @@ int main(void) {
     io_comes_apart();
     more_than_the_largest_data_is_refused();
     entry_comes_apart();
+    setup_comes_apart();
+    cut_anywhere_it_is_refused(put_setup);
     cut_anywhere_it_is_refused(put_start);
     cut_anywhere_it_is_refused(put_small_io);
     cut_anywhere_it_is_refused(put_some_entry);

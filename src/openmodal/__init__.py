@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from openmodal.filesystem import FileInfo as FileInfo
     from openmodal.filesystem import Filesystem as Filesystem
     from openmodal.image import Image as Image
+    from openmodal.pool import Pool as Pool
     from openmodal.process import Process as Process
     from openmodal.process import StreamReader as StreamReader
     from openmodal.process import StreamType as StreamType
@@ -86,6 +87,7 @@ _HOMES = {
     ),
     "filesystem": ("FileInfo", "Filesystem"),
     "image": ("Image",),
+    "pool": ("Pool",),
     "process": ("Process", "StreamReader", "StreamType", "StreamWriter"),
     "sandbox": ("Sandbox",),
     "secret": ("Secret",),

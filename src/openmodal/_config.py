@@ -7,6 +7,8 @@
 | OPENMODAL_RUN | set by `openmodal run` for the program: which run its sandboxes belong to and end with |
 | OPENMODAL_AGENT | the native program to use, instead of the package's |
 | OPENMODAL_ALLOW_DEGRADED | controls that sandboxes may lack, where `allow_degraded=` does not say: "limits", "seccomp", or both |
+| OPENMODAL_REGISTRY | where images for a cluster are pushed, as `host/path` |
+| OPENMODAL_KUBERNETES_… | what the table `[kubernetes]` of the configuration says, by name: OPENMODAL_KUBERNETES_NAMESPACE … |
 | OPENMODAL_BASE | where `debian_slim` comes from: "registry", "packages", or "auto" |
 | SSL_CERT_FILE | certificate authorities that sandboxes shall trust, too |
 """
@@ -14,7 +16,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from openmodal.errors import InvalidError
 
@@ -72,18 +76,36 @@ def authorities() -> Path | None:
     return Path(value) if value and os.path.isfile(value) else None
 
 
+def registry() -> str:
+    """Where images for a cluster are pushed, as "host/path", or ""."""
+    return os.environ.get("OPENMODAL_REGISTRY") or setting("registry") or ""
+
+
 def setting(name: str) -> str | None:
     """A top-level string of the configuration file."""
+    value = _file().get(name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidError(f"{name} in {config_file()} must be a string, not {value!r}")
+    return value
+
+
+def table(name: str, keys: Iterable[str]) -> dict[str, Any]:
+    """A table of the configuration file, over it what OPENMODAL_<NAME>_<KEY> says. Values of the environment are strings."""
+    found = _file().get(name, {})
+    if not isinstance(found, dict):
+        raise InvalidError(f"{name} in {config_file()} must be a table, [{name}]")
+    said = {key: os.environ.get(f"OPENMODAL_{name}_{key}".upper()) for key in keys}
+    return {**found, **{key: value for key, value in said.items() if value is not None}}
+
+
+def _file() -> dict[str, Any]:
+    """The configuration file; empty if there is none."""
     path = config_file()
     if not path.exists():
-        return None
+        return {}
     import tomllib
 
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidError(f"the configuration {path} cannot be read: {error}") from error
-    value = table.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InvalidError(f"{name} in {path} must be a string, not {value!r}")
-    return value

@@ -219,6 +219,15 @@ class EndRecord(msgspec.Struct, frozen=True):
     text: str = ""
 
 
+class PoolStatus(msgspec.Struct, frozen=True):
+    """Sandboxes kept ready: so many are wanted, so many are ready now."""
+
+    name: str
+    image: str
+    size: int
+    ready: int
+
+
 class Status(msgspec.Struct, frozen=True):
     """A sandbox as it is. `ended` is None while it runs; times are seconds of the Unix clock."""
 

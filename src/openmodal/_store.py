@@ -172,6 +172,14 @@ class Store:
         finally:
             new.unlink()
 
+    def write_ended(self, status: Status, end: EndRecord, stdout: bytes = b"", stderr: bytes = b"") -> None:
+        """Note all that is to be known of a sandbox that has no folder here and has ended; the first who does it is right."""
+        for name, data in (("stdout", stdout), ("stderr", stderr)):
+            if data:
+                (self.ended / f"{status.id}.{name}").write_bytes(data)
+        (self.ended / f"{status.id}.status").write_bytes(msgspec.json.encode(status))
+        self.write_end(status.id, end)
+
     def main_output(self, id: str, stream: int) -> bytes:
         """What was kept of the main command's stdout (1) or stderr (2)."""
         name = {1: "stdout", 2: "stderr"}[stream]

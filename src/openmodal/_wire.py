@@ -9,7 +9,7 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-from openmodal._spec import ExecSpec, ExitRecord
+from openmodal._spec import ExecSpec, ExitRecord, SandboxSpec
 from openmodal.errors import ProtocolError
 
 PROTOCOL = 1
@@ -29,6 +29,7 @@ class Kind(IntEnum):
     RELEASE = 0x14
     PING = 0x15
     SHUTDOWN = 0x16
+    SETUP = 0x17
     STARTED = 0x20
     DATA = 0x21
     PROGRESS = 0x22
@@ -143,6 +144,25 @@ def auth(token: str) -> bytes:
     return frame(Kind.AUTH, _text(token.encode()))
 
 
+def setup(token: str, spec: SandboxSpec, user: str, main_flags: int) -> bytes:
+    """What an agent becomes a sandbox by: secrets travel here, where no engine's records show them."""
+    return frame(
+        Kind.SETUP,
+        _text(token.encode())
+        + struct.pack("<QQ", _milliseconds(spec.timeout), _milliseconds(spec.idle_timeout))
+        + _text(encode(user))
+        + _text(encode(spec.workdir))
+        + _U32.pack(main_flags)
+        + _list([encode(arg) for arg in spec.argv])
+        + _list([encode(f"{name}={value}") for name, value in spec.env]),
+    )
+
+
+def _milliseconds(seconds: float | None) -> int:
+    """Rounded up: 0 means without end."""
+    return int((seconds or 0) * 1000 + 0.999)
+
+
 def encode(value: str) -> bytes:
     """Text for the other side; surrogates stand for bytes that are not UTF-8, as everywhere in Python's os."""
     return value.encode("utf-8", "surrogateescape")
@@ -152,7 +172,7 @@ def start(command: bytes, spec: ExecSpec) -> bytes:
     env = [encode(f"{name}={value}") for name, value in spec.env]
     return frame(
         Kind.START,
-        _START.pack(command, spec.flags, int((spec.timeout or 0) * 1000 + 0.999))
+        _START.pack(command, spec.flags, _milliseconds(spec.timeout))
         + _text(encode(spec.user))
         + _text(encode(spec.workdir))
         + _SIZE.pack(spec.rows, spec.columns)

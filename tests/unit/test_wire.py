@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmodal import _wire
-from openmodal._spec import ExecSpec, ExitRecord
+from openmodal._spec import ExecSpec, ExitRecord, SandboxSpec
 from openmodal._wire import Entry, FileOp, Flag, Kind, State, Want
 from openmodal.errors import ProtocolError
 
@@ -228,6 +228,13 @@ def test_auth_carries_the_token() -> None:
     assert payload_of(_wire.auth("token"), Kind.AUTH) == text(b"token")
 
 
+def test_setup_carries_the_sandbox() -> None:
+    spec = SandboxSpec(app="a", argv=("echo", "x"), env=(("A", "b"),), timeout=1.5, workdir="/w")
+    expected = text(b"token") + struct.pack("<QQ", 1500, 0) + text(b"user") + text(b"/w") + struct.pack("<I", 2)
+    expected += struct.pack("<I", 2) + text(b"echo") + text(b"x") + struct.pack("<I", 1) + text(b"A=b")
+    assert payload_of(_wire.setup("token", spec, "user", 2), Kind.SETUP) == expected
+
+
 def test_the_numbers_are_those_of_the_protocol() -> None:
     """docs/protocol.md, section 1: changing one of them breaks every agent."""
     assert {kind.name: int(kind) for kind in Kind} == {
@@ -240,6 +247,7 @@ def test_the_numbers_are_those_of_the_protocol() -> None:
         "RELEASE": 0x14,
         "PING": 0x15,
         "SHUTDOWN": 0x16,
+        "SETUP": 0x17,
         "STARTED": 0x20,
         "DATA": 0x21,
         "PROGRESS": 0x22,

@@ -98,7 +98,7 @@ class Merged:
                 info = os.lstat(layer + name)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            return None if _is_whiteout(info) else Found(name, layer + name, info)
+            return None if is_whiteout(info) else Found(name, layer + name, info)
         return None
 
     def _visible(self, name: str) -> list[str]:
@@ -117,7 +117,7 @@ def _prefixes(name: str) -> list[str]:
     return ["/" + "/".join(parts[: n + 1]) for n in range(len(parts))] if parts != [""] else []
 
 
-def _is_whiteout(info: os.stat_result) -> bool:
+def is_whiteout(info: os.stat_result) -> bool:
     return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
 
 

@@ -67,7 +67,7 @@ def pull(builder: Builder, text: str, limits: Limits | None = None) -> Root:
         # One process downloads; the others find the layers made.
         with builder.store.guard(f"pull-{plan.key}"):
             _fetch(builder, client, reference, plan, limits)
-    return _root(plan)
+    return root(plan)
 
 
 def resolve(client: Client, reference: Reference) -> Plan:
@@ -137,7 +137,7 @@ def _keys(contents: Sequence[str]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _root(plan: Plan) -> Root:
+def root(plan: Plan) -> Root:
     config = plan.config
     pairs = (entry.partition("=") for entry in config.env or ())
     return Root(

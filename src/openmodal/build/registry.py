@@ -40,6 +40,10 @@ Headers = Callable[[], dict[str, str]]
 Resolve = Callable[[str], list[str]]
 
 
+class Denied(RegistryError):
+    """The registry is there, but does not let us see that."""
+
+
 class _Again(Exception):
     """This attempt failed, the next may not."""
 
@@ -220,7 +224,7 @@ class Client:
             return f"Basic {base64.b64encode(pair).decode()}"
         parameters: dict[str, str] = {str(name): str(value) for name, value in _PARAMETER.findall(rest)}
         if kind.lower() != "bearer" or "realm" not in parameters:
-            raise RegistryError(f"{self._name} does not let us see {what}; `docker login {self._name}` may help")
+            raise Denied(f"{self._name} does not let us see {what}; `docker login {self._name}` may help")
         self._check_target(parameters["realm"])
         return f"Bearer {self._token(parameters, what)}"
 
@@ -243,9 +247,7 @@ class Client:
             raise RegistryError(f"the token server of {self._name} cannot be asked: {error}") from error
         token = answer.get("token") or answer.get("access_token") if isinstance(answer, dict) else None
         if not isinstance(token, str):
-            raise RegistryError(
-                f"{self._name} gives no access to {what}; check its name, or `docker login {self._name}`"
-            )
+            raise Denied(f"{self._name} gives no access to {what}; check its name, or `docker login {self._name}`")
         return token
 
 
@@ -264,7 +266,7 @@ def _good(response: httpx2.Response, what: str, host: str) -> httpx2.Response:
     if status == 404:
         raise RegistryError(f"{host} has no {what}; check name and tag")
     if status in (401, 403):
-        raise RegistryError(f"{host} gives no access to {what}; check its name, or `docker login {host}`")
+        raise Denied(f"{host} gives no access to {what}; check its name, or `docker login {host}`")
     raise RegistryError(f"{host} answers {status} for {what}")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 
@@ -42,6 +42,23 @@ def of(session: Session) -> Embedded:
             f"this command is for the embedded engine, not for {session.engine.name}; say --engine embedded"
         )
     return session.engine
+
+
+class Keeper(Protocol):
+    """An engine that can clear away what nobody looks after any more."""
+
+    def gc(self, *, check: bool = False) -> Sequence[str]: ...
+
+
+def keeper(session: Session) -> Keeper:
+    """The engine, if it keeps house.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    if hasattr(session.engine, "gc"):
+        return cast("Keeper", session.engine)
+    raise UnsupportedError(f"the {session.engine.name} engine leaves nothing behind that `gc` could remove")
 
 
 def images(layers: Layers) -> list[Built]:

@@ -48,14 +48,29 @@ _IMAGE = {
     "build": ("openmodal.cli.image:build", "Build an image of a Python file or a Dockerfile."),
     "prune": ("openmodal.cli.image:prune", "Remove images that nothing uses."),
 }
+_POOL = {
+    "create": ("openmodal.cli.pool:create", "Keep sandboxes of an image ready on a cluster."),
+    "list": ("openmodal.cli.pool:list_", "Show the pools."),
+    "delete": ("openmodal.cli.pool:delete", "Delete a pool; its sandboxes run on."),
+}
+_SETUP = {
+    "kubernetes": (
+        "openmodal.cli.setup:kubernetes",
+        "Make the namespace, rights and policies of sandboxes on a cluster.",
+    ),
+}
 sandbox = Commands(_SANDBOX, name="sandbox", help="List, enter and end sandboxes.", no_args_is_help=True)
 image = Commands(_IMAGE, name="image", help="List, build and remove images.", no_args_is_help=True)
+pool = Commands(_POOL, name="pool", help="Keep sandboxes ready on a cluster.", no_args_is_help=True)
+setup = Commands(_SETUP, name="setup", help="Prepare a cluster for sandboxes.", no_args_is_help=True)
 
 _COMMANDS = {
     "run": ("openmodal.cli.run:run", "Run a Python file; its sandboxes end with it."),
     "shell": ("openmodal.cli.shell:shell", "Open a terminal in a new sandbox."),
     "sandbox": ("openmodal.cli._root:sandbox", "List, enter and end sandboxes."),
     "image": ("openmodal.cli._root:image", "List, build and remove images."),
+    "pool": ("openmodal.cli._root:pool", "Keep sandboxes ready on a cluster."),
+    "setup": ("openmodal.cli._root:setup", "Prepare a cluster for sandboxes."),
     "doctor": ("openmodal.cli.doctor:doctor", "Tell what this machine can do, and how to add what is missing."),
     "gc": ("openmodal.cli.gc:gc", "Remove what crashes left behind."),
     "bench": ("openmodal.cli.bench:bench", "Measure this machine: create, exec, terminate."),

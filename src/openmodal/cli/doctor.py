@@ -11,7 +11,7 @@ import click
 from openmodal import __version__
 from openmodal.cli import _output
 from openmodal.cli._errors import sentence
-from openmodal.cli._session import json_option
+from openmodal.cli._session import Session, engine_options, json_option, pass_session
 
 if TYPE_CHECKING:
     from openmodal._spec import Info
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--network", is_flag=True, help="Also try to reach the registries of images and packages.")
 @json_option
-def doctor(network: bool, as_json: bool) -> int:
+@engine_options
+@pass_session
+def doctor(session: Session, network: bool, as_json: bool) -> int:
     """Tell what this machine can do, what is missing, and the command that adds it.
 
     Exit code 1 if sandboxes cannot run on this machine (the embedded engine; Docker is reported, too).
@@ -33,6 +35,7 @@ def doctor(network: bool, as_json: bool) -> int:
     if all(check.ok for check in checks if check.required):
         checks += _sandbox()
     works = all(check.ok for check in checks if check.required)
+    checks += _cluster(session)
     if as_json:
         _output.emit({"version": __version__, "works": works, "checks": [_described(check) for check in checks]})
     else:
@@ -40,6 +43,18 @@ def doctor(network: bool, as_json: bool) -> int:
             _show(check)
         click.echo("Sandboxes can run on this machine." if works else "Sandboxes cannot run on this machine yet.")
     return 0 if works else 1
+
+
+def _cluster(session: Session) -> list[Check]:
+    """The cluster, if sandboxes are to run on one."""
+    from openmodal import _config
+    from openmodal.engines.check import Check
+
+    if (session.engine_name or _config.engine()) != "kubernetes":
+        return []
+    from openmodal.engines.kubernetes.doctor import examine
+
+    return [Check(found.name, found.ok, found.text, found.remedy) for found in examine()]
 
 
 def _sandbox() -> list[Check]:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from openmodal import _config
 from openmodal._link import Stream
-from openmodal._spec import Egress, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Egress, EndRecord, Info, PoolStatus, Recipe, Report, Resources, Root, SandboxSpec, Status
 from openmodal.errors import InvalidError, UnsupportedError
 
 
@@ -111,6 +111,31 @@ class Listing(Protocol):
         Raises:
             NotFoundError: as `inspect`.
             InvalidError: it has no allow list.
+        """
+        ...
+
+
+@runtime_checkable
+class Pooling(Engine, Protocol):
+    """An engine that keeps sandboxes ready. Its `create` takes one where image and resources are the same."""
+
+    async def create_pool(self, name: str, root: Root, resources: Resources, size: int) -> None:
+        """Keep so many sandboxes ready.
+
+        Raises:
+            AlreadyExistsError: there is a pool of that name.
+        """
+        ...
+
+    async def pools(self) -> Sequence[PoolStatus]:
+        """Tell of every pool of this user."""
+        ...
+
+    async def delete_pool(self, name: str) -> None:
+        """Delete a pool; sandboxes that came from it run on.
+
+        Raises:
+            NotFoundError: there is none of that name.
         """
         ...
 

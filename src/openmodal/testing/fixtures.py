@@ -29,19 +29,21 @@ F = TypeVar("F", bound=Callable[..., object])
 SandboxClass = type[Sandbox]
 
 PROMISES = {
-    "cpu": "the limit `cpu` holds, and nproc tells it",
+    "cpu": "the limit `cpu` holds",
     "cpu_time": "a command's record tells the CPU time that it really got",
     "disk": "the limit `disk` holds",
     "idle_timeout": "a sandbox ends when nothing happens in it",
     "init": "nothing that runs in a sandbox can end its process 1",
     "info": "`info` tells which controls and limits hold",
     "many_processes": "any process of the user finds and ends a sandbox by its id",
-    "memory": "the limit `memory` holds, the sandbox's record tells, and so does /proc/meminfo",
+    "meminfo": "/proc/meminfo tells the limit `memory`",
+    "memory": "the limit `memory` holds, and the sandbox's record tells",
     "memory_offender": "of what exceeds the limit `memory`, only the offender is killed, and its record tells",
     "network_allowlists": "with an allow list a sandbox reaches only what is on it, and `egress_log` tells",
     "network_block": "`block_network` leaves only loopback",
     "network_isolation": "no sandbox reaches this machine's services, private networks, or another sandbox",
     "network_outbound": "a sandbox reaches the internet",
+    "nproc": "nproc tells the limit `cpu`",
     "pids": "at most 512 processes and threads",
     "proc": "/proc tells the signals that a process blocks and ignores",
     "users": "commands can run as any user of the image",

@@ -55,7 +55,7 @@ class TestLimits:
         assert status.ended
         assert status.ended.reason == "oom"
 
-    @promise("memory")
+    @promise("meminfo")
     @pytest.mark.parametrize("mebibytes", [64, 777])
     def test_meminfo_tells_the_memory_limit(self, create: Create, mebibytes: int) -> None:
         lines = create(memory=mebibytes).exec("cat", "/proc/meminfo").stdout.read().splitlines()
@@ -63,7 +63,7 @@ class TestLimits:
         assert sizes["MemTotal"] == mebibytes * 1024
         assert 0 < sizes["MemAvailable"] <= sizes["MemTotal"]
 
-    @promise("cpu")
+    @promise("nproc")
     @pytest.mark.parametrize(("cpu", "expected"), [(0.5, 1), (1, 1), (2, 2)])
     def test_nproc_tells_the_cpu_limit(self, create: Create, cpu: float, expected: int) -> None:
         expected = min(expected, len(os.sched_getaffinity(0)))

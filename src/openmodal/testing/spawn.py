@@ -306,8 +306,11 @@ class TestFlow:
         assert [len(call.result(60)) for call in both] == [6_888_896, 6_888_896]
 
     def test_reading_is_not_disturbed_by_waiting(self, sandbox: Sandbox, face: Face) -> None:
-        process = sandbox.spawn("sh", "-c", "sleep 0.3; seq 1 3000000")
+        process = sandbox.spawn("sh", "-c", "echo ready; read go; seq 1 3000000")
+        assert process.stdout.readline() == "ready\n", "from now on it has a reader, for whom nothing is dropped"
         waiting = face.start(process.wait)
+        process.stdin.write("go\n")
+        process.stdin.close()
         assert process.stdout.read() == NUMBERS
         assert waiting.result(30) == 0
 

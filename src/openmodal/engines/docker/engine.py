@@ -49,7 +49,7 @@ class Docker:
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have. Another machine's daemon cannot show a file of ours as /proc/meminfo."""
         lacking = frozenset({"disk", "info", "network_allowlists", "snapshot"})
-        return lacking if self._daemon.path else lacking | {"memory"}
+        return lacking if self._daemon.path else lacking | {"meminfo"}
 
     # ------------------------------------------------------------------------------------------------ images
 

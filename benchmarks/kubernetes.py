@@ -1,0 +1,124 @@
+"""The same life on a cluster, beside bare pods of the same image, in turns. Needs KUBECONFIG, OPENMODAL_REGISTRY, and the namespace."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import openmodal
+from benchmarks.machine import Stopwatch
+from benchmarks.results import Row
+from openmodal._dual import run_sync
+from openmodal._spec import Resources
+from openmodal.engines.kubernetes import Kubernetes, api, pods
+from openmodal.engines.kubernetes.settings import read
+
+APP = openmodal.App("bench")
+AT_ONCE = 30
+
+
+def rows() -> dict[str, Row]:
+    """Every step, with its target. "floor" is a bare pod, and for `exec` an exec of its own."""
+    return {
+        "create": Row("create, no pool | a bare pod to Running", times_floor=1.15),
+        "pool": Row("create from a pool, until the first command is done", target=150),
+        "exec": Row("exec true, link open | an exec of its own", target=15),
+        "terminate": Row("terminate", target=100),
+        "many": Row(f"{AT_ONCE} created at once | {AT_ONCE} bare pods", "s", times_floor=1.2),
+    }
+
+
+class Cluster:
+    """The cluster, and bare pods on it."""
+
+    def __init__(self, image: openmodal.Image) -> None:
+        self.image = image
+        self.engine = Kubernetes()
+        self._root = run_sync(self.engine.prepare(image.recipe, lambda news: None))
+        settings = read()
+        self._api = api.connect(settings.context, settings.namespace)
+        self._spec = pods.pod_spec(self._root, Resources(memory=200), "none", settings)
+
+    def bare(self) -> float:
+        """Seconds from asking for a pod until it runs."""
+        name = f"bench-{secrets.token_hex(4)}"
+        spec = {**self._spec, "restartPolicy": "Never", "volumes": []}
+        spec["containers"] = [{**self._spec["containers"][0], "command": ["sleep", "600"], "volumeMounts": []}]
+        with Stopwatch() as watch:
+            pod = self._api.create(
+                self._api.pods(), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+            )
+            while not pods.started(pod):
+                pod = self._api.changed(self._api.pods(), name, pod["metadata"]["resourceVersion"], 60) or pod
+        self._api.delete(self._api.pods(name), grace=0)
+        return watch.seconds
+
+    def sandbox(self, memory: int = 200) -> openmodal.Sandbox:
+        return openmodal.Sandbox.create(app=APP, image=self.image, engine=self.engine, memory=memory, timeout=600)
+
+    def own_exec(self, sandbox: openmodal.Sandbox) -> float:
+        """Seconds for one command by an exec of its own, as `kubectl exec` makes them."""
+        from openmodal.engines.kubernetes.websocket import WebSocket
+
+        query: api.Query = [("command", "true"), ("container", pods.CONTAINER), ("stdout", "true")]
+        with Stopwatch() as watch:
+            stream = WebSocket(self._api.upgrade(self._api.pods(f"{pods.name_of(sandbox.id)}/exec"), query))
+            run_sync(stream.until_end(None))
+            stream.close()
+        return watch.seconds
+
+
+def measure(found: dict[str, Row], image: openmodal.Image, rounds: int, progress: Callable[[str], None]) -> None:
+    """Fill the rows."""
+    cluster = Cluster(image)
+    for number in range(rounds):
+        _one_life(found, cluster)
+        progress(f"pods {number + 1}/{rounds}")
+    _pool(found["pool"], cluster, rounds)
+    for _ in range(max(1, rounds // 5)):
+        _many(found["many"], cluster)
+        progress("many pods")
+
+
+def _one_life(found: dict[str, Row], cluster: Cluster) -> None:
+    found["create"].floor.append(cluster.bare() * 1000)
+    with Stopwatch() as watch:
+        sandbox = cluster.sandbox()
+    found["create"].ours.append(watch.seconds * 1000)
+    sandbox.exec("true")
+    for _ in range(5):
+        with Stopwatch() as watch:
+            sandbox.exec("true")
+        found["exec"].ours.append(watch.seconds * 1000)
+        found["exec"].floor.append(cluster.own_exec(sandbox) * 1000)
+    with Stopwatch() as watch:
+        sandbox.terminate()
+    found["terminate"].ours.append(watch.seconds * 1000)
+
+
+def _pool(row: Row, cluster: Cluster, rounds: int) -> None:
+    pool = openmodal.Pool.create("bench", image=cluster.image, size=rounds, memory=201, engine=cluster.engine)
+    try:
+        while pool.status().ready < rounds:
+            time.sleep(0.1)
+        for _ in range(rounds):
+            with Stopwatch() as watch:
+                sandbox = cluster.sandbox(201)
+                sandbox.exec("true")
+            row.ours.append(watch.seconds * 1000)
+            sandbox.terminate()
+    finally:
+        pool.delete()
+
+
+def _many(row: Row, cluster: Cluster) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        with Stopwatch() as watch:
+            list(threads.map(lambda _: cluster.bare(), range(AT_ONCE)))
+        row.floor.append(watch.seconds)
+        with Stopwatch() as watch:
+            made = list(threads.map(lambda _: cluster.sandbox(), range(AT_ONCE)))
+        row.ours.append(watch.seconds)
+        list(threads.map(lambda sandbox: sandbox.terminate(), made))

@@ -1,0 +1,10 @@
+/* What the agent tells of its end where nobody is left to ask it: lines on stdout, which a container's log keeps. */
+#pragma once
+
+#include "command.h"
+
+/* `main` is the main command, or NULL. Section 4 of docs/protocol.md says what the lines are. */
+void report_end(const struct command *main);
+
+/* In small pieces, each after a poll: a pipe that nobody reads must not hold us for long. (agent.c) */
+bool write_patiently(int fd, const char *bytes, size_t size);

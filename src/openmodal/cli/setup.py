@@ -1,0 +1,42 @@
+"""`openmodal setup kubernetes`: what a cluster administrator does once."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from openmodal.errors import InvalidError
+
+_SUBJECTS = ("user:", "group:", "serviceaccount:")
+
+
+@click.command()
+@click.option(
+    "--print", "only_print", is_flag=True, help="Show the manifests as JSON, for kubectl apply -f -; change nothing."
+)
+@click.option(
+    "--grant",
+    multiple=True,
+    metavar="WHO",
+    help="user:NAME, group:NAME or serviceaccount:NAMESPACE/NAME; may be repeated.",
+)
+@click.option("--most", type=int, default=0, metavar="N", help="How many sandboxes there may be at once; 0: no limit.")
+def kubernetes(only_print: bool, grant: tuple[str, ...], most: int) -> None:
+    """Make the namespace of sandboxes, the rights to use it, and its network policies. May be said again.
+
+    The cluster and the namespace are those of the configuration: the current kubeconfig, and the namespace `openmodal`.
+    """
+    from openmodal.engines.kubernetes import api, setup
+    from openmodal.engines.kubernetes.settings import read
+
+    for who in grant:
+        if not who.startswith(_SUBJECTS):
+            raise InvalidError(f"--grant {who!r}: write user:NAME, group:NAME or serviceaccount:NAMESPACE/NAME")
+    settings = read()
+    items = setup.manifests(settings, grant, most)
+    if only_print:
+        click.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=2))
+        return
+    for line in setup.apply(api.connect(settings.context, settings.namespace), items):
+        click.echo(line)

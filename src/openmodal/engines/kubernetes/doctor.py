@@ -1,0 +1,91 @@
+"""What `openmodal doctor` says of the cluster. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from openmodal import _config
+from openmodal.engines.kubernetes import agent, api
+from openmodal.engines.kubernetes.api import Api, ApiError
+from openmodal.engines.kubernetes.settings import Settings, read
+from openmodal.errors import Error
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at, as in the embedded engine's `Check`."""
+
+    name: str
+    ok: bool
+    text: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Look at the cluster that the kubeconfig names, as far as it can be seen."""
+    settings = read()
+    try:
+        cluster = api.connect(settings.context, settings.namespace)
+        version = str(cluster.get("/version")["gitVersion"])
+    except Error as error:
+        yield Finding("kubernetes", False, str(error))
+        return
+    yield Finding("kubernetes", True, f"{version}, namespace {settings.namespace}, sandboxes of {settings.owner}")
+    yield _rights(cluster)
+    yield _agent(settings)
+    yield _registry()
+    yield _network(settings)
+
+
+def _rights(cluster: Api) -> Finding:
+    """Asked for what cannot be done without; a dry run would say no more."""
+    try:
+        cluster.get(cluster.pods(), limit="1")
+        for resource, verb in (
+            ("pods", "create"),
+            ("pods/exec", "create"),
+            ("configmaps", "create"),
+            ("pods", "delete"),
+        ):
+            if not _may(cluster, resource, verb):
+                return Finding("kubernetes rights", False, f"you may not {verb} {resource}", _GIVE)
+    except ApiError as error:
+        return Finding("kubernetes rights", False, str(error), _GIVE)
+    return Finding("kubernetes rights", True, "pods can be made, entered and deleted")
+
+
+_GIVE = "openmodal setup kubernetes --grant user:NAME   (a cluster administrator)"
+
+
+def _may(cluster: Api, resource: str, verb: str) -> bool:
+    name, _, part = resource.partition("/")
+    wanted = {"namespace": cluster.namespace, "verb": verb, "resource": name, "subresource": part}
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": wanted},
+    }
+    answer = cluster.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
+    return bool(answer["status"]["allowed"])
+
+
+def _agent(settings: Settings) -> Finding:
+    try:
+        size = len(agent.binary(settings))
+    except Error as error:
+        return Finding("kubernetes agent", False, str(error))
+    return Finding("kubernetes agent", True, f"for {settings.cpu} nodes, {size / 1024:.0f} KiB")
+
+
+def _registry() -> Finding:
+    if host := _config.registry():
+        return Finding("kubernetes registry", True, f"images are pushed to {host}")
+    text = "none is set; only Image.from_registry works"
+    return Finding("kubernetes registry", False, text, f'registry = "host/path" in {_config.config_file()}')
+
+
+def _network(settings: Settings) -> Finding:
+    if settings.network_policy:
+        return Finding("kubernetes network", True, "the configuration says that NetworkPolicies are enforced")
+    text = "NetworkPolicies are not known to be enforced, so block_network=True is refused and pods reach each other"
+    return Finding("kubernetes network", False, text, "if your network plug-in enforces them: network_policy = true")

@@ -1,0 +1,343 @@
+"""The Kubernetes engine: a sandbox is a pod, and a link to its agent the WebSocket of an exec.
+
+The pod starts with an agent that is nothing yet (any image, the agent from a ConfigMap); what sandbox it shall be, secrets included, it is
+told over its first link. What the pod's object says is for finding and listing. How a sandbox ended is learnt from the agent's report in
+the pod's log, by whoever looks first, who keeps it on this machine for a day and deletes the pod.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+
+from openmodal import _config, _wire
+from openmodal._dual import Blocking, Sleep
+from openmodal._link import Stream
+from openmodal._spec import EndRecord, Info, PoolStatus, Recipe, Report, Resources, Root, SandboxSpec, Status
+from openmodal._store import Store
+from openmodal.engines.kubernetes import api, pods, pool, report, start
+from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
+from openmodal.engines.kubernetes.images import Images
+from openmodal.engines.kubernetes.names import claim
+from openmodal.engines.kubernetes.settings import Settings, read
+from openmodal.engines.kubernetes.websocket import WebSocket
+from openmodal.errors import EngineError, NotFoundError, UnsupportedError
+
+_STARTING = 60.0  # beyond it, an agent that was started and does not answer is broken
+
+_NOT_ENFORCED = (
+    "block_network=True needs a cluster that enforces NetworkPolicies; if this one does (docs/kubernetes.md), say "
+    "network_policy = true in the table [kubernetes] of the configuration"
+)
+
+
+class Kubernetes:
+    """Sandboxes as pods of the cluster that the kubeconfig names."""
+
+    name = "kubernetes"
+
+    def __init__(self) -> None:
+        self._store = Store(_config.state())
+        self._fresh: dict[str, tuple[int, WebSocket]] = {}
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as they are now."""
+        return read()
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        """What pods cannot promise; docs/kubernetes.md tells why of each."""
+        network = () if self.settings.network_policy else ("network_block", "network_isolation")
+        return frozenset({"disk", "info", "meminfo", "network_allowlists", "nproc", "pids", "snapshot", *network})
+
+    # ------------------------------------------------------------------------------------------------ the verbs
+
+    async def prepare(self, image: Recipe, report: Report) -> Root:
+        self._store.prepare()
+        return await Images(self._store.state, self.settings).prepare(image, report)
+
+    async def create(self, spec: SandboxSpec, root: Root) -> str:
+        settings = self.settings
+        if spec.network.block and not settings.network_policy:
+            raise EngineError(_NOT_ENFORCED)
+        self._store.prepare()
+        id = f"{spec.app}-{os.urandom(4).hex()}"
+        cluster = self._api(settings)
+        created = start.Start(cluster, settings, id, spec, root)
+        try:
+            pod = await created.pod()
+            if spec.name:
+                await claim(cluster, settings, pod, spec, id, self._alive)
+            await created.wait()
+            if stream := await self._set_up(cluster, created):
+                self._fresh[id] = (os.getpid(), stream)
+        except BaseException:
+            self._drop(id)
+            with suppress(EngineError):  # what made us give up is the news; a pod that cannot be deleted ends by itself
+                await Blocking(cluster.delete, cluster.pods(created.name), grace=0)
+            raise
+        return id
+
+    async def connect(self, id: str) -> Stream:
+        if stream := self._take(id):
+            return stream
+        if self._store.end(id):
+            raise ConnectionRefusedError("it has ended")
+        cluster = self._api()
+        try:
+            found = await self._found(cluster, id)
+            return await self._open(cluster, found.pod, _wire.auth(found.token))
+        except (NotFoundError, ConnectionError, Unreachable) as error:
+            await self._settle(cluster, id)
+            await Sleep(0.05)  # who asks again at once shall not keep the API server busy
+            raise ConnectionRefusedError(str(error)) from error
+
+    async def inspect(self, id: str) -> Status:
+        if end := self._store.end(id):
+            return self._ended(id, end)
+        cluster = self._api()
+        found = await self._found(cluster, id)
+        if found.may_have_ended and (end := await self._settle(cluster, id)):
+            return self._ended(id, end)
+        if found.deleting:
+            text = "its pod was deleted by somebody else"
+            return msgspec.structs.replace(found.status, ended=EndRecord("terminated", 137, time.time(), text))
+        return found.status
+
+    async def list(self) -> list[Status]:
+        cluster = self._api()
+        listed = [found for found in await Blocking(self._listed, cluster) if found.ready and not found.deleting]
+        for found in listed:
+            if found.may_have_ended:
+                await self._settle(cluster, found.status.id)
+        running = [found.status for found in listed if not self._store.end(found.status.id)]
+        return sorted(running, key=lambda status: status.created)
+
+    async def stop(self, id: str) -> None:
+        self._drop(id)
+        cluster = self._api()
+        try:
+            found = None if self._store.end(id) else await self._found(cluster, id)
+        except NotFoundError:
+            return
+        if found and (found.may_have_ended or found.main):
+            await self._settle(cluster, id)
+        if found is None:
+            return
+        self._store.prepare()
+        self._store.write_ended(found.status, EndRecord("terminated", 137, time.time(), ""))
+        await Blocking(cluster.delete, cluster.pods(found.pod))
+
+    async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (ended := (await self.inspect(id)).ended) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError
+            await self._until_lost(id, deadline)
+        return ended
+
+    async def tag(self, id: str, tags: tuple[tuple[str, str], ...]) -> None:
+        cluster = self._api()
+        found = await self._found(cluster, id)
+        await self._note(cluster, found.pod, msgspec.structs.replace(found.status, tags=tags))
+
+    async def main_output(self, id: str, stream: int) -> bytes:
+        return self._store.main_output(id, stream)
+
+    async def info(self, id: str) -> Info:
+        raise UnsupportedError(
+            "the kubernetes engine cannot tell what holds a sandbox; `kubectl describe pod` shows it"
+        )
+
+    async def snapshot(self, id: str) -> Root:
+        raise UnsupportedError("the kubernetes engine cannot take snapshots; build the files into an Image instead")
+
+    # ------------------------------------------------------------------------------------------------ pools
+
+    async def create_pool(self, name: str, root: Root, resources: Resources, size: int) -> None:
+        """Keep so many sandboxes of an image ready; `create` takes one of them where image and resources are the same."""
+        await Blocking(pool.create, self._api(), self.settings, name, root, resources, size)
+
+    async def pools(self) -> Sequence[PoolStatus]:
+        """Tell of every pool of this user."""
+        found: Sequence[PoolStatus] = await Blocking(pool.listed, self._api(), self.settings)
+        return found
+
+    async def delete_pool(self, name: str) -> None:
+        """Delete a pool; sandboxes that came from it run on."""
+        await Blocking(pool.delete, self._api(), name)
+
+    # ------------------------------------------------------------------------------------------- keeping house
+
+    def gc(self, *, check: bool = False) -> Sequence[str]:
+        """Remove the pods of sandboxes that ended while nobody looked; return what was removed. `check`: only tell."""
+        from openmodal._dual import run_sync
+
+        cluster = self._api()
+        ended = [found.status.id for found in self._listed(cluster) if found.phase in ("Succeeded", "Failed")]
+        if not check:
+            self._store.prepare()
+            for id in ended:
+                run_sync(self._settle(cluster, id))
+            self._store.prune_ended()
+        return [f"sandbox {id}" for id in ended]
+
+    # --------------------------------------------------------------------------------------------------- links
+
+    async def _set_up(self, cluster: Api, created: start.Start) -> WebSocket | None:
+        """Tell the agent what sandbox it is. Its lifetime begins; the link is the first that is used, None if it has ended already."""
+        id = created.id
+        await self._note(cluster, created.name, created.status(time.time()))
+        give_up = time.monotonic() + _STARTING
+        while True:
+            try:
+                return await self._open(cluster, created.name, created.setup)
+            except (
+                ConnectionError
+            ) as error:  # it listens a moment after its start; or a short main command has ended meanwhile
+                if await self._settle(cluster, id):
+                    return None
+                created.check(await Blocking(cluster.get, cluster.pods(created.name)))
+                if time.monotonic() > give_up:
+                    raise EngineError(f"the agent in the pod {created.name} does not answer: {error}") from error
+                await Sleep(0.02)
+
+    async def _open(self, cluster: Api, pod: str, greeting: bytes) -> WebSocket:
+        """A link to an agent that has accepted our greeting, AUTH or SETUP."""
+        query: api.Query = [("command", part) for part in (pods.AGENT, "dial", pods.SOCKET)]
+        query += [("container", pods.CONTAINER), ("stdin", "true"), ("stdout", "true"), ("stderr", "true")]
+        stream = WebSocket(await Blocking(cluster.upgrade, cluster.pods(f"{pod}/exec"), query))
+        try:
+            await stream.send(greeting)
+            await _accepted(stream)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def _until_lost(self, id: str, deadline: float | None) -> None:
+        """Hold a link until it ends, which it does with its agent."""
+        try:
+            stream = await self.connect(id)
+        except ConnectionError:
+            return
+        assert isinstance(stream, WebSocket)
+        try:
+            await stream.until_end(deadline)
+        except ConnectionError:
+            pass
+        finally:
+            stream.close()
+        await self._settle(self._api(), id)
+
+    def _take(self, id: str) -> WebSocket | None:
+        """The link that the sandbox was set up by, once, and not in a forked child, whose parent uses it."""
+        pid, stream = self._fresh.pop(id, (0, None))
+        return stream if pid == os.getpid() else None
+
+    def _drop(self, id: str) -> None:
+        if stream := self._take(id):
+            stream.close()
+
+    # --------------------------------------------------------------------------------------------------- pods
+
+    async def _settle(self, cluster: Api, id: str) -> EndRecord | None:
+        """If the sandbox has ended, keep how on this machine and delete its pod."""
+        if end := self._store.end(id):
+            return end
+        try:
+            pod = await Blocking(self._pod, cluster, id)
+        except NotFoundError:
+            return self._store.end(id)
+        found = pods.found(pod)
+        assert found is not None, "_pod has looked"
+        told = await self._report(cluster, found.pod)
+        end = told.end if told else pods.end(pod)
+        if end is None:
+            return None
+        outputs = (told.stdout, told.stderr) if told else (b"", b"")
+        self._store.prepare()
+        self._store.write_ended(found.status, end, *outputs)
+        await Blocking(cluster.delete, cluster.pods(found.pod), grace=0)
+        return self._store.end(id)
+
+    async def _report(self, cluster: Api, pod: str) -> report.Report | None:
+        """What the agent said at its end."""
+        try:
+            log = await Blocking(cluster.text, cluster.pods(f"{pod}/log"), container=pods.CONTAINER)
+        except ApiError as error:
+            if error.status not in (400, 404, 500):  # it has not started, or its node has forgotten it
+                raise
+            return None
+        return report.parse(log)
+
+    async def _found(self, cluster: Api, id: str) -> pods.Found:
+        found = pods.found(await Blocking(self._pod, cluster, id))
+        assert found is not None, "_pod has looked"
+        return found
+
+    def _pod(self, cluster: Api, id: str) -> Json:
+        """The pod of a sandbox: it has the sandbox's name, or had one before that it came from a pool with.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        name = pods.name_of(self._store.folder(id).name)
+        try:
+            candidates = [cluster.get(cluster.pods(name))]
+        except ApiError as error:
+            if error.status != 404 or 'namespaces "' in str(error):
+                raise
+            candidates = cluster.get(cluster.pods(), labelSelector=f"{pods.DOMAIN}/id={name}")["items"]
+        for pod in candidates:
+            if (found := pods.found(pod)) and found.status.id == id:
+                return pod
+        raise NotFoundError(
+            f"there is no sandbox {id!r}, or its pod was deleted; `openmodal sandbox list` shows those that run"
+        )
+
+    def _listed(self, cluster: Api) -> Sequence[pods.Found]:
+        answer = cluster.get(cluster.pods(), labelSelector=pods.selector(self.settings))
+        return [found for pod in answer["items"] if (found := pods.found(pod))]
+
+    async def _note(self, cluster: Api, pod: str, status: Status) -> None:
+        body: Json = {"metadata": {"annotations": pods.described(status)}}
+        await Blocking(cluster.patch, cluster.pods(pod), body)
+
+    async def _alive(self, id: str) -> bool:
+        """Whether a sandbox runs, or is being created."""
+        try:
+            return (await self.inspect(id)).ended is None
+        except NotFoundError:
+            return False
+
+    def _ended(self, id: str, end: EndRecord) -> Status:
+        status = self._store.status(id) or Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", self.name)
+        return msgspec.structs.replace(status, ended=end)
+
+    def _api(self, settings: Settings | None = None) -> Api:
+        settings = settings or self.settings
+        return api.connect(settings.context, settings.namespace)
+
+
+async def _accepted(stream: WebSocket) -> None:
+    """Read HELLO and OK, and leave HELLO for the link that will be made of the stream."""
+    hello = await _size_of_frame(stream, 0)
+    whole = hello + await _size_of_frame(stream, hello)
+    answers = await stream.peek(whole)
+    kind, payload = answers[hello + 4], memoryview(bytes(answers[hello + 5 : whole]))
+    if kind == _wire.Kind.ERROR:
+        raise EngineError(f"the sandbox's agent does not accept us: {_wire.decode_error(payload)[1]}")
+    del answers[hello:whole]
+
+
+async def _size_of_frame(stream: WebSocket, at: int) -> int:
+    head = await stream.peek(at + 4)
+    size = 4 + int.from_bytes(head[at : at + 4], "little")
+    await stream.peek(at + size)
+    return size

@@ -1,0 +1,274 @@
+"""Pods as values: the manifest of a sandbox, and what a pod's object tells about one. Nothing here talks to a cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from typing import Any
+
+import msgspec
+
+from openmodal._spec import EndRecord, Resources, Root, SandboxSpec, Status
+from openmodal.engines.kubernetes.settings import Settings, label
+
+Json = dict[str, Any]
+
+DOMAIN = "openmodal.dev"
+CONTAINER = "sandbox"
+SOCKET = "@openmodal"
+AGENT = "/.openmodal/openmodal-agent"
+
+DEFAULT_CPU = 1.0
+DEFAULT_MEMORY = 2048
+DEFAULT_DISK = 10240
+
+_FOR_EVER_MS = 10**12  # 30 years
+
+SETUP_SECONDS = 120
+"""How long an agent waits to be told what it shall be: its pod ends by itself when who made it is dead."""
+
+CAPABILITIES = (
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+)
+"""What root in a sandbox may do; PodSecurity's level "baseline" allows them all."""
+
+
+def name_of(id: str) -> str:
+    """The pod of a sandbox: an id may have capitals and underscores, a pod's name may not."""
+    app, _, number = id.rpartition("-")
+    return f"om-{re.sub('[^a-z0-9]+', '-', app.lower())[:40].strip('-') or 'app'}-{number.lower()}"
+
+
+def labels(id: str, spec: SandboxSpec, settings: Settings) -> dict[str, str]:
+    """What a sandbox's pod is selected by."""
+    return {
+        f"{DOMAIN}/id": name_of(id),
+        "app.kubernetes.io/managed-by": "openmodal",
+        f"{DOMAIN}/owner": settings.owner,
+        f"{DOMAIN}/app": label(spec.app),
+        f"{DOMAIN}/network": "none" if spec.network.block else "internet",
+        **({f"{DOMAIN}/run": label(spec.run)} if spec.run else {}),
+    }
+
+
+def selector(settings: Settings) -> str:
+    """The sandboxes of this user."""
+    return f"app.kubernetes.io/managed-by=openmodal,{DOMAIN}/owner={settings.owner},{DOMAIN}/app"
+
+
+def described(status: Status) -> dict[str, str]:
+    """What any process of this user has to know of a sandbox."""
+    return {f"{DOMAIN}/sandbox": msgspec.json.encode(status).decode()}
+
+
+def first_described(status: Status, token: str, *, main: bool) -> dict[str, str]:
+    """What its pod is made with. The token is what its agent asks who connects for."""
+    return {**described(status), f"{DOMAIN}/token": token, f"{DOMAIN}/main": str(main).lower()}
+
+
+def manifest(name: str, spec: Json, lifetime: float) -> Json:
+    """A pod that waits to be told what sandbox it is; nothing of its user is in it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {**spec, "restartPolicy": "Never", "activeDeadlineSeconds": math.ceil(lifetime)},
+    }
+
+
+def warm(spec: Json) -> Json:
+    """The same pod as it waits in a pool: without end, and restarted by the cluster, so that its agent must not exit."""
+    first = spec["containers"][0]
+    options = ("--setup-ms", str(_FOR_EVER_MS), "--linger", "1")
+    container = {**first, "command": [*first["command"][:4], *options]}
+    return {**spec, "restartPolicy": "Always", "containers": [container]}
+
+
+def shape(spec: Json) -> str:
+    """A name for all that cannot be changed of a pod once it runs: warm pods of one shape are alike."""
+    return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()[:32]
+
+
+def pod_spec(root: Root, resources: Resources, agent: str, settings: Settings) -> Json:
+    """How it runs (security.md, 2.5)."""
+    spec: Json = {
+        "terminationGracePeriodSeconds": 1,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "hostNetwork": False,
+        "hostPID": False,
+        "hostIPC": False,
+        "shareProcessNamespace": False,
+        "dnsPolicy": "Default",
+        "nodeSelector": {"kubernetes.io/arch": settings.cpu, "kubernetes.io/os": "linux"},
+        "securityContext": {"runAsUser": 0, "runAsGroup": 0, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [_container(root, resources, settings)],
+        "volumes": [{"name": "agent", "configMap": {"name": agent, "defaultMode": 0o555}}],
+    }
+    if settings.runtime_class:
+        spec["runtimeClassName"] = settings.runtime_class
+    if settings.user_namespaces:
+        spec["hostUsers"] = False
+    return spec
+
+
+def _container(root: Root, resources: Resources, settings: Settings) -> Json:
+    return {
+        "name": CONTAINER,
+        "image": root.layers[0],
+        "imagePullPolicy": "IfNotPresent",
+        "command": [AGENT, "init", "--listen", SOCKET, "--setup-ms", str(SETUP_SECONDS * 1000)],
+        "resources": _limits(resources, settings),
+        "volumeMounts": [{"name": "agent", "mountPath": AGENT.rpartition("/")[0], "readOnly": True}],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
+        },
+    }
+
+
+def _limits(resources: Resources, settings: Settings) -> Json:
+    """Reserved as much as it may use, unless the configuration lets nodes promise more than they have."""
+    cpu = resources.cpu or DEFAULT_CPU
+    sizes = {
+        "memory": resources.memory or DEFAULT_MEMORY,
+        "ephemeral-storage": resources.disk or DEFAULT_DISK,
+    }
+    share = settings.overcommit
+    limits = {"cpu": _cores(cpu), **{name: f"{size}Mi" for name, size in sizes.items()}}
+    requests = {
+        "cpu": _cores(cpu / share),
+        **{name: f"{math.ceil(size / share)}Mi" for name, size in sizes.items()},
+    }
+    return {"limits": limits, "requests": requests}
+
+
+def _cores(cpu: float) -> str:
+    return f"{max(1, math.ceil(cpu * 1000))}m"
+
+
+def agent_map(binary: bytes, settings: Settings) -> Json:
+    """The ConfigMap that brings the agent into any image: named by its content, never changed."""
+    import base64
+
+    digest = hashlib.sha256(binary).hexdigest()[:12]
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": f"openmodal-agent-{settings.cpu}-{digest}",
+            "labels": {"app.kubernetes.io/managed-by": "openmodal", f"{DOMAIN}/part": "agent"},
+        },
+        "immutable": True,
+        "binaryData": {AGENT.rpartition("/")[2]: base64.b64encode(binary).decode()},
+    }
+
+
+# ------------------------------------------------------------------------------------------------ what a pod tells
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A sandbox as its pod, of that name, tells. `main`: it has a main command; `ready`: it was set up."""
+
+    pod: str
+    status: Status
+    token: str
+    phase: str
+    deleting: bool
+    ready: bool
+    main: bool
+
+    @property
+    def may_have_ended(self) -> bool:
+        """Whether its agent's report is worth a look. A pod from a pool runs on when its sandbox has ended."""
+        lingers = self.pod != name_of(self.status.id)
+        return self.phase != "Running" or (lingers and (self.main or self.status.expires < time.time()))
+
+
+def found(pod: Json) -> Found | None:
+    """The sandbox that a pod is; None if it is none of ours, or says so in words that we do not know."""
+    notes = pod["metadata"].get("annotations") or {}
+    try:
+        status = msgspec.json.decode(notes[f"{DOMAIN}/sandbox"], type=Status)
+        token = str(notes[f"{DOMAIN}/token"])
+    except (KeyError, msgspec.DecodeError):
+        return None
+    return Found(
+        pod=str(pod["metadata"]["name"]),
+        status=status,
+        token=token,
+        phase=str(pod.get("status", {}).get("phase", "")),
+        deleting="deletionTimestamp" in pod["metadata"],
+        ready=status.created > 0,
+        main=notes.get(f"{DOMAIN}/main") == "true",
+    )
+
+
+def started(pod: Json) -> bool:
+    """Whether its agent runs, or has run."""
+    return any("running" in state or "terminated" in state for state in _states(pod))
+
+
+def trouble(pod: Json) -> tuple[str, str] | None:
+    """Why it will not start, as (kind, text): kind "image" or "pod"; None if it may."""
+    status = pod.get("status", {})
+    if status.get("phase") == "Failed":
+        return "pod", _failure(pod)
+    for state in _states(pod):
+        waiting = state.get("waiting", {})
+        reason, text = str(waiting.get("reason", "")), str(waiting.get("message", ""))
+        if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"):
+            return "image", text or reason
+        if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"):
+            return "pod", text or reason
+    return None
+
+
+def waits_for(pod: Json) -> str:
+    """What it is waiting for, in a few words."""
+    conditions = {item["type"]: item for item in pod.get("status", {}).get("conditions", [])}
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") != "True":
+        return f"a node ({scheduled.get('message') or 'the scheduler has not looked at it yet'})"
+    reasons = [str(state["waiting"].get("reason", "")) for state in _states(pod) if "waiting" in state]
+    return f"its node to pull the image and start it ({reasons[0] if reasons else 'nothing is known yet'})"
+
+
+def end(pod: Json) -> EndRecord | None:
+    """How a pod's sandbox ended, if its agent could not say so itself; None while it may run."""
+    finished = [state["terminated"] for state in (*_states(pod), *_states(pod, "lastState")) if "terminated" in state]
+    if pod.get("status", {}).get("phase") not in ("Failed", "Succeeded") and not finished:
+        return None
+    reason = str(pod["status"].get("reason", ""))
+    if reason == "DeadlineExceeded":
+        return EndRecord("timeout", 124, time.time(), "its pod was over its deadline")
+    if any(state.get("reason") == "OOMKilled" for state in finished):
+        return EndRecord("oom", 137, time.time(), "the pod's memory limit was exceeded")
+    return EndRecord("error", 137, time.time(), _failure(pod))
+
+
+def _failure(pod: Json) -> str:
+    """What the cluster says of a pod that failed."""
+    status = pod.get("status", {})
+    texts = [str(status.get(name, "")) for name in ("reason", "message")]
+    for state in _states(pod):
+        ended = state.get("terminated", {})
+        if not any(texts) and ended:
+            texts = [str(ended.get("reason", "")), str(ended.get("message", "")), f"exit code {ended.get('exitCode')}"]
+    return "the cluster ended its pod: " + (": ".join(filter(None, texts)) or "it does not say why")
+
+
+def _states(pod: Json, which: str = "state") -> list[Json]:
+    return [dict(item.get(which, {})) for item in pod.get("status", {}).get("containerStatuses", [])]

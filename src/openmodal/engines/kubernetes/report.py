@@ -1,0 +1,46 @@
+"""What an agent says in its pod's log when it ends (docs/protocol.md, section 4): the main command's output, and how it ended."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+from openmodal._spec import EndRecord
+
+
+@dataclass(frozen=True)
+class Report:
+    """The end of a sandbox, and what was kept of its main command's output."""
+
+    end: EndRecord
+    stdout: bytes
+    stderr: bytes
+
+
+def parse(log: bytes) -> Report | None:
+    """The report in a log; None if the agent has not ended, or was killed before it could say so."""
+    lines = log.splitlines()
+    end = _end(lines[-1]) if lines else None
+    if end is None:
+        return None
+    outputs = {b"1": bytearray(), b"2": bytearray()}
+    for line in lines[:-1]:
+        stream, _, packed = line.partition(b" ")
+        try:
+            outputs[stream] += base64.b64decode(packed, validate=True)
+        except (KeyError, binascii.Error):  # the agent's own complaint, in words
+            outputs[b"2"] += line + b"\n"
+    return Report(end, bytes(outputs[b"1"]), bytes(outputs[b"2"]))
+
+
+def _end(line: bytes) -> EndRecord | None:
+    words = line.decode("ascii", "replace").split()
+    if len(words) != 5 or words[0] != "end" or not all(word.isdigit() for word in words[2:]):
+        return None
+    _, reason, returncode, memory_out, ended = words
+    if reason == "abandoned":
+        return EndRecord("error", 124, int(ended) / 1e6, "who created it died before it was ready")
+    if memory_out == "1" and reason == "exited":
+        reason = "oom"
+    return EndRecord(reason, int(returncode), int(ended) / 1e6, "")

@@ -1,0 +1,68 @@
+"""What the user says of the cluster: the table [kubernetes] of the configuration, or OPENMODAL_KUBERNETES_<KEY>."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from typing import Literal
+
+import msgspec
+
+from openmodal import _config
+from openmodal.build.names import architecture
+from openmodal.errors import InvalidError
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where and how pods are made.
+
+    Attributes:
+        context: the context of the kubeconfig; "": its current one.
+        namespace: where the pods live.
+        owner: whose sandboxes `list` tells; "": this user's name.
+        overcommit: how many times more than it has a node may promise: what a pod reserves is its limits divided by this.
+        architecture: the nodes' CPU, "amd64" or "arm64"; "": this machine's.
+        network_policy: whether the cluster enforces NetworkPolicies; see docs/kubernetes.md for how to find out.
+        user_namespaces: whether root in a sandbox is nobody on the node: Kubernetes 1.33 with containerd 2 or CRI-O can do it.
+        runtime_class: of every pod, such as "gvisor"; "": the cluster's default.
+        patience: seconds that a pod may wait for a node, its image and its start.
+    """
+
+    context: str = ""
+    namespace: str = "openmodal"
+    owner: str = ""
+    overcommit: float = 1.0
+    architecture: Literal["", "amd64", "arm64"] = ""
+    network_policy: bool = False
+    user_namespaces: bool = False
+    runtime_class: str = ""
+    patience: float = 600.0
+
+    @property
+    def cpu(self) -> str:
+        """The nodes' CPU as Kubernetes calls it."""
+        return self.architecture or architecture()
+
+
+def read() -> Settings:
+    """The settings as they are now.
+
+    Raises:
+        InvalidError: one of them is unknown or has a wrong value.
+    """
+    values = _config.table("kubernetes", Settings.__struct_fields__)
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidError(
+            f"the configuration of Kubernetes is wrong: {error}; mend [kubernetes] in {_config.config_file()}, "
+            "or OPENMODAL_KUBERNETES_…"
+        ) from error
+    if not settings.overcommit >= 1:
+        raise InvalidError(f"kubernetes.overcommit is {settings.overcommit}; it is at least 1")
+    return msgspec.structs.replace(settings, owner=label(settings.owner or getpass.getuser()))
+
+
+def label(text: str) -> str:
+    """Text as a label's value: at most 63 of A-Za-z0-9._-, no punctuation at its ends."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:63].strip("._-")

@@ -1,0 +1,127 @@
+"""What a cluster administrator gives sandboxes: a namespace, the rights to use it, and policies. Manifests as values, and applying them.
+
+NetworkPolicies choose pods by the label that `create` puts on them: nothing comes in; out goes nothing (`block_network`), or what is not
+inside: the internet, and name servers wherever they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openmodal.engines.kubernetes.api import Api, ApiError, Json
+from openmodal.engines.kubernetes.pods import DOMAIN
+from openmodal.engines.kubernetes.settings import Settings
+
+INSIDE = ("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16")
+INSIDE_6 = ("::1/128", "fc00::/7", "fe80::/10")
+
+_RIGHTS = (
+    ("", ["pods"], ["get", "list", "watch", "create", "patch", "delete"]),
+    ("", ["pods/exec"], ["get", "create"]),
+    ("", ["pods/log"], ["get"]),
+    ("", ["configmaps"], ["get", "create"]),
+    ("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
+    ("apps", ["replicasets"], ["get", "list", "create", "delete"]),
+)
+_OURS = {"app.kubernetes.io/managed-by": "openmodal"}
+
+
+def manifests(settings: Settings, grant: Sequence[str] = (), most: int = 0) -> list[Json]:
+    """All of it, in the order in which it is to be made.
+
+    Args:
+        grant: who may use the namespace, each as "user:NAME", "group:NAME" or "serviceaccount:NAMESPACE/NAME".
+        most: how many sandboxes there may be at once; 0: as many as the nodes take.
+    """
+    quota = [_quota(most)] if most else []
+    found = [_namespace(settings), _role(), *(_binding(grant) if grant else ()), *quota, _deny(), _internet()]
+    for item in found[1:]:
+        item["metadata"] = {**item["metadata"], "namespace": settings.namespace, "labels": _OURS}
+    return found
+
+
+def apply(cluster: Api, items: Sequence[Json]) -> list[str]:
+    """Make or change the objects; a line for each. May be said again."""
+    return [f"{item['kind']} {item['metadata']['name']}: {_apply(cluster, item)}" for item in items]
+
+
+def _apply(cluster: Api, item: Json) -> str:
+    kind = f"{item['kind'].lower().removesuffix('y')}{'ies' if item['kind'].endswith('y') else 's'}"
+    group = "api/v1" if item["apiVersion"] == "v1" else f"apis/{item['apiVersion']}"
+    path = f"/{group}/{kind}" if item["kind"] == "Namespace" else cluster.path(kind, group=group)
+    try:
+        cluster.create(path, item)
+    except ApiError as error:
+        if error.status != 409:
+            raise
+        cluster.patch(f"{path}/{item['metadata']['name']}", item)
+        return "as it shall be"
+    return "made"
+
+
+def _namespace(settings: Settings) -> Json:
+    # "baseline" forbids all that opens the node; "restricted" would forbid root in the sandbox, without which agents install nothing.
+    labels = {**_OURS, "pod-security.kubernetes.io/enforce": "baseline"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": settings.namespace, "labels": labels}}
+
+
+def _role() -> Json:
+    rules = [{"apiGroups": [group], "resources": kinds, "verbs": verbs} for group, kinds, verbs in _RIGHTS]
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": {"name": "openmodal"},
+        "rules": rules,
+    }
+
+
+def _binding(grant: Sequence[str]) -> list[Json]:
+    return [
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "openmodal"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "openmodal"},
+            "subjects": [_subject(who) for who in grant],
+        }
+    ]
+
+
+def _subject(who: str) -> Json:
+    kind, _, name = who.partition(":")
+    if kind == "serviceaccount":
+        namespace, _, account = name.partition("/")
+        return {"kind": "ServiceAccount", "namespace": namespace, "name": account}
+    return {"kind": kind.capitalize(), "apiGroup": "rbac.authorization.k8s.io", "name": name}
+
+
+def _quota(most: int) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "openmodal"},
+        "spec": {"hard": {"pods": str(most)}},
+    }
+
+
+def _deny() -> Json:
+    return _policy("openmodal-deny", dict(_OURS), {"policyTypes": ["Ingress", "Egress"]})
+
+
+def _internet() -> Json:
+    outside = [
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(INSIDE)}},
+        {"ipBlock": {"cidr": "::/0", "except": list(INSIDE_6)}},
+    ]
+    names = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    spec = {"policyTypes": ["Egress"], "egress": [{"to": outside}, {"ports": names}]}
+    return _policy("openmodal-internet", {f"{DOMAIN}/network": "internet"}, spec)
+
+
+def _policy(name: str, labels: dict[str, str], spec: Json) -> Json:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"podSelector": {"matchLabels": labels}, **spec},
+    }

@@ -1,0 +1,147 @@
+"""The way of one sandbox from a manifest to an agent that runs; every refusal of the cluster becomes one sentence."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from typing import NoReturn
+
+from openmodal import _wire
+from openmodal._dual import Blocking, Sleep
+from openmodal._spec import Root, SandboxSpec, Status
+from openmodal._wire import Flag
+from openmodal.engines.kubernetes import agent, pods, pool
+from openmodal.engines.kubernetes.api import Api, ApiError, Json
+from openmodal.engines.kubernetes.settings import Settings
+from openmodal.errors import EngineError, ImageError
+
+_SAY_AFTER = 5.0  # seconds of waiting that nobody needs to hear of
+_SLICE = 10.0  # seconds: a watch under asyncio cannot be cancelled, so it is short
+_log = logging.getLogger("openmodal")
+
+
+class Start:
+    """One sandbox being created."""
+
+    def __init__(self, cluster: Api, settings: Settings, id: str, spec: SandboxSpec, root: Root) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self.id = id
+        self._spec = spec
+        self._root = root
+        self._began = time.monotonic()
+        self._told = False
+        self._pod: Json = {}
+        self.name = pods.name_of(id)
+        self.token = secrets.token_hex(16)
+        self.setup = _wire.setup(self.token, spec, root.user, Flag.STDIN)
+
+    def status(self, created: float) -> Status:
+        """What the pod's object says of the sandbox; `created` 0: not yet set up."""
+        spec = self._spec
+        return Status(
+            id=self.id,
+            app=spec.app,
+            name=spec.name,
+            tags=spec.tags,
+            created=created,
+            expires=created + spec.timeout,
+            image=self._root.key,
+            engine="kubernetes",
+            run=spec.run,
+        )
+
+    async def pod(self) -> Json:
+        """Take a warm pod, or make one. While a quota is used up, wait for room."""
+        spec = await Blocking(self._pod_spec)
+        if not self._spec.network.block and await Blocking(self._take, spec):
+            return self._pod
+        manifest = pods.manifest(self.name, spec, self._lifetime())
+        manifest["metadata"] |= self._metadata()
+        pause = 0.2
+        while True:
+            try:
+                self._pod = await Blocking(self._cluster.create, self._cluster.pods(), manifest)
+                return self._pod
+            except ApiError as error:
+                if "exceeded quota" not in str(error) or self._out_of_patience():
+                    raise
+                self._tell(f"room in the quota ({error})")
+            await Sleep(pause)
+            pause = min(5.0, pause * 2)
+
+    async def wait(self) -> None:
+        """Wait until the agent runs.
+
+        Raises:
+            ImageError: the node cannot pull the image.
+            EngineError: the pod cannot run, or had to wait too long; the text tells for what.
+        """
+        while not pods.started(self._pod):
+            self.check(self._pod)
+            if self._out_of_patience():
+                self._give_up()
+            self._tell(pods.waits_for(self._pod))
+            version = self._pod["metadata"]["resourceVersion"]
+            try:
+                changed = await Blocking(self._cluster.changed, self._cluster.pods(), self.name, version, self._slice())
+            except ApiError as error:
+                raise self._deleted(error) from error
+            self._pod = changed or self._pod
+
+    def check(self, pod: Json) -> None:
+        """Raise what keeps the pod from running."""
+        if not (trouble := pods.trouble(pod)):
+            return
+        kind, text = trouble
+        if kind == "image":
+            raise ImageError(
+                f"the cluster cannot pull the image {self._root.layers[0]}: {text}; "
+                "check its name, and that the nodes can reach the registry and may pull from it"
+            )
+        raise EngineError(f"the pod of sandbox {self.id} cannot run: {text}")
+
+    # ------------------------------------------------------------------------------------------------ parts
+
+    def _pod_spec(self) -> Json:
+        map_name = agent.ensure(self._cluster, self._settings)
+        return pods.pod_spec(self._root, self._spec.resources, map_name, self._settings)
+
+    def _take(self, spec: Json) -> bool:
+        """Make a warm pod ours, if there is one."""
+        pod = pool.take(self._cluster, self._settings, spec, self._metadata(), self._lifetime())
+        if pod:
+            self._pod, self.name = pod, str(pod["metadata"]["name"])
+        return pod is not None
+
+    def _metadata(self) -> Json:
+        notes = pods.first_described(self.status(0.0), self.token, main=bool(self._spec.argv))
+        return {"labels": pods.labels(self.id, self._spec, self._settings), "annotations": notes}
+
+    def _lifetime(self) -> float:
+        """The cluster's own deadline, for a pod whose agent does not keep its."""
+        return self._spec.timeout + self._settings.patience + pods.SETUP_SECONDS
+
+    def _slice(self) -> float:
+        return _SLICE if self._told else _SAY_AFTER
+
+    def _out_of_patience(self) -> bool:
+        return time.monotonic() - self._began > self._settings.patience
+
+    def _tell(self, what: str) -> None:
+        """Say once what takes so long."""
+        if not self._told and time.monotonic() - self._began > _SAY_AFTER:
+            self._told = True
+            _log.warning("sandbox %s waits for %s", self.id, what)
+
+    def _give_up(self) -> NoReturn:
+        raise EngineError(
+            f"the pod of sandbox {self.id} waited {self._settings.patience:.0f} s in vain for "
+            f"{pods.waits_for(self._pod)}; ask for less, add nodes, or raise kubernetes.patience"
+        )
+
+    def _deleted(self, error: ApiError) -> EngineError:
+        if error.status != 404:
+            return error
+        return EngineError(f"the pod of sandbox {self.id} was deleted by somebody while it started; try again")

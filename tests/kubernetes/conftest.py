@@ -1,0 +1,148 @@
+"""A real cluster, whichever the KUBECONFIG names, with a namespace for this run; and a registry that its nodes pull from.
+
+The registry is Debian's on loopback, which only a cluster on this machine reaches; for another, OPENMODAL_REGISTRY names one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from openmodal._dual import run_sync
+from openmodal._spec import Resources
+from openmodal.app import App
+from openmodal.engines.kubernetes import Kubernetes
+from openmodal.image import Image
+from openmodal.sandbox import Sandbox
+from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
+from openmodal.testing import Create, SandboxClass
+from tests.build.test_registry import docker_registry
+from tests.kubernetes.cluster import api
+
+
+@pytest.fixture(scope="session")
+def cluster() -> None:
+    """The cluster is there, or its tests are not run."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("needs a Kubernetes cluster: set KUBECONFIG")
+
+
+@pytest.fixture(scope="session")
+def registry(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where images are pushed."""
+    if given := os.environ.get("OPENMODAL_REGISTRY"):
+        yield given
+        return
+    with docker_registry(tmp_path_factory.mktemp("registry")) as host:
+        os.environ["OPENMODAL_REGISTRY"] = host
+        yield host
+        del os.environ["OPENMODAL_REGISTRY"]
+
+
+@pytest.fixture(scope="session")
+def namespace(cluster: None) -> Iterator[str]:
+    """A namespace of this run's own."""
+    name = f"om-test-{secrets.token_hex(4)}"
+    os.environ["OPENMODAL_KUBERNETES_NAMESPACE"] = name
+    os.environ["OPENMODAL_KUBERNETES_OVERCOMMIT"] = "20"  # many small sandboxes on few cores
+    api().create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    api().delete(f"/api/v1/namespaces/{name}")
+    del os.environ["OPENMODAL_KUBERNETES_NAMESPACE"], os.environ["OPENMODAL_KUBERNETES_OVERCOMMIT"]
+
+
+@pytest.fixture(scope="session")
+def engine(namespace: str, registry: str) -> Kubernetes:
+    return Kubernetes()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pool(engine: Kubernetes, image: Image) -> Iterator[None]:
+    """Pods that are made beside the tests, while others run: this cluster needs a second or two for one."""
+    root = run_sync(engine.prepare(image.recipe, lambda news: None))
+    run_sync(engine.create_pool("tests", root, Resources(), 8))
+    yield
+    run_sync(engine.delete_pool("tests"))
+
+
+REUSED = {
+    "TestCopying",
+    "TestExec",
+    "TestExecInput",
+    "TestExecOutput",
+    "TestExecTimeout",
+    "TestFileErrors",
+    "TestFiles",
+    "TestFlow",
+    "TestLostLinks",
+    "TestSpawn",
+    "TestStdin",
+    "TestTerminal",
+}
+"""Tests of what happens in a sandbox: they share one, swept between them."""
+
+BOTH_FACES = {"TestExec", "TestExecTimeout", "TestFlow", "TestLifetime", "TestLostLinks", "TestSandbox"}
+"""The others run in the async face only, where each call of the engine is a `Blocking` in a thread. The embedded engine, for which a
+sandbox costs a millisecond and not a second, shows that the faces are alike."""
+
+SWEEP = "kill -9 -1; cd /; for d in /tmp /srv /root /home/agent; do find $d -mindepth 1 -delete; done"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the blocking face of what runs in the async face only, and Debian images, which the embedded engine builds and tests."""
+    left_out = [item for item in items if _is_left_out(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    name = getattr(getattr(item, "cls", None), "__name__", "")
+    if item.path.parent != Path(__file__).parent:
+        return False
+    if item.get_closest_marker("slow"):
+        return True
+    return "[blocking" in item.name and name.startswith("Test") and name not in BOTH_FACES
+
+
+class Reused:
+    """One sandbox for many tests, and another when a test has ended it."""
+
+    def __init__(self, engine: Kubernetes, image: Image) -> None:
+        self._make = lambda: Sandbox.create(app=App("contract"), image=image, engine=engine, timeout=600)
+        self._sandbox: Sandbox | None = None
+
+    def id(self) -> str:
+        if self._sandbox is None or self._sandbox.poll() is not None:
+            self._sandbox = self._make()
+        elif self._sandbox.exec("sh", "-c", SWEEP, timeout=20).returncode:
+            self.close()
+            return self.id()
+        return self._sandbox.id
+
+    def close(self) -> None:
+        if self._sandbox:
+            self._sandbox.terminate()
+        self._sandbox = None
+
+
+@pytest.fixture(scope="session")
+def reused(engine: Kubernetes, image: Image) -> Iterator[Reused]:
+    sandbox = Reused(engine, image)
+    yield sandbox
+    sandbox.close()
+
+
+@pytest.fixture(name="sandbox")
+def fresh_or_swept(
+    request: pytest.FixtureRequest, create: Create, sandboxes: SandboxClass, engine: Kubernetes
+) -> Sandbox:
+    """A fresh sandbox, or one that is as good as that."""
+    if request.cls.__name__ not in REUSED:
+        return create()
+    reused: Reused = request.getfixturevalue("reused")
+    return sandboxes.from_id(reused.id(), engine=engine)

@@ -1,0 +1,245 @@
+"""The Kubernetes engine's values: manifests, reports, settings. No cluster."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openmodal._spec import EndRecord, Network, Resources, Root, SandboxSpec, Status
+from openmodal.engines.kubernetes import pods, report, setup
+from openmodal.engines.kubernetes.settings import Settings, label, read
+from openmodal.errors import InvalidError
+
+ROOT = Root(key="k", layers=("host/name@sha256:" + "0" * 64,))
+SETTINGS = Settings(owner="me", architecture="amd64")
+NO_LIMITS = Resources()
+
+
+def spec_of(resources: Resources = NO_LIMITS, settings: Settings = SETTINGS) -> dict[str, Any]:
+    return pods.pod_spec(ROOT, resources, "openmodal-agent-x", settings)
+
+
+# ------------------------------------------------------------------------------------------------------------ pods
+
+
+def test_a_pod_has_no_rights_over_its_node_or_its_cluster() -> None:
+    spec = spec_of()
+    container = spec["containers"][0]
+    for open_door in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "enableServiceLinks"):
+        assert spec[open_door] is False
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["privileged"] is False
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+    assert not {"SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE"} & set(
+        container["securityContext"]["capabilities"]["add"]
+    )
+    assert [list(volume) for volume in spec["volumes"]] == [["name", "configMap"]]
+
+
+def test_requests_are_the_limits_unless_nodes_may_promise_more() -> None:
+    resources = Resources(cpu=1.5, memory=300, disk=100)
+    same = spec_of(resources)["containers"][0]["resources"]
+    assert same["requests"] == same["limits"]
+    assert same["limits"] == {"cpu": "1500m", "memory": "300Mi", "ephemeral-storage": "100Mi"}
+    over = spec_of(resources, Settings(owner="me", architecture="amd64", overcommit=10))["containers"][0]["resources"]
+    assert over["limits"] == same["limits"]
+    assert over["requests"] == {"cpu": "150m", "memory": "30Mi", "ephemeral-storage": "10Mi"}
+
+
+def test_the_clusters_deadline_is_later_than_the_agents() -> None:
+    assert pods.manifest("om-x-1", spec_of(), 77.5)["spec"]["activeDeadlineSeconds"] == 78
+
+
+@pytest.mark.parametrize(
+    ("id", "name"),
+    [
+        ("my-app-0123abcd", "om-my-app-0123abcd"),
+        ("My_app.2-0123abcd", "om-my-app-2-0123abcd"),
+        ("_-00000000", "om-app-00000000"),
+    ],
+)
+def test_a_pods_name_is_one_that_kubernetes_takes(id: str, name: str) -> None:
+    assert pods.name_of(id) == name
+
+
+def test_a_long_apps_name_fits() -> None:
+    assert len(pods.name_of("x" * 64 + "-0123abcd")) <= 63
+
+
+def test_warm_pods_differ_from_others_in_nothing_but_their_waiting() -> None:
+    plain, warm = spec_of(), pods.warm(spec_of())
+    assert warm["restartPolicy"] == "Always"
+    assert "--linger" in warm["containers"][0]["command"]
+    without = {key: value for key, value in warm.items() if key not in ("restartPolicy", "containers")}
+    assert without == {key: value for key, value in plain.items() if key != "containers"}
+
+
+def test_a_shape_is_all_that_cannot_be_changed() -> None:
+    assert pods.shape(spec_of()) == pods.shape(spec_of())
+    assert (
+        len({pods.shape(spec_of()), pods.shape(spec_of(Resources(cpu=2))), pods.shape(spec_of(Resources(memory=64)))})
+        == 3
+    )
+
+
+def test_a_sandbox_is_found_again_in_its_pod() -> None:
+    status = Status("a-0123abcd", "a", "n", (("t", "1"),), 5.0, 9.0, "k", "kubernetes", run="r")
+    spec = SandboxSpec(app="a", network=Network(block=True))
+    pod = {
+        "metadata": {"name": "om-a-0123abcd", "annotations": pods.first_described(status, "token", main=True)},
+        "status": {"phase": "Running"},
+    }
+    found = pods.found(pod)
+    assert found
+    assert (found.status, found.token, found.main, found.ready, found.deleting) == (status, "token", True, True, False)
+    assert pods.labels(status.id, spec, SETTINGS)["openmodal.dev/network"] == "none"
+
+
+@pytest.mark.parametrize("notes", [None, {}, {"openmodal.dev/sandbox": "{", "openmodal.dev/token": ""}])
+def test_a_pod_that_says_nothing_we_know_is_no_sandbox(notes: dict[str, Any] | None) -> None:
+    assert pods.found({"metadata": {"name": "x", "annotations": notes}}) is None
+
+
+def state(**state: dict[str, Any]) -> dict[str, Any]:
+    return {"status": {"phase": "Pending", "containerStatuses": [{"state": state}]}}
+
+
+@pytest.mark.parametrize(
+    ("pod", "kind"),
+    [
+        (state(waiting={"reason": "ContainerCreating"}), None),
+        (state(running={}), None),
+        (state(waiting={"reason": "ErrImagePull", "message": "not found"}), "image"),
+        (state(waiting={"reason": "ImagePullBackOff"}), "image"),
+        (state(waiting={"reason": "CreateContainerError", "message": "no such file"}), "pod"),
+        ({"status": {"phase": "Failed", "reason": "Evicted", "message": "the node was low on disk"}}, "pod"),
+    ],
+)
+def test_what_keeps_a_pod_from_running_is_known(pod: dict[str, Any], kind: str | None) -> None:
+    trouble = pods.trouble(pod)
+    assert (trouble and trouble[0]) == kind
+
+
+def test_the_end_of_a_pod_without_a_report() -> None:
+    failed = {"status": {"phase": "Failed", "reason": "Evicted", "message": "low on disk"}}
+    end = pods.end(failed)
+    assert end
+    assert "Evicted: low on disk" in end.text
+    late = pods.end({"status": {"phase": "Failed", "reason": "DeadlineExceeded"}})
+    assert late
+    assert (late.reason, late.returncode) == ("timeout", 124)
+    killed = state(terminated={"reason": "OOMKilled", "exitCode": 137})
+    out = pods.end({"status": {**killed["status"], "phase": "Failed"}})
+    assert out
+    assert out.reason == "oom"
+    assert pods.end({"status": {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}}) is None
+
+
+# ---------------------------------------------------------------------------------------------------------- report
+
+
+def test_a_report_gives_outputs_and_end() -> None:
+    log = b"1 " + base64.b64encode(b"out\n\0\xff") + b"\n2 " + base64.b64encode(b"err") + b"\nend exited 3 0 5000000\n"
+    found = report.parse(log)
+    assert found == report.Report(EndRecord("exited", 3, 5.0, ""), b"out\n\0\xff", b"err")
+
+
+@pytest.mark.parametrize("log", [b"", b"1 b3V0\n", b"end exited\n", b"end exited x 0 1\n", b"end exited 3 0 5\nmore\n"])
+def test_without_its_last_line_it_is_no_report(log: bytes) -> None:
+    assert report.parse(log) is None
+
+
+def test_words_of_the_agent_itself_are_errors() -> None:
+    found = report.parse(b"openmodal: there is no user x\nend exited 126 0 1\n")
+    assert found
+    assert (found.end.returncode, found.stderr) == (126, b"openmodal: there is no user x\n")
+
+
+def test_death_of_the_main_command_for_memory_is_told() -> None:
+    found = report.parse(b"end exited 137 1 1\n")
+    assert found
+    assert found.end.reason == "oom"
+
+
+# -------------------------------------------------------------------------------------------------------- settings
+
+
+def test_settings_come_from_file_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path))
+    monkeypatch.delenv("OPENMODAL_KUBERNETES_NAMESPACE", raising=False)
+    (tmp_path / "config.toml").write_text('[kubernetes]\nnamespace = "file"\nnetwork_policy = true\nowner = "a b"\n')
+    assert (read().namespace, read().network_policy, read().owner) == ("file", True, "a-b")
+    monkeypatch.setenv("OPENMODAL_KUBERNETES_NAMESPACE", "env")
+    monkeypatch.setenv("OPENMODAL_KUBERNETES_OVERCOMMIT", "2.5")
+    assert (read().namespace, read().overcommit) == ("env", 2.5)
+
+
+@pytest.mark.parametrize(
+    "line", ["no_such = 1", "overcommit = 0.5", 'user_namespaces = "perhaps"', "architecture = 'z80'", "namespace = 3"]
+)
+def test_wrong_settings_are_named(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path))
+    monkeypatch.delenv("OPENMODAL_KUBERNETES_NAMESPACE", raising=False)
+    monkeypatch.delenv("OPENMODAL_KUBERNETES_OVERCOMMIT", raising=False)
+    (tmp_path / "config.toml").write_text(f"[kubernetes]\n{line}\n")
+    with pytest.raises(InvalidError, match=line.partition(" ")[0]):
+        read()
+
+
+def test_labels_are_what_kubernetes_takes() -> None:
+    assert label("-a b/c@d_") == "a-b-c-d"
+    assert len(label("x" * 100)) == 63
+
+
+# ----------------------------------------------------------------------------------------------------------- setup
+
+
+def test_the_rights_are_no_more_than_the_engine_uses() -> None:
+    role = next(item for item in setup.manifests(SETTINGS) if item["kind"] == "Role")
+    resources = {resource for rule in role["rules"] for resource in rule["resources"]}
+    assert resources == {"pods", "pods/exec", "pods/log", "configmaps", "leases", "replicasets"}
+    assert not any("*" in rule["verbs"] for rule in role["rules"])
+
+
+def test_policies_let_nothing_in_and_only_what_is_outside_out() -> None:
+    deny, internet = (item["spec"] for item in setup.manifests(SETTINGS) if item["kind"] == "NetworkPolicy")
+    assert deny["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in deny
+    assert "egress" not in deny
+    blocks = [place["ipBlock"] for place in internet["egress"][0]["to"]]
+    assert "169.254.0.0/16" in blocks[0]["except"]
+    assert internet["podSelector"]["matchLabels"] == {"openmodal.dev/network": "internet"}
+
+
+def test_without_lightkube_the_remedy_is_told() -> None:
+    """In a child interpreter, where the package cannot be imported."""
+    program = (
+        "import sys; sys.modules['lightkube'] = None\n"
+        "from openmodal.engines import load\n"
+        "try: load('kubernetes')\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("UnsupportedError ")
+    assert "pip install 'openmodal[kubernetes]'" in done.stdout
+
+
+def test_the_manifests_are_json() -> None:
+    items = setup.manifests(SETTINGS, ["user:a", "group:b", "serviceaccount:c/d"], 10)
+    assert [item["kind"] for item in items] == [
+        "Namespace",
+        "Role",
+        "RoleBinding",
+        "ResourceQuota",
+        "NetworkPolicy",
+        "NetworkPolicy",
+    ]
+    assert json.loads(json.dumps(items)) == items
