@@ -108,7 +108,7 @@ def test_the_program_sees_the_engine_that_was_chosen(openmodal: CommandLine) -> 
         (["--local", "run", "p.py", "--count", "1", "--bogus"], 2, "No such option '--bogus'"),
         (["--local", "run", "odd.py"], 1, "has the type dict[str, int]"),
         (["--engine", "nope", "run", "p.py"], 2, "there is no engine 'nope'"),
-        (["--engine", "kubernetes", "run", "p.py"], 1, "is not part of this version"),
+        (["--engine", "no.such:Engine", "run", "p.py"], 2, "cannot be imported"),
         (["--local", "--engine", "docker", "run", "p.py"], 2, "exclude each other"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
         (["--local", "sandbox", "exec", "no-such-1", "ls"], 1, "no sandbox 'no-such-1'"),
