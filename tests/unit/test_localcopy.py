@@ -93,7 +93,7 @@ things = st.builds(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, derandomize=True, database=None)
 @given(st.lists(things, max_size=8))
 def test_whatever_is_sent_stays_inside(tmp_path: Path, items: list[Entry]) -> None:
     (tmp_path / "inner").mkdir(exist_ok=True)
