@@ -99,7 +99,8 @@ class Receiver:
         self._end_file()
         self._leave(0)
         if os.path.lexists(self._temporary):
-            shutil.rmtree(self._temporary) if self._temporary.is_dir() else self._temporary.unlink()
+            is_tree = self._temporary.is_dir() and not self._temporary.is_symlink()
+            shutil.rmtree(self._temporary) if is_tree else self._temporary.unlink()
 
     def begin(self, entry: Entry) -> None:
         """Begin the next entry; `write` gives the bytes of a file."""

@@ -93,7 +93,7 @@ things = st.builds(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, derandomize=True, database=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(things, max_size=8))
 def test_whatever_is_sent_stays_inside(tmp_path: Path, items: list[Entry]) -> None:
     (tmp_path / "inner").mkdir(exist_ok=True)
@@ -141,6 +141,12 @@ def test_bytes_without_a_file_are_refused(tmp_path: Path) -> None:
         receiver.begin(ROOT)
         receiver.write(memoryview(b"x"))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_link_to_a_folder_that_is_not_whole_is_taken_away(tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError):
+        receive(tmp_path / "inner/out", entry("l", b"", target=b".."), entry("f", b"a/b"))
+    assert os.listdir(tmp_path / "inner") == []
 
 
 def test_an_empty_answer_is_refused(tmp_path: Path) -> None:
