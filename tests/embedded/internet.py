@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PUBLIC, OTHER = "192.0.2.10", "192.0.2.20"  # a documentation range: nobody's, and not on the deny list
-PRIVATE, METADATA, SANDBOXES = "10.99.97.1", "169.254.169.254", "10.251.255.250"
+PRIVATE, METADATA, SANDBOXES = "10.99.97.1", "168.63.129.16", "10.251.255.250"
 ADDRESSES = (PUBLIC, OTHER, PRIVATE, METADATA, SANDBOXES)
 ECHO, BULK = 7000, 7001
 BULK_BYTES = 100 << 20

@@ -35,7 +35,7 @@ from openmodal.testing.fixtures import Create, eventually, python
 APP = "faults"
 
 
-def make(engine: Embedded, image: Image, *args: str, timeout: float = 60) -> Sandbox:
+def make(engine: Embedded, image: Image, *args: str, timeout: float = 600) -> Sandbox:
     return Sandbox.create(*args, app=App(APP), image=image, engine=engine, timeout=timeout)
 
 
@@ -125,7 +125,7 @@ class TestSdkIsKilled:
 
     def test_during_create_with_a_name(self, engine: Embedded, image: Image) -> None:
         def create() -> None:
-            Sandbox.create(app=App(APP), image=image, engine=engine, timeout=60, name="the-name")
+            Sandbox.create(app=App(APP), image=image, engine=engine, timeout=600, name="the-name")
 
         self.at_every_system_call(create, lambda: clear(engine))
         create()

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from openmodal.testing.fixtures import Create
+from openmodal.testing.fixtures import Create, eventually
 from openmodal.testing.limits import connects, server
 
 pytestmark = pytest.mark.root
@@ -34,8 +34,9 @@ def run(*command: str) -> None:
 
 @contextmanager
 def on_loopback(address: str) -> Iterator[None]:
-    """Give this machine one more address."""
-    run("ip", "addr", "add", f"{address}/32", "dev", "lo")
+    """Give this machine one more address. It has an address once, so another worker with the same one waits."""
+    add = ("ip", "addr", "add", f"{address}/32", "dev", "lo")
+    eventually(lambda: subprocess.run(add, capture_output=True, check=False).returncode == 0, seconds=60)
     try:
         yield
     finally:
