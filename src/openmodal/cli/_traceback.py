@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import TracebackType
 
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}/"
+_LIBRARIES = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")})
 
 
 def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an exception that nobody caught; a sys.excepthook."""
     shown = traceback.TracebackException(kind, error, trace)
+    shown.stack = _below_start(shown.stack)
     _trim(shown)
     print("".join(shown.format()), end="", file=sys.stderr)
+
+
+def _below_start(stack: traceback.StackSummary) -> traceback.StackSummary:
+    """The frames from our first on: before it there is only the script that starts the command line."""
+    start = next((i for i, frame in enumerate(stack) if frame.filename.startswith(_PACKAGE)), 0)
+    return traceback.StackSummary.from_list(list(stack)[start:])
 
 
 def _trim(shown: traceback.TracebackException) -> None:
@@ -34,6 +43,11 @@ def _trimmed(shown: traceback.TracebackException | None) -> traceback.TracebackE
 
 
 def _theirs(stack: traceback.StackSummary) -> traceback.StackSummary:
-    return traceback.StackSummary.from_list(
-        [frame for frame in stack if not frame.filename.startswith((_PACKAGE, "<frozen "))]
-    )
+    """The frames that are not ours, nor of what our code calls."""
+    kept: list[traceback.FrameSummary] = []
+    ours = False
+    for frame in stack:
+        ours = frame.filename.startswith((_PACKAGE, "<frozen ")) or (ours and frame.filename.startswith(_LIBRARIES))
+        if not ours:
+            kept.append(frame)
+    return traceback.StackSummary.from_list(kept)

@@ -28,7 +28,7 @@ from openmodal.cli._errors import say
 from openmodal.cli._output import count
 from openmodal.cli._session import Session, engine_options, pass_session
 from openmodal.engines import load
-from openmodal.errors import InvalidError
+from openmodal.errors import Error, InvalidError
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -106,6 +106,7 @@ class Run:
         self._detach = detach
         self._id = secrets.token_hex(8)
         self._signal = 0
+        self._told = False
         self._over = threading.Event()
         self._sweeper: threading.Thread | None = None
 
@@ -161,7 +162,14 @@ class Run:
             self._stop(id)
 
     def _sandboxes(self) -> list[str]:
-        return [status.id for status in run_sync(load(self._engine).list()) if status.run == self._id]
+        """The run's running sandboxes. An engine that cannot be asked must not hide what the program itself died of."""
+        try:
+            return [status.id for status in run_sync(load(self._engine).list()) if status.run == self._id]
+        except Error as error:
+            if not self._told:
+                self._told = True
+                click.echo(f"openmodal: sandboxes of this run, if any, end at their timeout only: {error}", err=True)
+            return []
 
     def _stop(self, id: str) -> None:
         run_sync(load(self._engine).stop(id))
