@@ -177,7 +177,7 @@ static bool init_enter(struct box *box) {
     const struct plan *plan = box->plan;
     if (!hear(box->init_link, "go"))
         return fail("internal", "the supervisor is gone");
-    if (plan->unreachable.count > 0 && !net_refuse(&plan->unreachable))
+    if (plan->unreachable.count > 0 && !net_refuse(&plan->unreachable, plan->resolv))
         return false;
     if (unshare(CLONE_NEWCGROUP) != 0) /* now: its root is where we are */
         return fail(NULL, "cannot make a cgroup namespace: %m");

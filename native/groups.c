@@ -2,6 +2,7 @@
 #include "kernel.h"
 #include "groups.h"
 
+#include "devices.h"
 #include "fail.h"
 #include "util.h"
 
@@ -46,7 +47,7 @@ bool groups_birthplace(const struct plan *plan, int *folder) {
         if (*folder < 0)
             return fail(NULL, "cannot open the cgroup %s: %m", plan->cgroup.item[i]);
     }
-    return true;
+    return *folder < 0 || devices_limit(*folder, &plan->device);
 }
 
 bool groups_join(const struct plan *plan) {

@@ -11,7 +11,8 @@ bool groups_make(const struct plan *plan); /* all folders, then all values */
 
 /* Joining is split, because moving a process into a cgroup makes the kernel wait for all its readers, 10 ms and more, with two
  * exceptions: a process may be born in one (version 2), and a thread may move itself alone (version 1). */
-bool groups_birthplace(const struct plan *plan, int *folder); /* of version 2, to clone into; -1: the plan has none */
+/* The group of version 2 to clone into, which gets its list of devices; -1: the plan has none. */
+bool groups_birthplace(const struct plan *plan, int *folder);
 bool groups_join(const struct plan *plan); /* of version 1, called by who joins, while it has no other thread */
 
 void groups_kill(const struct plan *plan);   /* every process at once; thaws first, for frozen ones keep SIGKILL waiting */

@@ -6,6 +6,7 @@
 #include "netlink.h"
 #include "util.h"
 #include "verbs.h"
+#include "wall.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -13,6 +14,7 @@
 #include <net/if.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -176,19 +178,15 @@ static bool set_router_sysctls(void) {
     return true;
 }
 
-bool net_refuse(const struct strings *prefixes) {
-    AUTO_FD int netlink = open_netlink(NETLINK_ROUTES);
-    for (size_t i = 0; i < prefixes->count && netlink >= 0; i++) {
-        struct batch batch = {.used = 0};
-        uint32_t address;
-        uint8_t bits;
-        if (!parse_address(prefixes->item[i], &address, &bits))
-            return fail("plan", "unreachable must be like 10.0.0.0/8, not %.40s", prefixes->item[i]);
-        add_refusal(&batch, address, bits);
-        if (!talk(netlink, &batch))
-            return fail("network", "cannot put %s out of reach: %m", prefixes->item[i]);
-    }
-    return netlink >= 0;
+bool net_refuse(const struct strings *prefixes, const char *resolv) {
+    struct wall wall = {.denials = 0};
+    for (size_t i = 0; i < prefixes->count; i++)
+        if (!wall_deny(&wall, prefixes->item[i]))
+            return fail("plan", "unreachable must be like 10.0.0.0/8, %d of them at most, not %.40s", MOST_DENIED, prefixes->item[i]);
+    char *servers = must_copy(resolv != NULL ? resolv : "");
+    wall_resolve(&wall, servers);
+    free(servers);
+    return wall_raise(&wall);
 }
 
 struct uplink {

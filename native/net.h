@@ -27,6 +27,6 @@ bool net_attach(int router, int inside, uint32_t slot, int network);
 void net_detach(int router, uint32_t slot);
 bool net_is_attached(uint32_t slot);
 
-/* In a user's sandbox, whose network comes from a helper and whose firewall nobody can load: put these prefixes out of reach. Nothing inside
- * has the right to change a route. */
-bool net_refuse(const struct strings *prefixes);
+/* In a user's sandbox, whose network comes from a helper and has no rules of its own: put these prefixes out of reach (wall.h), but for
+ * the name servers of `resolv`. Nothing inside has the right to change that. */
+bool net_refuse(const struct strings *prefixes, const char *resolv);

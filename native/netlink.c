@@ -45,7 +45,7 @@ enum {
     ERROR_MESSAGE = 2, NEW_LINK = 16, DELETE_LINK = 17, NEW_ADDRESS = 20, NEW_ROUTE = 24,
     LINK_NAME = 3, LINK_MTU = 4, LINK_INFO = 18, LINK_NET_NS_FD = 28, INFO_KIND = 1, INFO_DATA = 2, VETH_PEER = 1,
     ADDRESS_ADDRESS = 1, ADDRESS_LOCAL = 2, ROUTE_DST = 1, ROUTE_OIF = 4, ROUTE_GATEWAY = 5,
-    TABLE_MAIN = 254, TABLE_LOCAL = 255, PROTOCOL_BOOT = 3, SCOPE_GLOBAL = 0, SCOPE_LINK = 253, SCOPE_HOST = 254, UNICAST = 1, LOCAL = 2, UNREACHABLE = 7,
+    TABLE_MAIN = 254, TABLE_LOCAL = 255, PROTOCOL_BOOT = 3, SCOPE_GLOBAL = 0, SCOPE_LINK = 253, SCOPE_HOST = 254, UNICAST = 1, LOCAL = 2,
 };
 /* clang-format on */
 
@@ -186,13 +186,6 @@ static bool ask(const char *name, unsigned long what, struct ifreq *request) {
     memset(request, 0, sizeof *request);
     snprintf(request->ifr_name, IF_NAMESIZE, "%s", name);
     return fd >= 0 && ioctl(fd, what, request) == 0;
-}
-
-void add_refusal(struct batch *batch, uint32_t destination, uint8_t prefix) {
-    struct nl_route *route = begin_message(batch, NEW_ROUTE, CREATE | REPLACE, sizeof *route);
-    *route = (struct nl_route){
-        .family = AF_INET, .dst_len = prefix, .table = TABLE_MAIN, .protocol = PROTOCOL_BOOT, .type = UNREACHABLE};
-    number(batch, ROUTE_DST, destination);
 }
 
 uint32_t mtu_of(const char *name) {

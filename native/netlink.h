@@ -50,9 +50,6 @@ void add_route(struct batch *batch, int index, uint32_t destination, uint8_t pre
 /* Every address of that prefix is this namespace's own. lo must be up. */
 void add_local(struct batch *batch, uint32_t destination, uint8_t prefix);
 
-/* What is in that prefix is out of reach, whatever the default route says. */
-void add_refusal(struct batch *batch, uint32_t destination, uint8_t prefix);
-
 uint32_t mtu_of(const char *name); /* 1500 when there is no such interface */
 int index_of(const char *name);    /* 0 when there is no such interface */
 

@@ -201,7 +201,7 @@ static const struct key {
     KEY(disk, take_path),         KEY(firewall, take_string),    KEY(rules, take_text),
     KEY(runtime, take_path),      KEY(runtime_arg, take_string),
     KEY(runtime_config, take_text),
-    KEY(may_lack, take_may_lack),
+    KEY(may_lack, take_may_lack),  KEY(device, take_string),
 #ifdef OPENMODAL_TEST
     KEY(weaken, take_weaken),
 #endif

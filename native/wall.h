@@ -1,5 +1,6 @@
-/* The wall: which addresses a container's processes may send to. Loaded by init into its own network namespace, before anything
- * untrusted runs; without CAP_NET_ADMIN, which init then gives up for good, nobody inside can change it. */
+/* The wall: which addresses the processes of a container, or of a plain user's sandbox, may send to. Loaded by init into its own
+ * network namespace, before anything untrusted runs; without CAP_NET_ADMIN, which init then gives up for good, nobody inside can
+ * change it. */
 #pragma once
 
 #include <stdbool.h>
@@ -21,7 +22,7 @@ struct wall {
 /* Take "10.0.0.0/8" or "192.0.2.1" in. False: it is neither, or one too many. */
 bool wall_deny(struct wall *wall, const char *text);
 
-/* Take in the name servers of a resolv.conf. The container's is its daemon's: who makes the wall need not know them. */
+/* Take in the name servers of a resolv.conf. A container's is its daemon's: who makes the wall need not know them. */
 void wall_resolve(struct wall *wall, char *resolv_conf);
 
 /* Load the rules. Everything over IPv6 is refused but what is on loopback. False: see fail.h. */

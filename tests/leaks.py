@@ -79,7 +79,7 @@ class Process:
         """A native program of ours, what it starts for gVisor (gvisor.py), or the gate of a sandbox with an allow list."""
         native = "openmodal" in os.path.basename(self.argv[0]) and not self.is_in_container
         runsc = self.argv[0].startswith("runsc") and "--root=/state" in self.argv
-        return native or runsc or any("openmodal._gate" in word for word in self.argv)
+        return native or runsc or any("openmodal/_gate/" in word for word in self.argv)
 
     @property
     def is_in_container(self) -> bool:

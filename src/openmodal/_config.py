@@ -10,17 +10,22 @@
 | OPENMODAL_REGISTRY | where images for a cluster are pushed, as `host/path` |
 | OPENMODAL_KUBERNETES_… | what the table `[kubernetes]` of the configuration says, by name: OPENMODAL_KUBERNETES_NAMESPACE … |
 | OPENMODAL_BASE | where `debian_slim` comes from: "registry", "packages", or "auto" |
+| OPENMODAL_MIRRORS | URLs of private mirrors and proxies that steps of images may reach |
+| PIP_…, UV_…, NPM_CONFIG_…, …_PROXY | the same: URLs in them |
 | SSL_CERT_FILE | certificate authorities that sandboxes shall trust, too |
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from openmodal.errors import InvalidError
+
+_PACKAGE_SOURCE = re.compile(r"OPENMODAL_MIRRORS|(PIP|UV|NPM_CONFIG)_.+|.+_PROXY", re.IGNORECASE)
 
 
 def state() -> Path:
@@ -79,6 +84,12 @@ def authorities() -> Path | None:
 def registry() -> str:
     """Where images for a cluster are pushed, as "host/path", or ""."""
     return os.environ.get("OPENMODAL_REGISTRY") or setting("registry") or ""
+
+
+def package_sources() -> list[str]:
+    """What the environment and the configuration file say of mirrors and proxies: texts with URLs in them."""
+    said = [value for name, value in os.environ.items() if _PACKAGE_SOURCE.fullmatch(name)]
+    return [*said, setting("mirrors") or ""]
 
 
 def setting(name: str) -> str | None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PUBLIC, OTHER = "192.0.2.10", "192.0.2.20"  # a documentation range: nobody's, and not on the deny list
+# Azure's: other tests give the other clouds' to this machine.
 PRIVATE, METADATA, SANDBOXES = "10.99.97.1", "168.63.129.16", "10.251.255.250"
 ADDRESSES = (PUBLIC, OTHER, PRIVATE, METADATA, SANDBOXES)
 ECHO, BULK = 7000, 7001

@@ -51,7 +51,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
 def net(world: Internet, monkeypatch: pytest.MonkeyPatch) -> Internet:
     """The internet, with nothing asked for yet; gates ask its name server."""
     original = egress.policy_text
-    monkeypatch.setattr(egress, "policy_text", lambda wanted, own, _: original(wanted, own, (PUBLIC,)))
+    monkeypatch.setattr(
+        egress, "policy_text", lambda wanted, own, _, mirrors: original(wanted, own, (PUBLIC,), mirrors)
+    )
     world.hits()
     return world
 
@@ -292,7 +294,7 @@ def gates() -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"openmodal._gate" in path.read_bytes():
+            if b"openmodal/_gate/" in path.read_bytes():
                 found.append(int(path.parent.name))
         except OSError:
             continue
@@ -311,7 +313,10 @@ def is_gone(pid: int) -> bool:
 
 class TestFaults:
     def test_the_gate_has_no_rights(self, create: Create) -> None:
-        pid = gate_of(create(outbound_domain_allowlist=[]))
+        """When it answers for the first time: it reads nothing from inside before."""
+        sandbox = create(outbound_domain_allowlist=[])
+        assert "NXDOMAIN" in sandbox.exec("nslookup", NAME).stdout.read()
+        pid = gate_of(sandbox)
         status = Path(f"/proc/{pid}/status").read_text()
         fields = dict(line.split(":\t", 1) for line in status.splitlines())
         assert fields["Uid"].split() == ["65534"] * 4
@@ -365,23 +370,35 @@ class TestFaults:
             assert says(sandbox, PUBLIC, ECHO) == b"ping\n"
 
     def test_a_sandbox_whose_gate_does_not_start_is_not_made(
-        self, create: Create, engine: Embedded, monkeypatch: pytest.MonkeyPatch
+        self, create: Create, engine: Embedded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         before = set(os.listdir(engine.store.ended))
         for begin in ("import sys; sys.exit(3)", "import socket; socket.socket(fileno=5).send(b'network by test')"):
-            monkeypatch.setattr(egress, "_BEGIN", begin)
+            (tmp_path / "gate.py").write_text(begin)
+            monkeypatch.setattr(egress, "_GATE", tmp_path / "gate.py")
             with pytest.raises(EngineError, match=r"gate did not start|by test"):
                 create(outbound_cidr_allowlist=[PUBLIC])
         monkeypatch.undo()
-        monkeypatch.setattr(egress, "policy_text", lambda *_: "{}")
+        monkeypatch.setattr(engine, "_egress_log", lambda id: tmp_path / "missing" / id)
         with pytest.raises(EngineError, match="cannot start"):
             create(outbound_cidr_allowlist=[PUBLIC])
         assert {name for name in set(os.listdir(engine.store.ended)) - before if name.endswith("egress")} == set()
 
+    def test_a_gate_that_fails_after_its_start_lets_nothing_out(
+        self, create: Create, net: Internet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`create` does not wait for all of its start, so this is what a broken one looks like."""
+        monkeypatch.setattr(egress, "policy_text", lambda *_: "{}")
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+        assert says(sandbox, PUBLIC, ECHO) == b""
+        eventually(lambda: not gates_of(sandbox))
+        assert says(sandbox, PUBLIC, ECHO) == b""
+        assert net.hits() == []
+
     def test_a_sandbox_whose_rules_cannot_be_loaded_is_not_made(
         self, create: Create, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(network, "gate_rules", lambda **_: "*nat\n-A OUTPUT -j NOSUCHTARGET\nCOMMIT\n")
+        monkeypatch.setattr(network, "gate_rules", lambda *_, **__: "*nat\n-A OUTPUT -j NOSUCHTARGET\nCOMMIT\n")
         with pytest.raises(EngineError, match="cannot load the rules"):
             create(outbound_cidr_allowlist=[PUBLIC])
         monkeypatch.setattr(network, "tool", lambda *_: None)

@@ -16,6 +16,9 @@ import openmodal
 from tests.embedded.internet import ECHO, OTHER, PUBLIC, internet
 
 USER = 1000
+
+# Run by root in a mount namespace of its own, and then the rest as the user: a /dev/net/tun for all, as systemd makes it.
+TUN = '[ ! -c /dev/net/tun ] || { mount -t tmpfs tun /dev/net && mknod -m 666 /dev/net/tun c 10 200; }; exec "$@"'
 BUSYBOX = Path("/bin/busybox")
 
 PROGRAM = """
@@ -102,7 +105,7 @@ def _interpreter() -> str:
 @pytest.mark.embedded
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_sandboxes_work_for_a_plain_user(home: Path) -> None:
-    _run(home, PROGRAM)
+    run_as_user(home, PROGRAM)
 
 
 @pytest.mark.root
@@ -111,12 +114,14 @@ def test_sandboxes_work_for_a_plain_user(home: Path) -> None:
 def test_allow_lists_work_for_a_plain_user(home: Path, tmp_path: Path) -> None:
     """The gate is then on this machine's network, and itself all that keeps the sandbox from what is listed but never reached."""
     with internet(tmp_path) as net:
-        _run(home, ALLOW_LISTS, OPENMODAL_ALLOW_DEGRADED="limits")
+        run_as_user(home, ALLOW_LISTS, OPENMODAL_ALLOW_DEGRADED="limits")
         assert net.hits() == [f"{PUBLIC}:{ECHO}"]
 
 
-def _run(home: Path, program: str, **variables: str) -> None:
-    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", _interpreter(), "-c", program]
+def run_as_user(home: Path, program: str, *, expected: str = "done\n", **variables: str) -> None:
+    """Run a program of the SDK as a plain user, with the state in that home; nothing of its sandboxes may be left."""
+    become = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
+    command = ["unshare", "--mount", "sh", "-c", TUN, "sh", *become, _interpreter(), "-c", program]
     environment = {
         "HOME": str(home),
         "OPENMODAL_HOME": str(home / "state"),
@@ -126,6 +131,6 @@ def _run(home: Path, program: str, **variables: str) -> None:
         **variables,
     }
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
     assert list((home / "state" / "sandboxes").iterdir()) == []
     assert openmodal.Sandbox.list() == [], "another user's sandboxes are not root's"

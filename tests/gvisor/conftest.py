@@ -23,8 +23,6 @@ LEFT_OUT = (
     *("::TestApp::", "::TestFinding::", "::TestImages::", "::TestLostLinks::", "::TestMistakes::", "::TestNames::"),
     # Seconds each, and more where the machine is busy.
     *("test_there_are_at_most_512_processes", "test_the_timeout_ends_it_within_a_second"),
-    # On a busy machine gVisor of 2024 once let all forty processes start, twenty over the limit.
-    "test_the_limit_of_processes_is_gvisors_own_and_holds",
     # On a busy machine a command that kill() has stopped may die of the hang-up that gVisor sends it first: 129 and not 137.
     "test_kill_reaches_the_command_and_all_its_descendants",
     # The memory of the SDK.

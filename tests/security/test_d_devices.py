@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from openmodal.engines.embedded import cgroup, host
 from openmodal.errors import Error
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
+from tests.security import attack
 from tests.security.attack import sh, works
+from tests.security.conftest import Weaken
 
 Create = Callable[..., Sandbox]
 
@@ -47,6 +51,27 @@ def test_no_device_can_be_made_or_brought(inside: Sandbox, bare: Sandbox, armed:
     assert sh(inside, "ls /tmp/tree") == "file\n"
     with pytest.raises(Error, match="disk"):
         armed.add_local_dir(str(tmp_path), "/tree").build(engine="embedded")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_control_group_has_a_list_of_devices(weaken: Weaken, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    """D4, D2: where all else that keeps devices away is missing. Without a group of version 1, a program in the kernel is the list."""
+    found = host.hierarchies()
+    if "devices" not in dict(found.v1) or not found.v2:
+        pytest.skip("needs control groups of both versions, to try either")
+    if version == 2:
+        without = replace(found, v1=tuple(pair for pair in found.v1 if pair[0] != "devices"))
+        monkeypatch.setattr(host, "hierarchies", lambda: without)
+    place, use = "mount -t tmpfs -o dev tmpfs /tmp", "mknod /tmp/{0} c {1} && true < /tmp/{0}"
+    sandbox = weaken(*attack.ALL_CONTROLS)
+    assert works(sandbox, place)
+    for name, number in (("tun", "10 200"), ("mem", "1 1"), ("port", "1 4"), ("kmsg", "1 11")):
+        assert "Operation not permitted" in sh(sandbox, use.format(name, number)), name
+    assert not works(sandbox, "mknod /tmp/disk b 1 3"), "a disk with a harmless device's numbers"
+    assert works(sandbox, use.format("zero", "1 5"))
+    monkeypatch.setattr(cgroup, "_DEVICES", ())
+    monkeypatch.setattr(cgroup, "_v1_values", lambda *_: [])
+    assert works(weaken(*attack.ALL_CONTROLS), f"{place}; {use.format('kmsg', '1 11')}"), "the control"
 
 
 def test_the_makers_terminal_is_out_of_reach(inside: Sandbox, create: Create) -> None:

@@ -20,8 +20,10 @@ from openmodal.engines.embedded import egress, network
 from openmodal.testing.egress import client_hello
 
 
-def policy(*domains: str, networks: tuple[str, ...] = (), own: tuple[str, ...] = ()) -> Policy:
-    return load(egress.policy_text(Network(cidrs=networks, domains=domains), own, ("192.0.2.53",)))
+def policy(
+    *domains: str, networks: tuple[str, ...] = (), own: tuple[str, ...] = (), mirrors: tuple[str, ...] = ()
+) -> Policy:
+    return load(egress.policy_text(Network(cidrs=networks, domains=domains), own, ("192.0.2.53",), mirrors))
 
 
 # ------------------------------------------------------------------------------------------------------ the policy
@@ -44,26 +46,37 @@ class TestPolicy:
 
     def test_an_address_is_reached_within_a_listed_network_only(self) -> None:
         listed = policy(networks=("203.0.113.0/24", "2001:db8::/32"))
-        assert listed.reaches(IPv4Address("203.0.113.255"))
-        assert not listed.reaches(IPv4Address("203.0.114.0"))
+        assert listed.reaches(IPv4Address("203.0.113.255"), 443)
+        assert not listed.reaches(IPv4Address("203.0.114.0"), 443)
 
     def test_private_networks_must_be_meant(self) -> None:
         everything, meant = policy(networks=("0.0.0.0/0",)), policy(networks=("10.1.0.0/16", "0.0.0.0/0"))
-        assert everything.reaches(IPv4Address("8.8.8.8"))
-        assert not everything.reaches(IPv4Address("10.1.2.3"))
-        assert meant.reaches(IPv4Address("10.1.2.3"))
-        assert not meant.reaches(IPv4Address("10.2.2.3"))
+        assert everything.reaches(IPv4Address("8.8.8.8"), 443)
+        assert not everything.reaches(IPv4Address("10.1.2.3"), 443)
+        assert meant.reaches(IPv4Address("10.1.2.3"), 443)
+        assert not meant.reaches(IPv4Address("10.2.2.3"), 443)
 
     @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "100.100.100.200", "10.251.0.7", "10.9.9.9"])
     def test_this_machine_metadata_and_other_sandboxes_are_never_reached(self, address: str) -> None:
         listed = policy(networks=(f"{address}/32", "10.0.0.0/8"), own=("10.9.9.9",))
-        assert not listed.reaches(IPv4Address(address))
-        assert listed.usable([address, "10.9.9.8"]) == ["10.9.9.8"], "the control"
+        assert not listed.reaches(IPv4Address(address), 443)
+        assert listed.usable([address, "10.9.9.8"], 443) == ["10.9.9.8"], "the control"
 
     def test_a_name_leads_to_no_private_address_unless_that_is_listed(self) -> None:
         addresses = ["10.1.2.3", "192.168.1.1", "198.51.100.1", "127.0.0.1"]
-        assert policy("a.example").usable(addresses) == ["198.51.100.1"]
-        assert policy("a.example", networks=("10.1.0.0/16",)).usable(addresses) == ["10.1.2.3", "198.51.100.1"]
+        assert policy("a.example").usable(addresses, 443) == ["198.51.100.1"]
+        assert policy("a.example", networks=("10.1.0.0/16",)).usable(addresses, 443) == ["10.1.2.3", "198.51.100.1"]
+
+    def test_a_mirror_is_reached_at_its_port_only_and_opens_nothing_else(self) -> None:
+        """Where it is, is the machine's own choice: on loopback, or in a private network."""
+        step = policy("*", networks=("0.0.0.0/0",), own=("10.9.9.9",), mirrors=("127.0.0.1:3141", "10.9.9.9:80"))
+        assert step.allows("any.name.example")
+        assert step.reaches(IPv4Address("127.0.0.1"), 3141)
+        assert not any(step.reaches(IPv4Address("127.0.0.1"), port) for port in (80, 443, 22))
+        assert not step.reaches(IPv4Address("127.0.0.2"), 3141)
+        assert step.usable(["10.9.9.9", "10.9.9.8", "127.0.0.1"], 80) == ["10.9.9.9"]
+        assert step.usable(["10.9.9.9", "10.9.9.8", "127.0.0.1"], None) == ["10.9.9.9", "127.0.0.1"]
+        assert not policy("example.com").allows("any.name.example"), "the control"
 
     @pytest.mark.parametrize(("given", "name"), [("Example.COM.", "example.com"), ("_a.b-c", "_a.b-c"), ("x", "x")])
     def test_names_are_compared_in_lower_case_and_without_the_last_dot(self, given: str, name: str) -> None:
@@ -370,3 +383,15 @@ def test_gates_reach_less_than_everything_through_the_router() -> None:
     assert ":OUTPUT DROP" in rules
     order = [rule.split()[3] for rule in output if " -d " in rule]
     assert order == ["192.0.2.53", "192.0.2.53", "192.0.2.1", *network.NEVER]
+
+
+@pytest.mark.parametrize("nft", [False, True])
+def test_only_a_mirror_on_loopback_needs_a_rule_of_its_own(nft: bool) -> None:
+    """All other addresses are turned to the gate anyway; a step's own loopback stays its own."""
+    without = network.gate_rules((), nft=nft)
+    with_mirrors = network.gate_rules(("10.0.0.5:80", "127.0.0.1:3141"), nft=nft)
+    (added,) = [line for line in with_mirrors.splitlines() if line not in without.splitlines()]
+    assert "127.0.0.1" in added
+    assert "3141" in added
+    assert "127.0.0.53:53" in added
+    assert len(with_mirrors.splitlines()) == len(without.splitlines()) + 1

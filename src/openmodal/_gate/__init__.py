@@ -1,5 +1,6 @@
 """The gate of one sandbox with an allow list: a process of its own, which makes the sandbox's allowed connections in its stead.
 
+    main.py     begins; service.py goes on
     server.py   takes connections and DNS questions, judges, connects, copies, writes the log
     policy.py   what is allowed; hello.py, head.py, names.py: what is asked for (TLS, HTTP, DNS). Pure
     resolver.py asks the machine's name servers

@@ -1,45 +1,38 @@
-"""Where the gate begins: takes its sockets, reads its policy, gives up its rights, and serves."""
+"""The gate as a program, `main.py ROOT POLICY LOG`: opens its files, says that it is ready, and only then loads what it serves with.
+
+`Sandbox.create` waits for "ready", and loading takes several times as long as Python's own start. Connections wait meanwhile: the
+sockets are there and listen. So nothing is imported here that Python has not loaded already, not even the package.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import codecs
 import os
-import socket
 import sys
-from pathlib import Path
 
-from openmodal._gate.log import Log
-from openmodal._gate.policy import load
-from openmodal._gate.server import Gate
+LIFELINE = 5  # as native/gate.c numbers it
 
-LISTENER, DATAGRAMS, LIFELINE = 3, 4, 5  # as native/gate.c numbers them
-
-_NOBODY = 65534
 _NICENESS = 5
 
 
 def main() -> None:
-    """Run the gate: `POLICY LOG` are its arguments. It says "ready", or in one sentence why not, to the supervisor."""
-    policy_path, log_path = sys.argv[1:]
-    with socket.socket(fileno=LIFELINE) as lifeline:
-        try:
-            policy = load(Path(policy_path).read_bytes())
-            log = Log(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-            give_up_rights()
-        except (OSError, ValueError, KeyError) as error:
-            lifeline.send(f"network the gate of the sandbox cannot start: {error}".encode())
-            return
-        with socket.socket(fileno=LISTENER) as listener, socket.socket(fileno=DATAGRAMS) as datagrams:
-            asyncio.run(Gate(policy, log).serve(listener, datagrams, lifeline))
+    """Say "ready", or in one sentence why not, to the supervisor; then serve."""
+    root, policy_path, log_path = sys.argv[1:]
+    try:
+        with open(policy_path, "rb") as file:
+            policy = file.read()
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        os.write(LIFELINE, f"network the gate of the sandbox cannot start: {error}".encode())
+        return
+    os.write(LIFELINE, b"ready")
+    os.nice(_NICENESS)  # now: somebody waited for the start
+    # asyncio takes TLS along where it is, and loading that costs as much as all the rest. The gate only looks at it.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    sys.path.append(root)
+    from openmodal._gate import service
+
+    service.run(policy, log)
 
 
-def give_up_rights() -> None:
-    """Become nobody, and nicer than others: what is read from now on is hostile. The start was not nicer, somebody waits for it."""
-    os.nice(_NICENESS)
-    codecs.lookup("idna")  # sockets may want it, and its file may be out of nobody's reach
-    os.chdir("/")
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+if __name__ == "__main__":
+    main()

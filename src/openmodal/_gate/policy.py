@@ -21,16 +21,25 @@ class Denied(Exception):
 
 @dataclass(frozen=True)
 class Policy:
-    """`networks` and `domains` are the user's lists; `never` and `private` what names may not lead to; `resolvers` whom to ask."""
+    """`networks` and `domains` are the user's lists; `never` and `private` what names may not lead to; `resolvers` whom to ask.
+
+    `mirrors` are addresses with a port that are reached wherever they are: a step of an image may need them.
+    """
 
     networks: tuple[IPv4Network, ...]
     domains: frozenset[str]
     never: tuple[IPv4Network, ...]
     private: tuple[IPv4Network, ...]
     resolvers: tuple[str, ...]
+    mirrors: frozenset[tuple[IPv4Address, int]] = frozenset()
 
-    def reaches(self, address: IPv4Address) -> bool:
-        """Whether the list of networks allows the address. A private one must be meant: 0.0.0.0/0 does not open the user's own network."""
+    def reaches(self, address: IPv4Address, port: int | None) -> bool:
+        """Whether the list of networks allows the address at this port (None: at some).
+
+        A private one must be meant: 0.0.0.0/0 does not open the user's own network.
+        """
+        if any(mirror == address and port in (None, at) for mirror, at in self.mirrors):
+            return True
         matching = [network for network in self.networks if address in network]
         if not matching or _within(address, self.never):
             return False
@@ -38,14 +47,15 @@ class Policy:
         return not zones or any(network.subnet_of(zone) for network in matching for zone in zones)
 
     def allows(self, name: str) -> bool:
-        """Whether the list of domains allows a normal name. `*.example.com` is every name below example.com, but not that itself."""
+        """Whether the list of domains allows a normal name. `*.example.com` is every name below example.com, but not that itself; `*`,
+        which only steps of images have, every name."""
         labels = name.split(".")
         parents = (".".join(labels[n:]) for n in range(1, len(labels)))
-        return name in self.domains or any(f"*.{parent}" in self.domains for parent in parents)
+        return "*" in self.domains or name in self.domains or any(f"*.{parent}" in self.domains for parent in parents)
 
-    def usable(self, addresses: Sequence[str]) -> list[str]:
-        """The addresses of an allowed name that may be connected to."""
-        return [text for text in addresses if self._public(IPv4Address(text)) or self.reaches(IPv4Address(text))]
+    def usable(self, addresses: Sequence[str], port: int | None) -> list[str]:
+        """The addresses of an allowed name that may be connected to, at this port (None: at some)."""
+        return [text for text in addresses if self._public(IPv4Address(text)) or self.reaches(IPv4Address(text), port)]
 
     def _public(self, address: IPv4Address) -> bool:
         return not _within(address, (*self.never, *self.private))
@@ -64,6 +74,7 @@ def load(text: str | bytes) -> Policy:
         never=_networks(fields["never"]),
         private=_networks(fields["private"]),
         resolvers=tuple(fields["resolvers"]),
+        mirrors=frozenset(map(_mirror, fields["mirrors"])),
     )
 
 
@@ -88,6 +99,11 @@ def _shown(name: str) -> str:
 def _networks(texts: Sequence[str]) -> tuple[IPv4Network, ...]:
     """Sandboxes have no IPv6: its networks lead nowhere."""
     return tuple(IPv4Network(text) for text in texts if ":" not in text)
+
+
+def _mirror(text: str) -> tuple[IPv4Address, int]:
+    address, _, port = text.partition(":")
+    return IPv4Address(address), int(port)
 
 
 def _within(address: IPv4Address, networks: Sequence[IPv4Network]) -> bool:

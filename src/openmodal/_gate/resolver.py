@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import socket
 import time
 
@@ -39,7 +39,7 @@ class Resolver:
 
     async def _ask_all(self, name: str) -> Answer:
         for server in self._servers * _ATTEMPTS:
-            question = names.make_question(secrets.randbits(16), name)
+            question = names.make_question(int.from_bytes(os.urandom(2)), name)
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     answer = await _ask(server, question)

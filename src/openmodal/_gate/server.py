@@ -53,7 +53,6 @@ class Gate:
         """Serve until the supervisor is gone."""
         loop = asyncio.get_running_loop()
         tasks = (asyncio.create_task(self._accept(listener)), asyncio.create_task(self._hear(datagrams)))
-        lifeline.send(b"ready")
         lifeline.setblocking(False)
         await loop.sock_recv(lifeline, 1)
         for task in tasks:
@@ -95,7 +94,7 @@ class Gate:
         if question.kind != names.A:  # no IPv6 here, and nothing else that clients need
             return names.make_answer(question, Answer(names.NO_ERROR))
         found = await self._resolver.lookup(name)
-        usable = tuple(self._policy.usable(found.addresses))
+        usable = tuple(self._policy.usable(found.addresses, None))
         self._log.add("dns", name, "", _LISTED if usable else f"{_LISTED}, but {_why_useless(found)}", allowed=True)
         return names.make_answer(question, Answer(found.rcode, usable, min(found.seconds, 60)))
 
@@ -117,7 +116,7 @@ class Gate:
         with client:
             try:
                 address, port = _called(client)
-                if port == DNS_PORT and not self._policy.reaches(address):
+                if port == DNS_PORT and not self._policy.reaches(address, port):
                     await self._answer_over_tcp(client)
                 else:
                     await self._carry(client, address, port)
@@ -131,13 +130,13 @@ class Gate:
         try:
             if port == _SMTP:
                 raise Denied("mail between servers is never allowed")
-            if self._policy.reaches(address):
+            if self._policy.reaches(address, port):
                 targets, why = [str(address)], "on the CIDR list"
             elif read is None:
                 raise Denied("not on the CIDR list")
             else:
                 asked, first = await _first_bytes(client, read, limit)
-                targets, why = await self._targets(asked), _LISTED
+                targets, why = await self._targets(asked, port), _LISTED
         except Denied as denied:
             self._log.add(kind, denied.asked or asked, where, str(denied), allowed=False)
             await _refuse(client, kind, denied)
@@ -151,10 +150,10 @@ class Gate:
             await asyncio.get_running_loop().sock_sendall(server, first)
             await _copy_both(client, server)
 
-    async def _targets(self, name: str) -> list[str]:
+    async def _targets(self, name: str, port: int) -> list[str]:
         """The addresses to connect to for a name: of our own asking, whatever the sandbox was told or chose."""
         found = await self._resolver.lookup(self._listed(name))
-        usable = self._policy.usable(found.addresses)
+        usable = self._policy.usable(found.addresses, port)
         if not usable:
             raise Denied(_why_useless(found), name)
         return usable[:_MOST_TRIED]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RunRequest(msgspec.Struct, frozen=True):
-    """One command of a build, to be run as process 1's child in a sandbox with the network of the machine.
+    """One command of a build, to be run as process 1's child in a sandbox.
 
     Attributes:
         layers: folders of the layers below, topmost first; never empty, never written to.

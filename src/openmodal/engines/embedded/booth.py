@@ -1,4 +1,4 @@
-"""A box for one step of an image: this machine's network, most of its memory, and it dies with the process that builds."""
+"""A box for one step of an image: a sandbox's network and private mirrors, most of the memory, and it dies with the process that builds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING
 
 from openmodal import _wire
 from openmodal._command import Command
+from openmodal._dual import Blocking
 from openmodal._link import Link, Links
-from openmodal._spec import ExecSpec, Status
+from openmodal._spec import ExecSpec, Network, Status
 from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
 from openmodal.engines import native
-from openmodal.engines.embedded import cgroup, host, launch, network, plan
+from openmodal.engines.embedded import cgroup, egress, host, launch, mirrors, network, plan
 from openmodal.errors import EngineError
 
 if TYPE_CHECKING:
     from openmodal.engines.embedded.engine import Embedded
 
 TIMEOUT = 4 * 3600.0
+
+_INTERNET = Network(cidrs=("0.0.0.0/0",), domains=("*",))
 
 
 class Booth:
@@ -41,7 +44,8 @@ class Booth:
         status = Status(self._id, "build", "", (), now, now + TIMEOUT, "", "embedded")
         lowers, env = host.over_trust(engine.layers, request.layers, request.env)
         with engine.store.new(status) as folder:
-            await launch.start(native.find(engine.store.state), self._box(folder, lowers, env))
+            net, servers = await self._net(folder)
+            await launch.start(native.find(engine.store.state), self._box(folder, lowers, env, net, servers))
         try:
             if request.workdir:
                 mkdir = _wire.file(FileOp.MKDIR, _wire.encode(request.workdir), flags=1)
@@ -60,7 +64,17 @@ class Booth:
     async def why(self, error: Exception) -> None:
         raise EngineError(f"the box of a build step ended: {error}") from error
 
-    def _box(self, folder: Path, lowers: Sequence[str], env: Mapping[str, str]) -> plan.Box:
+    async def _net(self, folder: Path) -> tuple[plan.Lines, Sequence[str]]:
+        """What the step reaches, and its name servers: the internet, as a sandbox does. Where mirrors are private, through a gate."""
+        if private := await Blocking(mirrors.private):
+            lines = egress.prepare(_INTERNET, folder, folder / "egress.log", private)
+            return [*lines, *host.in_machines_network()], host.resolvers(_INTERNET)
+        servers = host.resolvers(Network())
+        return await host.net(servers, native.find(self._engine.store.state)), servers
+
+    def _box(
+        self, folder: Path, lowers: Sequence[str], env: Mapping[str, str], net: plan.Lines, servers: Sequence[str]
+    ) -> plan.Box:
         request = self._request
         limits = cgroup.Limits(memory=host.most_of_memory(), cpu=0, pids=8192)
         return plan.Box(
@@ -71,8 +85,8 @@ class Booth:
             work=request.work,
             keep=True,
             ids=host.ids(),
-            net=[("net", "host")],
-            servers=network.resolv_conf(network.resolvers()),
+            net=net,
+            servers=network.resolv_conf(servers),
             timeout=TIMEOUT,
             limits=limits,
             groups=host.groups(self._id, limits, degraded=True),  # a recipe is the user's own

@@ -22,7 +22,7 @@ _NO_LIMIT = 1 << 62  # v1 says "none" with the largest number of pages
 _NEW_SECONDS = 60.0  # a group that is empty for so long is nobody's
 
 # What a sandbox may open, besides nothing: null zero full random urandom tty ptmx, and its terminals.
-_DEVICES = ("c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm")
+_DEVICES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2", "136:*")
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,17 @@ class Hierarchies:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the box does: make `folders`, write `values`, let init join, and at the end `kill`, `thaw`, remove."""
+    """What the box does: make `folders`, write `values`, let init join, and at the end `kill`, `thaw`, remove.
+
+    `devices` are those that the group of v2 may open: it has no file for that, so the box loads a program into the kernel.
+    """
 
     folders: tuple[str, ...]
     values: tuple[tuple[str, str], ...]
     kill: str = ""
     thaw: str = ""
     oom: tuple[str, str] | None = None
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def plan(found: Hierarchies, id: str, limits: Limits) -> Plan:
         kill=f"{unified}/cgroup.kill" if unified else "",
         thaw=f"{folders['freezer']}/freezer.state" if "freezer" in folders else "",
         oom=oom if "memory" in v1 or "memory" in found.v2_controllers else None,
+        devices=_DEVICES if found.v2 and "devices" not in v1 and os.geteuid() == 0 else (),
     )
 
 
@@ -144,7 +149,7 @@ def _v1_values(name: str, folder: str, limits: Limits) -> list[tuple[str, str]]:
     if name == "cpu" and limits.cpu:
         return [("cpu.cfs_period_us", str(_PERIOD_US)), ("cpu.cfs_quota_us", str(_quota(limits.cpu)))]
     if name == "devices":
-        return [("devices.deny", "a"), *(("devices.allow", device) for device in _DEVICES)]
+        return [("devices.deny", "a"), *(("devices.allow", f"c {device} rwm") for device in _DEVICES)]
     return []
 
 

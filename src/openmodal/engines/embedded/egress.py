@@ -14,29 +14,30 @@ from openmodal.engines import machine
 from openmodal.engines.embedded import network
 from openmodal.engines.embedded.plan import Lines
 
-# With -S the standard library alone is there, and so starts in half the time; the package is found where it was found here.
-_BEGIN = "import sys; sys.path.append(sys.argv.pop(1)); from openmodal._gate.main import main; main()"
+# Where the package is, for Python starts with the standard library alone (-I -S), which takes half the time.
+_ROOT = Path(__file__).parents[3]
+_GATE = _ROOT / "openmodal" / "_gate" / "main.py"
 
 
-def prepare(wanted: Network, folder: Path, log: Path) -> Lines:
-    """Write the policy into the sandbox's folder; return the plan's lines.
+def prepare(wanted: Network, folder: Path, log: Path, mirrors: Sequence[str] = ()) -> Lines:
+    """Write the policy into the sandbox's folder; return the plan's lines. `mirrors` ("10.0.0.5:3141") are reached besides.
 
     Raises:
         EngineError: there is no program here that loads firewall rules.
     """
     load = network.loader()
     policy = folder / "egress.json"
-    policy.write_text(policy_text(wanted, network.own_addresses(), network.resolvers()))
-    begin = (sys.executable, "-I", "-S", "-c", _BEGIN, str(Path(__file__).parents[3]), str(policy), str(log))
+    policy.write_text(policy_text(wanted, network.own_addresses(), network.resolvers(), mirrors))
+    begin = (sys.executable, "-I", "-S", str(_GATE), str(_ROOT), str(policy), str(log))
     return [
         ("net", "gate"),
         *(("net_exec", word) for word in begin),
         *(("firewall", word) for word in load),
-        ("rules", network.gate_rules(nft=load[0].endswith("nft"))),
+        ("rules", network.gate_rules(mirrors, nft=load[0].endswith("nft"))),
     ]
 
 
-def policy_text(wanted: Network, own: Sequence[str], resolvers: Sequence[str]) -> str:
+def policy_text(wanted: Network, own: Sequence[str], resolvers: Sequence[str], mirrors: Sequence[str]) -> str:
     """What the gate reads (`_gate.policy.load`)."""
     return json.dumps(
         {
@@ -45,6 +46,7 @@ def policy_text(wanted: Network, own: Sequence[str], resolvers: Sequence[str]) -
             "never": (*own, *network.NEVER),
             "private": machine.DENIED,
             "resolvers": resolvers,
+            "mirrors": mirrors,
         }
     )
 

@@ -22,7 +22,7 @@ REMEDY = (
     "apt-get install runsc (Debian 12: from bookworm-backports), or see https://gvisor.dev/docs/user_guide/install/"
 )
 
-LACKS = frozenset({"cpu_time", "init", "memory_offender", "network_allowlists", "proc"})
+LACKS = frozenset({"cpu_time", "init", "memory_offender", "network_allowlists", "pids", "proc"})
 """Promises of the contract that a sandbox in gVisor does not keep; docs/sandboxes.md tells why."""
 
 # What runsc itself needs: memory in bytes, and tasks, of which it has about two for each in the sandbox.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from openmodal import _config
@@ -41,7 +42,8 @@ def groups(id: str, limits: cgroup.Limits, *, degraded: bool) -> cgroup.Plan:
         if not degraded:
             raise
         found = cgroup.Hierarchies()
-    return cgroup.plan(found, id, limits)
+    made = cgroup.plan(found, id, limits)
+    return replace(made, devices=()) if degraded else made
 
 
 def _refusal(lacking: Sequence[str]) -> str:
@@ -79,6 +81,11 @@ async def router(servers: Sequence[str], program: str) -> plan.Lines:
     if not found.ready(servers):
         await Blocking(found.ensure, servers)
     return [("router", str(found.path))]
+
+
+def in_machines_network() -> plan.Lines:
+    """Where a gate lives that connects to this machine itself. A plain user's is there anyway."""
+    return [("router", f"/proc/{os.getpid()}/ns/net")] if os.geteuid() == 0 else []
 
 
 def resolvers(wanted: Network) -> Sequence[str]:

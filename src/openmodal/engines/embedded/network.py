@@ -175,25 +175,31 @@ table ip openmodal {{
 """
 
 
-def gate_rules(*, nft: bool) -> str:
-    """Rules of the own namespace of a sandbox with an allow list: all that it calls is turned to its gate (native/gate.c)."""
+def gate_rules(mirrors: Sequence[str], *, nft: bool) -> str:
+    """Rules of the own namespace of a sandbox with an allow list: all that it calls is turned to its gate (native/gate.c).
+
+    Its loopback is its own, but for `mirrors` that are on this machine's.
+    """
+    local = [mirror.split(":") for mirror in mirrors if mirror.startswith("127.")]
     if nft:
+        turned = [f"ip daddr {address} tcp dport {port}" for address, port in local]
+        turned += [f"ip daddr != 127.0.0.0/8 {what}" for what in ("meta l4proto tcp", "udp dport 53")]
+        lines = "\n".join(f"    {what} dnat to {GATE}:53" for what in turned)
         return f"""table ip openmodal {{
   chain turn {{
     type nat hook output priority -100;
-    ip daddr != 127.0.0.0/8 meta l4proto tcp dnat to {GATE}:53
-    ip daddr != 127.0.0.0/8 udp dport 53 dnat to {GATE}:53
+{lines}
   }}
   chain output {{ type filter hook output priority 0; ip daddr != 127.0.0.0/8 icmp type echo-request reject; }}
 }}
 """
-    turned = [
-        f"-A OUTPUT ! -d 127.0.0.0/8 -p {what} -j DNAT --to-destination {GATE}:53" for what in ("tcp", "udp --dport 53")
-    ]
+    turned = [f"-d {address} -p tcp --dport {port}" for address, port in local]
+    turned += [f"! -d 127.0.0.0/8 -p {what}" for what in ("tcp", "udp --dport 53")]
     ping = (
         "-A OUTPUT ! -d 127.0.0.0/8 -p icmp --icmp-type echo-request -j REJECT"  # else the sandbox would answer itself
     )
-    return "\n".join(("*nat", *turned, "COMMIT", "*filter", ping, "COMMIT", ""))
+    nat = [f"-A OUTPUT {what} -j DNAT --to-destination {GATE}:53" for what in turned]
+    return "\n".join(("*nat", *nat, "COMMIT", "*filter", ping, "COMMIT", ""))
 
 
 def loader() -> Sequence[str]:

@@ -19,7 +19,7 @@ _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0
 
 @dataclass(frozen=True)
 class Box:
-    """A box, as values. `net` is "none", "router", "host" or "exec"; times in seconds, `memory` in bytes, `owner` a process to die with."""
+    """A box, as values. `net` is "none", "router", "exec" or "gate"; times in seconds, `memory` in bytes, `owner` a process to die with."""
 
     id: str
     folder: Path
@@ -91,6 +91,7 @@ def _groups(groups: cgroup.Plan) -> Lines:
         *(("set", f"{path} {value}") for path, value in groups.values),
         *([("kill", groups.kill)] if groups.kill else []),
         *([("thaw", groups.thaw)] if groups.thaw else []),
+        *(("device", device) for device in groups.devices),
         *([("oom", " ".join(groups.oom))] if groups.oom else []),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Sequence
+from ipaddress import IPv4Network, collapse_addresses
 from pathlib import Path
 
 from openmodal.engines import machine
@@ -51,11 +52,14 @@ def subordinate(text: str, uid: int) -> tuple[int, int] | None:
 def network_lines(own: Sequence[str]) -> Lines:
     """How a user's sandbox reaches the internet: pasta, slirp4netns, or not at all (`openmodal doctor` says so).
 
-    Nobody here may load a firewall, so what must not be reached (`own`: this machine's addresses) is cut off by routes.
+    The box's first process loads rules against what must not be reached (`own`: this machine's addresses), before anything else runs.
     """
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return [("net", "none")]
-    refused = [("unreachable", prefix) for prefix in (*own, *machine.DENIED)]
+    denied = collapse_addresses(
+        map(IPv4Network, (*own, *machine.DENIED))
+    )  # few: most own addresses lie in private networks
+    refused = [("unreachable", str(prefix)) for prefix in denied]
     if pasta := network.tool("pasta"):
         options = f"--config-net -4 -f -q -a {ADDRESS} -n 24 -g {ROUTER} --dns-forward {RESOLVER} --no-map-gw"
         ports = "-t none -u none -T none -U none"
