@@ -83,11 +83,11 @@ $(STAMPS)/pip: | $(PYTHON_IN)
 $(STAMPS)/test: $(STAMPS)/installed $(STAMPS)/pip Makefile
 	@.ci/apt $(DEBIAN_TEST)
 	@.ci/backports $(BACKPORTS_TEST)
-	$(PIP) --editable '.[fast,kubernetes]' --group test
+	$(PIP) --editable '.[fast,gke]' --group test
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip
-	$(PIP) --editable '.[kubernetes]' --group lint
+	$(PIP) --editable '.[gke]' --group lint
 	@touch $@
 
 $(STAMPS)/release: pyproject.toml $(STAMPS)/pip

@@ -136,7 +136,7 @@ def _containers(daemon: Daemon) -> list[object]:
 
 
 def test_a_tar_of_nothing_is_a_tar() -> None:
-    from openmodal.engines.docker import recipe
+    from openmodal.build import context
 
-    with tarfile.open(fileobj=io.BytesIO(recipe.empty())) as tar:
+    with tarfile.open(fileobj=io.BytesIO(context.empty())) as tar:
         assert tar.getmembers() == []

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from openmodal._spec import Config, Copy, Dockerfile, Resources, Root, Run, SandboxSpec, Status
-from openmodal.engines.docker import container, links, recipe
+from openmodal.build import context as recipe
+from openmodal.build.told import Listener, News
+from openmodal.engines.docker import container, links
 from openmodal.engines.docker.daemon import Daemon, find
 from openmodal.engines.docker.doctor import problems
 from openmodal.engines.docker.host import Host
-from openmodal.engines.docker.progress import Listener, News
 from openmodal.errors import EngineError, InvalidError, UnsupportedError
 
 STATUS = Status("app-1", "app", "", (), 1.0, 61.0, "key", "docker")

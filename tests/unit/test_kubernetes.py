@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from openmodal import _wire
 from openmodal._spec import EndRecord, Network, Resources, Root, SandboxSpec, Status
-from openmodal.engines.kubernetes import pods, report, setup
+from openmodal.engines.kubernetes import buildkit, pods, report, setup
 from openmodal.engines.kubernetes.settings import Settings, label, read
 from openmodal.errors import InvalidError
 
@@ -42,6 +43,21 @@ def test_a_pod_has_no_rights_over_its_node_or_its_cluster() -> None:
         container["securityContext"]["capabilities"]["add"]
     )
     assert [list(volume) for volume in spec["volumes"]] == [["name", "configMap"]]
+
+
+def test_no_credentials_of_a_cloud_are_in_a_pod_or_told_to_its_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client may have for the cloud; `env=` of the sandbox, which its user chose to give, is the control."""
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "CLOUDSDK_AUTH_ACCESS_TOKEN", "DOCKER_AUTH_CONFIG", "KUBECONFIG"):
+        monkeypatch.setenv(name, "ya29.client")
+    spec = SandboxSpec(app="a", env=(("GIVEN", "ya29.given"),))
+    pod = {**pods.manifest("om-a-1", spec_of(), 60), "labels": pods.labels("a-1", spec, SETTINGS)}
+    told = _wire.setup("token", spec, ROOT.user, 0)
+    assert b"ya29.given" in told
+    assert b"ya29.client" not in told + json.dumps(pod).encode()
+    assert not {"serviceAccountName", "serviceAccount", "imagePullSecrets"} & set(pod["spec"])
+    assert not {"env", "envFrom"} & set(pod["spec"]["containers"][0])
+    accounts = [item for item in setup.manifests(SETTINGS) if item["kind"] == "ServiceAccount"]
+    assert not accounts, "the namespace's own, which is bound to nothing of a cloud"
 
 
 def test_requests_are_the_limits_unless_nodes_may_promise_more() -> None:
@@ -207,6 +223,36 @@ def test_the_rights_are_no_more_than_the_engine_uses() -> None:
     resources = {resource for rule in role["rules"] for resource in rule["resources"]}
     assert resources == {"pods", "pods/exec", "pods/log", "configmaps", "leases", "replicasets"}
     assert not any("*" in rule["verbs"] for rule in role["rules"])
+
+
+def test_builds_have_a_namespace_and_rights_of_their_own() -> None:
+    """BuildKit's seccomp profile is none that "baseline" allows; so its pods are kept apart from sandboxes."""
+    namespace, role, *rest = setup.builds(SETTINGS, ["user:a"])
+    assert namespace["metadata"]["name"] == "openmodal-builds"
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
+    assert {item["metadata"]["namespace"] for item in (role, *rest)} == {"openmodal-builds"}
+    rights = {resource: rule["verbs"] for rule in role["rules"] for resource in rule["resources"]}
+    assert set(rights) == {"pods", "pods/exec", "configmaps", "jobs"}
+    assert rights["jobs"] == ["create", "delete"]
+    sandboxes = setup.manifests(SETTINGS)[0]
+    assert sandboxes["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+
+
+def test_a_build_has_no_more_rights_than_buildkit_needs() -> None:
+    job = buildkit.job("om-build-1", Settings(owner="me", architecture="arm64", runtime_class="gvisor"), "map")
+    pod = job["spec"]["template"]["spec"]
+    client, daemon = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert "runtimeClassName" not in pod, "namespaces within namespaces are what gVisor does not have"
+    assert client["securityContext"]["privileged"] is False
+    assert daemon["securityContext"] == {
+        "runAsUser": 1000,
+        "runAsGroup": 1000,
+        "seccompProfile": {"type": "Unconfined"},
+    }
+    assert not any("hostPath" in volume for volume in pod["volumes"])
+    assert job["spec"]["backoffLimit"] == 0
+    assert 0 < job["spec"]["ttlSecondsAfterFinished"] < 600, "the cluster removes what a client that died has left"
 
 
 def test_policies_let_nothing_in_and_only_what_is_outside_out() -> None:

@@ -59,12 +59,14 @@ class Options(msgspec.Struct, frozen=True):
         base: where `debian_slim` comes from: "registry", "packages", or "auto" (a registry where one can be reached).
         insecure: registries ("host:port") that are spoken to without TLS; loopback is always.
         docker_config: the folder of Docker's `config.json` with credentials; "": `$DOCKER_CONFIG` or `~/.docker`.
+        cpu: what an image is named for, "amd64" or "arm64"; "": this machine's, which is the only one that it can build for.
         suites: where Debian packages are for each suite, as lines of a sources.list; empty: mmdebstrap's own choice.
     """
 
     base: str = "auto"
     insecure: tuple[str, ...] = ()
     docker_config: str = ""
+    cpu: str = ""
     suites: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 

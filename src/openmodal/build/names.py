@@ -51,7 +51,7 @@ def chain(recipe: Recipe, store: Layers, options: Options) -> tuple[str, ...]:
     names: list[str] = []
     # Only `debian_slim` can come from two places; who asks for one must not get the other.
     base = options.base if any(isinstance(step, Debian) for step in recipe.steps) else ""
-    previous = digest("image", FORMAT, architecture(), base)
+    previous = digest("image", FORMAT, options.cpu or architecture(), base)
     for step in recipe.steps:
         previous = digest(previous, facts(step, _content(step, store)))
         names.append(previous)

@@ -70,9 +70,10 @@ def pull(builder: Builder, text: str, limits: Limits | None = None) -> Root:
     return root(plan)
 
 
-def resolve(client: Client, reference: Reference) -> Plan:
-    """Follow a name to this machine's manifest, and check everything that is known before the first layer."""
-    manifest = _decode(_manifest(client, reference), Manifest, reference)
+def resolve(client: Client, reference: Reference, cpu: str = "") -> Plan:
+    """Follow a name to a CPU's manifest, this machine's if it is "", and check everything that is known before the first layer."""
+    cpu = cpu or architecture()
+    manifest = _decode(_manifest(client, reference, cpu), Manifest, reference)
     if manifest.manifests is not None:
         raise RegistryError(f"{reference} is index and manifest at once; refused")
     if not 0 < len(manifest.layers) <= _MOST_LAYERS:
@@ -82,15 +83,15 @@ def resolve(client: Client, reference: Reference) -> Plan:
         if not 0 <= blob.size <= _LARGEST_BLOB:
             raise RegistryError(f"{reference} has a layer of {blob.size} bytes; refused")
     config = _decode(client.small(reference, manifest.config), ImageConfig, reference)
-    _check_platform(config, reference)
+    _check_platform(config, reference, cpu)
     contents = tuple(checked_digest(content) for content in config.rootfs.diff_ids)
     if len(contents) != len(manifest.layers):
         raise RegistryError(f"{reference} has {len(manifest.layers)} layers, and digests for {len(contents)}; refused")
-    key = digest("registry", FORMAT, architecture(), manifest.config.digest)
+    key = digest("registry", FORMAT, cpu, manifest.config.digest)
     return Plan(key, manifest.layers, contents, _keys(contents), config.config or RunConfig())
 
 
-def _manifest(client: Client, reference: Reference) -> bytes:
+def _manifest(client: Client, reference: Reference, cpu: str) -> bytes:
     target = ""
     for _ in range(_NESTED):
         kind, _, body = client.manifest(reference, target)
@@ -101,26 +102,22 @@ def _manifest(client: Client, reference: Reference) -> bytes:
         index = _decode(body, Index, reference)
         if index.layers is not None or index.config is not None:
             raise RegistryError(f"{reference} is index and manifest at once; refused")
-        target = checked_digest(_choose(index.manifests, reference).digest)
+        target = checked_digest(_choose(index.manifests, reference, cpu).digest)
     raise RegistryError(f"{reference} is an index of indexes without end; refused")
 
 
-def _choose(manifests: Sequence[Descriptor], reference: Reference) -> Descriptor:
-    ours = [
-        m for m in manifests if m.platform and (m.platform.os, m.platform.architecture) == ("linux", architecture())
-    ]
+def _choose(manifests: Sequence[Descriptor], reference: Reference, cpu: str) -> Descriptor:
+    ours = [m for m in manifests if m.platform and (m.platform.os, m.platform.architecture) == ("linux", cpu)]
     unnamed = [m for m in manifests if m.platform is None]
     if found := (ours or unnamed):
         return found[0]
     others = ", ".join(sorted({f"{m.platform.os}/{m.platform.architecture}" for m in manifests if m.platform}))
-    raise RegistryError(f"{reference} is not made for linux/{architecture()}, only for {others[:200] or 'nothing'}")
+    raise RegistryError(f"{reference} is not made for linux/{cpu}, only for {others[:200] or 'nothing'}")
 
 
-def _check_platform(config: ImageConfig, reference: Reference) -> None:
-    if (config.os, config.architecture) not in (("linux", architecture()), ("", "")):
-        raise RegistryError(
-            f"{reference} is made for {config.os}/{config.architecture}, not for linux/{architecture()}"
-        )
+def _check_platform(config: ImageConfig, reference: Reference, cpu: str) -> None:
+    if (config.os, config.architecture) not in (("linux", cpu), ("", "")):
+        raise RegistryError(f"{reference} is made for {config.os}/{config.architecture}, not for linux/{cpu}")
 
 
 def _decode(body: bytes, kind: type[_T], reference: Reference) -> _T:

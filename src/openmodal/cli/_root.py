@@ -58,6 +58,7 @@ _SETUP = {
         "openmodal.cli.setup:kubernetes",
         "Make the namespace, rights and policies of sandboxes on a cluster.",
     ),
+    "gcp": ("openmodal.cli.gcp:gcp", "Make a cluster and a registry on Google Cloud, and use them."),
 }
 sandbox = Commands(_SANDBOX, name="sandbox", help="List, enter and end sandboxes.", no_args_is_help=True)
 image = Commands(_IMAGE, name="image", help="List, build and remove images.", no_args_is_help=True)

@@ -22,7 +22,8 @@ _SUBJECTS = ("user:", "group:", "serviceaccount:")
     help="user:NAME, group:NAME or serviceaccount:NAMESPACE/NAME; may be repeated.",
 )
 @click.option("--most", type=int, default=0, metavar="N", help="How many sandboxes there may be at once; 0: no limit.")
-def kubernetes(only_print: bool, grant: tuple[str, ...], most: int) -> None:
+@click.option("--builds", is_flag=True, help="Also a namespace in which images are built; see docs/kubernetes.md.")
+def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool) -> None:
     """Make the namespace of sandboxes, the rights to use it, and its network policies. May be said again.
 
     The cluster and the namespace are those of the configuration: the current kubeconfig, and the namespace `openmodal`.
@@ -34,9 +35,13 @@ def kubernetes(only_print: bool, grant: tuple[str, ...], most: int) -> None:
         if not who.startswith(_SUBJECTS):
             raise InvalidError(f"--grant {who!r}: write user:NAME, group:NAME or serviceaccount:NAMESPACE/NAME")
     settings = read()
-    items = setup.manifests(settings, grant, most)
+    spaces = {settings.namespace: setup.manifests(settings, grant, most)}
+    if builds:
+        spaces[settings.builds] = setup.builds(settings, grant)
     if only_print:
+        items = [item for found in spaces.values() for item in found]
         click.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=2))
         return
-    for line in setup.apply(api.connect(settings.context, settings.namespace), items):
-        click.echo(line)
+    for namespace, found in spaces.items():
+        for line in setup.apply(api.connect(settings.context, namespace), found):
+            click.echo(line)

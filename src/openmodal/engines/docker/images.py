@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,20 +16,18 @@ from typing import Any
 
 from openmodal import _config
 from openmodal._spec import Debian, Dockerfile, Recipe, Registry, Report, Root, Scratch
-from openmodal.build import Options, RunRequest, credentials, debian, dockerfile, local, names, reference
+from openmodal.build import Options, credentials, debian, dockerfile, names, reference
 from openmodal.build import base as bases
+from openmodal.build import context as recipes
 from openmodal.build.layers import Layers
 from openmodal.build.locks import lock, try_lock
-from openmodal.build.output import Tail
 from openmodal.build.steps import Builder, count
 from openmodal.build.titles import title
-from openmodal.engines.docker import recipe as recipes
+from openmodal.build.told import Listener, Told, runs_nothing
 from openmodal.engines.docker.daemon import Api, ApiError, Daemon, MissingError
-from openmodal.engines.docker.progress import Listener, News
 from openmodal.errors import ImageBuildError, InvalidError, RegistryError, UnsupportedError
 
 REPOSITORY = "openmodal"
-_CODE = re.compile(r"(?:exit code|non-zero code|exit status):? ?(\d+)|returned a non-zero code: (\d+)")
 
 
 def prepare(daemon: Daemon, recipe: Recipe, layers: Layers, report: Report, options: Options) -> Root:
@@ -41,7 +38,7 @@ def prepare(daemon: Daemon, recipe: Recipe, layers: Layers, report: Report, opti
             return known
         with (
             _alone(layers, chain[-1], report),
-            Builder(layers, _runs_nothing, report, options, count(recipe)) as builder,
+            Builder(layers, runs_nothing, report, options, count(recipe)) as builder,
         ):
             return _Making(api, builder, recipe, chain).root()
 
@@ -63,10 +60,6 @@ def with_files(daemon: Daemon, root: Root, files: dict[str, Path]) -> str:
             raise ImageBuildError(f"the agent cannot be put into the image: {listener.error}", step="COPY agent")
         _tag(api, listener.image, name)
         return listener.image
-
-
-def _runs_nothing(request: RunRequest, /) -> int:
-    raise AssertionError("steps are run by the daemon")
 
 
 @contextmanager
@@ -202,57 +195,13 @@ class _Making:
 
     def _part(self, part: recipes.Part, first: str, authorities: bytes) -> str:
         """Have a part built, and return the image's id."""
-        told = _Told(self._builder, part.titles)
+        told = Told(self._builder, part.titles)
         listener = Listener(told.hear)
-        before = [scan.digest(self._builder.store) for _, scan, _ in part.files]
-        _build(self._api, recipes.archive(part, first, authorities), listener, dict(part.args))
-        if not listener.image:
-            raise told.failure(listener.error)
-        for (_, scan, _), content in zip(part.files, before, strict=True):
-            if scan.digest(self._builder.store) != content:
-                raise local.changed(scan.source)
+        with recipes.unchanged(part, self._builder.store):
+            _build(self._api, recipes.archive(part, first, authorities), listener, dict(part.args))
+            if not listener.image:
+                raise told.failure(listener.error)
         return listener.image
-
-
-class _Told:
-    """News of a build, as the steps that the user wrote."""
-
-    def __init__(self, builder: Builder, titles: tuple[str, ...]) -> None:
-        self._builder = builder
-        self._titles = titles
-        self._failed = ""
-        self._last = ""
-        self._tails: dict[int, Tail] = {}
-
-    def hear(self, news: News) -> None:
-        if news.number == 1 and self._titles:
-            return  # the image that it stands on
-        text = self._title(news)
-        match news.event:
-            case "start":
-                self._last = text
-                self._tails[news.number] = Tail(self._builder.prints)
-                self._builder.starts(text)
-            case "output":
-                self._tails.setdefault(news.number, Tail(self._builder.prints)).write(news.text.encode())
-            case "failed":
-                self._failed = text
-            case event:
-                self._builder.ends(text, cached=event == "cached")
-
-    def _title(self, news: News) -> str:
-        number = news.number - 2
-        return self._titles[number] if 0 <= number < len(self._titles) else " ".join(news.name.split())
-
-    def failure(self, error: str) -> ImageBuildError:
-        """The exception for a build that failed."""
-        step = self._failed or self._last or "the build"
-        tail = next((t for t in reversed(self._tails.values()) if t.text), Tail(lambda text: None))
-        if code := _CODE.search(error):
-            return self._builder.failure(int(code[1] or code[2]), step, tail)
-        return ImageBuildError(
-            f"{step} failed: {' '.join(error.split()) or 'Docker did not say why'}", step=step, output=tail.text
-        )
 
 
 def _build(api: Api, content: Iterable[bytes], listener: Listener, args: dict[str, str]) -> None:

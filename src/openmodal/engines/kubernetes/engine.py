@@ -22,6 +22,7 @@ from openmodal._store import Store
 from openmodal.engines.kubernetes import api, pods, pool, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
+from openmodal.engines.kubernetes.links import open_link
 from openmodal.engines.kubernetes.names import claim
 from openmodal.engines.kubernetes.settings import Settings, read
 from openmodal.engines.kubernetes.websocket import WebSocket
@@ -91,7 +92,7 @@ class Kubernetes:
         cluster = self._api()
         try:
             found = await self._found(cluster, id)
-            return await self._open(cluster, found.pod, _wire.auth(found.token))
+            return await open_link(cluster, found.pod, _wire.auth(found.token))
         except (NotFoundError, ConnectionError, Unreachable) as error:
             await self._settle(cluster, id)
             await Sleep(0.05)  # who asks again at once shall not keep the API server busy
@@ -196,7 +197,7 @@ class Kubernetes:
         give_up = time.monotonic() + _STARTING
         while True:
             try:
-                return await self._open(cluster, created.name, created.setup)
+                return await open_link(cluster, created.name, created.setup)
             except (
                 ConnectionError
             ) as error:  # it listens a moment after its start; or a short main command has ended meanwhile
@@ -206,19 +207,6 @@ class Kubernetes:
                 if time.monotonic() > give_up:
                     raise EngineError(f"the agent in the pod {created.name} does not answer: {error}") from error
                 await Sleep(0.02)
-
-    async def _open(self, cluster: Api, pod: str, greeting: bytes) -> WebSocket:
-        """A link to an agent that has accepted our greeting, AUTH or SETUP."""
-        query: api.Query = [("command", part) for part in (pods.AGENT, "dial", pods.SOCKET)]
-        query += [("container", pods.CONTAINER), ("stdin", "true"), ("stdout", "true"), ("stderr", "true")]
-        stream = WebSocket(await Blocking(cluster.upgrade, cluster.pods(f"{pod}/exec"), query))
-        try:
-            await stream.send(greeting)
-            await _accepted(stream)
-        except BaseException:
-            stream.close()
-            raise
-        return stream
 
     async def _until_lost(self, id: str, deadline: float | None) -> None:
         """Hold a link until it ends, which it does with its agent."""
@@ -323,21 +311,3 @@ class Kubernetes:
     def _api(self, settings: Settings | None = None) -> Api:
         settings = settings or self.settings
         return api.connect(settings.context, settings.namespace)
-
-
-async def _accepted(stream: WebSocket) -> None:
-    """Read HELLO and OK, and leave HELLO for the link that will be made of the stream."""
-    hello = await _size_of_frame(stream, 0)
-    whole = hello + await _size_of_frame(stream, hello)
-    answers = await stream.peek(whole)
-    kind, payload = answers[hello + 4], memoryview(bytes(answers[hello + 5 : whole]))
-    if kind == _wire.Kind.ERROR:
-        raise EngineError(f"the sandbox's agent does not accept us: {_wire.decode_error(payload)[1]}")
-    del answers[hello:whole]
-
-
-async def _size_of_frame(stream: WebSocket, at: int) -> int:
-    head = await stream.peek(at + 4)
-    size = 4 + int.from_bytes(head[at : at + 4], "little")
-    await stream.peek(at + size)
-    return size

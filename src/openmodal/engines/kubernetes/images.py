@@ -1,8 +1,9 @@
-"""Images for a cluster: one of a registry as it is; anything else is built on this machine and pushed to the configured registry."""
+"""Images for a cluster: one of a registry as it is; anything else is built, here or where the settings say, and pushed to the registry."""
 
 from __future__ import annotations
 
-import time
+import functools
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -18,14 +19,13 @@ from openmodal.build.push import push
 from openmodal.build.reference import HUB, Reference, parse
 from openmodal.build.registry import Client, Denied
 from openmodal.engines import load
+from openmodal.engines.kubernetes import api, buildkit, cloudbuild, remote
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError
 
-_SURE = 300.0  # seconds for which a tag is believed to mean what it meant
-
 _NO_REGISTRY = (
-    "this image is built on this machine, and the cluster can only pull it from a registry: set OPENMODAL_REGISTRY=host/path, "
-    "or `registry` in the configuration, to one that both can reach; Image.from_registry needs none"
+    "this image has to be built, and the cluster can only pull it from a registry: set OPENMODAL_REGISTRY=host/path, "
+    "or `registry` in the configuration, to one that the builder and the cluster can reach; Image.from_registry needs none"
 )
 
 
@@ -44,24 +44,40 @@ class Images:
         registry = _config.registry()
         if not registry:
             raise EngineError(_NO_REGISTRY)
-        built = await load("embedded").prepare(image, report)
         target = parse(f"{registry.rstrip('/')}/openmodal:latest")
+        builder = self._settings.builder or ("local" if remote.possible_here() else "cluster")
+        if builder != "local":
+            made: Root = await Blocking(self._elsewhere, builder, image, report, target)
+            return made
+        built = await load("embedded").prepare(image, report)
         pushed: Root = await Blocking(push, self._store, _over_trust(self._store, built), target)
         return pushed
+
+    def _elsewhere(self, builder: str, image: Recipe, report: Report, target: Reference) -> Root:
+        """Have it built where `builder` says."""
+        maker = functools.partial(cloudbuild.builder, target) if builder == "cloudbuild" else self._in_the_cluster
+        return remote.prepare(maker, self._store, image, target, report, self._seen, self._settings.cpu)
+
+    def _in_the_cluster(self) -> AbstractContextManager[remote.Maker]:
+        cluster = api.connect(self._settings.context, self._settings.builds)
+        return buildkit.builder(cluster, self._settings)
 
     def _as_it_is(self, text: str) -> Root:
         """An image of a registry: its digest and configuration; just its name, if only the nodes may see it."""
         reference = parse(text)
+
+        def find() -> Root:
+            try:
+                return self._seen(reference)
+            except Denied:
+                return Root(key=text, layers=(text,))
+
         note = f"seen-{digest(str(reference), self._settings.cpu)[:40]}"
-        known = self._store.note(note)
-        if known and (reference.is_digest or 0 <= time.time() - float(known["asked"]) < _SURE):
-            return msgspec.convert(known["root"], Root)
-        try:
-            root = _seen(reference)
-        except Denied:
-            root = Root(key=text, layers=(text,))
-        self._store.set_note(note, {"root": msgspec.to_builtins(root), "asked": time.time()})
-        return root
+        return remote.remembered(self._store, note, find, always=reference.is_digest)
+
+    def _seen(self, reference: Reference) -> Root:
+        """An image of a registry for the nodes' CPU, by its digest."""
+        return seen(reference, self._settings.cpu)
 
 
 def _over_trust(store: Layers, root: Root) -> Root:
@@ -75,9 +91,10 @@ def _over_trust(store: Layers, root: Root) -> Root:
     )
 
 
-def _seen(reference: Reference) -> Root:
+def seen(reference: Reference, cpu: str) -> Root:
+    """An image of a registry for a CPU, by its digest."""
     with Client(reference.host, login=credentials.find(reference.host)) as client:
         _, manifest, _ = client.manifest(reference)
-        root = pull.root(pull.resolve(client, reference))
+        root = pull.root(pull.resolve(client, reference, cpu))
     host = "docker.io" if reference.host == HUB else reference.host
     return msgspec.structs.replace(root, layers=(f"{host}/{reference.repository}@{manifest}",))

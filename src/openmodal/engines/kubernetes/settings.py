@@ -25,6 +25,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         network_policy: whether the cluster enforces NetworkPolicies; see docs/kubernetes.md for how to find out.
         user_namespaces: whether root in a sandbox is nobody on the node: Kubernetes 1.33 with containerd 2 or CRI-O can do it.
         runtime_class: of every pod, such as "gvisor"; "": the cluster's default.
+        builder: where images are built: "local", "cluster", "cloudbuild"; "": here if this machine can, else in the cluster.
+        build_namespace: where the pods of builds live, apart from sandboxes; "": `namespace` with "-builds" behind it.
+        build_image: the image with BuildKit for them.
         patience: seconds that a pod may wait for a node, its image and its start.
     """
 
@@ -36,7 +39,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network_policy: bool = False
     user_namespaces: bool = False
     runtime_class: str = ""
+    builder: Literal["", "local", "cluster", "cloudbuild"] = ""
+    build_namespace: str = ""
+    build_image: str = "docker.io/moby/buildkit:rootless"
     patience: float = 600.0
+
+    @property
+    def builds(self) -> str:
+        """The namespace of builds."""
+        return self.build_namespace or f"{self.namespace}-builds"
 
     @property
     def cpu(self) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from openmodal.engines.kubernetes.api import Api, ApiError, Json
 from openmodal.engines.kubernetes.pods import DOMAIN
 from openmodal.engines.kubernetes.settings import Settings
@@ -22,6 +24,12 @@ _RIGHTS = (
     ("", ["configmaps"], ["get", "create"]),
     ("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
     ("apps", ["replicasets"], ["get", "list", "create", "delete"]),
+)
+_BUILD_RIGHTS = (
+    ("", ["pods"], ["get", "list"]),
+    ("", ["pods/exec"], ["get", "create"]),
+    ("", ["configmaps"], ["get", "create"]),
+    ("batch", ["jobs"], ["create", "delete"]),
 )
 _OURS = {"app.kubernetes.io/managed-by": "openmodal"}
 
@@ -38,6 +46,14 @@ def manifests(settings: Settings, grant: Sequence[str] = (), most: int = 0) -> l
     for item in found[1:]:
         item["metadata"] = {**item["metadata"], "namespace": settings.namespace, "labels": _OURS}
     return found
+
+
+def builds(settings: Settings, grant: Sequence[str] = ()) -> list[Json]:
+    """The namespace of builds and what is in it. BuildKit without root needs system calls that "baseline" does not let it have."""
+    namespace, role, *rest = manifests(msgspec.structs.replace(settings, namespace=settings.builds), grant)
+    labels = {**namespace["metadata"]["labels"], "pod-security.kubernetes.io/enforce": "privileged"}
+    open_namespace = {**namespace, "metadata": {**namespace["metadata"], "labels": labels}}
+    return [open_namespace, {**role, "rules": _rules(_BUILD_RIGHTS)}, *rest]
 
 
 def apply(cluster: Api, items: Sequence[Json]) -> list[str]:
@@ -66,13 +82,16 @@ def _namespace(settings: Settings) -> Json:
 
 
 def _role() -> Json:
-    rules = [{"apiGroups": [group], "resources": kinds, "verbs": verbs} for group, kinds, verbs in _RIGHTS]
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
         "metadata": {"name": "openmodal"},
-        "rules": rules,
+        "rules": _rules(_RIGHTS),
     }
+
+
+def _rules(rights: Sequence[tuple[str, list[str], list[str]]]) -> list[Json]:
+    return [{"apiGroups": [group], "resources": kinds, "verbs": verbs} for group, kinds, verbs in rights]
 
 
 def _binding(grant: Sequence[str]) -> list[Json]:

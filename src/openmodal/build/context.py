@@ -1,4 +1,4 @@
-"""A recipe as Docker's builder takes it: parts, each a Dockerfile and the files that it copies. Pure, but for looking at local files.
+"""A recipe as Docker's builders take it: parts, each a Dockerfile and the files that it copies. Pure, but for looking at local files.
 
 A part is as long as possible, so that the builder sees many steps at once; it ends where the user's own Dockerfile begins, which is
 handed over as it is, with its own context.
@@ -11,12 +11,14 @@ import os
 import shlex
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 
 from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Registry, Run, Scratch
 from openmodal.build import dockerfile, local
 from openmodal.build.base import BUNDLE, TRUST_VARIABLES
+from openmodal.build.layers import Layers
 from openmodal.build.steps import cache_name
 from openmodal.build.titles import title
 from openmodal.errors import InvalidError
@@ -165,6 +167,16 @@ def archive(part: Part, first: str, authorities: bytes) -> Iterator[bytes]:
                 _add_entry(tar, name, entry, mode)
                 yield out.take()
     yield out.take()
+
+
+@contextmanager
+def unchanged(part: Part, store: Layers) -> Iterator[None]:
+    """A block in which the part's files are read; ImageBuildError at its end if somebody wrote to them meanwhile."""
+    before = [scan.digest(store) for _, scan, _ in part.files]
+    yield
+    for (_, scan, _), content in zip(part.files, before, strict=True):
+        if scan.digest(store) != content:
+            raise local.changed(scan.source)
 
 
 class _Out(BytesIO):

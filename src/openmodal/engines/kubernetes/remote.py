@@ -1,0 +1,163 @@
+"""Images built elsewhere than on this machine, and pushed to the registry from there: what the ways to do that have in common.
+
+An image's tag is made of its recipe's name (build/names.py), so that whoever wants it again, from any machine, finds it by one look. A
+recipe is built part by part (build/context.py); each part is pushed, and the next one stands on it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from openmodal._spec import Debian, Dockerfile, Recipe, Registry, Report, Root, Scratch
+from openmodal.build import Options, context, dockerfile, names
+from openmodal.build.base import DEFAULT_PYTHON
+from openmodal.build.layers import Layers
+from openmodal.build.push import Pusher
+from openmodal.build.reference import Reference, parse
+from openmodal.build.steps import Builder, count
+from openmodal.build.told import Told, runs_nothing
+from openmodal.errors import InvalidError
+
+Look = Callable[[Reference], Root]
+"""An image of a registry: digest, configuration."""
+
+_SURE = 300.0  # seconds for which a registry is believed to have what it had, and a tag to mean what it meant
+_REFUSALS = (
+    ("kernel/unprivileged_userns_clone", "0"),
+    ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ("user/max_user_namespaces", "0"),
+)
+
+
+class Maker(Protocol):
+    """Builds Dockerfiles somewhere, from its `with` block's beginning to its end."""
+
+    def make(self, order: Order, told: Told) -> str:
+        """Build an image and push it; its digest, or "" where the builder does not tell it.
+
+        Raises:
+            ImageBuildError: a step failed.
+            EngineError: the builder itself failed.
+        """
+        ...
+
+
+class Order:
+    """An image to be built: the tar of Dockerfile and files, its build arguments, where to, and the images that it may pull."""
+
+    def __init__(self, part: context.Part, first: str, target: Reference, bases: tuple[str, ...]) -> None:
+        self.part = part
+        self.target = target
+        self.bases = bases
+        self._first = first
+
+    def content(self) -> Iterator[bytes]:
+        """The context, once more each time."""
+        return context.archive(self.part, self._first, b"")
+
+
+def possible_here(proc: Path = Path("/proc/sys")) -> bool:
+    """Whether this machine may be able to build: Linux, with root or user namespaces."""
+    if sys.platform != "linux":
+        return False
+    return os.geteuid() == 0 or not any(_says(proc / name, value) for name, value in _REFUSALS)
+
+
+def _says(file: Path, value: str) -> bool:
+    return file.exists() and file.read_text().strip() == value
+
+
+def prepare(
+    maker: Callable[[], AbstractContextManager[Maker]],
+    store: Layers,
+    recipe: Recipe,
+    target: Reference,
+    report: Report,
+    look: Look,
+    cpu: str,
+) -> Root:
+    """The image for a CPU, made if the registry does not have it. Of many processes of this machine, one makes it.
+
+    Raises:
+        ImageBuildError: a step failed; `.step` and `.output` tell.
+        RegistryError: the registry cannot be reached, or refuses.
+        EngineError: the builder cannot be had.
+    """
+    chain = names.chain(recipe, store, Options(base="registry", cpu=cpu))
+    last = _named(target, chain[-1])
+
+    def find() -> Root:
+        digest = ""
+        if not _is_there(last):
+            with maker() as made, Builder(store, runs_nothing, report, Options(), count(recipe)) as builder:
+                for order in _orders(recipe, chain, target, look):
+                    told = Told(builder, order.part.titles)
+                    with context.unchanged(order.part, store):
+                        digest = made.make(order, told)
+        return look(msgspec.structs.replace(last, target=digest) if digest else last)
+
+    with store.guard(f"remote-{chain[-1]}"):
+        return remembered(store, f"remote-{names.digest(str(last))[:40]}", find)
+
+
+def remembered(store: Layers, note: str, find: Callable[[], Root], *, always: bool = False) -> Root:
+    """What `find` finds, or found some minutes ago; `always`: or ever."""
+    known = store.note(note)
+    if known and (always or 0 <= time.time() - float(known["asked"]) < _SURE):
+        return msgspec.convert(known["root"], Root)
+    root = find()
+    store.set_note(note, {"root": msgspec.to_builtins(root), "asked": time.time()})
+    return root
+
+
+def _orders(recipe: Recipe, chain: tuple[str, ...], target: Reference, look: Look) -> Iterator[Order]:
+    """What is to be built, one after the other; what the registry has of it is left out."""
+    steps = recipe.steps
+    base, user, start = _base(recipe, look)
+    nothing_more = (context.Part(len(steps) - 1, ""),)
+    for part in tuple(context.parts(steps, start, user, "")) or nothing_more:
+        step = steps[part.last]
+        bases = tuple(dockerfile.bases(step)) if isinstance(step, Dockerfile) else ()
+        into = _named(target, chain[part.last])
+        if not _is_there(into):
+            yield Order(part, f"FROM {base}\n" if base else "", into, (base, *bases) if base else bases)
+        base = str(into)
+
+
+def _base(recipe: Recipe, look: Look) -> tuple[str, str, int]:
+    """What the first part stands on ("": it says so itself, a Dockerfile), its user, and the index of the first step upon it."""
+    match recipe.steps[0] if recipe.steps else None:
+        case Dockerfile(path=path) if path:
+            return "", "", 0
+        case Scratch():
+            return "scratch", "", 1
+        case Debian(python=version):
+            return f"docker.io/library/python:{version or DEFAULT_PYTHON}-slim", "", 1
+        case Registry(reference=text):
+            return text, look(parse(text)).user, 1
+        case _:
+            raise InvalidError(
+                "an image begins with debian_slim(), from_registry(), from_dockerfile() or from_scratch()"
+            )
+
+
+def _named(target: Reference, name: str) -> Reference:
+    return Reference(target.host, target.repository, f"om-{name[:40]}")
+
+
+def _is_there(reference: Reference) -> bool:
+    with closing(Pusher(reference)) as registry:
+        return registry.has_manifest(reference.target)
+
+
+def hosts(order: Order) -> Iterable[str]:
+    """The registries that a build speaks to."""
+    return dict.fromkeys((order.target.host, *(parse(base).host for base in order.bases if base != "scratch")))
