@@ -121,15 +121,18 @@ static int number(const char *name, const char *text, uint64_t most, uint64_t *v
     return wrong(name, "needs a whole number that is not too big");
 }
 
+/* In gVisor, whose groups are its own and the sandbox's: the machine's count gVisor's threads, too. */
+static bool limit_processes(const char *most) {
+    AUTO_FD int fd = open("/sys/fs/cgroup/pids/pids.max", O_WRONLY | O_CLOEXEC);
+    return fd >= 0 && write_all(fd, most, strlen(most));
+}
+
 /* In a runtime's sandbox: without what was put there for the runtime, we are as ready as without one. */
-static bool leave_runtime(int supervisor, const char *pids) {
+static bool leave_runtime(int supervisor) {
     const char *home = getenv("HOME");
     unlink("/tmp/" RUNTIME_IN_TMP);
     if (home && !*home) /* or runsc would have set root's, for commands of all users */
         unsetenv("HOME");
-    AUTO_FD int most = pids ? open("/sys/fs/cgroup/pids/pids.max", O_WRONLY | O_CLOEXEC) : -1;
-    if (pids && (most < 0 || !write_all(most, pids, strlen(pids))))
-        return false;
     return send(supervisor, "ready", 5, MSG_NOSIGNAL) == 5;
 }
 
@@ -174,7 +177,9 @@ int verb_init(int argc, char **argv) {
     config.env = config.report ? images_environment() : environ;
     config.argv = options.argv;
     config.main_flags = (uint32_t)flags;
-    if (options.control_fd && !leave_runtime(config.control_fd, options.pids))
+    if (options.pids && !limit_processes(options.pids))
+        return wrong("--pids", strerror(errno));
+    if (options.control_fd && !leave_runtime(config.control_fd))
         return wrong(options.control_fd, strerror(errno));
     if (options.setup_fd && !set_up(&config, (int)setup_fd)) {
         fprintf(stderr, "openmodal-agent init: %s\n", failure());

@@ -186,7 +186,7 @@ bool net_refuse(const struct strings *prefixes, const char *resolv) {
     char *servers = must_copy(resolv != NULL ? resolv : "");
     wall_resolve(&wall, servers);
     free(servers);
-    return wall_raise(&wall);
+    return wall_raise(&wall, false);
 }
 
 struct uplink {

@@ -5,9 +5,13 @@
 #include "cage.h"
 #include "fail.h"
 #include "util.h"
+#include "verbs.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,14 +81,29 @@ bool setup_read(struct setup *setup, int fd) {
     return true;
 }
 
-static bool raise_wall(struct wall wall) {
-    char *servers = read_file("/etc/resolv.conf", LONGEST_SETUP, NULL);
+static bool raise_wall(struct wall wall, const char *resolv_conf, bool around) {
+    char *servers = read_file(resolv_conf, LONGEST_SETUP, NULL);
     if (servers)
         wall_resolve(&wall, servers);
     free(servers);
-    return wall_raise(&wall);
+    return wall_raise(&wall, around);
 }
 
 bool setup_lock(const struct setup *setup) {
-    return (setup->wall.denials == 0 || raise_wall(setup->wall)) && (!setup->caged || cage_contain());
+    return (setup->wall.denials == 0 || raise_wall(setup->wall, "/etc/resolv.conf", false)) && (!setup->caged || cage_contain());
+}
+
+static bool enter(const char *network) {
+    AUTO_FD int fd = open(network, O_RDONLY | O_CLOEXEC);
+    return (fd >= 0 && setns(fd, CLONE_NEWNET) == 0) || fail(NULL, "cannot enter the sandbox's network %s: %m", network);
+}
+
+int verb_wall(int argc, char **argv) {
+    struct setup setup = {0};
+    if (argc != 3)
+        fail("plan", "say wall NETWORK RESOLV_CONF");
+    else if (setup_read(&setup, STDIN_FILENO) && enter(argv[1]) && raise_wall(setup.wall, argv[2], true))
+        return 0;
+    dprintf(STDERR_FILENO, "error %s\n", failure());
+    return 1;
 }

@@ -4,4 +4,5 @@
 int verb_box(int argc, char **argv);    /* box.c   outside: makes the sandbox and supervises it */
 int verb_router(int argc, char **argv); /* net.c   the network namespace where the sandboxes' interfaces end */
 int verb_init(int argc, char **argv);   /* init.c  inside a container: process 1 */
+int verb_wall(int argc, char **argv);   /* setup.c outside: a firewall around a container whose network stack is its own */
 int verb_dial(int argc, char **argv);   /* dial.c  standard streams <-> the agent's socket */

@@ -1,7 +1,8 @@
 /* Rules of nf_tables by hand, sent as one transaction: either all hold or none. See wall.h.
  *
  * Not routes: a socket that is bound to an interface, or a datagram with IP_PKTINFO, is sent on the link when the routing table
- * refuses its address (ip_route_output_key_hash_rcu). The output hook sees every packet. */
+ * refuses its address (ip_route_output_key_hash_rcu). The output hook sees every packet that the kernel makes; those of another
+ * kernel (gVisor's) come through a packet socket, and only the interfaces' egress hook (Linux 5.16) sees them. */
 #include "kernel.h"
 #include "wall.h"
 
@@ -10,7 +11,10 @@
 #include "util.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
+#include <stdio.h>
 #include <string.h>
 
 /* ---------------------------------------------------------------------------------- nf_tables' words */
@@ -22,22 +26,29 @@ struct nf_header { /* nfgenmsg */
 /* clang-format off */
 enum {
     SUBSYSTEM = 10, BATCH_BEGIN = 16, BATCH_END = 17, NEW_TABLE = SUBSYSTEM << 8, NEW_CHAIN = SUBSYSTEM << 8 | 3,
-    NEW_RULE = SUBSYSTEM << 8 | 6, FAMILY_INET = 1, FLAG_CREATE = 0x400, FLAG_APPEND = 0x800, NESTED = 0x8000,
-    TABLE_NAME = 1, CHAIN_TABLE = 1, CHAIN_NAME = 3, CHAIN_HOOK = 4, CHAIN_TYPE = 7, HOOK_NUMBER = 1, HOOK_PRIORITY = 2, LOCAL_OUT = 3,
+    NEW_RULE = SUBSYSTEM << 8 | 6, FAMILY_INET = 1, FAMILY_NETDEV = 5, FLAG_CREATE = 0x400, FLAG_APPEND = 0x800, NESTED = 0x8000,
+    TABLE_NAME = 1, CHAIN_TABLE = 1, CHAIN_NAME = 3, CHAIN_HOOK = 4, CHAIN_POLICY = 5, CHAIN_TYPE = 7, HOOK_NUMBER = 1, HOOK_PRIORITY = 2,
+    HOOK_DEVICES = 4, DEVICE_NAME = 1, LOCAL_OUT = 3, EGRESS = 1,
     RULE_TABLE = 1, RULE_CHAIN = 2, RULE_EXPRESSIONS = 4, ELEMENT = 1, EXPRESSION_NAME = 1, EXPRESSION_DATA = 2,
-    DATA_VALUE = 1, DATA_VERDICT = 2, VERDICT_CODE = 1, ACCEPT = 1, REGISTER = 1, VERDICT_REGISTER = 0,
-    META_REGISTER = 1, META_KEY = 2, KEY_OIF = 5, KEY_NFPROTO = 15, KEY_L4PROTO = 16, PROTO_IPV6 = 10,
+    DATA_VALUE = 1, DATA_VERDICT = 2, VERDICT_CODE = 1, DROP = 0, ACCEPT = 1, REGISTER = 1, VERDICT_REGISTER = 0,
+    META_REGISTER = 1, META_KEY = 2, KEY_OIF = 5, KEY_NFPROTO = 15, KEY_L4PROTO = 16, PROTO_IPV6 = 10, ETHERTYPE_IPV4 = 0x800, ETHERTYPE_ARP = 0x806,
     COMPARE_REGISTER = 1, COMPARE_OPERATOR = 2, COMPARE_DATA = 3, EQUAL = 0, RANGE_LAST = 4,
-    PAYLOAD_REGISTER = 1, PAYLOAD_BASE = 2, PAYLOAD_OFFSET = 3, PAYLOAD_LENGTH = 4, NETWORK = 1, TRANSPORT = 2,
+    PAYLOAD_REGISTER = 1, PAYLOAD_BASE = 2, PAYLOAD_OFFSET = 3, PAYLOAD_LENGTH = 4, LINK = 0, NETWORK = 1, TRANSPORT = 2,
     IMMEDIATE_REGISTER = 1, IMMEDIATE_DATA = 2, REJECT_TYPE = 1, REJECT_CODE = 2, REJECT_ICMP = 2, PROHIBITED = 3,
 };
 /* clang-format on */
 
 static const char table[] = "openmodal", chain[] = "output";
 
-static void *filter_message(struct batch *batch, uint16_t type, uint16_t flags) {
-    struct nf_header *header = begin_message(batch, type, flags, sizeof *header);
-    header->family = FAMILY_INET;
+/* Where the rules stand: in the way of this kernel's own packets, or, "around", at every interface. */
+struct rules {
+    struct batch batch;
+    bool around;
+};
+
+static void *filter_message(struct rules *rules, uint16_t type, uint16_t flags) {
+    struct nf_header *header = begin_message(&rules->batch, type, flags, sizeof *header);
+    header->family = rules->around ? FAMILY_NETDEV : FAMILY_INET;
     return header;
 }
 
@@ -121,19 +132,22 @@ static void within(struct batch *batch, const struct prefix *prefix) {
     end(batch, made);
 }
 
-static void allow(struct batch *batch) {
+static void decide(struct batch *batch, uint32_t code) {
     struct expression made = begin(batch, "immediate");
     big(batch, IMMEDIATE_REGISTER, VERDICT_REGISTER);
     struct nl_attribute *data = nested(batch, IMMEDIATE_DATA), *verdict = nested(batch, DATA_VERDICT);
-    big(batch, VERDICT_CODE, ACCEPT);
+    big(batch, VERDICT_CODE, code);
     end_nested(batch, verdict);
     end_nested(batch, data);
     end(batch, made);
 }
 
-/* Not dropped in silence: a program hears at once that it may not. */
-static void reject(struct batch *batch) {
+/* Not dropped in silence where there is a way to tell: a program hears at once that it may not. */
+static void refuse_it(struct rules *rules) {
     const uint8_t code = PROHIBITED;
+    struct batch *batch = &rules->batch;
+    if (rules->around)
+        return decide(batch, DROP);
     struct expression made = begin(batch, "reject");
     big(batch, REJECT_TYPE, REJECT_ICMP);
     attribute(batch, REJECT_CODE, &code, sizeof code);
@@ -142,79 +156,115 @@ static void reject(struct batch *batch) {
 
 /* --------------------------------------------------------------------------------------------- rules */
 
-static struct nl_attribute *begin_rule(struct batch *batch) {
-    filter_message(batch, NEW_RULE, FLAG_CREATE | FLAG_APPEND);
-    text_attribute(batch, RULE_TABLE, table);
-    text_attribute(batch, RULE_CHAIN, chain);
-    return nested(batch, RULE_EXPRESSIONS);
+static struct nl_attribute *begin_rule(struct rules *rules) {
+    filter_message(rules, NEW_RULE, FLAG_CREATE | FLAG_APPEND);
+    text_attribute(&rules->batch, RULE_TABLE, table);
+    text_attribute(&rules->batch, RULE_CHAIN, chain);
+    return nested(&rules->batch, RULE_EXPRESSIONS);
 }
 
-static void make_chain(struct batch *batch) {
-    filter_message(batch, NEW_TABLE, FLAG_CREATE);
+static void name_interfaces(struct batch *batch) {
+    struct if_nameindex *all = if_nameindex();
+    struct nl_attribute *names = nested(batch, HOOK_DEVICES);
+    for (struct if_nameindex *one = all; one && one->if_index; one++)
+        if (one->if_index != LOOPBACK)
+            text_attribute(batch, DEVICE_NAME, one->if_name);
+    end_nested(batch, names);
+    if_freenameindex(all);
+}
+
+static void make_chain(struct rules *rules) {
+    struct batch *batch = &rules->batch;
+    filter_message(rules, NEW_TABLE, FLAG_CREATE);
     text_attribute(batch, TABLE_NAME, table);
-    filter_message(batch, NEW_CHAIN, FLAG_CREATE);
+    filter_message(rules, NEW_CHAIN, FLAG_CREATE);
     text_attribute(batch, CHAIN_TABLE, table);
     text_attribute(batch, CHAIN_NAME, chain);
     struct nl_attribute *hook = nested(batch, CHAIN_HOOK);
-    big(batch, HOOK_NUMBER, LOCAL_OUT);
+    big(batch, HOOK_NUMBER, rules->around ? EGRESS : LOCAL_OUT);
     big(batch, HOOK_PRIORITY, 0);
+    if (rules->around)
+        name_interfaces(batch);
     end_nested(batch, hook);
+    big(batch, CHAIN_POLICY, rules->around ? DROP : ACCEPT);
     text_attribute(batch, CHAIN_TYPE, "filter");
 }
 
-static void allow_loopback(struct batch *batch) {
+static void allow_loopback(struct rules *rules) {
     const uint32_t index = LOOPBACK;
-    struct nl_attribute *rule = begin_rule(batch);
-    meta_is(batch, KEY_OIF, &index, sizeof index);
-    allow(batch);
-    end_nested(batch, rule);
+    struct nl_attribute *rule = begin_rule(rules);
+    meta_is(&rules->batch, KEY_OIF, &index, sizeof index);
+    decide(&rules->batch, ACCEPT);
+    end_nested(&rules->batch, rule);
 }
 
-static void refuse_ipv6(struct batch *batch) {
+static void refuse_ipv6(struct rules *rules) {
     const uint8_t protocol = PROTO_IPV6;
-    struct nl_attribute *rule = begin_rule(batch);
-    meta_is(batch, KEY_NFPROTO, &protocol, sizeof protocol);
-    reject(batch);
-    end_nested(batch, rule);
+    struct nl_attribute *rule = begin_rule(rules);
+    meta_is(&rules->batch, KEY_NFPROTO, &protocol, sizeof protocol);
+    refuse_it(rules);
+    end_nested(&rules->batch, rule);
 }
 
-static void allow_resolver(struct batch *batch, uint32_t address, uint8_t protocol) {
+/* By what the frame itself says: whoever sends through a packet socket tells the kernel what it likes. */
+static void allow_frames(struct rules *rules, uint16_t ethertype) {
+    const uint16_t type = htons(ethertype);
+    struct nl_attribute *rule = begin_rule(rules);
+    load(&rules->batch, LINK, 12, sizeof type);
+    compare(&rules->batch, &type, sizeof type);
+    decide(&rules->batch, ACCEPT);
+    end_nested(&rules->batch, rule);
+}
+
+static void allow_resolver(struct rules *rules, uint32_t address, uint8_t protocol) {
     const uint16_t port = htons(53);
-    struct nl_attribute *rule = begin_rule(batch);
+    struct batch *batch = &rules->batch;
+    struct nl_attribute *rule = begin_rule(rules);
     meta_is(batch, KEY_L4PROTO, &protocol, sizeof protocol);
     load_destination(batch);
     compare(batch, &address, sizeof address);
     load(batch, TRANSPORT, 2, 2);
     compare(batch, &port, sizeof port);
-    allow(batch);
+    decide(batch, ACCEPT);
     end_nested(batch, rule);
 }
 
-static void refuse(struct batch *batch, const struct prefix *prefix) {
-    struct nl_attribute *rule = begin_rule(batch);
-    load_destination(batch);
-    within(batch, prefix);
-    reject(batch);
-    end_nested(batch, rule);
+static void refuse(struct rules *rules, const struct prefix *prefix) {
+    struct nl_attribute *rule = begin_rule(rules);
+    load_destination(&rules->batch);
+    within(&rules->batch, prefix);
+    refuse_it(rules);
+    end_nested(&rules->batch, rule);
 }
 
-bool wall_raise(const struct wall *wall) {
-    AUTO_FD int netlink = open_netlink(NETLINK_FILTER);
-    struct batch batch = {.used = 0};
-    if (netlink < 0)
-        return false;
-    frame(&batch, BATCH_BEGIN);
-    make_chain(&batch);
-    allow_loopback(&batch);
-    refuse_ipv6(&batch);
+static void make_rules(struct rules *rules, const struct wall *wall) {
+    make_chain(rules);
+    if (!rules->around) {
+        allow_loopback(rules);
+        refuse_ipv6(rules);
+    }
     for (size_t i = 0; i < wall->resolvers; i++) {
-        allow_resolver(&batch, wall->resolver[i], IPPROTO_UDP);
-        allow_resolver(&batch, wall->resolver[i], IPPROTO_TCP);
+        allow_resolver(rules, wall->resolver[i], IPPROTO_UDP);
+        allow_resolver(rules, wall->resolver[i], IPPROTO_TCP);
     }
     for (size_t i = 0; i < wall->denials; i++)
-        refuse(&batch, &wall->denied[i]);
-    frame(&batch, BATCH_END);
-    return talk(netlink, &batch) || fail(NULL, "cannot load the rules of the network: %m; the kernel needs nf_tables and nft_reject_inet");
+        refuse(rules, &wall->denied[i]);
+    if (rules->around) {
+        allow_frames(rules, ETHERTYPE_ARP);
+        allow_frames(rules, ETHERTYPE_IPV4);
+    }
+}
+
+bool wall_raise(const struct wall *wall, bool around) {
+    AUTO_FD int netlink = open_netlink(NETLINK_FILTER);
+    struct rules rules = {.around = around};
+    if (netlink < 0)
+        return false;
+    frame(&rules.batch, BATCH_BEGIN);
+    make_rules(&rules, wall);
+    frame(&rules.batch, BATCH_END);
+    return talk(netlink, &rules.batch) ||
+           fail(NULL, "cannot load the rules of the network: %m; the kernel needs nf_tables and %s", around ? "its egress hook (Linux 5.16)" : "nft_reject_inet");
 }
 
 /* ------------------------------------------------------------------------------------------ addresses */

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from openmodal import _wire
-from openmodal._dual import readable, writable
+from openmodal._dual import Sleep, readable, writable
 from openmodal._wire import Kind
 from openmodal.errors import ProtocolError
 
@@ -64,6 +64,26 @@ class SocketStream:
 
     def close(self) -> None:
         self._socket.close()
+
+
+async def connected(path: str) -> socket.socket:
+    """A non-blocking socket that is connected to the unix socket of that path.
+
+    Raises:
+        OSError: there is none, or nobody listens.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:  # its queue is full: many connect at once
+                await Sleep(0.002)
+    except BaseException:
+        sock.close()
+        raise
 
 
 class Link:

@@ -244,6 +244,16 @@ class Status(msgspec.Struct, frozen=True):
     ended: EndRecord | None = None
 
 
+class Built(msgspec.Struct, frozen=True):
+    """An image that is there: `size` in bytes, with all its layers; `used` last, in seconds of the Unix clock; `step` made its top."""
+
+    key: str
+    size: int
+    layers: int
+    used: float
+    step: str
+
+
 class Info(msgspec.Struct, frozen=True):
     """What holds a running sandbox, as the kernel tells it and not as it was asked for.
 

@@ -80,6 +80,23 @@ def _end_leftover(folder: Path) -> None:
                 time.sleep(0.05)
 
 
+def _runtimes(folder: Path) -> Iterator[str]:
+    """Debian's gVisor, if it is there, as a runtime.
+
+    It knows the machine's own network namespace by a setting that Linux 6.11 and newer show in all of them
+    (https://github.com/google/gvisor/issues/10704); this one they still show in the machine's alone.
+    """
+    if found := shutil.which("runsc"):
+        program = (
+            Path(found).read_bytes().replace(b"/proc/sys/net/core/rmem_default", b"/proc/sys/net/core/message_cost")
+        )
+        copy = folder / "runsc"
+        copy.unlink(missing_ok=True)
+        copy.write_bytes(program)
+        copy.chmod(0o755)
+        yield f"--add-runtime=runsc={copy}"
+
+
 def _command(folder: Path, daemon: Daemon, interface: str) -> list[str]:
     return [
         "dockerd",
@@ -90,6 +107,7 @@ def _command(folder: Path, daemon: Daemon, interface: str) -> list[str]:
         "--log-level=warn",
         f"--bridge={interface}",
         "--iptables=false",
+        *_runtimes(folder),
     ]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+from msgspec.structs import replace
+
+from openmodal._spec import Root, SandboxSpec
 from openmodal.engines.docker.daemon import Daemon
 from openmodal.engines.docker.engine import Docker
 
@@ -13,3 +16,15 @@ class DockerUnderTest(Docker):
 
     def __init__(self, daemon: Daemon | None = None) -> None:
         super().__init__(daemon=daemon or Daemon(os.environ["OPENMODAL_TEST_DOCKER"]))
+
+
+class DockerInGvisor(DockerUnderTest):
+    """The same with `runtime="gvisor"`, whatever the caller says."""
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        """What docs/engines.md says of gVisor."""
+        return super().lacks | {"cpu_time", "init", "memory_offender", "proc"}
+
+    async def create(self, spec: SandboxSpec, root: Root) -> str:
+        return await super().create(replace(spec, runtime="gvisor"), root)

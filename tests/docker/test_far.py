@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from openmodal.engines.docker import posture
 from openmodal.engines.docker.daemon import Daemon, find
 from openmodal.engines.docker.engine import Docker
 from openmodal.errors import EngineError, SandboxTerminatedError
@@ -102,6 +103,18 @@ def test_what_must_not_be_reached_is_not(other: Docker, root: Image, outbound: t
             # Of a daemon far away only that address is known by which it is reached.
             hosts = {"127.0.0.1", gateway, *(own_addresses() if other.daemon.path else ())}
             assert not any(connects(sandbox, host, port) for host in hosts)
+
+
+def test_info_tells_what_holds_it(other: Docker, root: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not other.daemon.path:
+        monkeypatch.setattr(posture, "here", lambda *_: None)  # that machine's processes are not to be seen
+    with Sandbox.create(image=root, engine=other, timeout=60, memory=256, cpu=0.5, block_network=True) as sandbox:
+        info = sandbox.info()
+        inside = sandbox.exec("cat", "/proc/self/uid_map").stdout.read().split()
+    assert (info.memory, info.cpu, info.pids, info.network) == (256, 0.5, 512, "none")
+    assert (info.root, info.ids, len(info.capabilities), info.degraded) == (int(inside[1]), int(inside[2]), 10, ())
+    with Sandbox.create(image=root, engine=other, timeout=60) as sandbox:
+        assert sandbox.info().network == "outbound"
 
 
 def test_a_failing_step_is_told(other: Docker, root: Image) -> None:

@@ -120,6 +120,13 @@ def test_allow_lists_work_for_a_plain_user(home: Path, tmp_path: Path) -> None:
 
 def run_as_user(home: Path, program: str, *, expected: str = "done\n", **variables: str) -> None:
     """Run a program of the SDK as a plain user, with the state in that home; nothing of its sandboxes may be left."""
+    assert run_as(home, program, **variables) == expected
+    assert list((home / "state" / "sandboxes").iterdir()) == []
+    assert openmodal.Sandbox.list() == [], "another user's sandboxes are not root's"
+
+
+def run_as(home: Path, program: str, **variables: str) -> str:
+    """What a program of the user's prints, which has to end well."""
     become = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
     command = ["unshare", "--mount", "sh", "-c", TUN, "sh", *become, _interpreter(), "-c", program]
     environment = {
@@ -131,6 +138,5 @@ def run_as_user(home: Path, program: str, *, expected: str = "done\n", **variabl
         **variables,
     }
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, expected), done.stderr
-    assert list((home / "state" / "sandboxes").iterdir()) == []
-    assert openmodal.Sandbox.list() == [], "another user's sandboxes are not root's"
+    assert done.returncode == 0, done.stderr
+    return done.stdout

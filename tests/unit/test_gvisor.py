@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from openmodal import _args
+from openmodal.engines import asked
 from openmodal.engines.embedded import cgroup, gvisor, plan
 from openmodal.errors import InvalidError
 
@@ -23,7 +24,7 @@ BOX = plan.Box(
     net=[("net", "none")],
     servers="",
     timeout=60,
-    limits=cgroup.Limits(memory=1 << 30, cpu=1.0, pids=77),
+    limits=asked.Limits(memory=1 << 30, cpu=1.0, pids=77),
     groups=cgroup.Plan((), ()),
     env=(("LANG", "C.UTF-8"),),
 )
@@ -84,7 +85,7 @@ def test_limits_of_processes_are_those_of_the_plan() -> None:
 
 
 def test_groups_have_room_for_runsc_itself() -> None:
-    outer = gvisor.outer(BOX.limits)
+    outer = asked.around_gvisor(BOX.limits)
     assert outer.memory - BOX.limits.memory == 48 << 20
     assert outer.pids == 2 * 77 + 128
     assert outer.cpu == BOX.limits.cpu

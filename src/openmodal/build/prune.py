@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from openmodal._spec import Root
+from openmodal._spec import Built, Root
 from openmodal.build.base import TRUST
 from openmodal.build.layers import Layers, Meta, remove_tree, size_of
 from openmodal.build.locks import try_lock
@@ -54,6 +54,25 @@ def prune(store: Layers, *, budget: int | None = None, unused_for: float = 0.0, 
     return Pruned(count, freed, leftovers)
 
 
+def images(store: Layers) -> list[Built]:
+    """The images whose layers are there. Several names may stand for one image."""
+    found: dict[str, Built] = {}
+    for file in _notes(store):
+        try:
+            used, root = file.stat().st_mtime, msgspec.json.decode(file.read_bytes(), type=Root)
+        except (OSError, msgspec.DecodeError):  # pruned meanwhile, or of another version
+            continue
+        if root.layers and store.has(root.layers[0]) and (root.key not in found or found[root.key].used < used):
+            metas = [store.meta(key) for key in root.layers]
+            found[root.key] = Built(root.key, sum(meta.size for meta in metas), len(metas), used, metas[0].step)
+    return list(found.values())
+
+
+def _notes(store: Layers) -> list[Path]:
+    folder = store.path / "images"
+    return sorted(folder.glob("*.json")) if folder.is_dir() else []
+
+
 def _layers(store: Layers) -> dict[str, Meta]:
     folder = store.path / "layers"
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
@@ -61,9 +80,8 @@ def _layers(store: Layers) -> dict[str, Meta]:
 
 
 def _images(store: Layers) -> list[_Image]:
-    folder = store.path / "images"
     found: list[_Image] = []
-    for file in folder.glob("*.json") if folder.is_dir() else ():
+    for file in _notes(store):
         try:
             root = msgspec.json.decode(file.read_bytes(), type=Root)
             found.append(_Image(file, file.stat().st_mtime, frozenset(root.layers)))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from openmodal.engines.check import Check
 
 
+_ALL_IDS = 2**32 - 1  # a sandbox without a user namespace of its own
+
+
 @click.command()
 @click.option("--network", is_flag=True, help="Also try to reach the registries of images and packages.")
 @json_option
@@ -79,7 +82,7 @@ def _isolation(info: Info) -> Check:
     from openmodal.engines.check import Check
 
     held = [
-        f"{info.ids} ids of its own, root is {info.root} outside" if info.ids > 1 else "one id, the user's own",
+        _ids(info),
         f"{len(info.capabilities)} capabilities",
         *(["no new privileges"] if info.no_new_privileges else []),
         *(["system calls filtered"] if info.seccomp else []),
@@ -88,6 +91,14 @@ def _isolation(info: Info) -> Check:
     text = f"{info.runtime}: {'; '.join(held)}"
     lacks = f" (lacks {', '.join(info.degraded)}, as OPENMODAL_ALLOW_DEGRADED allows)" if info.degraded else ""
     return Check("isolation", not info.degraded, text + lacks, "see the lines above that are not ok")
+
+
+def _ids(info: Info) -> str:
+    if info.ids == 1:
+        return "one id, the user's own"
+    if info.ids == _ALL_IDS:
+        return "the machine's ids: root is root outside"
+    return f"{info.ids} ids of its own, root is {info.root} outside"
 
 
 def _described(check: Check) -> dict[str, object]:

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import click
 
 from openmodal._dual import run_sync
-from openmodal.cli import _embedded, _output, _program
+from openmodal.cli import _output, _program
 from openmodal.cli._session import Session, engine_options, json_option, pass_session
-from openmodal.errors import InvalidError
+from openmodal.errors import InvalidError, UnsupportedError
 
 if TYPE_CHECKING:
     from openmodal import Image
+    from openmodal._spec import Built
+    from openmodal.build.prune import Pruned
+
+
+@runtime_checkable
+class _Store(Protocol):
+    """An engine that keeps images."""
+
+    def images(self) -> Sequence[Built]: ...
+
+    def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned: ...
+
+
+def _store(session: Session) -> _Store:
+    if isinstance(session.engine, _Store):
+        return session.engine
+    raise UnsupportedError(
+        f"the {session.engine.name} engine keeps no images of its own; say --engine embedded or --engine docker"
+    )
 
 
 @click.command("list")
@@ -23,7 +43,7 @@ if TYPE_CHECKING:
 @pass_session
 def list_(session: Session, as_json: bool) -> None:
     """Show the images that are built, the newest use first."""
-    found = sorted(_embedded.images(_embedded.of(session).layers), key=lambda image: -image.used)
+    found = sorted(_store(session).images(), key=lambda image: -image.used)
     if as_json:
         _output.emit(
             [{"key": i.key, "size": i.size, "layers": i.layers, "used": i.used, "step": i.step} for i in found]
@@ -74,7 +94,7 @@ def build(session: Session, target: str, context: str | None) -> None:
 @pass_session
 def prune(session: Session, older: float, everything: bool, caches: bool, as_json: bool) -> None:
     """Remove images that were not used for a week; those of running sandboxes stay."""
-    removed = _embedded.of(session).prune(unused_for=0.0 if everything else older * 86400, caches=caches)
+    removed = _store(session).prune(unused_for=0.0 if everything else older * 86400, caches=caches)
     if as_json:
         _output.emit({"layers": removed.layers, "bytes": removed.bytes, "leftovers": removed.leftovers})
     else:

@@ -16,11 +16,8 @@ import msgspec
 
 from openmodal._spec import EndRecord, Root, SandboxSpec, Status
 from openmodal._wire import Flag
+from openmodal.engines import asked
 from openmodal.engines.docker import links
-
-DEFAULT_CPU = 1.0
-DEFAULT_MEMORY = 2048
-DEFAULT_PIDS = 512
 
 ID = "openmodal.id"
 HOME = "openmodal.home"
@@ -46,11 +43,12 @@ _NOTHING = (
 @dataclass(frozen=True)
 class Place:
     """What a container gets of this machine: (source, target) of files that it can read. `run`: the folder of the agent's socket, if
-    both sides can see it."""
+    both sides can see it. `gvisor`: the daemon's name for that runtime, if the sandbox is to run in it."""
 
     files: tuple[tuple[str, str], ...] = ()
     run: str = ""
     cpus: tuple[int, ...] = ()
+    gvisor: str = ""
     keeps_local_logs: bool = True  # Docker does; Podman has a format of its own
 
 
@@ -62,7 +60,7 @@ def body(spec: SandboxSpec, root: Root, status: Status, home: str, place: Place)
         "User": "0:0",
         "WorkingDir": "/",
         "Entrypoint": [links.AGENT],
-        "Cmd": _agent(spec, root),
+        "Cmd": _agent(spec, root, place),
         "OpenStdin": True,
         "StdinOnce": True,
         "AttachStdin": True,
@@ -73,7 +71,7 @@ def body(spec: SandboxSpec, root: Root, status: Status, home: str, place: Place)
     }
 
 
-def _agent(spec: SandboxSpec, root: Root) -> list[str]:
+def _agent(spec: SandboxSpec, root: Root, place: Place) -> list[str]:
     options = {
         "--listen": links.SOCKET,
         "--setup-fd": "0",
@@ -81,6 +79,7 @@ def _agent(spec: SandboxSpec, root: Root) -> list[str]:
         "--idle-ms": _milliseconds(spec.idle_timeout or 0),
         "--user": root.user,
         "--workdir": spec.workdir or root.workdir,
+        "--pids": str(asked.limits(spec.resources).pids) if place.gvisor else "",
         "--main-flags": str(int(Flag.STDIN)) if spec.argv else "0",
     }
     words = [word for option, value in options.items() if value for word in (option, value)]
@@ -92,24 +91,27 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _host(spec: SandboxSpec, place: Place) -> dict[str, Any]:
-    resources = spec.resources
-    memory = (resources.memory or DEFAULT_MEMORY) << 20
+    limits = asked.limits(spec.resources)
+    disk = spec.resources.disk
+    if place.gvisor:
+        limits = asked.around_gvisor(limits)
     return {
         "NetworkMode": "none" if spec.network.block else "bridge",
         "Mounts": [*map(_file, place.files), _run(place.run)],
         "CapDrop": ["ALL"],
-        "CapAdd": [*_KEPT, *_GIVEN_UP],
+        "CapAdd": [*_KEPT, *(() if place.gvisor else _GIVEN_UP)],
         "SecurityOpt": ["no-new-privileges:true"],
-        "Memory": memory,
-        "MemorySwap": memory,
-        "NanoCpus": int((resources.cpu or DEFAULT_CPU) * 1e9),
+        "Memory": limits.memory,
+        "MemorySwap": limits.memory,
+        "NanoCpus": int(limits.cpu * 1e9),
         "CpusetCpus": ",".join(map(str, place.cpus)),
-        "PidsLimit": resources.pids or DEFAULT_PIDS,
+        "PidsLimit": limits.pids,
         "IpcMode": "private",
         "CgroupnsMode": "private",
         "RestartPolicy": {"Name": "no"},
         "LogConfig": _LOG if place.keeps_local_logs else {"Type": "k8s-file"},
-        **({"StorageOpt": {"size": f"{resources.disk}M"}} if resources.disk else {}),
+        **({"StorageOpt": {"size": f"{disk}M"}} if disk else {}),
+        **({"Runtime": place.gvisor} if place.gvisor else {}),
     }
 
 
@@ -123,12 +125,12 @@ def _run(folder: str) -> dict[str, Any]:
     return {"Type": "tmpfs", "Target": links.RUN, "TmpfsOptions": {"SizeBytes": 1 << 16, "Mode": 0o700}}
 
 
-def setup(env: Mapping[str, str], denied: Sequence[str]) -> bytes:
+def setup(env: Mapping[str, str], denied: Sequence[str], *, caged: bool) -> bytes:
     """What the agent is told over its standard input: see docs/protocol.md, section 4."""
     entries = [
         *(f"env={name}={value}" for name, value in env.items()),
         *(f"deny={prefix}" for prefix in denied),
-        "cage=1",
+        *(["cage=1"] if caged else []),
     ]
     return b"".join(f"{entry}\0".encode("utf-8", "surrogateescape") for entry in entries) + b"\0"
 
@@ -138,9 +140,9 @@ def joined(prefixes: Iterable[str]) -> list[str]:
     return [str(network) for network in ipaddress.collapse_addresses(map(ipaddress.IPv4Network, prefixes))]
 
 
-def meminfo(mebibytes: int) -> str:
-    """A /proc/meminfo that tells the limit."""
-    sizes = {**dict.fromkeys(_MEMINFO, mebibytes * 1024), **dict.fromkeys(_NOTHING, 0)}
+def meminfo(memory: int) -> str:
+    """A /proc/meminfo that tells the limit, in bytes."""
+    sizes = {**dict.fromkeys(_MEMINFO, memory >> 10), **dict.fromkeys(_NOTHING, 0)}
     return "".join(f"{name + ':':<15} {size:8} kB\n" for name, size in sizes.items())
 
 

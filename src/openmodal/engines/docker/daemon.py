@@ -188,9 +188,10 @@ class Api:
         answer = self._call("POST", path, body, query)
         return answer.json() if answer.content.strip() else None
 
-    def delete(self, path: str, **query: object) -> None:
-        """Remove something."""
-        self._call("DELETE", path, None, query)
+    def delete(self, path: str, **query: object) -> Any:
+        """Remove something; what it answers, None if nothing."""
+        answer = self._call("DELETE", path, None, query)
+        return answer.json() if answer.content.strip() else None
 
     def send(
         self, path: str, content: Iterable[bytes] | None, headers: dict[str, str] | None = None, **query: object

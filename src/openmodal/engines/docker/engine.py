@@ -13,21 +13,27 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from openmodal import _config
 from openmodal._dual import Blocking, Sleep
-from openmodal._spec import EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._link import Link
+from openmodal._spec import Built, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
 from openmodal._store import KEEP_ENDED_SECONDS, Store
 from openmodal.build import Options
 from openmodal.build.layers import Layers
 from openmodal.build.locks import try_lock
-from openmodal.engines.docker import container, links
+from openmodal.engines import asked
+from openmodal.engines.docker import container, links, posture
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError, find
 from openmodal.engines.docker.host import Host
+from openmodal.engines.posture import while_it_runs
 from openmodal.errors import AlreadyExistsError, EngineError, NotFoundError, UnsupportedError
+
+if TYPE_CHECKING:
+    from openmodal.build.prune import Pruned
 
 _START_SECONDS = 60.0
 _POLL = 0.003
@@ -37,6 +43,7 @@ class Docker:
     """Sandboxes in containers of a Docker daemon, or of Podman's service for Docker's API."""
 
     name = "docker"
+    runtimes = ("native", "gvisor")
 
     def __init__(self, state: Path | None = None, daemon: Daemon | None = None) -> None:
         home = state or _config.state()
@@ -48,34 +55,25 @@ class Docker:
     @property
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have. Another machine's daemon cannot show a file of ours as /proc/meminfo."""
-        lacking = frozenset({"disk", "info", "network_allowlists", "snapshot"})
+        lacking = frozenset({"disk", "network_allowlists", "snapshot"})
         return lacking if self._daemon.path else lacking | {"meminfo"}
 
     # ------------------------------------------------------------------------------------------------ images
 
     async def prepare(self, image: Recipe, report: Report) -> Root:
         from openmodal.engines.docker.images import prepare
+        from openmodal.engines.docker.prune import note_use
 
         self._store.prepare()
         root: Root = await Blocking(prepare, self._daemon, image, self._layers, report, Options(base=_config.base()))
+        note_use(self._layers, root.key)
         return root
 
     # --------------------------------------------------------------------------------------------- the verbs
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         id = f"{spec.app}-{os.urandom(4).hex()}"
-        now = time.time()
-        status = Status(
-            id=id,
-            app=spec.app,
-            name=spec.name,
-            tags=spec.tags,
-            created=now,
-            expires=now + spec.timeout,
-            image=root.key,
-            engine=self.name,
-            run=spec.run,
-        )
+        status = asked.status(id, spec, root, self.name)
         with contextlib.ExitStack() as stack:
             async with self._named(spec):
                 folder = stack.enter_context(self._store.new(status))
@@ -135,9 +133,18 @@ class Docker:
         return self._store.main_output(id, stream)
 
     async def info(self, id: str) -> Info:
-        raise UnsupportedError(
-            "the Docker engine cannot tell what holds a sandbox; `docker inspect` shows its settings"
-        )
+        status = await self.inspect(id)
+        found: dict[str, Any] | None = await Blocking(self._described, id)
+        if found is None or status.ended:
+            raise ConnectionResetError(f"the sandbox {id} has ended")
+        with while_it_runs(id):
+            if info := posture.here(found, status.runtime):
+                return info
+            link = Link(await self.connect(id))
+            try:
+                return await posture.far(found, link, status.runtime)
+            finally:
+                link.close()
 
     async def snapshot(self, id: str) -> Root:
         raise UnsupportedError("the Docker engine cannot take snapshots yet; build the files into an Image instead")
@@ -164,6 +171,20 @@ class Docker:
                 with contextlib.suppress(FileNotFoundError):
                     self._store.prune_ended()
         return [f"sandbox {id}" for id in (*dead, *orphans)]
+
+    def images(self) -> Sequence[Built]:
+        """The images that the daemon keeps for us."""
+        from openmodal.engines.docker.prune import images
+
+        with self._daemon.open() as api:
+            return images(api, self._layers)
+
+    def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:
+        """Remove images that were not used for so many seconds. What containers stand on stays."""
+        from openmodal.engines.docker.prune import prune
+
+        with self._daemon.open() as api:
+            return prune(api, self._layers, unused_for=unused_for, caches=caches)
 
     def _may_collect(self, id: str, item: Mapping[str, Any]) -> bool:
         """Ours, unless it is being created; anybody's whose time was over long ago."""
@@ -201,22 +222,29 @@ class Docker:
                 )
 
     async def _start(self, spec: SandboxSpec, root: Root, status: Status, folder: Path) -> None:
-        made: tuple[bytes, container.Place] = await Blocking(self._create, spec, root, status, folder)
-        setup, place = made
+        host: Host = await Blocking(Host.lately if spec.runtime == "native" else Host.of, self._daemon)
+        made: tuple[container.Place, dict[str, str]] = await Blocking(self._create, host, spec, root, status, folder)
+        place, env = made
+        denied = () if spec.network.block else host.denied()
         taken = await Blocking(self._daemon.take, f"/containers/{status.id}/attach?stream=1&stdin=1", speaks=False)
         attached = links.Attached(taken)
         try:
-            state = await Blocking(self._run, status.id)
+            found = await Blocking(self._run, status.id)
             if place.run:
-                (folder / "pid").write_text(str(state["Pid"]), "ascii")
+                (folder / "pid").write_text(str(found["State"]["Pid"]), "ascii")
+            if place.gvisor and denied:
+                await Blocking(host.wall, found, denied, self._layers)
+            # gVisor is the cage, and what it runs has no right to give up, nor a kernel of ours to load rules into.
+            setup = container.setup(env, () if place.gvisor else denied, caged=not place.gvisor)
             await attached.send(setup)
         finally:
             attached.close()
         await self._ready(status.id)
 
-    def _create(self, spec: SandboxSpec, root: Root, status: Status, folder: Path) -> tuple[bytes, container.Place]:
-        """Make the container; what its agent is to be told, and what it got of this machine."""
-        host = Host.of(self._daemon)
+    def _create(
+        self, host: Host, spec: SandboxSpec, root: Root, status: Status, folder: Path
+    ) -> tuple[container.Place, dict[str, str]]:
+        """Make the container; what it got of this machine, and the environment that its agent is to be told."""
         place, env, image = host.place(spec, root, folder, self._layers)
         request = container.body(spec, replace(root, layers=(image,)), status, self._home, place)
         try:
@@ -224,7 +252,7 @@ class Docker:
                 api.post("/containers/create", request, name=status.id)
             if not (folder / "status.json").exists():
                 self._remove(status.id)
-            return container.setup(env, () if spec.network.block else host.denied()), place
+            return place, env
         except ApiError as error:
             if "storage" in error.message.lower() and spec.resources.disk:
                 raise UnsupportedError(
@@ -233,10 +261,11 @@ class Docker:
             raise
 
     def _run(self, id: str) -> dict[str, Any]:
-        """Start the container and return its state."""
+        """Start the container and return its description."""
         with self._daemon.open() as api:
             api.post(f"/containers/{id}/start")
-            return self._state(api, id)
+            found: dict[str, Any] = api.get(f"/containers/{id}/json")
+        return found
 
     async def _ready(self, id: str) -> None:
         """Wait until the agent answers."""
@@ -305,6 +334,10 @@ class Docker:
         running = [status for status in found if status and self._store.end(status.id) is None]
         return sorted(running, key=lambda status: status.created)
 
+    def _described(self, id: str) -> dict[str, Any] | None:
+        with self._daemon.open() as api:
+            return self._found(api, id)
+
     def _found(self, api: Api, id: str) -> dict[str, Any] | None:
         self._store.folder(id)  # refuses what cannot be an id
         try:
@@ -368,9 +401,10 @@ class Docker:
         with contextlib.nullcontext(api) if api else self._daemon.open() as opened:
             while True:
                 try:
-                    return opened.delete(f"/containers/{id}", force=True, v=True)
+                    opened.delete(f"/containers/{id}", force=True, v=True)
+                    return
                 except MissingError:
-                    return None
+                    return
                 except ConflictError:  # somebody else is removing it
                     time.sleep(0.01)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
-from collections.abc import Mapping
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,13 @@ from openmodal import _config
 from openmodal._spec import Root, SandboxSpec
 from openmodal.build.base import BUNDLE, TRUST_VARIABLES
 from openmodal.build.layers import Layers
-from openmodal.engines import machine, native
+from openmodal.engines import asked, machine, native
 from openmodal.engines.docker import container, links
+from openmodal.engines.docker.container import setup
 from openmodal.engines.docker.daemon import Daemon
+from openmodal.errors import EngineError, UnsupportedError
 
+_GVISOR = ("runsc", "gvisor")  # what `runsc install` calls it, and what clusters do
 _CPUS_ONLINE = "/sys/devices/system/cpu/online"
 
 
@@ -33,6 +39,12 @@ class Host:
         with daemon.open() as api:
             return cls(daemon, api.get("/info"))
 
+    @classmethod
+    def lately(cls, daemon: Daemon) -> Host:
+        """As the daemon was at most a minute ago: to answer, it starts programs, which takes ten milliseconds. One that is set up anew
+        meanwhile refuses what it cannot do."""
+        return _asked(daemon, int(time.monotonic() // 60))
+
     @property
     def is_here(self) -> bool:
         """Whether the daemon sees the files of this machine: not from another machine, Docker Desktop's, or out of a container."""
@@ -43,6 +55,41 @@ class Host:
         """Whether an agent can make a socket that this process may connect to: both must be the same user."""
         options = " ".join(self.info.get("SecurityOptions") or ())
         return self.is_here and "name=userns" not in options and (os.geteuid() == 0 or "name=rootless" in options)
+
+    def gvisor(self, *, network: bool) -> str:
+        """The daemon's name for gVisor's runtime.
+
+        Raises:
+            UnsupportedError: it has none, or nobody here can put the firewall around a sandbox that has a network stack of its own.
+        """
+        runtimes: Mapping[str, Any] = self.info.get("Runtimes") or {}
+        name = next((name for name in _GVISOR if name in runtimes), "")
+        if not name:
+            raise UnsupportedError(
+                f"runtime='gvisor' needs runsc, which this Docker daemon does not have (it has {', '.join(sorted(runtimes))}); "
+                "run `runsc install` on its machine and restart it, or use engine='embedded'"
+            )
+        if network and not (self.is_here and os.geteuid() == 0):
+            raise UnsupportedError(
+                "runtime='gvisor' with a network needs a Docker daemon on this machine and root, because its firewall is put around the "
+                "sandbox from outside; add block_network=True, or use engine='embedded'"
+            )
+        return name
+
+    def wall(self, found: Mapping[str, Any], denied: Sequence[str], layers: Layers) -> None:
+        """Put the firewall around a described container whose network stack is not the kernel's; it ends with the container's network.
+
+        Raises:
+            EngineError: it cannot be done.
+        """
+        program = native.find(layers.path, self.info["Architecture"])
+        command = [program, "wall", found["NetworkSettings"]["SandboxKey"], found["ResolvConfPath"]]
+        done = subprocess.run(command, input=setup({}, denied, caged=False), capture_output=True, check=False)
+        if done.returncode:
+            said = done.stderr.decode("utf-8", "replace").strip().removeprefix("error ")
+            raise EngineError(
+                f"the firewall of a gVisor sandbox cannot be put around it: {said.partition(' ')[2]}; add block_network=True"
+            )
 
     def denied(self) -> list[str]:
         """What sandboxes must not reach: private networks, and the daemon's machine as far as its addresses are known here."""
@@ -58,26 +105,27 @@ class Host:
         agent = Path(native.find(layers.path, self.info["Architecture"]))
         files = {links.AGENT: agent, **({f"/{BUNDLE}": bundle} if bundle else {})}
         image = root.layers[0]
-        cpus = tuple(machine.cpus(spec.resources.cpu or container.DEFAULT_CPU, range(int(self.info["NCPU"]))))
+        gvisor = "" if spec.runtime == "native" else self.gvisor(network=not spec.network.block)
+        cpus = tuple(machine.cpus(asked.limits(spec.resources).cpu, range(int(self.info["NCPU"]))))
         local = "local" in (self.info.get("Plugins") or {}).get("Log", ())
         if not self.is_here:
             from openmodal.engines.docker.images import with_files
 
             return (
-                container.Place(cpus=cpus, keeps_local_logs=local),
+                container.Place(cpus=cpus, gvisor=gvisor, keeps_local_logs=local),
                 {**trust, **dict(spec.env)},
                 with_files(self.daemon, root, files),
             )
-        files |= self._shown(spec, folder, len(cpus))
-        run = _made(folder / "run") if self.shares_sockets else ""
+        files |= self._shown(spec, folder, 0 if gvisor else len(cpus))
+        run = _made(folder / "run") if self.shares_sockets and not gvisor else ""
         mounts = tuple((str(source), target) for target, source in files.items())
-        return container.Place(mounts, run, cpus, local), {**trust, **dict(spec.env)}, image
+        return container.Place(mounts, run, cpus, gvisor, local), {**trust, **dict(spec.env)}, image
 
     def _shown(self, spec: SandboxSpec, folder: Path, cpus: int) -> dict[str, Path]:
         """Files that show the limits in place of the machine."""
-        memory = spec.resources.memory or container.DEFAULT_MEMORY
+        memory = asked.limits(spec.resources).memory
         shown = {}
-        if memory << 20 <= int(self.info["MemTotal"]):
+        if memory <= int(self.info["MemTotal"]):
             shown["/proc/meminfo"] = _written(folder / "meminfo", container.meminfo(memory))
         if cpus and os.path.exists(_CPUS_ONLINE):
             shown[_CPUS_ONLINE] = _written(folder / "online", f"0-{cpus - 1}\n" if cpus > 1 else "0\n")
@@ -87,6 +135,11 @@ class Host:
         name = self.daemon.host.removeprefix("tcp://").partition(":")[0]
         found = socket.getaddrinfo(name, None, socket.AF_INET) if name and not self.daemon.path else []
         return sorted({str(address[0]) for *_, address in found})
+
+
+@functools.lru_cache(maxsize=8)
+def _asked(daemon: Daemon, minute: int) -> Host:
+    return Host.of(daemon)
 
 
 def _made(folder: Path) -> str:

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from openmodal._dual import Blocking, Sleep, readable, writable
-from openmodal._link import SocketStream, Stream
+from openmodal._dual import Blocking, readable, writable
+from openmodal._link import SocketStream, Stream, connected
 from openmodal.engines.docker.daemon import ApiError, Daemon, Taken
 
 FOLDER = "/.openmodal"  # in the container
@@ -53,20 +53,10 @@ async def _connected(path: Path) -> socket.socket:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConnectionRefusedError(str(error)) from error
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise ConnectionRefusedError(f"{path} is not a socket")
-        sock.setblocking(False)
-        while True:
-            try:
-                sock.connect(f"/proc/self/fd/{fd}")  # the file that was looked at, whatever its name means now
-                return sock
-            except BlockingIOError:  # its queue is full: many connect at once
-                await Sleep(0.002)
-    except BaseException:
-        sock.close()
-        raise
+        return await connected(f"/proc/self/fd/{fd}")  # the file that was looked at, whatever its name means now
     finally:
         os.close(fd)
 

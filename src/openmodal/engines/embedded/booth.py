@@ -17,7 +17,8 @@ from openmodal._spec import ExecSpec, Network, Status
 from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
 from openmodal.engines import native
-from openmodal.engines.embedded import cgroup, egress, host, launch, mirrors, network, plan
+from openmodal.engines.asked import Limits
+from openmodal.engines.embedded import egress, host, launch, mirrors, network, plan
 from openmodal.errors import EngineError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Booth:
         self, folder: Path, lowers: Sequence[str], env: Mapping[str, str], net: plan.Lines, servers: Sequence[str]
     ) -> plan.Box:
         request = self._request
-        limits = cgroup.Limits(memory=host.most_of_memory(), cpu=0, pids=8192)
+        limits = Limits(memory=host.most_of_memory(), cpu=0, pids=8192)
         return plan.Box(
             id=self._id,
             folder=folder,

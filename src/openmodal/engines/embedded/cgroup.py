@@ -14,24 +14,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from openmodal.engines.asked import Limits
+from openmodal.engines.groups import PERIOD_US, Hierarchies, members
 from openmodal.errors import EngineError
 
 PARENT = "openmodal"
-_PERIOD_US = 100_000
-_NO_LIMIT = 1 << 62  # v1 says "none" with the largest number of pages
 _NEW_SECONDS = 60.0  # a group that is empty for so long is nobody's
 
 # What a sandbox may open, besides nothing: null zero full random urandom tty ptmx, and its terminals.
 _DEVICES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2", "136:*")
-
-
-@dataclass(frozen=True)
-class Hierarchies:
-    """Where controllers are mounted: v1 by controller name, and v2 with the controllers that it has."""
-
-    v1: tuple[tuple[str, str], ...] = ()
-    v2: str = ""
-    v2_controllers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,39 +38,6 @@ class Plan:
     thaw: str = ""
     oom: tuple[str, str] | None = None
     devices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Limits:
-    """`memory` in bytes, `cpu` in cores (0: none), `pids` in tasks."""
-
-    memory: int
-    cpu: float
-    pids: int
-
-
-def hierarchies(mountinfo: str) -> Hierarchies:
-    """Read /proc/self/mountinfo (proc(5)): which cgroup hierarchies are mounted, and where."""
-    v1: dict[str, str] = {}
-    v2 = ""
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        point = before.split()[4].replace("\\040", " ")
-        kind, _, options = after.split()[:3]
-        if kind == "cgroup2":
-            v2 = v2 or point
-        elif kind == "cgroup":
-            v1.update(
-                {name: point for name in options.split(",") if name in ("memory", "pids", "cpu", "freezer", "devices")}
-            )
-    return Hierarchies(tuple(sorted(v1.items())), v2, _controllers(v2))
-
-
-def _controllers(folder: str) -> tuple[str, ...]:
-    try:
-        return tuple((Path(folder) / "cgroup.controllers").read_text().split()) if folder else ()
-    except OSError:
-        return ()
 
 
 def missing(found: Hierarchies) -> list[str]:
@@ -114,31 +72,6 @@ def plan(found: Hierarchies, id: str, limits: Limits) -> Plan:
     )
 
 
-def held(found: Hierarchies, id: str, pid: int) -> dict[str, float]:
-    """The limits that the kernel holds for a process of a sandbox: memory in bytes, cpu in cores, pids."""
-    v1 = dict(found.v1)
-    result: dict[str, float] = {}
-    for name in ("memory", "cpu", "pids"):
-        group = Path(v1.get(name) or (found.v2 if name in found.v2_controllers else "/nothing")) / PARENT / id
-        amount = _amount(name, group, version=1 if name in v1 else 2)
-        if amount is not None and pid in _pids(group):
-            result[name] = amount
-    return result
-
-
-def _amount(name: str, group: Path, *, version: int) -> float | None:
-    """What a group's file says; None if that is no limit."""
-    files = {"memory": "memory.limit_in_bytes", "cpu": "cpu.cfs_quota_us", "pids": "pids.max"}
-    file = files[name] if version == 1 else f"{name}.max"
-    try:
-        words = (group / file).read_text().split()
-    except OSError:
-        return None
-    if words[0] in ("max", "-1") or (name == "memory" and int(words[0]) >= _NO_LIMIT):
-        return None
-    return int(words[0]) / _PERIOD_US if name == "cpu" else int(words[0])
-
-
 def _v1_values(name: str, folder: str, limits: Limits) -> list[tuple[str, str]]:
     if name == "memory":
         swap = [("memory.memsw.limit_in_bytes", str(limits.memory))]
@@ -147,7 +80,7 @@ def _v1_values(name: str, folder: str, limits: Limits) -> list[tuple[str, str]]:
     if name == "pids":
         return [("pids.max", str(limits.pids))]
     if name == "cpu" and limits.cpu:
-        return [("cpu.cfs_period_us", str(_PERIOD_US)), ("cpu.cfs_quota_us", str(_quota(limits.cpu)))]
+        return [("cpu.cfs_period_us", str(PERIOD_US)), ("cpu.cfs_quota_us", str(_quota(limits.cpu)))]
     if name == "devices":
         return [("devices.deny", "a"), *(("devices.allow", f"c {device} rwm") for device in _DEVICES)]
     return []
@@ -159,12 +92,12 @@ def _v2_values(name: str, limits: Limits) -> list[tuple[str, str]]:
     if name == "pids":
         return [("pids.max", str(limits.pids))]
     if name == "cpu" and limits.cpu:
-        return [("cpu.max", f"{_quota(limits.cpu)} {_PERIOD_US}")]
+        return [("cpu.max", f"{_quota(limits.cpu)} {PERIOD_US}")]
     return []
 
 
 def _quota(cpu: float) -> int:
-    return max(1000, math.ceil(cpu * _PERIOD_US))
+    return max(1000, math.ceil(cpu * PERIOD_US))
 
 
 def prepare(found: Hierarchies, pid_max: int) -> None:
@@ -226,21 +159,15 @@ def leftovers(found: Hierarchies) -> dict[str, list[Path]]:
 def kill(groups: Iterable[Path]) -> None:
     """Kill every process in these groups."""
     for group in groups:
-        for pid in _pids(group):
+        for pid in members(group):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-def _pids(group: Path) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(line) for line in (group / "cgroup.procs").read_text().split()]
-    return []
 
 
 def abandoned(group: Path) -> bool:
     """Whether nothing has been in a group for a while."""
     with contextlib.suppress(FileNotFoundError):
-        return not _pids(group) and time.time() - group.stat().st_mtime > _NEW_SECONDS
+        return not members(group) and time.time() - group.stat().st_mtime > _NEW_SECONDS
     return False
 
 

@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 
 from openmodal import _config
-from openmodal.engines import native
+from openmodal.engines import groups, native
 from openmodal.engines.check import Check
 from openmodal.engines.embedded import cgroup, gvisor, network, rootless
 from openmodal.errors import EngineError
@@ -174,7 +174,7 @@ def user(machine: Machine) -> Check:
 
 def limits(machine: Machine) -> Check:
     """Which limits the control groups can hold."""
-    found = cgroup.hierarchies(machine.text("proc/self/mountinfo"))
+    found = groups.hierarchies(machine.text("proc/self/mountinfo"))
     if not machine.is_root:
         found = rootless.hierarchies(machine.text("proc/self/cgroup"), found.v2)
     version = "v1" if found.v1 else "v2" if found.v2 else "none usable"

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from openmodal import _config
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
-from openmodal._spec import Egress, EndRecord, Info, Network, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Built, Egress, EndRecord, Info, Network, Recipe, Report, Root, SandboxSpec, Status
 from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
-from openmodal.engines import machine, native
+from openmodal.engines import asked, machine, native
 from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.errors import (
@@ -37,10 +37,6 @@ from openmodal.errors import (
 
 if TYPE_CHECKING:
     from openmodal.build.prune import Pruned
-
-DEFAULT_CPU = 1.0
-DEFAULT_MEMORY = 2048
-DEFAULT_PIDS = 512
 
 
 class Embedded:
@@ -77,25 +73,12 @@ class Embedded:
                 "allow lists cannot be kept with runtime='gvisor' yet, whose network stack does not see the gate; leave out one of them"
             )
         id = f"{spec.app}-{os.urandom(4).hex()}"
-        now = time.time()
-        status = Status(
-            id=id,
-            app=spec.app,
-            name=spec.name,
-            tags=spec.tags,
-            created=now,
-            expires=now + spec.timeout,
-            image=root.key,
-            engine=self.name,
-            run=spec.run,
-            runtime=spec.runtime,
-        )
         lowers, env = host.over_trust(self._layers, root.layers, spec.env)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_full_disk_is_told(self._store.state))
             held = stack.enter_context(self._held(root))
             with self._named(spec):
-                folder = stack.enter_context(self._store.new(status))
+                folder = stack.enter_context(self._store.new(asked.status(id, spec, root, self.name)))
             box = await self._box(spec, root, id, folder, lowers, env)
             if runsc:
                 box = gvisor.inside(box, runsc)
@@ -202,6 +185,12 @@ class Embedded:
                 self._store.sweep()
         return [*(f"sandbox {id}" for id in dead), *(f"control groups of {id}" for id in orphans)]
 
+    def images(self) -> Sequence[Built]:
+        """The images that are built."""
+        from openmodal.build.prune import images
+
+        return images(self._layers)
+
     def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:
         """Remove images that were not used for so many seconds. What running sandboxes stand on stays."""
         from openmodal.build.prune import prune
@@ -254,11 +243,7 @@ class Embedded:
     ) -> plan.Box:
         """The plan's values for a sandbox."""
         resources = spec.resources
-        limits = cgroup.Limits(
-            memory=(resources.memory or DEFAULT_MEMORY) << 20,
-            cpu=resources.cpu or DEFAULT_CPU,
-            pids=resources.pids or DEFAULT_PIDS,
-        )
+        limits = asked.limits(resources)
         return plan.Box(
             id=id,
             folder=folder,
@@ -272,7 +257,7 @@ class Embedded:
             limits=limits,
             groups=host.groups(
                 id,
-                gvisor.outer(limits) if spec.runtime == "gvisor" else limits,
+                asked.around_gvisor(limits) if spec.runtime == "gvisor" else limits,
                 degraded="limits" in spec.allow_degraded,
             ),
             record=str(self._store.ended / id),

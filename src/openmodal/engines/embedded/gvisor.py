@@ -15,7 +15,8 @@ from datetime import date
 from typing import Any
 
 from openmodal._wire import Flag
-from openmodal.engines.embedded import cgroup, network, plan
+from openmodal.engines import asked
+from openmodal.engines.embedded import network, plan
 from openmodal.errors import EngineError, InvalidError
 
 REMEDY = (
@@ -24,9 +25,6 @@ REMEDY = (
 
 LACKS = frozenset({"cpu_time", "init", "memory_offender", "network_allowlists", "pids", "proc"})
 """Promises of the contract that a sandbox in gVisor does not keep; docs/sandboxes.md tells why."""
-
-# What runsc itself needs: memory in bytes, and tasks, of which it has about two for each in the sandbox.
-_MEMORY, _TASKS = 48 << 20, 128
 
 # Descriptors that the box starts runsc with (RUNTIME_LINK … in native/runtime.h), and the link's number in the sandbox.
 _LINK, _AGENT, _LOG = 4, 5, 6
@@ -78,16 +76,6 @@ def released(said: str) -> date | None:
         return None
 
 
-def outer(limits: cgroup.Limits) -> cgroup.Limits:
-    """The limits of the groups that runsc is in, so that the sandbox can have `limits`."""
-    return replace(limits, memory=limits.memory + _MEMORY, pids=2 * limits.pids + _TASKS)
-
-
-def inner(memory: float | None, pids: float | None) -> tuple[float | None, float | None]:
-    """What the sandbox has of its groups' limits, in bytes and tasks: the reverse of `outer`."""
-    return memory and memory - _MEMORY, pids and (pids - _TASKS) // 2
-
-
 def inside(box: plan.Box, runsc: str) -> plan.Box:
     """The box with gVisor in it.
 
@@ -101,7 +89,7 @@ def inside(box: plan.Box, runsc: str) -> plan.Box:
         *(("runtime_arg", word) for word in (*words, *run)),
         ("runtime_config", _json(config(box))),
     ]
-    tasks = replace(box.limits, pids=outer(box.limits).pids)
+    tasks = replace(box.limits, pids=asked.around_gvisor(box.limits).pids)
     return replace(box, limits=tasks, extra=[*box.extra, *lines])
 
 

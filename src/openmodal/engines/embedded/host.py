@@ -13,6 +13,8 @@ from openmodal._dual import Blocking
 from openmodal._spec import Network
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
+from openmodal.engines import groups as control_groups
+from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import cgroup, network, plan, rootless
 from openmodal.errors import EngineError
 
@@ -26,7 +28,7 @@ def ids() -> plan.Lines:
     return [("ids", "range"), ("slots", str(machine / "slots"))]
 
 
-def groups(id: str, limits: cgroup.Limits, *, degraded: bool) -> cgroup.Plan:
+def groups(id: str, limits: Limits, *, degraded: bool) -> cgroup.Plan:
     """The control groups of a box. `degraded`: what cannot be limited here is not.
 
     Raises:
@@ -41,7 +43,7 @@ def groups(id: str, limits: cgroup.Limits, *, degraded: bool) -> cgroup.Plan:
     except EngineError:
         if not degraded:
             raise
-        found = cgroup.Hierarchies()
+        found = control_groups.Hierarchies()
     made = cgroup.plan(found, id, limits)
     return replace(made, devices=()) if degraded else made
 
@@ -109,9 +111,9 @@ def over_trust(
 
 
 @functools.cache
-def hierarchies() -> cgroup.Hierarchies:
+def hierarchies() -> control_groups.Hierarchies:
     """Where the controllers are mounted, which does not change while a program runs."""
-    found = cgroup.hierarchies(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+    found = control_groups.hierarchies(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
     if os.geteuid() == 0:
         return found
     return rootless.hierarchies(Path("/proc/self/cgroup").read_text(), found.v2)

@@ -10,7 +10,8 @@ import struct
 import time
 from pathlib import Path
 
-from openmodal._dual import Sleep, readable, run_sync
+from openmodal._dual import readable, run_sync
+from openmodal._link import connected
 from openmodal._spec import EndRecord
 from openmodal._store import parse_record
 from openmodal.engines import native
@@ -146,23 +147,8 @@ async def connect(folder: Path, name: str) -> socket.socket:
     except FileNotFoundError as error:
         raise ConnectionRefusedError(str(error)) from error
     try:
-        return await _connected(f"/proc/self/fd/{fd}/{name}")
+        return await connected(f"/proc/self/fd/{fd}/{name}")
     except FileNotFoundError as error:
         raise ConnectionRefusedError(str(error)) from error
     finally:
         os.close(fd)
-
-
-async def _connected(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        while True:
-            try:
-                sock.connect(path)
-                return sock
-            except BlockingIOError:  # its queue is full: many connect at once
-                await Sleep(0.002)
-    except BaseException:
-        sock.close()
-        raise

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openmodal._wire import Flag
+from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import cgroup
 
 Lines = list[tuple[str, str]]
@@ -30,7 +31,7 @@ class Box:
     net: Lines
     servers: str
     timeout: float
-    limits: cgroup.Limits
+    limits: Limits
     groups: cgroup.Plan
     record: str = ""
     keep: bool = False
@@ -106,7 +107,7 @@ def milliseconds(seconds: float) -> int:
     return int(seconds * 1000 + 0.999)
 
 
-def rlimits(limits: cgroup.Limits) -> list[tuple[int, int, int]]:
+def rlimits(limits: Limits) -> list[tuple[int, int, int]]:
     """Limits per process, as (number, soft, hard).
 
     A core limit of 1 byte keeps the kernel from piping a dump to a program of the machine (core(5)).

@@ -9,7 +9,8 @@ from ipaddress import IPv4Network, collapse_addresses
 from pathlib import Path
 
 from openmodal.engines import machine
-from openmodal.engines.embedded import cgroup, network
+from openmodal.engines.embedded import network
+from openmodal.engines.groups import Hierarchies
 
 Lines = list[tuple[str, str]]
 
@@ -79,16 +80,16 @@ def servers() -> Sequence[str]:
     return (RESOLVER,)
 
 
-def hierarchies(own: str, mount: str) -> cgroup.Hierarchies:
+def hierarchies(own: str, mount: str) -> Hierarchies:
     """The part of cgroup v2 that systemd delegates to the user, if it does; `own` is /proc/self/cgroup."""
     unified = next((line[3:] for line in own.splitlines() if line.startswith("0::")), "")
     service = f"/user@{os.getuid()}.service"
     head, found, _ = unified.partition(service)
     folder = f"{mount}{head}{found}"
     if not found or not os.access(f"{folder}/cgroup.procs", os.W_OK):
-        return cgroup.Hierarchies()
+        return Hierarchies()
     try:
         controllers = tuple(Path(folder, "cgroup.controllers").read_text().split())
     except OSError:
-        return cgroup.Hierarchies()
-    return cgroup.Hierarchies((), folder, controllers)
+        return Hierarchies()
+    return Hierarchies((), folder, controllers)

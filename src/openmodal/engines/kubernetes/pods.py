@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from openmodal._spec import EndRecord, Resources, Root, SandboxSpec, Status
+from openmodal.engines import asked
 from openmodal.engines.kubernetes.settings import Settings, label
 
 Json = dict[str, Any]
@@ -20,8 +21,6 @@ CONTAINER = "sandbox"
 SOCKET = "@openmodal"
 AGENT = "/.openmodal/openmodal-agent"
 
-DEFAULT_CPU = 1.0
-DEFAULT_MEMORY = 2048
 DEFAULT_DISK = 10240
 
 _FOR_EVER_MS = 10**12  # 30 years
@@ -141,9 +140,9 @@ def _container(root: Root, resources: Resources, settings: Settings) -> Json:
 
 def _limits(resources: Resources, settings: Settings) -> Json:
     """Reserved as much as it may use, unless the configuration lets nodes promise more than they have."""
-    cpu = resources.cpu or DEFAULT_CPU
+    cpu = resources.cpu or asked.DEFAULT_CPU
     sizes = {
-        "memory": resources.memory or DEFAULT_MEMORY,
+        "memory": resources.memory or asked.DEFAULT_MEMORY,
         "ephemeral-storage": resources.disk or DEFAULT_DISK,
     }
     share = settings.overcommit

@@ -11,6 +11,7 @@ from openmodal import _wire
 from openmodal._dual import Blocking, Sleep
 from openmodal._spec import Root, SandboxSpec, Status
 from openmodal._wire import Flag
+from openmodal.engines import asked
 from openmodal.engines.kubernetes import agent, pods, pool
 from openmodal.engines.kubernetes.api import Api, ApiError, Json
 from openmodal.engines.kubernetes.settings import Settings
@@ -39,18 +40,7 @@ class Start:
 
     def status(self, created: float) -> Status:
         """What the pod's object says of the sandbox; `created` 0: not yet set up."""
-        spec = self._spec
-        return Status(
-            id=self.id,
-            app=spec.app,
-            name=spec.name,
-            tags=spec.tags,
-            created=created,
-            expires=created + spec.timeout,
-            image=self._root.key,
-            engine="kubernetes",
-            run=spec.run,
-        )
+        return asked.status(self.id, self._spec, self._root, "kubernetes", created)
 
     async def pod(self) -> Json:
         """Take a warm pod, or make one. While a quota is used up, wait for room."""

@@ -1,0 +1,60 @@
+"""What every engine makes of a sandbox that is asked for: its limits, with the defaults, and its status as it begins. Pure."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from openmodal._spec import Resources, Root, SandboxSpec, Status
+
+DEFAULT_CPU = 1.0
+DEFAULT_MEMORY = 2048
+DEFAULT_PIDS = 512
+
+# What gVisor itself needs: memory in bytes, and tasks, of which it has about two for each in the sandbox.
+_GVISOR_MEMORY, _GVISOR_TASKS = 48 << 20, 128
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`memory` in bytes, `cpu` in cores (0: none), `pids` in tasks."""
+
+    memory: int
+    cpu: float
+    pids: int
+
+
+def limits(resources: Resources) -> Limits:
+    """The limits of a sandbox with these resources."""
+    return Limits(
+        memory=(resources.memory or DEFAULT_MEMORY) << 20,
+        cpu=resources.cpu or DEFAULT_CPU,
+        pids=resources.pids or DEFAULT_PIDS,
+    )
+
+
+def around_gvisor(inside: Limits) -> Limits:
+    """The limits of the groups that gVisor is in, so that the sandbox can have those `inside`."""
+    return replace(inside, memory=inside.memory + _GVISOR_MEMORY, pids=2 * inside.pids + _GVISOR_TASKS)
+
+
+def within_gvisor(memory: float | None, pids: float | None) -> tuple[float | None, float | None]:
+    """What the sandbox has of its groups' limits, in bytes and tasks: the reverse of `around_gvisor`."""
+    return memory and memory - _GVISOR_MEMORY, pids and (pids - _GVISOR_TASKS) // 2
+
+
+def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float | None = None) -> Status:
+    """A sandbox as it begins, now or at another time."""
+    created = time.time() if created is None else created
+    return Status(
+        id=id,
+        app=spec.app,
+        name=spec.name,
+        tags=spec.tags,
+        created=created,
+        expires=created + spec.timeout,
+        image=root.key,
+        engine=engine,
+        run=spec.run,
+        runtime=spec.runtime,
+    )

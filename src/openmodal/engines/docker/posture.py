@@ -1,0 +1,68 @@
+"""What holds a container: read from this machine's kernel where it runs here; else from its daemon, and from its kernel by the agent."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openmodal import _wire
+from openmodal._link import Link
+from openmodal._spec import Info
+from openmodal._wire import FileOp, Kind
+from openmodal.engines import groups, posture
+from openmodal.errors import UnsupportedError
+
+Description = Mapping[str, Any]
+
+
+def here(found: Description, runtime: str) -> Info | None:
+    """Tell of a container that is described; None if its process is not one that can be seen here.
+
+    Raises:
+        OSError, KeyError, IndexError: it has ended meanwhile.
+    """
+    pid = int(found["State"]["Pid"])
+    try:
+        paths = groups.of(Path(f"/proc/{pid}/cgroup").read_text())
+    except FileNotFoundError:
+        return None
+    ours = {name: path for name, path in paths.items() if found["Id"] in path}  # whatever else has that number here
+    if not ours:
+        return None
+    outside = Path("/proc/self/status").read_text()
+    return posture.info(posture.seen(pid), outside, groups.held(_hierarchies(), ours, pid), runtime, _disk(found))
+
+
+async def far(found: Description, link: Link, runtime: str) -> Info:
+    """Tell of one that runs elsewhere: its limits are what its daemon holds, the rest what its kernel says inside."""
+    if runtime == "gvisor":
+        raise UnsupportedError(
+            "what holds gVisor itself can be told on the machine of its Docker daemon only; look at the sandbox there"
+        )
+    seen = posture.Seen(*[(await _read(link, f"/proc/1/{name}")).decode() for name in posture.FILES])
+    host = found["HostConfig"]
+    wanted = {"memory": host["Memory"], "cpu": host["NanoCpus"] / 1e9, "pids": host["PidsLimit"]}
+    limits = {name: amount for name, amount in wanted.items() if amount and amount > 0}
+    return posture.info(seen, "", limits, runtime, _disk(found))
+
+
+@functools.cache
+def _hierarchies() -> groups.Hierarchies:
+    return groups.hierarchies(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+
+
+def _disk(found: Description) -> int | None:
+    size = (found["HostConfig"].get("StorageOpt") or {}).get("size", "")
+    return int(size.removesuffix("M")) if size else None
+
+
+async def _read(link: Link, path: str) -> bytes:
+    await link.send(_wire.file(FileOp.READ, _wire.encode(path)))
+    parts: list[bytes] = []
+    while (answer := await link.expect(Kind.ENTRY, Kind.CHUNK, Kind.END))[0] != Kind.END:
+        if answer[0] == Kind.ERROR:
+            raise ConnectionAbortedError(f"{path}: {_wire.decode_error(answer[1])[1]}")
+        parts.append(bytes(answer[1]) if answer[0] == Kind.CHUNK else b"")
+    return b"".join(parts)

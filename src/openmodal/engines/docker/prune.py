@@ -1,0 +1,90 @@
+"""The images that a daemon keeps for us: which there are, and making room. Images of others are never touched.
+
+Docker does not tell when an image was used last. So each use from this machine is noted, as the time of an empty file of the image's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openmodal._spec import Built
+from openmodal.build.layers import Layers
+from openmodal.build.prune import Pruned
+from openmodal.engines.docker.daemon import Api, ConflictError, MissingError
+from openmodal.engines.docker.images import REPOSITORY
+
+_Item = Mapping[str, Any]  # of the daemon's list
+
+
+def note_use(layers: Layers, key: str) -> None:
+    """An image is used now."""
+    file = _note(layers, key)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.touch(0o600)
+
+
+def images(api: Api, layers: Layers) -> list[Built]:
+    """What is built. An image may have several names; one is told."""
+    found: list[Built] = []
+    for item in _items(api):
+        with contextlib.suppress(MissingError):  # pruned meanwhile
+            history = api.get(f"/images/{item['Id']}/history")
+            count = len(api.get(f"/images/{item['Id']}/json")["RootFS"]["Layers"])
+            step = " ".join(str(history[0]["CreatedBy"]).removeprefix("/bin/sh -c #(nop)").split())
+            found.append(Built(_keys(item)[0], int(item["Size"]), count, _used(layers, item), step))
+    return found
+
+
+def prune(api: Api, layers: Layers, *, unused_for: float, caches: bool) -> Pruned:
+    """Remove images that were not used for so many seconds. What a container stands on stays.
+
+    `caches`: what the builder keeps, too, for whomever.
+    """
+    before, count = _size(api), 0
+    for item in _items(api):
+        if _used(layers, item) <= time.time() - unused_for:
+            count += sum(_remove(api, layers, key) for key in _keys(item))
+    if caches:
+        api.post("/build/prune", all=True)
+    return Pruned(count, max(0, before - _size(api)), 0)
+
+
+def _items(api: Api) -> list[_Item]:
+    found: list[_Item] = api.get("/images/json", filters={"reference": [REPOSITORY]})
+    return [item for item in found if _keys(item)]
+
+
+def _keys(item: _Item) -> list[str]:
+    tags = (tag.rpartition(":") for tag in item["RepoTags"] or ())
+    return [key for name, _, key in tags if name in (REPOSITORY, f"localhost/{REPOSITORY}")]  # the second is Podman's
+
+
+def _used(layers: Layers, item: _Item) -> float:
+    """When it was used last, in seconds of the Unix clock; of what was never used from here, when it was made."""
+    times: list[float] = []
+    for key in _keys(item):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(_note(layers, key).stat().st_mtime)
+    return max(times, default=float(item["Created"]))
+
+
+def _remove(api: Api, layers: Layers, key: str) -> int:
+    """Take a name from an image, and the image away with its last one; how many of its layers went."""
+    try:
+        answer = api.delete(f"/images/{REPOSITORY}:{key}")
+    except (MissingError, ConflictError):  # gone meanwhile, or in use
+        return 0
+    _note(layers, key).unlink(missing_ok=True)
+    return sum("Deleted" in line for line in answer or ())
+
+
+def _size(api: Api) -> int:
+    return int(api.get("/system/df")["LayersSize"] or 0)
+
+
+def _note(layers: Layers, key: str) -> Path:
+    return layers.path / "docker" / "used" / key

@@ -1,0 +1,84 @@
+"""Control groups: where they are mounted, and which limits the kernel holds for a process in them. Looks only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PERIOD_US = 100_000
+LIMITED = ("memory", "cpu", "pids")
+_NO_LIMIT = 1 << 62  # v1 says "none" with the largest number of pages
+
+
+@dataclass(frozen=True)
+class Hierarchies:
+    """Where controllers are mounted: v1 by controller name, and v2 with the controllers that it has."""
+
+    v1: tuple[tuple[str, str], ...] = ()
+    v2: str = ""
+    v2_controllers: tuple[str, ...] = ()
+
+
+def hierarchies(mountinfo: str) -> Hierarchies:
+    """Read /proc/self/mountinfo (proc(5)): which cgroup hierarchies are mounted, and where."""
+    v1: dict[str, str] = {}
+    v2 = ""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        kind, _, options = after.split()[:3]
+        if kind == "cgroup2":
+            v2 = v2 or point
+        elif kind == "cgroup":
+            v1.update(
+                {name: point for name in options.split(",") if name in ("memory", "pids", "cpu", "freezer", "devices")}
+            )
+    return Hierarchies(tuple(sorted(v1.items())), v2, _controllers(v2))
+
+
+def _controllers(folder: str) -> tuple[str, ...]:
+    try:
+        return tuple((Path(folder) / "cgroup.controllers").read_text().split()) if folder else ()
+    except OSError:
+        return ()
+
+
+def of(proc_cgroup: str) -> dict[str, str]:
+    """A process's group for each limited controller, from its /proc/PID/cgroup (cgroups(7)): below the mount, without the first slash."""
+    lines = [line.split(":", 2) for line in proc_cgroup.splitlines()]
+    v1 = {name: path.lstrip("/") for _, names, path in lines for name in names.split(",")}
+    return {name: v1.get(name, v1.get("", "")) for name in LIMITED}
+
+
+def held(found: Hierarchies, groups: Mapping[str, str], pid: int) -> dict[str, float]:
+    """The limits that the kernel holds for a process in these groups, by controller: memory in bytes, cpu in cores, pids."""
+    v1 = dict(found.v1)
+    result: dict[str, float] = {}
+    for name, path in groups.items():
+        group = Path(v1.get(name) or (found.v2 if name in found.v2_controllers else "/nothing")) / path
+        amount = _amount(name, group, version=1 if name in v1 else 2)
+        if amount is not None and pid in members(group):
+            result[name] = amount
+    return result
+
+
+def members(group: Path) -> list[int]:
+    """The processes in a group; none if it is not there."""
+    try:
+        return [int(line) for line in (group / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
+def _amount(name: str, group: Path, *, version: int) -> float | None:
+    """What a group's file says; None if that is no limit."""
+    files = {"memory": "memory.limit_in_bytes", "cpu": "cpu.cfs_quota_us", "pids": "pids.max"}
+    file = files[name] if version == 1 else f"{name}.max"
+    try:
+        words = (group / file).read_text().split()
+    except OSError:
+        return None
+    if words[0] in ("max", "-1") or (name == "memory" and int(words[0]) >= _NO_LIMIT):
+        return None
+    return int(words[0]) / PERIOD_US if name == "cpu" else int(words[0])

@@ -1,0 +1,84 @@
+"""What holds a running sandbox, from what a kernel says of its process 1. Believes no plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from openmodal._spec import Info
+from openmodal.engines import asked
+
+_CAPABILITIES = """
+chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service net_broadcast net_admin
+net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin sys_boot sys_nice sys_resource sys_time
+sys_tty_config mknod lease audit_write audit_control setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon
+bpf checkpoint_restore
+""".split()
+
+FILES = ("status", "uid_map", "net/dev")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What those files say, below a process's folder in /proc (proc(5))."""
+
+    status: str
+    uid_map: str
+    interfaces: str
+
+
+def seen(pid: int) -> Seen:
+    """Look at a process of this machine."""
+    return Seen(*(Path(f"/proc/{pid}/{name}").read_text() for name in FILES))
+
+
+@contextmanager
+def while_it_runs(id: str) -> Iterator[None]:
+    """What cannot be read of a sandbox in the block, it lacks because it has ended: that is a ConnectionError."""
+    try:
+        yield
+    except (OSError, KeyError, IndexError) as error:
+        raise ConnectionResetError(f"the sandbox {id} has ended") from error
+
+
+def info(found: Seen, outside: str, limits: Mapping[str, float], runtime: str, disk: int | None) -> Info:
+    """Tell of a sandbox. `outside`: the status of a process that is not locked in, "" if the machine is another. `limits` as groups.held
+    tells them, `disk` in MiB."""
+    status, ids = fields(found.status), [line.split() for line in found.uid_map.splitlines()]
+    names = {line.split(":")[0].strip() for line in found.interfaces.splitlines()[2:]}
+    memory, pids = limits.get("memory"), limits.get("pids")
+    if runtime == "gvisor":
+        memory, pids = asked.within_gvisor(memory, pids)
+    filtered = _filters(status) > (_filters(fields(outside)) if outside else 0)
+    lacking = {"limits": len(limits) < 3, "seccomp": not filtered}
+    return Info(
+        runtime=runtime,
+        root=int(ids[0][1]),
+        ids=sum(int(count) for _, _, count in ids),
+        capabilities=_names(int(status["CapBnd"], 16)),
+        no_new_privileges=status["NoNewPrivs"] == "1",
+        seccomp=filtered,
+        memory=None if memory is None else int(memory) >> 20,
+        cpu=limits.get("cpu"),
+        pids=None if pids is None else int(pids),
+        disk=disk,
+        network="outbound" if names - {"lo"} else "none",
+        degraded=tuple(name for name, lacks in lacking.items() if lacks),
+    )
+
+
+def fields(status: str) -> dict[str, str]:
+    """The lines of a /proc/PID/status by name."""
+    pairs = (line.partition(":") for line in status.splitlines())
+    return {key: value.strip() for key, _, value in pairs}
+
+
+def _filters(status: Mapping[str, str]) -> int:
+    """How many filters of system calls there are: in another container, some are not the sandbox's. Linux counts them since 5.9."""
+    return int(status.get("Seccomp_filters", status["Seccomp"] == "2"))
+
+
+def _names(bits: int) -> tuple[str, ...]:
+    return tuple(name for number, name in enumerate(_CAPABILITIES) if bits >> number & 1)
