@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections.abc import Callable
@@ -83,7 +84,9 @@ def measure(found: dict[str, Row], image: openmodal.Image, rounds: int, progress
 
 
 def _one_life(found: dict[str, Row], cluster: Cluster) -> None:
+    _at_any_moment()
     found["create"].floor.append(cluster.bare() * 1000)
+    _at_any_moment()
     with Stopwatch() as watch:
         sandbox = cluster.sandbox()
     found["create"].ours.append(watch.seconds * 1000)
@@ -96,6 +99,11 @@ def _one_life(found: dict[str, Row], cluster: Cluster) -> None:
     with Stopwatch() as watch:
         sandbox.terminate()
     found["terminate"].ours.append(watch.seconds * 1000)
+
+
+def _at_any_moment() -> None:
+    """A kubelet looks once a second: who begins when another has just begun to run, waits the longest."""
+    time.sleep(random.random())
 
 
 def _pool(row: Row, cluster: Cluster, rounds: int) -> None:

@@ -8,7 +8,8 @@
 static const struct {
     const char *name;
     int (*run)(int, char **);
-} verbs[] = {{"box", verb_box}, {"init", verb_init}, {"dial", verb_dial}, {"router", verb_router}, {"wall", verb_wall}};
+} verbs[] = {{"box", verb_box},     {"init", verb_init},     {"dial", verb_dial},
+             {"reach", verb_reach}, {"router", verb_router}, {"wall", verb_wall}};
 
 int main(int argc, char **argv) {
     if (argc >= 2 && strcmp(argv[1], "--version") == 0) {
@@ -18,6 +19,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; argc >= 2 && i < sizeof verbs / sizeof *verbs; i++)
         if (strcmp(argv[1], verbs[i].name) == 0)
             return verbs[i].run(argc - 1, argv + 1);
-    fprintf(stderr, "openmodal-agent: say one of box, init, dial, router, wall, --version; this program is started by openmodal\n");
+    fprintf(stderr,
+            "openmodal-agent: say one of box, init, dial, reach, router, wall, --version; this program is started by openmodal\n");
     return 2;
 }

@@ -25,6 +25,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _TAG = re.compile(r"[A-Za-z0-9._-]{1,63}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_GPU = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)(?::([1-9][0-9]{0,2}))?")
 _SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
@@ -85,6 +86,20 @@ def mebibytes(argument: str, value: object, least: int) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1 << 40:
         raise InvalidError(f"{argument} must be a whole number of MiB, {least} or more, not {value!r}")
     return value
+
+
+def gpu(value: object) -> tuple[int, str]:
+    """GPUs: how many, and of which type; "" is any."""
+    if value is None:
+        return 0, ""
+    counted = isinstance(value, int) and not isinstance(value, bool)
+    given = _GPU.fullmatch(f"any:{value}" if counted else value if isinstance(value, str) else "")
+    if not given:
+        raise InvalidError(
+            f"gpu must be a number of GPUs, or a type like 'T4' or 'A100:2' ('any': whatever there is), not {value!r}"
+        )
+    kind, count = given.groups()
+    return int(count or 1), "" if kind.lower() == "any" else kind
 
 
 def runtime(value: object) -> str:

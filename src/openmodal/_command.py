@@ -49,7 +49,7 @@ async def exchange(agent: Agent, operation: Callable[[Link], Coroutine[Any, Any,
             await agent.why(error)
             give_up = give_up or time.monotonic() + _RECONNECT_SECONDS
             if time.monotonic() > give_up:
-                raise EngineError("the sandbox runs but its agent does not answer; terminate it") from error
+                raise EngineError(f"the sandbox runs but its agent does not answer ({error}); terminate it") from error
             await Sleep(0.01)
 
 
@@ -225,6 +225,19 @@ async def _progress(link: Link, offsets: list[int], sinks: Mapping[int, Sink]) -
         offsets[stream] = offset + len(data)
 
 
+async def contents(link: Link, refused: Callable[[memoryview], Exception]) -> bytes:
+    """The answer to a READ of a file, whole."""
+    parts: list[bytes] = []
+    while True:
+        kind, payload = await link.expect(Kind.ENTRY, Kind.CHUNK, Kind.END)
+        if kind == Kind.ERROR:
+            raise refused(payload)
+        if kind == Kind.END:
+            return b"".join(parts)
+        if kind == Kind.CHUNK:
+            parts.append(bytes(payload))
+
+
 _REFUSALS: dict[int, type[Error]] = {
     Code.PROTOCOL: ProtocolError,
     Code.UNKNOWN: NotFoundError,
@@ -240,4 +253,4 @@ def refusal(payload: memoryview) -> Error:
     return _REFUSALS.get(code, EngineError)(text)
 
 
-__all__ = ["SPOOL_LIMIT", "Agent", "Command", "Feed", "Sink", "Spool", "State", "exchange", "refusal"]
+__all__ = ["SPOOL_LIMIT", "Agent", "Command", "Feed", "Sink", "Spool", "State", "contents", "exchange", "refusal"]

@@ -122,12 +122,17 @@ Report = Callable[[Progress], None]
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """Limits. `cpu` in cores, `memory` and `disk` in MiB, `pids` in processes and threads; None: the engine's default."""
+    """Limits. `cpu` in cores, `memory` and `disk` in MiB, `pids` in processes and threads; None: the engine's default.
+
+    And how many GPUs it has; `gpu_type` "": of any type.
+    """
 
     cpu: float | None = None
     memory: int | None = None
     disk: int | None = None
     pids: int | None = None
+    gpus: int = 0
+    gpu_type: str = ""
 
 
 class Network(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from openmodal import _args, _wire
-from openmodal._command import exchange, refusal
+from openmodal._command import contents, exchange, refusal
 from openmodal._dual import Blocking, dual
 from openmodal._link import Link
 from openmodal._localcopy import Receiver, entries, pieces
@@ -213,15 +213,7 @@ class Filesystem:
 
         async def operation(link: Link) -> bytes:
             await link.send(request)
-            await _answer(link, path, Kind.ENTRY)
-            parts: list[bytes] = []
-            while True:
-                kind, payload = await link.expect(Kind.CHUNK, Kind.END)
-                if kind == Kind.ERROR:
-                    raise _file_refusal(payload, path)
-                if kind == Kind.END:
-                    return b"".join(parts)
-                parts.append(bytes(payload))
+            return await contents(link, lambda payload: _file_refusal(payload, path))
 
         return await exchange(self._agent, operation)
 

@@ -18,7 +18,7 @@ from openmodal._spec import Egress, EndRecord, Info, Recipe, Resources, Root, Sa
 from openmodal._wire import Flag
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
-from openmodal.engines import Engine, choose, listing, require_runtime
+from openmodal.engines import Engine, choose, listing, require_gpus, require_lists, require_runtime
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
@@ -78,7 +78,7 @@ class Sandbox(DualContext):
         allow_degraded: Sequence[str] | None = None,
         block_network: bool = False,
         engine: str | Engine | None = None,
-        gpu: object = None,
+        gpu: int | str | None = None,
         outbound_cidr_allowlist: Sequence[str] | None = None,
         outbound_domain_allowlist: Sequence[str] | None = None,
         volumes: Mapping[str, object] | None = None,
@@ -100,6 +100,7 @@ class Sandbox(DualContext):
             idle_timeout: seconds without a command, request or file transfer after which it ends.
             workdir: where commands start; None: the image's, or "/".
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
+            gpu: how many GPUs it has, or their type and number: "T4", "A100:2", "any" (docs/kubernetes.md).
             allow_degraded: controls that it may lack if they cannot be applied: "limits", "seccomp"; None: as configured.
             block_network: no network but loopback.
             outbound_cidr_allowlist: IP networks; only these, and what the other list allows, are reached, over TCP.
@@ -119,13 +120,13 @@ class Sandbox(DualContext):
         """
         _args.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
         _refuse_unsupported(
-            gpu=gpu,
             volumes=volumes,
             ports=ports,
             readiness_probe=readiness_probe,
         )
         app = _checked_app(app)
         recipe = _checked_recipe(image)
+        gpus, gpu_type = _args.gpu(gpu)
         spec = SandboxSpec(
             app=app.name,
             argv=_args.argv("Sandbox.create", args) if args else (),
@@ -139,6 +140,8 @@ class Sandbox(DualContext):
                 cpu=_args.cores(cpu),
                 memory=_args.mebibytes("memory", memory, 16),
                 disk=_args.mebibytes("disk", disk, 16),
+                gpus=gpus,
+                gpu_type=gpu_type,
             ),
             network=_args.network(block_network, outbound_cidr_allowlist, outbound_domain_allowlist),
             runtime=_args.runtime(runtime),
@@ -147,9 +150,9 @@ class Sandbox(DualContext):
         )
         _args.command_size("Sandbox.create", spec.argv, spec.env)
         chosen = choose(engine)
-        if spec.network.listed:
-            listing(chosen)
+        require_lists(chosen, spec.network)
         require_runtime(chosen, spec.runtime)
+        require_gpus(chosen, spec.resources)
         with terminal_report() as report:
             root = await chosen.prepare(recipe, report)
         return cls(await chosen.create(_over_image(spec, root), root), chosen)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from openmodal.engines.kubernetes.api import Api, connect
-from openmodal.engines.kubernetes.pods import DOMAIN
+from openmodal.engines.kubernetes.pods import DOMAIN, name_of
 from openmodal.engines.kubernetes.settings import read
+from openmodal.sandbox import Sandbox
+from openmodal.testing.fixtures import eventually
+
+Make = Callable[..., Sandbox]
 
 
 def api() -> Api:
@@ -19,9 +29,76 @@ def objects() -> Iterator[str]:
     """Pods, pools and configurations of the namespace that nobody has deleted, but for what sandboxes share."""
     client = api()
     for kind, group in (("pods", "api/v1"), ("configmaps", "api/v1"), ("replicasets", "apis/apps/v1")):
-        for item in client.get(client.path(kind, group=group))["items"]:
-            metadata = item["metadata"]
-            shared = f"{DOMAIN}/part" in metadata.get("labels", {}) or metadata["name"] == "kube-root-ca.crt"
-            waits = f"{DOMAIN}/warm" in metadata.get("labels", {})
-            if not (shared or waits or "deletionTimestamp" in metadata):
+        for metadata in client.metadata(client.path(kind, group=group)):
+            labels = metadata.get("labels", {})
+            shared = f"{DOMAIN}/part" in labels or metadata["name"] == "kube-root-ca.crt"
+            if not (shared or f"{DOMAIN}/warm" in labels or "deletionTimestamp" in metadata):
                 yield f"{kind} {metadata['name']}"
+
+
+def pod_of(sandbox: Sandbox) -> dict[str, Any]:
+    client = api()
+    found = client.get(client.pods(), labelSelector=f"{DOMAIN}/id={name_of(sandbox.id)}")["items"]
+    assert len(found) == 1
+    return dict(found[0])
+
+
+def waiting(name: str) -> list[dict[str, Any]]:
+    client = api()
+    return list(client.get(client.pods(), labelSelector=f"{DOMAIN}/pool={name},{DOMAIN}/warm=true")["items"])
+
+
+@contextmanager
+def settings(monkeypatch: pytest.MonkeyPatch, **values: object) -> Iterator[None]:
+    with monkeypatch.context() as changed:
+        for name, value in values.items():
+            changed.setenv(f"OPENMODAL_KUBERNETES_{name.upper()}", str(value))
+        yield
+
+
+def kubeconfig(path: Path, token: str, server: str = "") -> str:
+    """The same cluster as somebody else, who has only a token."""
+    from lightkube.config.kubeconfig import KubeConfig
+
+    given = KubeConfig.from_env().get()
+    assert given
+    cluster = {"server": server or given.cluster.server}
+    if given.cluster.certificate_auth_data:
+        cluster["certificate-authority-data"] = given.cluster.certificate_auth_data
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "x",
+        "clusters": [{"name": "x", "cluster": cluster}],
+        "users": [{"name": "x", "user": {"token": token}}],
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+    }
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+def account(name: str, namespace: str) -> str:
+    """A new service account's token."""
+    client = api()
+    client.create(client.path("serviceaccounts"), {"metadata": {"name": name}})
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+    return str(client.create(client.path("serviceaccounts", f"{name}/token"), body)["status"]["token"])
+
+
+@contextmanager
+def quota(pods: int) -> Iterator[None]:
+    """So many pods in the namespace, and no more."""
+    client = api()
+    path = client.path("resourcequotas", "full")
+    client.create(client.path("resourcequotas"), {"metadata": {"name": "full"}, "spec": {"hard": {"pods": str(pods)}}})
+    try:
+        eventually(lambda: client.get(path).get("status", {}).get("hard"), seconds=60)
+        yield
+    finally:
+        client.delete(path)
+
+
+def pods() -> list[dict[str, Any]]:
+    """All of the namespace."""
+    client = api()
+    return list(client.get(client.pods())["items"])

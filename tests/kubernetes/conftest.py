@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,10 @@ from openmodal.engines.kubernetes import Kubernetes
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
-from openmodal.testing import Create, SandboxClass
+from openmodal.testing import Create
+from openmodal.testing.faces import Face
 from tests.build.test_registry import docker_registry
-from tests.kubernetes.cluster import api
+from tests.kubernetes.cluster import Make, api
 
 
 @pytest.fixture(scope="session")
@@ -79,15 +81,16 @@ REUSED = {
     "TestFiles",
     "TestFlow",
     "TestLostLinks",
+    "TestMistakes",
     "TestSpawn",
     "TestStdin",
     "TestTerminal",
 }
 """Tests of what happens in a sandbox: they share one, swept between them."""
 
-BOTH_FACES = {"TestExec", "TestExecTimeout", "TestFlow", "TestLifetime", "TestLostLinks", "TestSandbox"}
-"""The others run in the async face only, where each call of the engine is a `Blocking` in a thread. The embedded engine, for which a
-sandbox costs a millisecond and not a second, shows that the faces are alike."""
+BOTH_FACES = {"TestLifetime", "TestLostLinks", "TestSandbox"}
+"""Those of the engine's own verbs, and of links. The others run in the async face only, where each call of the engine is a `Blocking` in a
+thread. The embedded engine, for which a sandbox costs a millisecond and not a second, shows that the faces are alike."""
 
 SWEEP = "kill -9 -1; cd /; for d in /tmp /srv /root /home/agent; do find $d -mindepth 1 -delete; done"
 
@@ -116,18 +119,32 @@ class Reused:
         self._make = lambda: Sandbox.create(app=App("contract"), image=image, engine=engine, timeout=600)
         self._sandbox: Sandbox | None = None
 
-    def id(self) -> str:
+    def sandbox(self) -> Sandbox:
         if self._sandbox is None or self._sandbox.poll() is not None:
             self._sandbox = self._make()
         elif self._sandbox.exec("sh", "-c", SWEEP, timeout=20).returncode:
             self.close()
-            return self.id()
-        return self._sandbox.id
+            return self.sandbox()
+        return self._sandbox
 
     def close(self) -> None:
         if self._sandbox:
             self._sandbox.terminate()
         self._sandbox = None
+
+
+@pytest.fixture
+def make(engine: Kubernetes, image: Image) -> Iterator[Make]:
+    made: list[Sandbox] = []
+
+    def create(*args: str, **options: Any) -> Sandbox:
+        given: dict[str, Any] = {"app": App("kube"), "image": image, "engine": engine, "timeout": 100, **options}
+        made.append(Sandbox.create(*args, **given))
+        return made[-1]
+
+    yield create
+    for sandbox in made:
+        sandbox.terminate()
 
 
 @pytest.fixture(scope="session")
@@ -138,11 +155,9 @@ def reused(engine: Kubernetes, image: Image) -> Iterator[Reused]:
 
 
 @pytest.fixture(name="sandbox")
-def fresh_or_swept(
-    request: pytest.FixtureRequest, create: Create, sandboxes: SandboxClass, engine: Kubernetes
-) -> Sandbox:
+def fresh_or_swept(request: pytest.FixtureRequest, create: Create, face: Face) -> Sandbox:
     """A fresh sandbox, or one that is as good as that."""
     if request.cls.__name__ not in REUSED:
         return create()
     reused: Reused = request.getfixturevalue("reused")
-    return sandboxes.from_id(reused.id(), engine=engine)
+    return face(reused.sandbox())

@@ -137,7 +137,7 @@ def test_a_build_whose_maker_is_dead_ends_by_itself(settings: Settings, monkeypa
     monkeypatch.setattr(buildkit, "_LOOKS", {"initialDelaySeconds": 1, "periodSeconds": 1, "failureThreshold": 5})
     client = api()
     path = client.path("jobs", group="apis/batch/v1")
-    client.create(path, buildkit.job("om-build-left", settings, agent.ensure(client, settings)))
+    client.create(path, buildkit.job("om-build-left", settings, agent.ensure(client, agent.config_map(settings))))
     try:
         pod = buildkit.started(client, settings, "om-build-left")
         with buildkit.Agent(client, pod, "token").opened():

@@ -13,7 +13,7 @@ import pytest
 
 from openmodal import _wire
 from openmodal._spec import EndRecord, Network, Resources, Root, SandboxSpec, Status
-from openmodal.engines.kubernetes import buildkit, pods, report, setup
+from openmodal.engines.kubernetes import buildkit, pods, policies, posture, report, setup
 from openmodal.engines.kubernetes.settings import Settings, label, read
 from openmodal.errors import InvalidError
 
@@ -68,6 +68,22 @@ def test_requests_are_the_limits_unless_nodes_may_promise_more() -> None:
     over = spec_of(resources, Settings(owner="me", architecture="amd64", overcommit=10))["containers"][0]["resources"]
     assert over["limits"] == same["limits"]
     assert over["requests"] == {"cpu": "150m", "memory": "30Mi", "ephemeral-storage": "10Mi"}
+
+
+def test_gpus_are_asked_for_with_their_type() -> None:
+    plain, any_type, chosen = (
+        spec_of(Resources(gpus=count, gpu_type=kind)) for count, kind in ((0, ""), (1, ""), (2, "A100"))
+    )
+    assert "nvidia.com/gpu" not in plain["containers"][0]["resources"]["limits"]
+    assert "tolerations" not in plain
+    for spec, count in ((any_type, "1"), (chosen, "2")):
+        resources = spec["containers"][0]["resources"]
+        assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == count
+        assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert any_type["nodeSelector"] == plain["nodeSelector"]
+    assert chosen["nodeSelector"]["nvidia.com/gpu.product"] == "A100"
+    on_gke = spec_of(Resources(gpus=1, gpu_type="nvidia-l4"), Settings(gpu_label="cloud.google.com/gke-accelerator"))
+    assert on_gke["nodeSelector"]["cloud.google.com/gke-accelerator"] == "nvidia-l4"
 
 
 def test_the_clusters_deadline_is_later_than_the_agents() -> None:
@@ -215,13 +231,63 @@ def test_labels_are_what_kubernetes_takes() -> None:
     assert len(label("x" * 100)) == 63
 
 
+# ------------------------------------------------------------------------------------------------- what holds a pod
+
+STATUS = "CapBnd:\t0000000000000001\nNoNewPrivs:\t1\nSeccomp:\t2\n"
+IDS = {"/proc/1/status": STATUS, "/proc/1/uid_map": "         0          0 4294967295\n"}
+V1 = {
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes": "268435456\n",
+    "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+    "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+    "/sys/fs/cgroup/pids/pids.max": "max\n",
+}
+V1_WITHOUT = {
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+    "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+}
+V2 = {
+    "/sys/fs/cgroup/memory.max": "268435456\n",
+    "/sys/fs/cgroup/cpu.max": "50000 100000\n",
+    "/sys/fs/cgroup/pids.max": "512\n",
+}
+V2_WITHOUT = {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/cpu.max": "max 100000\n"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "degraded"),
+    [
+        (V1, (256, 0.5, None), ()),
+        (V2, (256, 0.5, 512), ()),
+        (V1_WITHOUT, (None, None, None), ("limits",)),
+        (V2_WITHOUT, (None, None, None), ("limits",)),
+        ({}, (None, None, None), ("limits",)),
+    ],
+)
+def test_limits_are_what_the_control_groups_say(
+    groups: dict[str, str], limits: tuple[Any, ...], degraded: tuple[str, ...]
+) -> None:
+    pod = {"spec": spec_of(Resources(disk=300)), "metadata": {"labels": {"openmodal.dev/network": "none"}}}
+    info = posture.info({**IDS, **groups}, pod, enforced=True)
+    assert (info.memory, info.cpu, info.pids) == limits
+    assert info.degraded == degraded
+    assert (info.root, info.ids, info.capabilities, info.disk) == (0, 4294967295, ("chown",), 300)
+    assert (info.network, posture.info(IDS, pod, enforced=False).network) == ("none", "outbound")
+
+
+def test_a_sandbox_without_a_filter_is_said_to_lack_it() -> None:
+    pod = {"spec": spec_of(), "metadata": {"labels": {}}}
+    seen = {**IDS, **V2, "/proc/1/status": STATUS.replace("Seccomp:\t2", "Seccomp:\t0")}
+    assert posture.info(seen, pod, enforced=False).degraded == ("seccomp",)
+
+
 # ----------------------------------------------------------------------------------------------------------- setup
 
 
 def test_the_rights_are_no_more_than_the_engine_uses() -> None:
     role = next(item for item in setup.manifests(SETTINGS) if item["kind"] == "Role")
     resources = {resource for rule in role["rules"] for resource in rule["resources"]}
-    assert resources == {"pods", "pods/exec", "pods/log", "configmaps", "leases", "replicasets"}
+    assert resources == {"pods", "pods/exec", "pods/log", "configmaps", "leases", "replicasets", "networkpolicies"}
     assert not any("*" in rule["verbs"] for rule in role["rules"])
 
 
@@ -263,6 +329,40 @@ def test_policies_let_nothing_in_and_only_what_is_outside_out() -> None:
     blocks = [place["ipBlock"] for place in internet["egress"][0]["to"]]
     assert "169.254.0.0/16" in blocks[0]["except"]
     assert internet["podSelector"]["matchLabels"] == {"openmodal.dev/network": "internet"}
+
+
+def test_a_list_of_networks_opens_no_more_than_was_meant() -> None:
+    """0.0.0.0/0 is not the user's own network, and nothing is the metadata service."""
+    given = ("0.0.0.0/0", "10.1.0.0/16", "10.0.0.0/8", "127.0.0.0/8", "169.254.169.254/32", "2001:db8::/32", "::/0")
+    egress = listed(*given)["spec"]["egress"]
+    assert egress[0]["ports"] == [{"protocol": "TCP"}]
+    blocks = {place["ipBlock"]["cidr"]: set(place["ipBlock"]["except"]) for place in egress[0]["to"]}
+    assert set(blocks) == set(given) - {"127.0.0.0/8", "169.254.169.254/32"}
+    assert blocks["0.0.0.0/0"] == {text for text in policies.INSIDE if ":" not in text}
+    assert blocks["::/0"] == {text for text in policies.INSIDE if ":" in text}
+    assert blocks["10.0.0.0/8"] == blocks["10.1.0.0/16"] == blocks["2001:db8::/32"] == set()
+
+
+@pytest.mark.parametrize("cidrs", [(), ("127.0.0.1/32",)])
+def test_a_list_without_a_network_allows_nothing_and_not_everything(cidrs: tuple[str, ...]) -> None:
+    assert listed(*cidrs)["spec"]["egress"] == []
+
+
+def listed(*cidrs: str) -> dict[str, Any]:
+    pod = {"metadata": {"name": "om-a-1", "uid": "4711"}}
+    made = policies.listed(pod, {"openmodal.dev/id": "om-a-1"}, cidrs)
+    assert made["metadata"]["ownerReferences"][0]["uid"] == "4711"
+    assert made["spec"]["podSelector"]["matchLabels"] == {"openmodal.dev/id": "om-a-1"}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("spec", "label"),
+    [(Network(block=True), "none"), (Network(cidrs=()), "listed"), (Network(), "internet")],
+)
+def test_only_the_usual_sandbox_is_selected_by_the_policy_of_the_internet(spec: Network, label: str) -> None:
+    found = pods.labels("a-1", SandboxSpec(app="a", network=spec), SETTINGS)
+    assert found["openmodal.dev/network"] == label
 
 
 def test_without_lightkube_the_remedy_is_told() -> None:

@@ -22,7 +22,9 @@ _ALL_IDS = 2**32 - 1  # a sandbox without a user namespace of its own
 
 
 @click.command()
-@click.option("--network", is_flag=True, help="Also try to reach the registries of images and packages.")
+@click.option(
+    "--network", is_flag=True, help="Also try to reach registries, and whether a cluster keeps its policies (two pods)."
+)
 @json_option
 @engine_options
 @pass_session
@@ -38,7 +40,7 @@ def doctor(session: Session, network: bool, as_json: bool) -> int:
     if all(check.ok for check in checks if check.required):
         checks += _sandbox()
     works = all(check.ok for check in checks if check.required)
-    checks += _cluster(session)
+    checks += _cluster(session, network=network)
     if as_json:
         _output.emit({"version": __version__, "works": works, "checks": [_described(check) for check in checks]})
     else:
@@ -48,7 +50,7 @@ def doctor(session: Session, network: bool, as_json: bool) -> int:
     return 0 if works else 1
 
 
-def _cluster(session: Session) -> list[Check]:
+def _cluster(session: Session, *, network: bool) -> list[Check]:
     """The cluster, if sandboxes are to run on one."""
     from openmodal import _config
     from openmodal.engines.check import Check
@@ -57,7 +59,7 @@ def _cluster(session: Session) -> list[Check]:
         return []
     from openmodal.engines.kubernetes.doctor import examine
 
-    return [Check(found.name, found.ok, found.text, found.remedy) for found in examine()]
+    return [Check(found.name, found.ok, found.text, found.remedy) for found in examine(network=network)]
 
 
 def _sandbox() -> list[Check]:

@@ -28,7 +28,7 @@ def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool
 
     The cluster and the namespace are those of the configuration: the current kubeconfig, and the namespace `openmodal`.
     """
-    from openmodal.engines.kubernetes import api, setup
+    from openmodal.engines.kubernetes import api, doctor, setup
     from openmodal.engines.kubernetes.settings import read
 
     for who in grant:
@@ -45,3 +45,4 @@ def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool
     for namespace, found in spaces.items():
         for line in setup.apply(api.connect(settings.context, namespace), found):
             click.echo(line)
+    click.echo(doctor.policies_enforced(api.connect(settings.context, settings.namespace), settings).line)

@@ -12,7 +12,19 @@ from typing import Protocol, runtime_checkable
 
 from openmodal import _config
 from openmodal._link import Stream
-from openmodal._spec import Egress, EndRecord, Info, PoolStatus, Recipe, Report, Resources, Root, SandboxSpec, Status
+from openmodal._spec import (
+    Egress,
+    EndRecord,
+    Info,
+    Network,
+    PoolStatus,
+    Recipe,
+    Report,
+    Resources,
+    Root,
+    SandboxSpec,
+    Status,
+)
 from openmodal.errors import InvalidError, UnsupportedError
 
 
@@ -103,7 +115,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Listing(Protocol):
-    """An engine that keeps the promise "network_allowlists" has this, too. What does not have it is never given an allow list."""
+    """An engine that keeps the promise "network_allowlists" has this, too."""
 
     async def egress(self, id: str) -> list[Egress]:
         """What a sandbox with an allow list wanted to reach, oldest first, also for a while after its end.
@@ -186,17 +198,40 @@ def require_runtime(engine: Engine, runtime: str) -> None:
         )
 
 
+def require_gpus(engine: Engine, resources: Resources) -> None:
+    """Refuse GPUs where an engine does not say `gives_gpus`.
+
+    Raises:
+        UnsupportedError: it gives none.
+    """
+    if resources.gpus and not getattr(engine, "gives_gpus", False):
+        raise UnsupportedError(f"the {engine.name} engine has no gpu= in this version; use engine='kubernetes'")
+
+
+def require_lists(engine: Engine, network: Network) -> None:
+    """Refuse an allow list that an engine does not keep: `Listing` keeps both kinds, who says `lists_networks` that of networks.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    networks_only = bool(getattr(engine, "lists_networks", False))
+    if not network.listed or isinstance(engine, Listing) or (networks_only and network.domains is None):
+        return
+    kind = "allow lists of domains, whose addresses nobody knows beforehand" if networks_only else "allow lists yet"
+    raise UnsupportedError(
+        f"the {engine.name} engine has no {kind}; use engine='embedded', or block_network=True for no network at all"
+    )
+
+
 def listing(engine: Engine) -> Listing:
-    """The engine, as one that keeps allow lists.
+    """The engine, as one that notes what sandboxes with an allow list want to reach.
 
     Raises:
         UnsupportedError: it does not.
     """
     if isinstance(engine, Listing):
         return engine
-    raise UnsupportedError(
-        f"the {engine.name} engine has no allow lists yet; use engine='embedded', or block_network=True for no network at all"
-    )
+    raise UnsupportedError(f"the {engine.name} engine keeps no log of allow lists; use engine='embedded', which does")
 
 
 def _local() -> str:

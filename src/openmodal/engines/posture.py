@@ -57,7 +57,7 @@ def info(found: Seen, outside: str, limits: Mapping[str, float], runtime: str, d
         runtime=runtime,
         root=int(ids[0][1]),
         ids=sum(int(count) for _, _, count in ids),
-        capabilities=_names(int(status["CapBnd"], 16)),
+        capabilities=capabilities(status),
         no_new_privileges=status["NoNewPrivs"] == "1",
         seccomp=filtered,
         memory=None if memory is None else int(memory) >> 20,
@@ -80,5 +80,7 @@ def _filters(status: Mapping[str, str]) -> int:
     return int(status.get("Seccomp_filters", status["Seccomp"] == "2"))
 
 
-def _names(bits: int) -> tuple[str, ...]:
+def capabilities(status: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of what the process and its descendants can ever be allowed."""
+    bits = int(status["CapBnd"], 16)
     return tuple(name for number, name in enumerate(_CAPABILITIES) if bits >> number & 1)

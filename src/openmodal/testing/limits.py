@@ -97,10 +97,18 @@ class TestLimits:
 
     @promise("info")
     def test_info_tells_the_limits_and_that_nothing_is_lacking(self, create: Create) -> None:
-        info = create(memory=256, cpu=0.5, block_network=True).info()
-        assert (info.memory, info.cpu, info.pids, info.network) == (256, 0.5, 512, "none")
-        assert info.degraded == ()
-        assert create(block_network=False).info().network == "outbound"
+        info = create(memory=256, cpu=0.5).info()
+        assert (info.memory, info.cpu, info.network, info.degraded) == (256, 0.5, "outbound", ())
+
+    @promise("info")
+    @promise("pids")
+    def test_info_tells_the_limit_of_processes(self, create: Create) -> None:
+        assert create().info().pids == 512
+
+    @promise("info")
+    @promise("network_block")
+    def test_info_tells_that_the_network_is_blocked(self, create: Create) -> None:
+        assert create(block_network=True).info().network == "none"
 
     @promise("disk")
     def test_writing_beyond_the_disk_limit_fails(self, create: Create) -> None:

@@ -142,7 +142,6 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "option",
         [
-            {"gpu": "A100"},
             {"volumes": {"/data": "volume"}},
             {"ports": [80]},
             {"readiness_probe": object()},
@@ -153,6 +152,15 @@ class TestMistakes:
     def test_what_cannot_be_done_is_refused_and_not_ignored(self, create: Create, option: dict[str, Any]) -> None:
         with pytest.raises((UnsupportedError, InvalidError), match=next(iter(option))):
             create(**option)
+
+    def test_gpus_are_given_or_refused_and_never_ignored(self, create: Create, engine: Engine) -> None:
+        for wrong in (0, -1, True, 1.5, "", "A100:0", "A 100", ["A100"]):
+            with pytest.raises(InvalidError, match="gpu"):
+                create(gpu=wrong)
+        if not getattr(engine, "gives_gpus", False):
+            for asked in (1, "any", "A100:2"):
+                with pytest.raises(UnsupportedError, match="gpu"):
+                    create(gpu=asked)
 
     def test_wait_refuses_timeouts_that_cannot_be(self, sandbox: Sandbox) -> None:
         for timeout in (0, -1, "1"):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from openmodal.engines.kubernetes import pods
-from openmodal.engines.kubernetes.api import Api, ApiError
+from openmodal.engines.kubernetes.api import Api, ApiError, Json
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError
 
@@ -31,9 +31,13 @@ def binary(settings: Settings) -> bytes:
         ) from error
 
 
-def ensure(cluster: Api, settings: Settings) -> str:
+def config_map(settings: Settings) -> Json:
+    """The ConfigMap as it shall be."""
+    return pods.agent_map(binary(settings), settings)
+
+
+def ensure(cluster: Api, manifest: Json) -> str:
     """Make the ConfigMap if it is not there; its name."""
-    manifest = pods.agent_map(binary(settings), settings)
     name = str(manifest["metadata"]["name"])
     if not cluster.exists(cluster.path("configmaps", name)):
         try:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import functools
+import logging
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -32,11 +33,13 @@ Json = dict[str, Any]
 Query = list[tuple[str, str | int | float | bool | None]]
 
 _MERGE = "application/merge-patch+json"
-_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_METADATA = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
 _OLD_PROTOCOL = "v4.channel.k8s.io"
 _PROTOCOLS = f"v5.channel.k8s.io, {_OLD_PROTOCOL}"
 _PATIENCE = 60.0  # seconds for a server that says "too many requests"
 _RESTART = 30.0  # seconds for which a server that answered before may be away
+SAY_AFTER = 5.0  # seconds of waiting that nobody needs to hear of
+_log = logging.getLogger("openmodal")
 _TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 
 
@@ -59,6 +62,7 @@ class Api:
     def __init__(self, http: httpx2.Client, namespace: str) -> None:
         self._http = http
         self._worked = False
+        self._protocols = _PROTOCOLS
         self.namespace = namespace
 
     # ------------------------------------------------------------------------------------------------ objects
@@ -74,12 +78,17 @@ class Api:
     def exists(self, path: str) -> bool:
         """Whether there is such an object; what is in it, however much, does not travel."""
         try:
-            self._answer("GET", path, None, {}, accept=_METADATA)
+            self._answer("GET", path, None, {}, accept=_METADATA.format(""))
         except ApiError as error:
             if error.status != 404 or 'namespaces "' in str(error):
                 raise
             return False
         return True
+
+    def metadata(self, path: str, **query: str) -> list[Json]:
+        """The metadata of each object of a list: a tenth of what a whole pod has to say."""
+        answer = self._answer("GET", path, None, query, accept=_METADATA.format("List"))
+        return [item["metadata"] for item in msgspec.json.decode(answer.content)["items"] or ()]
 
     def replace(self, path: str, body: Json) -> Json:
         """Replace an object of that `resourceVersion`; ApiError 409 if somebody was faster."""
@@ -127,10 +136,7 @@ class Api:
             with told(self._http.base_url):
                 return self._patiently(method, path, content=content, headers=headers, params=dict(query))
 
-        response, attempt, give_up = ask(), 0, time.monotonic() + _PATIENCE
-        while response.status_code == 429 and time.monotonic() < give_up:
-            time.sleep(_pause(attempt, response.headers.get("Retry-After", "")))
-            response, attempt = ask(), attempt + 1
+        response = _unhurried(ask)
         if response.status_code >= 400:
             raise refusal(response, f"{method} {path}")
         return response
@@ -180,10 +186,12 @@ class Api:
         Raises:
             ConnectionError: there is no such pod, or it does not run.
         """
-        response = self._handshake(path, query, _PROTOCOLS)
+        response = self._handshake(path, query, self._protocols)
         if response.status_code in (400, 403):  # before 1.30 it does not know version 5, and may refuse who offers it
             response.close()
             response = self._handshake(path, query, _OLD_PROTOCOL)
+            if response.status_code == 101:
+                self._protocols = _OLD_PROTOCOL
         if response.status_code == 101:
             return response
         with closing(response):
@@ -231,10 +239,22 @@ def _api(pid: int, context: str, files: str, namespace: str) -> Api:
     return Api(httpx2.Client(limits=limits, **params), namespace)
 
 
+def _unhurried(ask: Callable[[], httpx2.Response]) -> httpx2.Response:
+    """Ask again for a while, where the server has too many requests."""
+    response, attempt, said, begin = ask(), 0, False, time.monotonic()
+    while response.status_code == 429 and (waited := time.monotonic() - begin) < _PATIENCE:
+        if waited >= SAY_AFTER and not said:
+            said = True
+            _log.warning("waiting for the Kubernetes API server, which has too many requests (429)")
+        time.sleep(_pause(attempt, response.headers.get("Retry-After", "")))
+        response, attempt = ask(), attempt + 1
+    return response
+
+
 def _pause(attempt: int, after: str) -> float:
-    """Seconds until the next attempt: twice as long each time, and not all clients at the same moment."""
+    """Seconds until the next attempt: what the server says, and more each time, but not all clients at the same moment."""
     least = float(after) if after.isdigit() else 0.0
-    return min(10.0, max(least, 0.1 * 2.0**attempt)) * random.uniform(0.5, 1.5)
+    return least + min(10.0, 0.1 * 2.0**attempt) * random.uniform(0.5, 1.5)
 
 
 @contextmanager
@@ -263,6 +283,8 @@ def refusal(response: httpx2.Response, what: str) -> ApiError:
         text = "the API server does not know you: the credentials of the kubeconfig are wrong or have expired; log in again"
     elif code == 403 and "quota" not in text:
         text = f"{text or what}; a cluster administrator gives the rights with `openmodal setup kubernetes`"
+    elif code == 429:
+        text = f"the API server has too many requests ({text or what}); try again later, or create fewer at once"
     elif code == 404 and 'namespaces "' in text:
         text = f"{text}; make it with `openmodal setup kubernetes`"
     return ApiError(text or f"the API server answers {code} to {what}", code, reason)

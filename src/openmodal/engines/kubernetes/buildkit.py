@@ -82,7 +82,9 @@ def builder(cluster: Api, settings: Settings) -> Iterator[BuildKit]:
 def _made(cluster: Api, settings: Settings, name: str) -> str:
     """The pod of a new Job, when its containers run."""
     try:
-        cluster.create(cluster.path("jobs", group=_GROUP), job(name, settings, agent.ensure(cluster, settings)))
+        cluster.create(
+            cluster.path("jobs", group=_GROUP), job(name, settings, agent.ensure(cluster, agent.config_map(settings)))
+        )
         return started(cluster, settings, name)
     except ApiError as error:
         if error.status not in (403, 404):

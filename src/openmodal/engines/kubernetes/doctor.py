@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from openmodal import _config
-from openmodal.engines.kubernetes import agent, api
+from openmodal.engines.kubernetes import agent, api, probe
 from openmodal.engines.kubernetes.api import Api, ApiError
 from openmodal.engines.kubernetes.settings import Settings, read
 from openmodal.errors import Error
@@ -20,9 +20,14 @@ class Finding(NamedTuple):
     text: str
     remedy: str = ""
 
+    @property
+    def line(self) -> str:
+        """All of it."""
+        return f"{self.name}: {self.text}" + (f"; {self.remedy}" if self.remedy else "")
 
-def examine() -> Iterator[Finding]:
-    """Look at the cluster that the kubeconfig names, as far as it can be seen."""
+
+def examine(*, network: bool = False) -> Iterator[Finding]:
+    """Look at the cluster that the kubeconfig names, as far as it can be seen. `network`: also find out whether policies are enforced."""
     settings = read()
     try:
         cluster = api.connect(settings.context, settings.namespace)
@@ -34,7 +39,7 @@ def examine() -> Iterator[Finding]:
     yield _rights(cluster)
     yield _agent(settings)
     yield _registry()
-    yield _network(settings)
+    yield policies_enforced(cluster, settings) if network else _network(settings)
 
 
 def _rights(cluster: Api) -> Finding:
@@ -88,4 +93,21 @@ def _network(settings: Settings) -> Finding:
     if settings.network_policy:
         return Finding("kubernetes network", True, "the configuration says that NetworkPolicies are enforced")
     text = "NetworkPolicies are not known to be enforced, so block_network=True is refused and pods reach each other"
-    return Finding("kubernetes network", False, text, "if your network plug-in enforces them: network_policy = true")
+    return Finding("kubernetes network", False, text, "find out with: openmodal doctor --network")
+
+
+def policies_enforced(cluster: Api, settings: Settings) -> Finding:
+    """Find out, with two pods that live for some seconds, whether the cluster enforces NetworkPolicies and the configuration knows."""
+    name = "kubernetes network"
+    try:
+        enforced = probe.enforced(cluster, settings)
+    except Error as error:
+        return Finding(name, False, str(error))
+    if not enforced:
+        text = "NetworkPolicies are not enforced: a pod went on reaching another that a policy cut it off from"
+        wrong = f"network_policy = false in {_config.config_file()}, or " if settings.network_policy else ""
+        return Finding(name, False, text, f"{wrong}a network plug-in that enforces them, such as Calico or Cilium")
+    if not settings.network_policy:
+        text = "NetworkPolicies are enforced, but the configuration does not say so"
+        return Finding(name, False, text, f"network_policy = true in the table [kubernetes] of {_config.config_file()}")
+    return Finding(name, True, "NetworkPolicies are enforced")

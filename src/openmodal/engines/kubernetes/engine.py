@@ -7,19 +7,20 @@ the pod's log, by whoever looks first, who keeps it on this machine for a day an
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import msgspec
 
 from openmodal import _config, _wire
 from openmodal._dual import Blocking, Sleep
-from openmodal._link import Stream
+from openmodal._link import Link, Stream
 from openmodal._spec import EndRecord, Info, PoolStatus, Recipe, Report, Resources, Root, SandboxSpec, Status
 from openmodal._store import Store
-from openmodal.engines.kubernetes import api, pods, pool, report, start
+from openmodal.engines.kubernetes import api, pods, pool, posture, probe, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
 from openmodal.engines.kubernetes.links import open_link
@@ -31,7 +32,7 @@ from openmodal.errors import EngineError, NotFoundError, UnsupportedError
 _STARTING = 60.0  # beyond it, an agent that was started and does not answer is broken
 
 _NOT_ENFORCED = (
-    "block_network=True needs a cluster that enforces NetworkPolicies; if this one does (docs/kubernetes.md), say "
+    "{} a cluster that enforces NetworkPolicies; if `openmodal doctor --network` says that this one does, say "
     "network_policy = true in the table [kubernetes] of the configuration"
 )
 
@@ -40,6 +41,8 @@ class Kubernetes:
     """Sandboxes as pods of the cluster that the kubeconfig names."""
 
     name = "kubernetes"
+    gives_gpus = True
+    lists_networks = True
 
     def __init__(self) -> None:
         self._store = Store(_config.state())
@@ -54,7 +57,7 @@ class Kubernetes:
     def lacks(self) -> frozenset[str]:
         """What pods cannot promise; docs/kubernetes.md tells why of each."""
         network = () if self.settings.network_policy else ("network_block", "network_isolation")
-        return frozenset({"disk", "info", "meminfo", "network_allowlists", "nproc", "pids", "snapshot", *network})
+        return frozenset({"disk", "meminfo", "network_allowlists", "nproc", "pids", "snapshot", *network})
 
     # ------------------------------------------------------------------------------------------------ the verbs
 
@@ -65,13 +68,16 @@ class Kubernetes:
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         settings = self.settings
         if spec.network.block and not settings.network_policy:
-            raise EngineError(_NOT_ENFORCED)
+            raise EngineError(_NOT_ENFORCED.format("block_network=True needs"))
+        if spec.network.listed and not settings.network_policy:
+            raise UnsupportedError(_NOT_ENFORCED.format("allow lists need"))
         self._store.prepare()
         id = f"{spec.app}-{os.urandom(4).hex()}"
         cluster = self._api(settings)
         created = start.Start(cluster, settings, id, spec, root)
         try:
             pod = await created.pod()
+            await created.confine()
             if spec.name:
                 await claim(cluster, settings, pod, spec, id, self._alive)
             await created.wait()
@@ -151,9 +157,10 @@ class Kubernetes:
         return self._store.main_output(id, stream)
 
     async def info(self, id: str) -> Info:
-        raise UnsupportedError(
-            "the kubernetes engine cannot tell what holds a sandbox; `kubectl describe pod` shows it"
-        )
+        pod = await Blocking(self._pod, self._api(), id)
+        with closing(await self.connect(id)) as stream:
+            seen = await posture.look(Link(stream))
+        return posture.info(seen, pod, enforced=self.settings.network_policy)
 
     async def snapshot(self, id: str) -> Root:
         raise UnsupportedError("the kubernetes engine cannot take snapshots; build the files into an Image instead")
@@ -176,28 +183,35 @@ class Kubernetes:
     # ------------------------------------------------------------------------------------------- keeping house
 
     def gc(self, *, check: bool = False) -> Sequence[str]:
-        """Remove the pods of sandboxes that ended while nobody looked; return what was removed. `check`: only tell."""
+        """Remove the pods of sandboxes that ended while nobody looked, and of probes that were killed; return what was removed.
+
+        `check`: only tell.
+        """
         from openmodal._dual import run_sync
 
         cluster = self._api()
-        ended = [found.status.id for found in self._listed(cluster) if found.phase in ("Succeeded", "Failed")]
+        left = [found for found in self._listed(cluster) if not found.deleting]
+        ended = [found.status.id for found in left if found.phase in ("Succeeded", "Failed")]
+        probes = probe.finished(cluster)
         if not check:
             self._store.prepare()
             for id in ended:
                 run_sync(self._settle(cluster, id))
             self._store.prune_ended()
-        return [f"sandbox {id}" for id in ended]
+            for name in probes:
+                cluster.delete(cluster.pods(name))
+        return [*(f"sandbox {id}" for id in ended), *(f"pod {name}" for name in probes)]
 
     # --------------------------------------------------------------------------------------------------- links
 
     async def _set_up(self, cluster: Api, created: start.Start) -> WebSocket | None:
         """Tell the agent what sandbox it is. Its lifetime begins; the link is the first that is used, None if it has ended already."""
         id = created.id
-        await self._note(cluster, created.name, created.status(time.time()))
         give_up = time.monotonic() + _STARTING
         while True:
             try:
-                return await open_link(cluster, created.name, created.setup)
+                begins = functools.partial(self._note, cluster, created.name, created.status(time.time()))
+                return await open_link(cluster, created.name, created.setup, begins)
             except (
                 ConnectionError
             ) as error:  # it listens a moment after its start; or a short main command has ended meanwhile

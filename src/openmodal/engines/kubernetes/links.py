@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from openmodal import _wire
 from openmodal._dual import Blocking
 from openmodal.engines.kubernetes import api, pods
@@ -9,8 +11,12 @@ from openmodal.engines.kubernetes.websocket import WebSocket
 from openmodal.errors import EngineError
 
 
-async def open_link(cluster: api.Api, pod: str, greeting: bytes) -> WebSocket:
+async def open_link(
+    cluster: api.Api, pod: str, greeting: bytes, meanwhile: Callable[[], Awaitable[None]] | None = None
+) -> WebSocket:
     """A link to an agent that has accepted our greeting, AUTH or SETUP.
+
+    `meanwhile` is done when that is sent, while the program at the other end still starts.
 
     Raises:
         ConnectionError: there is no such pod, or its agent does not listen yet, or any more.
@@ -20,6 +26,8 @@ async def open_link(cluster: api.Api, pod: str, greeting: bytes) -> WebSocket:
     stream = WebSocket(await Blocking(cluster.upgrade, cluster.pods(f"{pod}/exec"), query))
     try:
         await stream.send(greeting)
+        if meanwhile:
+            await meanwhile()
         await _accepted(stream)
     except BaseException:
         stream.close()

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from openmodal._dual import Blocking
 from openmodal._spec import SandboxSpec
+from openmodal.engines.kubernetes import policies
 from openmodal.engines.kubernetes.api import Api, ApiError, Json
 from openmodal.engines.kubernetes.pods import DOMAIN
 from openmodal.engines.kubernetes.settings import Settings
@@ -65,14 +66,13 @@ async def _take_over(
 
 def _lease(settings: Settings, pod: Json, spec: SandboxSpec, id: str) -> Json:
     known = f"{settings.owner}\0{spec.app}\0{spec.name}"
-    owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
     return {
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
         "metadata": {
             "name": f"om-{hashlib.sha256(known.encode()).hexdigest()[:32]}",
             "labels": {"app.kubernetes.io/managed-by": "openmodal", f"{DOMAIN}/part": "name"},
-            "ownerReferences": [owner],
+            "ownerReferences": [policies.owner(pod)],
         },
         "spec": {"holderIdentity": id},
     }

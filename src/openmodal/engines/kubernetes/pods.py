@@ -20,6 +20,7 @@ DOMAIN = "openmodal.dev"
 CONTAINER = "sandbox"
 SOCKET = "@openmodal"
 AGENT = "/.openmodal/openmodal-agent"
+GPU = "nvidia.com/gpu"
 
 DEFAULT_DISK = 10240
 
@@ -56,7 +57,7 @@ def labels(id: str, spec: SandboxSpec, settings: Settings) -> dict[str, str]:
         "app.kubernetes.io/managed-by": "openmodal",
         f"{DOMAIN}/owner": settings.owner,
         f"{DOMAIN}/app": label(spec.app),
-        f"{DOMAIN}/network": "none" if spec.network.block else "internet",
+        f"{DOMAIN}/network": "none" if spec.network.block else "listed" if spec.network.listed else "internet",
         **({f"{DOMAIN}/run": label(spec.run)} if spec.run else {}),
     }
 
@@ -119,6 +120,10 @@ def pod_spec(root: Root, resources: Resources, agent: str, settings: Settings) -
         spec["runtimeClassName"] = settings.runtime_class
     if settings.user_namespaces:
         spec["hostUsers"] = False
+    if resources.gpus:  # nodes that have some are kept free of pods that need none
+        spec["tolerations"] = [{"key": GPU, "operator": "Exists"}]
+    if resources.gpu_type:
+        spec["nodeSelector"][settings.gpu_label] = resources.gpu_type
     return spec
 
 
@@ -151,7 +156,8 @@ def _limits(resources: Resources, settings: Settings) -> Json:
         "cpu": _cores(cpu / share),
         **{name: f"{math.ceil(size / share)}Mi" for name, size in sizes.items()},
     }
-    return {"limits": limits, "requests": requests}
+    gpus = {GPU: str(resources.gpus)} if resources.gpus else {}
+    return {"limits": limits | gpus, "requests": requests | gpus}
 
 
 def _cores(cpu: float) -> str:
@@ -235,14 +241,28 @@ def trouble(pod: Json) -> tuple[str, str] | None:
     return None
 
 
+def exit_code(pod: Json) -> int | None:
+    """The exit code of its program, once that has ended."""
+    codes = [int(state["terminated"]["exitCode"]) for state in _states(pod) if "terminated" in state]
+    return codes[0] if codes else None
+
+
 def waits_for(pod: Json) -> str:
     """What it is waiting for, in a few words."""
     conditions = {item["type"]: item for item in pod.get("status", {}).get("conditions", [])}
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") != "True":
-        return f"a node ({scheduled.get('message') or 'the scheduler has not looked at it yet'})"
+        return f"a node{_wanted(pod)} ({scheduled.get('message') or 'the scheduler has not looked at it yet'})"
     reasons = [str(state["waiting"].get("reason", "")) for state in _states(pod) if "waiting" in state]
     return f"its node to pull the image and start it ({reasons[0] if reasons else 'nothing is known yet'})"
+
+
+def _wanted(pod: Json) -> str:
+    """What a node must have that not every node has."""
+    limits, selector = pod["spec"]["containers"][0]["resources"]["limits"], pod["spec"].get("nodeSelector", {})
+    chosen = {name: value for name, value in selector.items() if not name.startswith("kubernetes.io/")}
+    special = {name: value for name, value in limits.items() if name == GPU} | chosen
+    return " with " + ", ".join(f"{name}: {value}" for name, value in special.items()) if special else ""
 
 
 def end(pod: Json) -> EndRecord | None:

@@ -25,7 +25,8 @@ def create(cluster: Api, settings: Settings, name: str, root: Root, resources: R
     Raises:
         AlreadyExistsError: there is one of that name.
     """
-    spec = pods.pod_spec(root, resources, agent.ensure(cluster, settings), settings)
+    brought = agent.ensure(cluster, agent.config_map(settings))
+    spec = pods.pod_spec(root, resources, brought, settings)
     try:
         cluster.create(cluster.path("replicasets", group=_GROUP), _replica_set(settings, name, root, spec, size))
     except ApiError as error:
@@ -54,27 +55,35 @@ def delete(cluster: Api, name: str) -> None:
 def take(cluster: Api, settings: Settings, spec: Json, changes: Json, lifetime: float) -> Json | None:
     """Take a warm pod of that shape and change it; None if there is none (any more)."""
     chosen = f"{_SHAPE}={pods.shape(spec)},{_WARM}=true,{pods.DOMAIN}/owner={settings.owner}"
-    ready = [pod for pod in cluster.get(cluster.pods(), labelSelector=chosen)["items"] if _ready(pod)]
-    random.shuffle(ready)  # many who look at once should not all want the same
-    for pod in ready:
-        metadata = {**changes, "labels": {**changes["labels"], _WARM: None}}
-        metadata["resourceVersion"] = pod["metadata"]["resourceVersion"]
-        try:
-            name = pod["metadata"]["name"]
-            deadline = {"activeDeadlineSeconds": _age(pod) + math.ceil(lifetime)}
-            return cluster.patch(cluster.pods(name), {"metadata": metadata, "spec": deadline})
-        except ApiError as error:
-            if error.status not in (404, 409):  # another took it, or it is gone
-                raise
+    warm = cluster.metadata(cluster.pods(), labelSelector=chosen, fieldSelector="status.phase=Running")
+    random.shuffle(warm)  # many who look at once should not all want the same
+    claims = (_claim(cluster, seen, changes, lifetime) for seen in warm if "deletionTimestamp" not in seen)
+    return next(filter(None, claims), None)
+
+
+def _claim(cluster: Api, seen: Json, changes: Json, lifetime: float) -> Json | None:
+    """Make a pod ours; None if another was faster, or it turns out not to be ready."""
+    metadata = {**changes, "labels": {**changes["labels"], _WARM: None}, "resourceVersion": seen["resourceVersion"]}
+    deadline = {"activeDeadlineSeconds": _age(seen) + math.ceil(lifetime)}
+    path = cluster.pods(seen["name"])
+    try:
+        pod = cluster.patch(path, {"metadata": metadata, "spec": deadline})
+    except ApiError as error:
+        if error.status not in (404, 409):
+            raise
+        return None
+    if _ready(pod):
+        return pod
+    cluster.delete(path, grace=0)
     return None
 
 
-def _age(pod: Json) -> int:
-    """Seconds since the pod's start, from which its deadline counts."""
+def _age(metadata: Json) -> int:
+    """Seconds since the pod was made: at least as many as since its start, from which its deadline counts."""
     from datetime import UTC, datetime
 
-    began = datetime.fromisoformat(pod["status"]["startTime"])
-    return max(0, math.ceil((datetime.now(UTC) - began).total_seconds()))
+    made = datetime.fromisoformat(metadata["creationTimestamp"])
+    return max(0, math.ceil((datetime.now(UTC) - made).total_seconds()))
 
 
 def _ready(pod: Json) -> bool:

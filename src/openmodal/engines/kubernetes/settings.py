@@ -28,6 +28,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         builder: where images are built: "local", "cluster", "cloudbuild"; "": here if this machine can, else in the cluster.
         build_namespace: where the pods of builds live, apart from sandboxes; "": `namespace` with "-builds" behind it.
         build_image: the image with BuildKit for them.
+        gpu_label: the label by which nodes tell the type of their GPUs, for `gpu="TYPE"`.
+        probe_image: of the pods that find out whether NetworkPolicies are enforced; none of its programs run.
         patience: seconds that a pod may wait for a node, its image and its start.
     """
 
@@ -42,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     builder: Literal["", "local", "cluster", "cloudbuild"] = ""
     build_namespace: str = ""
     build_image: str = "docker.io/moby/buildkit:rootless"
+    gpu_label: str = "nvidia.com/gpu.product"
+    probe_image: str = "registry.k8s.io/pause:3.9"
     patience: float = 600.0
 
     @property

@@ -1,8 +1,4 @@
-"""What a cluster administrator gives sandboxes: a namespace, the rights to use it, and policies. Manifests as values, and applying them.
-
-NetworkPolicies choose pods by the label that `create` puts on them: nothing comes in; out goes nothing (`block_network`), or what is not
-inside: the internet, and name servers wherever they are.
-"""
+"""What a cluster administrator gives sandboxes: a namespace, the rights to use it, and policies. Manifests as values, and applying them."""
 
 from __future__ import annotations
 
@@ -10,12 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from openmodal.engines.kubernetes import policies
 from openmodal.engines.kubernetes.api import Api, ApiError, Json
-from openmodal.engines.kubernetes.pods import DOMAIN
 from openmodal.engines.kubernetes.settings import Settings
-
-INSIDE = ("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16")
-INSIDE_6 = ("::1/128", "fc00::/7", "fe80::/10")
 
 _RIGHTS = (
     ("", ["pods"], ["get", "list", "watch", "create", "patch", "delete"]),
@@ -24,6 +17,7 @@ _RIGHTS = (
     ("", ["configmaps"], ["get", "create"]),
     ("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
     ("apps", ["replicasets"], ["get", "list", "create", "delete"]),
+    ("networking.k8s.io", ["networkpolicies"], ["create"]),
 )
 _BUILD_RIGHTS = (
     ("", ["pods"], ["get", "list"]),
@@ -31,7 +25,6 @@ _BUILD_RIGHTS = (
     ("", ["configmaps"], ["get", "create"]),
     ("batch", ["jobs"], ["create", "delete"]),
 )
-_OURS = {"app.kubernetes.io/managed-by": "openmodal"}
 
 
 def manifests(settings: Settings, grant: Sequence[str] = (), most: int = 0) -> list[Json]:
@@ -42,9 +35,16 @@ def manifests(settings: Settings, grant: Sequence[str] = (), most: int = 0) -> l
         most: how many sandboxes there may be at once; 0: as many as the nodes take.
     """
     quota = [_quota(most)] if most else []
-    found = [_namespace(settings), _role(), *(_binding(grant) if grant else ()), *quota, _deny(), _internet()]
+    found = [
+        _namespace(settings),
+        _role(),
+        *(_binding(grant) if grant else ()),
+        *quota,
+        policies.deny(),
+        policies.internet(),
+    ]
     for item in found[1:]:
-        item["metadata"] = {**item["metadata"], "namespace": settings.namespace, "labels": _OURS}
+        item["metadata"] = {**item["metadata"], "namespace": settings.namespace, "labels": policies.OURS}
     return found
 
 
@@ -77,7 +77,7 @@ def _apply(cluster: Api, item: Json) -> str:
 
 def _namespace(settings: Settings) -> Json:
     # "baseline" forbids all that opens the node; "restricted" would forbid root in the sandbox, without which agents install nothing.
-    labels = {**_OURS, "pod-security.kubernetes.io/enforce": "baseline"}
+    labels = {**policies.OURS, "pod-security.kubernetes.io/enforce": "baseline"}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": settings.namespace, "labels": labels}}
 
 
@@ -120,27 +120,4 @@ def _quota(most: int) -> Json:
         "kind": "ResourceQuota",
         "metadata": {"name": "openmodal"},
         "spec": {"hard": {"pods": str(most)}},
-    }
-
-
-def _deny() -> Json:
-    return _policy("openmodal-deny", dict(_OURS), {"policyTypes": ["Ingress", "Egress"]})
-
-
-def _internet() -> Json:
-    outside = [
-        {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(INSIDE)}},
-        {"ipBlock": {"cidr": "::/0", "except": list(INSIDE_6)}},
-    ]
-    names = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
-    spec = {"policyTypes": ["Egress"], "egress": [{"to": outside}, {"ports": names}]}
-    return _policy("openmodal-internet", {f"{DOMAIN}/network": "internet"}, spec)
-
-
-def _policy(name: str, labels: dict[str, str], spec: Json) -> Json:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name},
-        "spec": {"podSelector": {"matchLabels": labels}, **spec},
     }

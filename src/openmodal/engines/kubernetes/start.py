@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import random
 import secrets
 import time
 from typing import NoReturn
 
 from openmodal import _wire
 from openmodal._dual import Blocking, Sleep
-from openmodal._spec import Root, SandboxSpec, Status
+from openmodal._spec import Network, Root, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.engines import asked
-from openmodal.engines.kubernetes import agent, pods, pool
-from openmodal.engines.kubernetes.api import Api, ApiError, Json
+from openmodal.engines.kubernetes import agent, pods, policies, pool
+from openmodal.engines.kubernetes.api import SAY_AFTER, Api, ApiError, Json
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError, ImageError
 
-_SAY_AFTER = 5.0  # seconds of waiting that nobody needs to hear of
 _SLICE = 10.0  # seconds: a watch under asyncio cannot be cancelled, so it is short
 _log = logging.getLogger("openmodal")
 
@@ -44,10 +45,10 @@ class Start:
 
     async def pod(self) -> Json:
         """Take a warm pod, or make one. While a quota is used up, wait for room."""
-        spec = await Blocking(self._pod_spec)
-        if not self._spec.network.block and await Blocking(self._take, spec):
+        if self._spec.network == Network() and await self.take():  # those that wait are selected by the usual policy
             return self._pod
-        manifest = pods.manifest(self.name, spec, self._lifetime())
+        await Blocking(agent.ensure, self._cluster, self._agent)
+        manifest = pods.manifest(self.name, self._shape, self._lifetime())
         manifest["metadata"] |= self._metadata()
         pause = 0.2
         while True:
@@ -58,8 +59,20 @@ class Start:
                 if "exceeded quota" not in str(error) or self._out_of_patience():
                     raise
                 self._tell(f"room in the quota ({error})")
-            await Sleep(pause)
+            await Sleep(pause * random.uniform(0.5, 1.5))  # of many that wait, not all at the same moment
             pause = min(5.0, pause * 2)
+
+    async def take(self) -> bool:
+        """Take a warm pod, if there is one."""
+        taken: bool = await Blocking(self._take)
+        return taken
+
+    async def confine(self) -> None:
+        """With a list of networks: let these through, and nothing else. Until that holds, the policies of `setup` do: nothing gets out."""
+        if self._spec.network.cidrs is None:
+            return
+        policy = policies.listed(self._pod, pods.labels(self.id, self._spec, self._settings), self._spec.network.cidrs)
+        await Blocking(self._cluster.create, self._cluster.path("networkpolicies", group=policies.GROUP), policy)
 
     async def wait(self) -> None:
         """Wait until the agent runs.
@@ -94,13 +107,16 @@ class Start:
 
     # ------------------------------------------------------------------------------------------------ parts
 
-    def _pod_spec(self) -> Json:
-        map_name = agent.ensure(self._cluster, self._settings)
-        return pods.pod_spec(self._root, self._spec.resources, map_name, self._settings)
+    @functools.cached_property
+    def _agent(self) -> Json:
+        return agent.config_map(self._settings)
 
-    def _take(self, spec: Json) -> bool:
-        """Make a warm pod ours, if there is one."""
-        pod = pool.take(self._cluster, self._settings, spec, self._metadata(), self._lifetime())
+    @functools.cached_property
+    def _shape(self) -> Json:
+        return pods.pod_spec(self._root, self._spec.resources, self._agent["metadata"]["name"], self._settings)
+
+    def _take(self) -> bool:
+        pod = pool.take(self._cluster, self._settings, self._shape, self._metadata(), self._lifetime())
         if pod:
             self._pod, self.name = pod, str(pod["metadata"]["name"])
         return pod is not None
@@ -114,14 +130,17 @@ class Start:
         return self._spec.timeout + self._settings.patience + pods.SETUP_SECONDS
 
     def _slice(self) -> float:
-        return _SLICE if self._told else _SAY_AFTER
+        return max(1.0, min(_SLICE if self._told else SAY_AFTER, self._patience_left()))
 
     def _out_of_patience(self) -> bool:
-        return time.monotonic() - self._began > self._settings.patience
+        return self._patience_left() < 0
+
+    def _patience_left(self) -> float:
+        return self._began + self._settings.patience - time.monotonic()
 
     def _tell(self, what: str) -> None:
         """Say once what takes so long."""
-        if not self._told and time.monotonic() - self._began > _SAY_AFTER:
+        if not self._told and time.monotonic() - self._began > SAY_AFTER:
             self._told = True
             _log.warning("sandbox %s waits for %s", self.id, what)
 

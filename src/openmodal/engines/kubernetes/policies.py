@@ -1,0 +1,90 @@
+"""NetworkPolicies as values. They choose pods by the labels that `create` puts on them; what several say of a pod is added up.
+
+Nothing comes in; out goes nothing (`block_network`), or what is not inside (the internet, and name servers wherever they are), or what a
+list of networks allows. Whether anybody enforces them is the cluster's affair (`probe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from openmodal.engines.kubernetes.pods import DOMAIN, Json
+
+GROUP = "apis/networking.k8s.io/v1"
+PROBE = f"{DOMAIN}/probe"
+OURS = {"app.kubernetes.io/managed-by": "openmodal"}
+
+NEVER = ("127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10")
+"""The node itself and the clouds' metadata service: no list opens them."""
+
+INSIDE = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", *NEVER)
+
+_ANYWHERE = ("0.0.0.0/0", "::/0")
+
+
+def deny() -> Json:
+    """Of all sandboxes: nothing."""
+    return policy("openmodal-deny", OURS, {"policyTypes": ["Ingress", "Egress"]})
+
+
+def internet() -> Json:
+    """Of those that have no list and are not blocked: what is not inside."""
+    names = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    spec = {"policyTypes": ["Egress"], "egress": [{"to": _blocks(_ANYWHERE)}, {"ports": names}]}
+    return policy("openmodal-internet", {f"{DOMAIN}/network": "internet"}, spec)
+
+
+def listed(pod: Json, labels: Mapping[str, str], cidrs: Sequence[str]) -> Json:
+    """Of one sandbox: these networks, by TCP. It goes with the sandbox's pod."""
+    blocks = _blocks(cidrs)
+    egress = [{"to": blocks, "ports": [{"protocol": "TCP"}]}] if blocks else []  # an empty `to` would be everywhere
+    own = {f"{DOMAIN}/id": labels[f"{DOMAIN}/id"]}
+    made = policy(str(pod["metadata"]["name"]), own, {"policyTypes": ["Ingress", "Egress"], "egress": egress})
+    made["metadata"] |= {"labels": OURS, "ownerReferences": [owner(pod)]}
+    return made
+
+
+def cut_off(pod: Json) -> Json:
+    """Of one pod of a probe: nothing. It goes with the pod."""
+    name = str(pod["metadata"]["name"])
+    made = policy(name, {PROBE: name}, {"policyTypes": ["Ingress", "Egress"]})
+    made["metadata"] |= {"labels": OURS, "ownerReferences": [owner(pod)]}
+    return made
+
+
+def owner(pod: Json) -> Json:
+    """What goes with that pod says so."""
+    return {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}
+
+
+def policy(name: str, labels: Mapping[str, str], spec: Json) -> Json:
+    """A policy of the pods with these labels."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"podSelector": {"matchLabels": dict(labels)}, **spec},
+    }
+
+
+def _blocks(cidrs: Iterable[str]) -> list[Json]:
+    """Networks as a policy names them. One that is wider than a private network was not meant to open it."""
+    wanted = [ip_network(text) for text in cidrs]
+    return [
+        {"ipBlock": {"cidr": str(network), "except": [str(zone) for zone in INSIDE if _opens(network, zone)]}}
+        for network in wanted
+        if not any(_within(network, zone) for zone in NEVER)
+    ]
+
+
+def _opens(network: IPv4Network | IPv6Network, zone: str) -> bool:
+    """Whether a network contains that zone and more."""
+    return _within(ip_network(zone), str(network)) and str(network) != zone
+
+
+def _within(network: IPv4Network | IPv6Network, other: str) -> bool:
+    outer = ip_network(other)
+    if isinstance(network, IPv4Network) and isinstance(outer, IPv4Network):
+        return network.subnet_of(outer)
+    return isinstance(network, IPv6Network) and isinstance(outer, IPv6Network) and network.subnet_of(outer)

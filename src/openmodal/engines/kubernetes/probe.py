@@ -1,0 +1,85 @@
+"""Whether a cluster enforces NetworkPolicies, found out by trying: of two pods one reaches the other, until a policy forbids it.
+
+Blocking. Whatever happens the pods are deleted, and the policy goes with them. Should this process be killed, they end by themselves, and
+`openmodal gc` removes them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from openmodal._spec import Resources, Root
+from openmodal.engines.kubernetes import agent, pods, policies
+from openmodal.engines.kubernetes.api import Api, Json
+from openmodal.engines.kubernetes.settings import Settings
+from openmodal.errors import EngineError
+
+_PORT = 7333
+_START = 120.0  # seconds for a node, an image and a start
+_GET_THROUGH = 1.0  # seconds in which the client gets through before the policy is there
+_ALWAYS, _NO_LONGER = 0, 1  # exit codes of `reach`
+
+
+def enforced(cluster: Api, settings: Settings, seconds: int = 10) -> bool:
+    """Whether a policy takes effect within so many seconds.
+
+    Raises:
+        EngineError: that cannot be found out; the text tells why.
+    """
+    spec = pods.pod_spec(
+        Root(key="", layers=(settings.probe_image,)),
+        Resources(cpu=0.05, memory=16, disk=16),
+        agent.ensure(cluster, agent.config_map(settings)),
+        settings,
+    )
+    with (
+        _pod(cluster, spec, str(_PORT), str(int(_START) + seconds)) as target,
+        _pod(cluster, spec, target["status"]["podIP"], str(_PORT), str(seconds)) as client,
+    ):
+        time.sleep(_GET_THROUGH)
+        cluster.create(cluster.path("networkpolicies", group=policies.GROUP), policies.cut_off(client))
+        ended = _until(cluster, client, lambda pod: pods.exit_code(pod) is not None)
+    code = pods.exit_code(ended)
+    if code not in (_ALWAYS, _NO_LONGER):
+        raise EngineError("of two pods none reached the other, so it cannot be told whether policies are enforced")
+    return code == _NO_LONGER
+
+
+def finished(cluster: Api) -> list[str]:
+    """The pods of probes that ended while nobody was there to delete them."""
+    over = "status.phase!=Pending,status.phase!=Running"
+    left = cluster.metadata(cluster.pods(), labelSelector=policies.PROBE, fieldSelector=over)
+    return [str(metadata["name"]) for metadata in left if "deletionTimestamp" not in metadata]
+
+
+@contextmanager
+def _pod(cluster: Api, spec: Json, *arguments: str) -> Iterator[Json]:
+    """A pod that runs `reach` with these arguments."""
+    container = {**spec["containers"][0], "command": [pods.AGENT, "reach", *arguments]}
+    name = f"om-probe-{secrets.token_hex(4)}"
+    manifest = pods.manifest(name, {**spec, "containers": [container]}, 2 * _START)
+    manifest["metadata"]["labels"] = {policies.PROBE: name}
+    made = cluster.create(cluster.pods(), manifest)
+    try:
+        yield _until(cluster, made, pods.started)
+    finally:
+        cluster.delete(cluster.pods(name), grace=0)
+
+
+def _until(cluster: Api, pod: Json, reached: Callable[[Json], bool]) -> Json:
+    """The pod, once that is so."""
+    give_up = time.monotonic() + _START
+    while not reached(pod):
+        trouble = pods.trouble(pod)
+        if trouble and pods.exit_code(pod) is None:
+            raise EngineError(f"the pod that is to find out whether policies are enforced cannot run: {trouble[1]}")
+        if time.monotonic() > give_up:
+            raise EngineError(
+                f"the pod that is to find out whether policies are enforced waits for {pods.waits_for(pod)}"
+            )
+        metadata = pod["metadata"]
+        pod = cluster.changed(cluster.pods(), metadata["name"], metadata["resourceVersion"], 10.0) or pod
+    return pod
