@@ -97,7 +97,7 @@ class TestLimits:
 
     @promise("info")
     def test_info_tells_the_limits_and_that_nothing_is_lacking(self, create: Create) -> None:
-        info = create(memory=256, cpu=0.5).info()
+        info = create(memory=256, cpu=0.5, block_network=False).info()
         assert (info.memory, info.cpu, info.network, info.degraded) == (256, 0.5, "outbound", ())
 
     @promise("info")

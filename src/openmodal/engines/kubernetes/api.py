@@ -223,7 +223,7 @@ def connect(context: str, namespace: str) -> Api:
     return _api(os.getpid(), context, os.environ.get("KUBECONFIG", ""), namespace)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _api(pid: int, context: str, files: str, namespace: str) -> Api:
     """A process's connections: a forked child makes its own. The other arguments tell when they are to another cluster."""
     try:
