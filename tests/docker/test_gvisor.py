@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,14 @@ from openmodal.engines.docker.host import Host
 from openmodal.errors import EngineError, SandboxTimeoutError, UnsupportedError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
-from openmodal.testing import TestIsolation
-from openmodal.testing import TestNetwork as Contract
+from openmodal.testing import TestIsolation, TestNetwork
 from openmodal.testing.faces import Face, open_face
 from openmodal.testing.fixtures import Create
 from openmodal.testing.limits import connects, own_addresses, server
 from tests.docker.engine import DockerInGvisor, DockerUnderTest
 from tests.docker.proxy import far_away
 
-__all__ = ["TestIsolation"]
+__all__ = ["TestIsolation", "TestNetwork"]
 
 pytestmark = pytest.mark.gvisor
 
@@ -39,16 +37,6 @@ def engine(daemon: Daemon) -> DockerInGvisor:
 def face() -> Face:
     """What differs between the faces is the driver of `_dual`."""
     return open_face("blocking")
-
-
-class TestNetwork(Contract):
-    def test_the_internet_can_be_reached_by_name(self, sandbox: Sandbox, outbound: tuple[str, int]) -> None:
-        """By address: on a machine with ten times as much to do as it has CPUs, busybox waited in vain for answers of the name server.
-
-        That packets to name servers pass the wall is shown in tests/native/test_wall.py.
-        """
-        host, port = outbound
-        assert connects(sandbox, socket.gethostbyname(host), port, seconds=20)
 
 
 def test_commands_files_and_info_are_gvisors(image: Image, engine: DockerInGvisor) -> None:
