@@ -9,7 +9,6 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +21,7 @@ from openmodal.sandbox import Sandbox
 from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
 from openmodal.testing import Create
 from openmodal.testing.faces import Face
+from openmodal.testing.fixtures import creating
 from tests.build.test_registry import docker_registry
 from tests.kubernetes.cluster import Make, api
 
@@ -135,16 +135,8 @@ class Reused:
 
 @pytest.fixture
 def make(engine: Kubernetes, image: Image) -> Iterator[Make]:
-    made: list[Sandbox] = []
-
-    def create(*args: str, **options: Any) -> Sandbox:
-        given: dict[str, Any] = {"app": App("kube"), "image": image, "engine": engine, "timeout": 100, **options}
-        made.append(Sandbox.create(*args, **given))
-        return made[-1]
-
-    yield create
-    for sandbox in made:
-        sandbox.terminate()
+    with creating(app=App("kube"), image=image, engine=engine, timeout=100) as create:
+        yield create
 
 
 @pytest.fixture(scope="session")

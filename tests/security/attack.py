@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -20,6 +22,15 @@ from openmodal.sandbox import Sandbox
 ALL_CONTROLS = ("seccomp", "caps", "nnp", "masks", "ids")
 DENIED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 NATIVE = Path(__file__).resolve().parents[2] / "native"
+
+
+def compiled(source: str, folder: Path) -> Path:
+    """A tool of the attacker's, of a file beside this one."""
+    program = folder / source.removesuffix(".c")
+    compiler = shutil.which("musl-gcc") or "gcc"
+    path = Path(__file__).with_name(source)
+    subprocess.run([compiler, "-std=gnu11", "-O1", "-static", "-s", "-o", str(program), str(path)], check=True)
+    return program
 
 
 class Weakened(Embedded):

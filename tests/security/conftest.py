@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +14,8 @@ from openmodal.engines import load
 from openmodal.engines.embedded import Embedded
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
-from openmodal.testing.fixtures import busybox, engine_name, image, outbound
-from tests.security.attack import ALL_CONTROLS, Weakened
+from openmodal.testing.fixtures import busybox, creating, engine_name, image, outbound
+from tests.security.attack import ALL_CONTROLS, Weakened, compiled
 
 __all__ = ["busybox", "engine_name", "image", "outbound"]
 
@@ -39,11 +37,7 @@ def engine() -> Embedded:
 @pytest.fixture(scope="session")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The attacker's tool, compiled."""
-    program = tmp_path_factory.mktemp("probe") / "probe"
-    compiler = shutil.which("musl-gcc") or "gcc"
-    source = Path(__file__).with_name("probe.c")
-    subprocess.run([compiler, "-std=gnu11", "-O1", "-static", "-s", "-o", str(program), str(source)], check=True)
-    return program
+    return compiled("probe.c", tmp_path_factory.mktemp("probe"))
 
 
 @pytest.fixture(scope="session")
@@ -95,16 +89,8 @@ def bare(weak_program: Path, armed: Image) -> Iterator[Sandbox]:
 @pytest.fixture
 def create(engine: Embedded, armed: Image) -> Iterator[Callable[..., Sandbox]]:
     """Makes sandboxes with the attacker's tool; they end with the test."""
-    made: list[Sandbox] = []
-
-    def make(*args: str, **options: Any) -> Sandbox:
-        given: dict[str, Any] = {"app": App("attack"), "image": armed, "engine": engine, "timeout": 100, **options}
-        made.append(Sandbox.create(*args, **given))
-        return made[-1]
-
-    yield make
-    for sandbox in made:
-        sandbox.terminate()
+    with creating(app=App("attack"), image=armed, engine=engine, timeout=100) as create:
+        yield create
 
 
 def _sandbox(engine: Embedded, image: Image) -> Sandbox:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
 from tests.embedded.test_network import on_loopback
 from tests.embedded.test_plain_user import USER, home, run_as_user  # noqa: F401  (`home` is a fixture)
-from tests.security.attack import sh
+from tests.security.attack import compiled, sh
 from tests.security.conftest import Weaken
 
 PRIVATE = "10.99.95.1"
@@ -41,11 +40,7 @@ with openmodal.Sandbox.create(image=image, timeout=60, allow_degraded=["limits"]
 @pytest.fixture(scope="module")
 def sneak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The attacker's tool, compiled."""
-    program = tmp_path_factory.mktemp("sneak") / "sneak"
-    compiler = shutil.which("musl-gcc") or "gcc"
-    source = Path(__file__).with_name("sneak.c")
-    subprocess.run([compiler, "-std=gnu11", "-O1", "-static", "-s", "-o", str(program), str(source)], check=True)
-    return program
+    return compiled("sneak.c", tmp_path_factory.mktemp("sneak"))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -231,6 +232,20 @@ def eventually(condition: Callable[[], object], *, seconds: float = 20.0) -> Non
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+@contextmanager
+def creating(**defaults: Any) -> Iterator[Callable[..., Sandbox]]:
+    """What makes sandboxes with these arguments unless others are given; they end with the block."""
+    made: list[Sandbox] = []
+
+    def create(*args: str, **options: Any) -> Sandbox:
+        made.append(Sandbox.create(*args, **{**defaults, **options}))
+        return made[-1]
+
+    yield create
+    for sandbox in made:
+        sandbox.terminate()
 
 
 def running(sandbox: Sandbox, what: str) -> list[str]:
