@@ -1,4 +1,7 @@
-"""The same life on a cluster, beside bare pods of the same image, in turns. Needs KUBECONFIG, OPENMODAL_REGISTRY, and the namespace."""
+"""The same life on a cluster, beside bare pods of the same image, in turns. Needs KUBECONFIG, OPENMODAL_REGISTRY, and the namespace.
+
+Where the nodes are small, OPENMODAL_KUBERNETES_OVERCOMMIT makes room for 30 sandboxes at once.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from openmodal.engines.kubernetes.settings import read
 
 APP = openmodal.App("bench")
 AT_ONCE = 30
+_POOL = 4
+_PATIENCE = 120.0  # seconds: what no node has room for never comes
 
 
 def rows() -> dict[str, Row]:
@@ -50,12 +55,14 @@ class Cluster:
         name = f"bench-{secrets.token_hex(4)}"
         spec = {**self._spec, "restartPolicy": "Never", "volumes": [], "automountServiceAccountToken": True}
         spec["containers"] = [{**self._spec["containers"][0], "command": ["sleep", "600"], "volumeMounts": []}]
+        begun = time.monotonic()
         with Stopwatch() as watch:
             pod = self._api.create(
                 self._api.pods(), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
             )
             while not pods.started(pod):
-                pod = self._api.changed(self._api.pods(), name, pod["metadata"]["resourceVersion"], 60) or pod
+                _still_waits(begun, pods.waits_for(pod))
+                pod = self._api.changed(self._api.pods(), name, pod["metadata"]["resourceVersion"], 10) or pod
         self._api.delete(self._api.pods(name), grace=0)
         return watch.seconds
 
@@ -104,17 +111,26 @@ def _one_life(found: dict[str, Row], cluster: Cluster) -> None:
     found["terminate"].ours.append(watch.seconds * 1000)
 
 
+def _still_waits(since: float, awaited: str) -> None:
+    if time.monotonic() > since + _PATIENCE:
+        raise TimeoutError(f"waited {_PATIENCE:.0f} s in vain for {awaited}; set OPENMODAL_KUBERNETES_OVERCOMMIT=20")
+
+
 def _at_any_moment() -> None:
     """A kubelet looks once a second: who begins when another has just begun to run, waits the longest."""
     time.sleep(random.random())
 
 
 def _pool(row: Row, cluster: Cluster, rounds: int) -> None:
-    pool = openmodal.Pool.create("bench", image=cluster.image, size=rounds, memory=201, engine=cluster.engine)
+    """Claims from a pool that is full. The pod that the cluster makes in place of the one that was taken starts meanwhile."""
+    pool = openmodal.Pool.create("bench", image=cluster.image, size=_POOL, memory=201, engine=cluster.engine)
     try:
-        while pool.status().ready < rounds:
-            time.sleep(0.1)
         for _ in range(rounds):
+            begun = time.monotonic()
+            while pool.status().ready < _POOL:
+                _still_waits(begun, "the pods of the pool")
+                time.sleep(0.1)
+            _at_any_moment()
             with Stopwatch() as watch:
                 sandbox = cluster.sandbox(201)
                 sandbox.exec("true")

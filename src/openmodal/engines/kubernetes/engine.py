@@ -41,6 +41,7 @@ class Kubernetes:
     """Sandboxes as pods of the cluster that the kubeconfig names."""
 
     name = "kubernetes"
+    runtimes = ("native", "gvisor")
     gives_gpus = True
     lists_networks = True
 

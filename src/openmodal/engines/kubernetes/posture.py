@@ -15,7 +15,7 @@ from openmodal._spec import Info
 from openmodal._wire import FileOp
 from openmodal.engines.kubernetes.pods import DOMAIN, Json
 from openmodal.engines.posture import capabilities, fields
-from openmodal.errors import EngineError, ProtocolError
+from openmodal.errors import EngineError, ProtocolError, UnsupportedError
 
 _GROUPS = "/sys/fs/cgroup"
 _STATUS, _IDS = "/proc/1/status", "/proc/1/uid_map"
@@ -26,6 +26,10 @@ _V1 = {
     "pids": f"{_GROUPS}/pids/pids.max",
 }
 _V2 = {name: f"{_GROUPS}/{name}.max" for name in ("memory", "cpu", "pids")}
+_GVISOR = (
+    "what holds gVisor itself cannot be told from inside, which is all that is seen of a pod; its limits are those of the pod: "
+    "look at it with kubectl"
+)
 _NO_LIMIT = 1 << 60  # cgroup v1 says a number of this size where it means none
 
 
@@ -42,9 +46,15 @@ async def look(link: Link) -> dict[str, str]:
 
 
 def info(seen: Mapping[str, str], pod: Json, *, enforced: bool) -> Info:
-    """Tell of a sandbox by what was seen in it. `enforced`: NetworkPolicies are."""
+    """Tell of a sandbox by what was seen in it. `enforced`: NetworkPolicies are.
+
+    Raises:
+        UnsupportedError: it runs in gVisor, whose kernel knows nothing of what holds gVisor itself.
+    """
     try:
         status = fields(seen[_STATUS])
+        if "NoNewPrivs" not in status:  # Linux has told it since 4.10 (proc(5)), gVisor does not
+            raise UnsupportedError(_GVISOR)
         root, ids = _ids(seen[_IDS])
         held, unprivileged, filtered = capabilities(status), status["NoNewPrivs"] == "1", status["Seccomp"] == "2"
     except (KeyError, ValueError, IndexError) as error:

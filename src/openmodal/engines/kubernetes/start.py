@@ -9,6 +9,8 @@ import secrets
 import time
 from typing import NoReturn
 
+from msgspec.structs import replace
+
 from openmodal import _wire
 from openmodal._dual import Blocking, Sleep
 from openmodal._spec import Network, Root, SandboxSpec, Status
@@ -28,7 +30,8 @@ class Start:
 
     def __init__(self, cluster: Api, settings: Settings, id: str, spec: SandboxSpec, root: Root) -> None:
         self._cluster = cluster
-        self._settings = settings
+        # "native" is whatever the cluster, or the configuration, says of every pod
+        self._settings = settings if spec.runtime == "native" else replace(settings, runtime_class=spec.runtime)
         self.id = id
         self._spec = spec
         self._root = root
@@ -56,6 +59,7 @@ class Start:
                 self._pod = await Blocking(self._cluster.create, self._cluster.pods(), manifest)
                 return self._pod
             except ApiError as error:
+                self._check_class(error)
                 if "exceeded quota" not in str(error) or self._out_of_patience():
                     raise
                 self._tell(f"room in the quota ({error})")
@@ -149,6 +153,15 @@ class Start:
             f"the pod of sandbox {self.id} waited {self._settings.patience:.0f} s in vain for "
             f"{pods.waits_for(self._pod)}; ask for less, add nodes, or raise kubernetes.patience"
         )
+
+    def _check_class(self, error: ApiError) -> None:
+        """Raise a refusal of the RuntimeClass in words that say what to do."""
+        if "RuntimeClass" in str(error) and "not found" in str(error):
+            raise EngineError(
+                f"the cluster has no RuntimeClass {self._settings.runtime_class!r}; an administrator makes it "
+                "(https://gvisor.dev/docs/user_guide/containerd/quick_start/, on GKE `openmodal setup gcp`), or leave out "
+                "runtime= and kubernetes.runtime_class"
+            ) from error
 
     def _deleted(self, error: ApiError) -> EngineError:
         if error.status != 404:
