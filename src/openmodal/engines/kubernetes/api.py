@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -40,6 +41,7 @@ _PATIENCE = 60.0  # seconds for a server that says "too many requests"
 _RESTART = 30.0  # seconds for which a server that answered before may be away
 SAY_AFTER = 5.0  # seconds of waiting that nobody needs to hear of
 _log = logging.getLogger("openmodal")
+_NO_CLASS = re.compile(r'RuntimeClass "([^"]+)" not found')
 _TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 
 
@@ -281,6 +283,12 @@ def refusal(response: httpx2.Response, what: str) -> ApiError:
     code = response.status_code
     if code == 401:
         text = "the API server does not know you: the credentials of the kubeconfig are wrong or have expired; log in again"
+    elif code == 403 and (missing := _NO_CLASS.search(text)):
+        text = (
+            f"the cluster has no RuntimeClass {missing[1]!r}; an administrator makes it "
+            "(https://gvisor.dev/docs/user_guide/containerd/quick_start/, on GKE `openmodal setup gcp`), or leave out "
+            "runtime= and kubernetes.runtime_class"
+        )
     elif code == 403 and "quota" not in text:
         text = f"{text or what}; a cluster administrator gives the rights with `openmodal setup kubernetes`"
     elif code == 429:

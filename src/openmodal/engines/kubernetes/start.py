@@ -59,7 +59,6 @@ class Start:
                 self._pod = await Blocking(self._cluster.create, self._cluster.pods(), manifest)
                 return self._pod
             except ApiError as error:
-                self._check_class(error)
                 if "exceeded quota" not in str(error) or self._out_of_patience():
                     raise
                 self._tell(f"room in the quota ({error})")
@@ -153,15 +152,6 @@ class Start:
             f"the pod of sandbox {self.id} waited {self._settings.patience:.0f} s in vain for "
             f"{pods.waits_for(self._pod)}; ask for less, add nodes, or raise kubernetes.patience"
         )
-
-    def _check_class(self, error: ApiError) -> None:
-        """Raise a refusal of the RuntimeClass in words that say what to do."""
-        if "RuntimeClass" in str(error) and "not found" in str(error):
-            raise EngineError(
-                f"the cluster has no RuntimeClass {self._settings.runtime_class!r}; an administrator makes it "
-                "(https://gvisor.dev/docs/user_guide/containerd/quick_start/, on GKE `openmodal setup gcp`), or leave out "
-                "runtime= and kubernetes.runtime_class"
-            ) from error
 
     def _deleted(self, error: ApiError) -> EngineError:
         if error.status != 404:
