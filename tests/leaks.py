@@ -12,14 +12,15 @@ runs to each other.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fnmatch
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ class Process:
 
     def _read(self, name: str) -> bytes:
         try:
-            with open(f"{self._folder}/{name}", "rb") as file:
+            with open(f"{self._folder}/{name}", "rb", buffering=0) as file:
                 return file.read()
         except OSError:
             return b""
@@ -74,13 +75,18 @@ class Process:
     def is_kernels(self) -> bool:
         return self.parent == 2 or self.pid == 2
 
-    @property
+    @cached_property
     def is_openmodals(self) -> bool:
         """A native program of ours, what it starts for gVisor (gvisor.py), or the gate of a sandbox with an allow list."""
         native = "openmodal" in os.path.basename(self.argv[0]) and not self.is_in_container
-        ours = ("--root=/state", f"--root={_home()}/")  # of a box, and of a Docker daemon of these tests
-        runsc = self.argv[0].startswith("runsc") and any(word.startswith(ours) for word in self.argv)
-        return native or runsc or any("openmodal/_gate/" in word for word in self.argv)
+        return native or self._is_runsc or any("openmodal/_gate/" in word for word in self.argv)
+
+    @property
+    def _is_runsc(self) -> bool:
+        """The runtime in a box, or of a Docker daemon of these tests."""
+        return self.argv[0].startswith("runsc") and any(
+            word.startswith(("--root=/state", f"--root={_home()}/")) for word in self.argv
+        )
 
     @property
     def is_in_container(self) -> bool:
@@ -175,7 +181,12 @@ def _owner(process: Process, processes: dict[int, Process]) -> bool | None:
 
 
 def _home() -> str:
-    return os.path.realpath(os.environ["OPENMODAL_HOME"])
+    return _real(os.environ["OPENMODAL_HOME"])
+
+
+@cache
+def _real(path: str) -> str:
+    return os.path.realpath(path)
 
 
 def _mounts() -> Iterator[str]:
@@ -206,9 +217,21 @@ def _loop_devices() -> Iterator[str]:
 def _cgroups(foreign: set[int]) -> Iterator[str]:
     """Control groups of ours in every hierarchy, version 1 or 2, but for those that another run's processes are in."""
     for hierarchy in _hierarchies():
-        for folder, _, _ in os.walk(hierarchy):  # not glob: it fails when another run's group goes meanwhile
+        for folder in _groups(str(hierarchy)):
             if "openmodal" in folder.removeprefix(str(hierarchy)) and not _pids_in(folder) & foreign:
                 yield folder
+
+
+def _groups(folder: str) -> Iterator[str]:
+    """That control group and all below it, but for a cluster's, which keeps those of pods for long."""
+    yield folder
+    with contextlib.suppress(OSError):  # another run's group goes meanwhile
+        # In this file system the number of links counts the groups inside: most have none, and many files.
+        if os.stat(folder).st_nlink > 2:
+            with os.scandir(folder) as entries:
+                inner = [entry.path for entry in entries if entry.is_dir() and entry.name != "kubepods"]
+            for path in inner:
+                yield from _groups(path)
 
 
 def _hierarchies() -> Iterator[Path]:
@@ -232,13 +255,24 @@ def _interfaces() -> Iterator[str]:
         if not any(os.path.exists(f"/sys/class/net/{name}/{kind}") for kind in ("bridge", "master")):
             yield f"host {name}"
     if os.geteuid() == 0 and ROUTER.exists():
-        # /proc/net shows the namespace of the process that reads it, unlike the /sys of this mount.
-        command = ["nsenter", f"--net={ROUTER}", "cat", "/proc/net/dev"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-        for line in done.stdout.splitlines()[2:]:
+        with ThreadPoolExecutor(1) as thread:
+            lines = thread.submit(_devices_of_router).result()
+        for line in lines[2:]:
             name = line.partition(":")[0].strip()
             if name.startswith("om"):  # a sandbox's; the others are the router's own
                 yield f"router {name}"
+
+
+def _devices_of_router() -> list[str]:
+    """/proc/net/dev as it is there. A thread may go into a namespace for itself; this one ends with the look."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        with open(ROUTER, "rb") as namespace:
+            if libc.setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), "setns")
+    except OSError:  # it is being made or removed
+        return []
+    return Path("/proc/thread-self/net/dev").read_text(encoding="ascii").splitlines()
 
 
 def _files() -> Iterator[str]:

@@ -281,10 +281,10 @@ def test_without_a_reader_the_newest_is_kept(link: Link) -> None:
 
 
 def test_a_background_child_does_not_hold_up_the_end(link: Link, tmp_path: Path) -> None:
-    began = time.monotonic()
-    id = link.start("sh", "-c", f"(trap '' PIPE; sleep 0.5; echo late; echo $? > {tmp_path}/late) & echo hi")
-    result = link.finish(id)
-    assert result.stdout == b"hi\n" and time.monotonic() - began < 0.45
+    child = f"trap '' PIPE; until [ -e {tmp_path}/go ]; do sleep 0.01; done; echo late; echo $? > {tmp_path}/late"
+    id = link.start("sh", "-c", f"({child}) & echo hi")
+    assert link.finish(id).stdout == b"hi\n"
+    (tmp_path / "go").touch()
     assert eventually(lambda: (tmp_path / "late").exists() and (tmp_path / "late").read_text() == "0\n")
     assert link.finish(id, out=3).stdout == b"", "what came after the end is not output"
 
@@ -315,7 +315,7 @@ def test_waiting_ends_after_the_wait(link: Link) -> None:
     id = link.start("sleep", "60")
     began = time.monotonic()
     answer = link.io(id, STDOUT | EXIT, wait=100)
-    assert 0.09 < time.monotonic() - began < 2 and not answer.data and answer.state & ~8 == 0
+    assert 0.09 < time.monotonic() - began < 30 and not answer.data and answer.state & ~8 == 0
     link.kill(id, 9)
 
 
@@ -659,7 +659,7 @@ def test_links_do_not_wait_for_each_other(agent: Agent) -> None:
     half = agent.link()
     half.send(frame(0x15)[:3])
     began = time.monotonic()
-    assert quick.run("echo", "quick").stdout == b"quick\n" and time.monotonic() - began < 1
+    assert quick.run("echo", "quick").stdout == b"quick\n" and time.monotonic() - began < 30
     half.send(frame(0x15)[3:])
     half.ok()
     quick.kill(id, 9)
@@ -731,9 +731,8 @@ def test_shutdown_ends_the_agent_and_every_command(agent: Agent, link: Link, tmp
 
 def test_the_agents_own_deadline(start: Start) -> None:
     agent = start("--timeout-ms", "300")
-    began = time.monotonic()
     agent.link().start("sleep", "60")
-    assert agent.process.wait(5) == 124 and time.monotonic() - began < 2
+    assert agent.process.wait(30) == 124
 
 
 def test_idle_is_when_nothing_runs_and_nobody_asks(start: Start) -> None:
@@ -742,8 +741,7 @@ def test_idle_is_when_nothing_runs_and_nobody_asks(start: Start) -> None:
     link.start("sleep", "0.8")
     time.sleep(0.7)
     assert agent.process.poll() is None
-    began = time.monotonic()
-    assert agent.process.wait(5) == 124 and time.monotonic() - began < 2
+    assert agent.process.wait(30) == 124
 
 
 def test_the_main_command_ends_the_agent(start: Start) -> None:
