@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +53,17 @@ class TestRuntime:
         sandbox = create()
         assert "gVisor" in sandbox.exec("dmesg").stdout.read()
         assert sandbox.exec("uname", "-r").stdout.read().strip() != os.uname().release
+
+    @pytest.mark.parametrize("compiler", ["cc", "musl-gcc"])
+    def test_the_agent_starts_whichever_compiler_made_it(
+        self, compiler: str, create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not shutil.which(compiler):
+            pytest.skip(f"needs {compiler}")
+        build = Path(__file__).parents[2] / "native" / "build.py"
+        subprocess.run([sys.executable, build, "--compiler", compiler, "--output", tmp_path], check=True)
+        monkeypatch.setenv("OPENMODAL_AGENT", str(next(tmp_path.glob("openmodal-agent-*"))))
+        assert create().exec("echo", "hello").stdout.read() == "hello\n"
 
     def test_the_same_engine_runs_native_sandboxes_on_this_machines_kernel(self, image: Image) -> None:
         with make(Embedded(), image) as sandbox:
