@@ -322,25 +322,57 @@ def _children(folder: str) -> Iterator[str]:
 
 def left_since(before: Ledger, allowed: Mapping[str, tuple[str, ...]] = ALLOWED) -> list[str]:
     """Tell what is here now, was not there before, and does not go by itself. What comes later is somebody else's."""
+    return compare(before, allowed)[0]
+
+
+def compare(before: Ledger, allowed: Mapping[str, tuple[str, ...]]) -> tuple[list[str], Ledger]:
+    """What `left_since` tells, and the ledger that was taken last for it."""
     deadline = time.monotonic() + GRACE
-    kinds = tuple(before.entries)
-    left = take(kinds).since(before, allowed)
+    after = take(tuple(before.entries))
+    left = after.since(before, allowed)
     while left and time.monotonic() < deadline:
         time.sleep(0.05)
-        now = set(take(kinds).since(before, allowed))
+        after = take(tuple(before.entries))
+        now = set(after.since(before, allowed))
         left = [leak for leak in left if leak in now]
-    return left
+    return left, after
+
+
+AFTER = pytest.StashKey[Ledger | None]()
+"""How it was after the last test: that is how it is before the next one, unless a fixture for several tests came or went between."""
+
+
+class Check:
+    """The leak check of one test."""
+
+    def __init__(self, before: Ledger) -> None:
+        self.before = before
+
+    def renew(self) -> None:
+        """What is there by now is not this test's."""
+        self.before = take(tuple(self.before.entries))
 
 
 @pytest.fixture(autouse=True)
-def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[Check]:
     """Fail the test that leaves something behind. Set up first, so it looks when all other fixtures are done."""
     if "unit" in request.path.parts:
-        yield
+        yield Check(Ledger({}, foreign=False))
         return
     allowed = ALLOWED | {"": tuple(p for mark in request.node.iter_markers("may_leave") for p in mark.args)}
     kinds = IN_PODS if "kubernetes" in request.path.parts else KINDS
-    before = take(kinds)
-    yield
-    if left := left_since(before, allowed):
+    stash = request.config.stash
+    before = stash.get(AFTER, None)
+    if before is None or set(before.entries) != set(kinds):
+        before = take(kinds)
+    check = Check(before)
+    yield check
+    left, stash[AFTER] = compare(check.before, allowed)
+    if left:
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+def forget_after(config: pytest.Config, fixture: pytest.FixtureDef[object]) -> None:
+    """To be called when a fixture is set up or torn down."""
+    if fixture.scope != "function":
+        config.stash[AFTER] = None

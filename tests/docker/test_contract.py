@@ -14,25 +14,16 @@ import pytest
 import openmodal.testing as suite
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import Face, open_face
+from tests.reuse import INSIDE, fresh_or_swept, reused  # noqa: F401
 
 globals().update({name: getattr(suite, name) for name in suite.__all__ if name.startswith("Test")})
 
-NEED_NO_NETWORK = (
-    suite.TestCopying,
-    suite.TestExec,
-    suite.TestExecInput,
-    suite.TestExecOutput,
-    suite.TestExecTimeout,
-    suite.TestFileErrors,
-    suite.TestFiles,
-    suite.TestFlow,
-    suite.TestLimits,
-    suite.TestLostLinks,
-    suite.TestMistakes,
-    suite.TestSpawn,
-    suite.TestStdin,
-    suite.TestTerminal,
-)
+NEED_NO_NETWORK = (*INSIDE, suite.TestLimits)
+
+
+@pytest.fixture(scope="session")
+def shared_options() -> dict[str, Any]:
+    return {"block_network": True}
 
 
 @pytest.fixture

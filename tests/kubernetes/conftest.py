@@ -17,13 +17,11 @@ from openmodal._spec import Resources
 from openmodal.app import App
 from openmodal.engines.kubernetes import Kubernetes
 from openmodal.image import Image
-from openmodal.sandbox import Sandbox
 from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
-from openmodal.testing import Create
-from openmodal.testing.faces import Face
 from openmodal.testing.fixtures import creating
 from tests.build.test_registry import docker_registry
 from tests.kubernetes.cluster import Make, api
+from tests.reuse import fresh_or_swept, reused, shared_options  # noqa: F401
 
 
 @pytest.fixture(scope="session")
@@ -71,28 +69,9 @@ def pool(engine: Kubernetes, image: Image) -> Iterator[None]:
     run_sync(engine.delete_pool("tests"))
 
 
-REUSED = {
-    "TestCopying",
-    "TestExec",
-    "TestExecInput",
-    "TestExecOutput",
-    "TestExecTimeout",
-    "TestFileErrors",
-    "TestFiles",
-    "TestFlow",
-    "TestLostLinks",
-    "TestMistakes",
-    "TestSpawn",
-    "TestStdin",
-    "TestTerminal",
-}
-"""Tests of what happens in a sandbox: they share one, swept between them."""
-
 BOTH_FACES = {"TestLifetime", "TestLostLinks", "TestSandbox"}
 """Those of the engine's own verbs, and of links. The others run in the async face only, where each call of the engine is a `Blocking` in a
 thread. The embedded engine, for which a sandbox costs a millisecond and not a second, shows that the faces are alike."""
-
-SWEEP = "kill -9 -1; cd /; for d in /tmp /srv /root /home/agent; do find $d -mindepth 1 -delete; done"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -112,44 +91,7 @@ def _is_left_out(item: pytest.Item) -> bool:
     return "[blocking" in item.name and name.startswith("Test") and name not in BOTH_FACES
 
 
-class Reused:
-    """One sandbox for many tests, and another when a test has ended it."""
-
-    def __init__(self, engine: Kubernetes, image: Image) -> None:
-        self._make = lambda: Sandbox.create(app=App("contract"), image=image, engine=engine, timeout=600)
-        self._sandbox: Sandbox | None = None
-
-    def sandbox(self) -> Sandbox:
-        if self._sandbox is None or self._sandbox.poll() is not None:
-            self._sandbox = self._make()
-        elif self._sandbox.exec("sh", "-c", SWEEP, timeout=20).returncode:
-            self.close()
-            return self.sandbox()
-        return self._sandbox
-
-    def close(self) -> None:
-        if self._sandbox:
-            self._sandbox.terminate()
-        self._sandbox = None
-
-
 @pytest.fixture
 def make(engine: Kubernetes, image: Image) -> Iterator[Make]:
     with creating(app=App("kube"), image=image, engine=engine, timeout=100) as create:
         yield create
-
-
-@pytest.fixture(scope="session")
-def reused(engine: Kubernetes, image: Image) -> Iterator[Reused]:
-    sandbox = Reused(engine, image)
-    yield sandbox
-    sandbox.close()
-
-
-@pytest.fixture(name="sandbox")
-def fresh_or_swept(request: pytest.FixtureRequest, create: Create, face: Face) -> Sandbox:
-    """A fresh sandbox, or one that is as good as that."""
-    if request.cls.__name__ not in REUSED:
-        return create()
-    reused: Reused = request.getfixturevalue("reused")
-    return face(reused.sandbox())
