@@ -45,7 +45,7 @@ class TestLifetime:
             sandbox.exec("sleep", "54321")
 
     def test_a_reader_under_way_is_told_of_the_timeout(self, create: Create) -> None:
-        sandbox = create(timeout=1)
+        sandbox = create(timeout=3)  # for a busy machine to come to the reading
         process = sandbox.spawn("sh", "-c", "echo ready; sleep 54321")
         assert process.stdout.readline() == "ready\n"
         with pytest.raises(SandboxTimeoutError):
