@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -129,7 +130,10 @@ class Ledger:
         ]
 
 
-KINDS = ("process", "mount", "loop device", "cgroup", "interface", "file", "container", "cluster")
+ON_MACHINE = ("process", "mount", "loop device", "cgroup", "interface", "file", "container", "cluster")
+KINDS = (*ON_MACHINE, "table")
+JUDGE = "openmodal_test_"
+"""What the name of a table of nftables begins with that a judge made; its process's id follows."""
 IN_PODS = ("process", "file", "cluster")
 """What tests of Kubernetes may leave. A cluster on this machine makes and ends mounts, control groups and interfaces when it likes."""
 
@@ -154,6 +158,7 @@ def take(kinds: tuple[str, ...] = KINDS) -> Ledger:
         "file": _files,
         "container": _containers,
         "cluster": _objects,
+        "table": tables,
     }
     entries |= {kind: _same(look()) for kind, look in looks.items() if kind in kinds}
     others = {pid for pid, mine in owners.items() if mine is None and processes[pid].is_in_container}
@@ -277,6 +282,17 @@ def _objects() -> Iterator[str]:
         yield from cluster.objects()
 
 
+def tables() -> Iterator[str]:
+    """The rules of judges of NetworkPolicies (tests/kubernetes/enforcer.py) whose processes have ended."""
+    if os.geteuid() != 0 or not shutil.which("nft"):
+        return
+    listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True, timeout=60)
+    for name in listed.stdout.split():
+        pid = name.removeprefix(JUDGE)
+        if pid != name and not os.path.exists(f"/proc/{pid}"):
+            yield name
+
+
 def _children(folder: str) -> Iterator[str]:
     try:
         names = os.listdir(folder)
@@ -305,7 +321,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     allowed = ALLOWED | {"": tuple(p for mark in request.node.iter_markers("may_leave") for p in mark.args)}
-    kinds = IN_PODS if "kubernetes" in request.path.parts else KINDS
+    kinds = IN_PODS if "kubernetes" in request.path.parts else ON_MACHINE
     before = take(kinds)
     yield
     if left := left_since(before, allowed):
