@@ -19,7 +19,7 @@ PYTEST_ARGS ?= -n 3
 # The image base is made of Debian packages, and the network of sandboxes of iptables rules.
 DEBIAN := mmdebstrap iptables
 DEBIAN_TEST := $(DEBIAN) busybox-static clang curl docker-registry docker.io git iproute2 libclang-rt-dev musl-tools \
-	openssl passt podman slirp4netns stress-ng uidmap util-linux
+	nftables openssl passt podman slirp4netns stress-ng uidmap util-linux
 # Debian 12's own is too old for the options that we give it.
 BACKPORTS_TEST := runsc
 

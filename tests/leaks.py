@@ -15,6 +15,8 @@ import contextlib
 import ctypes
 import fnmatch
 import os
+import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -135,7 +137,10 @@ class Ledger:
         ]
 
 
-KINDS = ("process", "mount", "loop device", "cgroup", "interface", "file", "container", "cluster")
+ON_MACHINE = ("process", "mount", "loop device", "cgroup", "interface", "file", "container", "cluster")
+KINDS = (*ON_MACHINE, "table")
+JUDGE = "openmodal_test_"
+"""What the name of a table of nftables begins with that a judge made; its process's id follows."""
 IN_PODS = ("process", "file", "cluster")
 """What tests of Kubernetes may leave. A cluster on this machine makes and ends mounts, control groups and interfaces when it likes."""
 
@@ -160,6 +165,7 @@ def take(kinds: tuple[str, ...] = KINDS) -> Ledger:
         "file": _files,
         "container": _containers,
         "cluster": _objects,
+        "table": tables,
     }
     entries |= {kind: _same(look()) for kind, look in looks.items() if kind in kinds}
     others = {pid for pid, mine in owners.items() if mine is None and processes[pid].is_in_container}
@@ -311,6 +317,17 @@ def _objects() -> Iterator[str]:
         yield from cluster.objects()
 
 
+def tables() -> Iterator[str]:
+    """The rules of judges of NetworkPolicies (tests/kubernetes/enforcer.py) whose processes have ended."""
+    if os.geteuid() != 0 or not shutil.which("nft"):
+        return
+    listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True, timeout=60)
+    for name in listed.stdout.split():
+        pid = name.removeprefix(JUDGE)
+        if pid != name and not os.path.exists(f"/proc/{pid}"):
+            yield name
+
+
 def _children(folder: str) -> Iterator[str]:
     try:
         names = os.listdir(folder)
@@ -360,7 +377,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[Check]:
         yield Check(Ledger({}, foreign=False))
         return
     allowed = ALLOWED | {"": tuple(p for mark in request.node.iter_markers("may_leave") for p in mark.args)}
-    kinds = IN_PODS if "kubernetes" in request.path.parts else KINDS
+    kinds = IN_PODS if "kubernetes" in request.path.parts else ON_MACHINE
     stash = request.config.stash
     before = stash.get(AFTER, None)
     if before is None or set(before.entries) != set(kinds):

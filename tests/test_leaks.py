@@ -103,6 +103,14 @@ def a_loop_device() -> Iterator[str]:
         yield f"loop device: {os.path.basename(device)} {path}"
 
 
+@contextmanager
+def a_judges_table() -> Iterator[str]:
+    name = f"{leaks.JUDGE}{1 << 30}"  # there is no such process
+    run("nft", "add", "table", "inet", name)
+    yield f"table: {name}"
+    run("nft", f"add table inet {name}; delete table inet {name}")  # a judge that begins has removed it, perhaps
+
+
 @pytest.fixture
 def whole_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one run alone: it looks at the places that workers share."""
@@ -125,7 +133,7 @@ def test_a_file_in_a_shared_place_is_reported(folder: str) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("leak", [a_sandbox_folder, a_mount, a_cgroup, an_interface, a_loop_device])
+@pytest.mark.parametrize("leak", [a_sandbox_folder, a_mount, a_cgroup, an_interface, a_loop_device, a_judges_table])
 def test_a_leak_that_root_can_make_is_reported(leak: Callable[[], AbstractContextManager[str]]) -> None:
     before = leaks.take()
     with leak() as line:

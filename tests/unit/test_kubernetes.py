@@ -207,15 +207,27 @@ def test_death_of_the_main_command_for_memory_is_told() -> None:
 def test_settings_come_from_file_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path))
     monkeypatch.delenv("OPENMODAL_KUBERNETES_NAMESPACE", raising=False)
-    (tmp_path / "config.toml").write_text('[kubernetes]\nnamespace = "file"\nnetwork_policy = true\nowner = "a b"\n')
+    text = '[kubernetes]\nnamespace = "file"\nnetwork_policy = true\nowner = "a b"\ninside = ["198.51.100.7"]\n'
+    (tmp_path / "config.toml").write_text(text)
     assert (read().namespace, read().network_policy, read().owner) == ("file", True, "a-b")
+    assert read().inside == ("198.51.100.7/32",)
+    monkeypatch.setenv("OPENMODAL_KUBERNETES_INSIDE", "198.51.100.0/24, 2001:DB8::/32")
+    assert read().inside == ("198.51.100.0/24", "2001:db8::/32")
     monkeypatch.setenv("OPENMODAL_KUBERNETES_NAMESPACE", "env")
     monkeypatch.setenv("OPENMODAL_KUBERNETES_OVERCOMMIT", "2.5")
     assert (read().namespace, read().overcommit) == ("env", 2.5)
 
 
 @pytest.mark.parametrize(
-    "line", ["no_such = 1", "overcommit = 0.5", 'user_namespaces = "perhaps"', "architecture = 'z80'", "namespace = 3"]
+    "line",
+    [
+        "no_such = 1",
+        "overcommit = 0.5",
+        'user_namespaces = "perhaps"',
+        "architecture = 'z80'",
+        "namespace = 3",
+        'inside = ["10.0.0.1/8"]',
+    ],
 )
 def test_wrong_settings_are_named(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path))
@@ -327,20 +339,32 @@ def test_policies_let_nothing_in_and_only_what_is_outside_out() -> None:
     assert "ingress" not in deny
     assert "egress" not in deny
     blocks = [place["ipBlock"] for place in internet["egress"][0]["to"]]
-    assert "169.254.0.0/16" in blocks[0]["except"]
+    assert {"169.254.0.0/16", "168.63.129.16/32", "192.0.0.0/24"} <= set(blocks[0]["except"])
     assert internet["podSelector"]["matchLabels"] == {"openmodal.dev/network": "internet"}
 
 
 def test_a_list_of_networks_opens_no_more_than_was_meant() -> None:
     """0.0.0.0/0 is not the user's own network, and nothing is the metadata service."""
-    given = ("0.0.0.0/0", "10.1.0.0/16", "10.0.0.0/8", "127.0.0.0/8", "169.254.169.254/32", "2001:db8::/32", "::/0")
+    never = ("127.0.0.0/8", "169.254.169.254/32", "168.63.129.16/32", "100.100.100.200/32", "fd00:ec2::254/128")
+    given = (
+        "0.0.0.0/0",
+        "10.1.0.0/16",
+        "10.0.0.0/8",
+        "198.51.100.7/32",
+        "100.100.0.0/16",
+        "2001:db8::/32",
+        "::/0",
+        *never,
+    )
     egress = listed(*given)["spec"]["egress"]
     assert egress[0]["ports"] == [{"protocol": "TCP"}]
     blocks = {place["ipBlock"]["cidr"]: set(place["ipBlock"]["except"]) for place in egress[0]["to"]}
-    assert set(blocks) == set(given) - {"127.0.0.0/8", "169.254.169.254/32"}
-    assert blocks["0.0.0.0/0"] == {text for text in policies.INSIDE if ":" not in text}
+    assert set(blocks) == set(given) - set(never)
+    assert blocks["0.0.0.0/0"] == {text for text in policies.INSIDE if ":" not in text} | {"198.51.100.0/24"}
     assert blocks["::/0"] == {text for text in policies.INSIDE if ":" in text}
-    assert blocks["10.0.0.0/8"] == blocks["10.1.0.0/16"] == blocks["2001:db8::/32"] == set()
+    assert blocks["100.100.0.0/16"] == {"100.100.100.200/32"}
+    for network in ("10.0.0.0/8", "10.1.0.0/16", "198.51.100.7/32", "2001:db8::/32"):
+        assert blocks[network] == set()
 
 
 @pytest.mark.parametrize("cidrs", [(), ("127.0.0.1/32",)])
@@ -350,7 +374,7 @@ def test_a_list_without_a_network_allows_nothing_and_not_everything(cidrs: tuple
 
 def listed(*cidrs: str) -> dict[str, Any]:
     pod = {"metadata": {"name": "om-a-1", "uid": "4711"}}
-    made = policies.listed(pod, {"openmodal.dev/id": "om-a-1"}, cidrs)
+    made = policies.listed(pod, {"openmodal.dev/id": "om-a-1"}, cidrs, Settings(inside=("198.51.100.0/24",)))
     assert made["metadata"]["ownerReferences"][0]["uid"] == "4711"
     assert made["spec"]["podSelector"]["matchLabels"] == {"openmodal.dev/id": "om-a-1"}
     return made

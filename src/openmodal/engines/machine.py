@@ -27,6 +27,18 @@ DENIED = (
     "240.0.0.0/4",
 )
 
+# What no list of networks opens: this machine, links, the metadata of clouds, and what is no host.
+NEVER = (
+    "0.0.0.0/8",
+    "100.100.100.200/32",
+    "127.0.0.0/8",
+    "168.63.129.16/32",
+    "169.254.0.0/16",
+    "192.0.0.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+)
+
 
 def own_addresses() -> tuple[str, ...]:
     """This machine's own addresses."""

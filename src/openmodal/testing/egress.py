@@ -13,13 +13,16 @@ from openmodal.errors import StdinClosedError, UnsupportedError
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Create, promise
 
+LISTS = {"network_allowlists": "outbound_domain_allowlist", "network_lists": "outbound_cidr_allowlist"}
+"""The arguments, by the promises that an engine which takes them keeps."""
+
 
 class TestAllowLists:
     def test_they_are_kept_or_refused_and_never_ignored(self, create: Create, engine: Engine) -> None:
-        if "network_allowlists" not in engine.lacks:
-            create(outbound_domain_allowlist=[], outbound_cidr_allowlist=[])
-            return
-        for name in ("outbound_domain_allowlist", "outbound_cidr_allowlist"):
+        for promised, name in LISTS.items():
+            if promised not in engine.lacks:
+                create(**{name: []})
+                continue
             with pytest.raises(UnsupportedError, match="allow lists"):
                 create(**{name: []})
 
@@ -31,7 +34,7 @@ class TestAllowLists:
         assert not reaches(sandbox, f"not-listed.{host}", port, at=host)
         assert not reaches(create(outbound_domain_allowlist=[f"*.{host}"]), host, port)
 
-    @promise("network_allowlists")
+    @promise("network_lists")
     def test_a_listed_network_is_reached_and_no_other(self, create: Create, outbound: tuple[str, int]) -> None:
         host, port = outbound
         address = socket.gethostbyname(host)
@@ -41,12 +44,12 @@ class TestAllowLists:
         assert not reaches(elsewhere, host, port)
 
     @promise("network_allowlists")
-    def test_empty_lists_allow_nothing(self, create: Create, outbound: tuple[str, int]) -> None:
-        host, port = outbound
-        for name in ("outbound_domain_allowlist", "outbound_cidr_allowlist"):
-            sandbox = create(**{name: []})
-            assert not reaches(sandbox, host, port)
-            assert not reaches(sandbox, host, port, at=socket.gethostbyname(host))
+    def test_an_empty_list_of_domains_allows_nothing(self, create: Create, outbound: tuple[str, int]) -> None:
+        _reaches_nothing(create(outbound_domain_allowlist=[]), *outbound)
+
+    @promise("network_lists")
+    def test_an_empty_list_of_networks_allows_nothing(self, create: Create, outbound: tuple[str, int]) -> None:
+        _reaches_nothing(create(outbound_cidr_allowlist=[]), *outbound)
 
     @promise("network_allowlists")
     def test_the_log_tells_what_was_allowed_and_what_was_denied(
@@ -62,6 +65,11 @@ class TestAllowLists:
         }
         sandbox.terminate()
         assert sandbox.egress_log()
+
+
+def _reaches_nothing(sandbox: Sandbox, host: str, port: int) -> None:
+    for at in (host, socket.gethostbyname(host)):
+        assert not reaches(sandbox, host, port, at=at)
 
 
 def reaches(sandbox: Sandbox, name: str, port: int, *, at: str | None = None) -> bool:

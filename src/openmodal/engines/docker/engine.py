@@ -55,7 +55,7 @@ class Docker:
     @property
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have. Another machine's daemon cannot show a file of ours as /proc/meminfo."""
-        lacking = frozenset({"disk", "network_allowlists", "snapshot"})
+        lacking = frozenset({"disk", "network_allowlists", "network_lists", "snapshot"})
         return lacking if self._daemon.path else lacking | {"meminfo"}
 
     # ------------------------------------------------------------------------------------------------ images

@@ -57,8 +57,9 @@ class Kubernetes:
     @property
     def lacks(self) -> frozenset[str]:
         """What pods cannot promise; docs/kubernetes.md tells why of each."""
-        network = () if self.settings.network_policy else ("network_block", "network_isolation")
-        return frozenset({"disk", "meminfo", "network_allowlists", "nproc", "pids", "snapshot", *network})
+        network = () if self.settings.network_policy else ("network_block", "network_isolation", "network_lists")
+        never = ("disk", "meminfo", "network_allowlists", "network_interfaces", "nproc", "pids", "snapshot")
+        return frozenset((*never, *network))
 
     # ------------------------------------------------------------------------------------------------ the verbs
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
+from openmodal.engines import machine
 from openmodal.engines.kubernetes.pods import DOMAIN, Json
+from openmodal.engines.kubernetes.settings import Settings
 
 GROUP = "apis/networking.k8s.io/v1"
 PROBE = f"{DOMAIN}/probe"
 OURS = {"app.kubernetes.io/managed-by": "openmodal"}
 
-NEVER = ("127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10")
+_METADATA_6 = ("fd00:c1::a9fe:a9fe/128", "fd00:ec2::254/128", "fd20:ce::254/128")  # of Oracle, Amazon and Google
+_NO_HOST_6 = ("::/128", "::1/128", "fe80::/10", "ff00::/8")
+
+NEVER = (*machine.NEVER, *_METADATA_6, *_NO_HOST_6)
 """The node itself and the clouds' metadata service: no list opens them."""
 
-INSIDE = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", *NEVER)
+INSIDE = tuple(dict.fromkeys((*machine.DENIED, "fc00::/7", *NEVER)))
 
 _ANYWHERE = ("0.0.0.0/0", "::/0")
 
@@ -28,16 +33,16 @@ def deny() -> Json:
     return policy("openmodal-deny", OURS, {"policyTypes": ["Ingress", "Egress"]})
 
 
-def internet() -> Json:
+def internet(settings: Settings) -> Json:
     """Of those that have no list and are not blocked: what is not inside."""
     names = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
-    spec = {"policyTypes": ["Egress"], "egress": [{"to": _blocks(_ANYWHERE)}, {"ports": names}]}
+    spec = {"policyTypes": ["Egress"], "egress": [{"to": _blocks(_ANYWHERE, settings)}, {"ports": names}]}
     return policy("openmodal-internet", {f"{DOMAIN}/network": "internet"}, spec)
 
 
-def listed(pod: Json, labels: Mapping[str, str], cidrs: Sequence[str]) -> Json:
+def listed(pod: Json, labels: Mapping[str, str], cidrs: Sequence[str], settings: Settings) -> Json:
     """Of one sandbox: these networks, by TCP. It goes with the sandbox's pod."""
-    blocks = _blocks(cidrs)
+    blocks = _blocks(cidrs, settings)
     egress = [{"to": blocks, "ports": [{"protocol": "TCP"}]}] if blocks else []  # an empty `to` would be everywhere
     own = {f"{DOMAIN}/id": labels[f"{DOMAIN}/id"]}
     made = policy(str(pod["metadata"]["name"]), own, {"policyTypes": ["Ingress", "Egress"], "egress": egress})
@@ -68,11 +73,11 @@ def policy(name: str, labels: Mapping[str, str], spec: Json) -> Json:
     }
 
 
-def _blocks(cidrs: Iterable[str]) -> list[Json]:
+def _blocks(cidrs: Iterable[str], settings: Settings) -> list[Json]:
     """Networks as a policy names them. One that is wider than a private network was not meant to open it."""
-    wanted = [ip_network(text) for text in cidrs]
+    wanted, inside = [ip_network(text) for text in cidrs], (*INSIDE, *settings.inside)
     return [
-        {"ipBlock": {"cidr": str(network), "except": [str(zone) for zone in INSIDE if _opens(network, zone)]}}
+        {"ipBlock": {"cidr": str(network), "except": [zone for zone in inside if _opens(network, zone)]}}
         for network in wanted
         if not any(_within(network, zone) for zone in NEVER)
     ]

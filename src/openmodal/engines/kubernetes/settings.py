@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import ipaddress
 import re
 from typing import Literal
 
@@ -23,6 +24,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         overcommit: how many times more than it has a node may promise: what a pod reserves is its limits divided by this.
         architecture: the nodes' CPU, "amd64" or "arm64"; "": this machine's.
         network_policy: whether the cluster enforces NetworkPolicies; see docs/kubernetes.md for how to find out.
+        inside: networks of yours whose addresses are public, such as the nodes': only who has a list with one of them reaches it.
         user_namespaces: whether root in a sandbox is nobody on the node: Kubernetes 1.33 with containerd 2 or CRI-O can do it.
         runtime_class: of every pod, such as "gvisor"; "": the cluster's default.
         builder: where images are built: "local", "cluster", "cloudbuild"; "": here if this machine can, else in the cluster.
@@ -39,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overcommit: float = 1.0
     architecture: Literal["", "amd64", "arm64"] = ""
     network_policy: bool = False
+    inside: tuple[str, ...] = ()
     user_namespaces: bool = False
     runtime_class: str = ""
     builder: Literal["", "local", "cluster", "cloudbuild"] = ""
@@ -66,6 +69,8 @@ def read() -> Settings:
         InvalidError: one of them is unknown or has a wrong value.
     """
     values = _config.table("kubernetes", Settings.__struct_fields__)
+    if isinstance(inside := values.get("inside"), str):  # the environment knows no lists
+        values["inside"] = inside.replace(",", " ").split()
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -75,7 +80,17 @@ def read() -> Settings:
         ) from error
     if not settings.overcommit >= 1:
         raise InvalidError(f"kubernetes.overcommit is {settings.overcommit}; it is at least 1")
-    return msgspec.structs.replace(settings, owner=label(settings.owner or getpass.getuser()))
+    owner = label(settings.owner or getpass.getuser())
+    return msgspec.structs.replace(settings, owner=owner, inside=tuple(map(_network, settings.inside)))
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise InvalidError(
+            f"kubernetes.inside has {text!r}, which is no network; write one like '198.51.100.0/24' or '2001:db8::/32'"
+        ) from error
 
 
 def label(text: str) -> str:

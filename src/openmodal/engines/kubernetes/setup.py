@@ -41,7 +41,7 @@ def manifests(settings: Settings, grant: Sequence[str] = (), most: int = 0) -> l
         *(_binding(grant) if grant else ()),
         *quota,
         policies.deny(),
-        policies.internet(),
+        policies.internet(settings),
     ]
     for item in found[1:]:
         item["metadata"] = {**item["metadata"], "namespace": settings.namespace, "labels": policies.OURS}

@@ -74,7 +74,8 @@ class Start:
         """With a list of networks: let these through, and nothing else. Until that holds, the policies of `setup` do: nothing gets out."""
         if self._spec.network.cidrs is None:
             return
-        policy = policies.listed(self._pod, pods.labels(self.id, self._spec, self._settings), self._spec.network.cidrs)
+        labels, settings = pods.labels(self.id, self._spec, self._settings), self._settings
+        policy = policies.listed(self._pod, labels, self._spec.network.cidrs, settings)
         await Blocking(self._cluster.create, self._cluster.path("networkpolicies", group=policies.GROUP), policy)
 
     async def wait(self) -> None:
