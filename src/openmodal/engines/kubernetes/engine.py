@@ -50,8 +50,8 @@ class Kubernetes:
     def __init__(self) -> None:
         self._store = Store(_config.state())
         self._fresh: dict[str, tuple[int, WebSocket]] = {}
-        self._not_direct: set[str] = set()
-        self._said = False
+        self._not_direct: set[str] = set()  # sandboxes that were tried in vain
+        self._said = False  # ... which is news once
 
     @property
     def settings(self) -> Settings:
