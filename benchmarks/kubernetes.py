@@ -1,15 +1,18 @@
 """The same life on a cluster, beside bare pods of the same image, in turns. Needs KUBECONFIG, OPENMODAL_REGISTRY, and the namespace.
 
-Where the nodes are small, OPENMODAL_KUBERNETES_OVERCOMMIT makes room for 30 sandboxes at once.
+Where the nodes are small, OPENMODAL_KUBERNETES_OVERCOMMIT makes room for 30 sandboxes at once. Where this machine reaches pods' addresses,
+OPENMODAL_KUBERNETES_DIRECT=true has direct links measured, too; of all other rows the links then are direct.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import openmodal
 from benchmarks.machine import Stopwatch
@@ -32,6 +35,8 @@ def rows() -> dict[str, Row]:
         "pool": Row("create from a pool, until the first command is done", target=150),
         "exec": Row("exec true, link open | an exec of its own", target=15),
         "terminate": Row("terminate", target=100),
+        "direct": Row("exec true, direct link open | through the API server", target=15),
+        "link": Row("a new direct link | through the API server"),
         "many": Row(f"{AT_ONCE} created at once | {AT_ONCE} bare pods", "s", times_floor=1.2),
     }
 
@@ -69,6 +74,13 @@ class Cluster:
     def sandbox(self, memory: int = 200) -> openmodal.Sandbox:
         return openmodal.Sandbox.create(app=APP, image=self.image, engine=self.engine, memory=memory, timeout=600)
 
+    def link(self, sandbox: openmodal.Sandbox) -> float:
+        """Seconds until a new link to its agent can be used."""
+        with Stopwatch() as watch:
+            stream = run_sync(self.engine.connect(sandbox.id))
+        stream.close()
+        return watch.seconds
+
     def own_exec(self, sandbox: openmodal.Sandbox) -> float:
         """Seconds for one command by an exec of its own, as `kubectl exec` makes them."""
         from openmodal.engines.kubernetes.websocket import WebSocket
@@ -77,7 +89,6 @@ class Cluster:
         with Stopwatch() as watch:
             stream = WebSocket(self._api.upgrade(self._api.pods(f"{pods.name_of(sandbox.id)}/exec"), query))
             run_sync(stream.until_end(None))
-            stream.close()
         return watch.seconds
 
 
@@ -87,6 +98,9 @@ def measure(found: dict[str, Row], image: openmodal.Image, rounds: int, progress
     for number in range(rounds):
         _one_life(found, cluster)
         progress(f"pods {number + 1}/{rounds}")
+    if read().direct:
+        _near_and_far(found, cluster, rounds)
+        progress("direct links")
     _pool(found["pool"], cluster, rounds)
     for _ in range(max(1, rounds // 5)):
         _many(found["many"], cluster)
@@ -109,6 +123,34 @@ def _one_life(found: dict[str, Row], cluster: Cluster) -> None:
     with Stopwatch() as watch:
         sandbox.terminate()
     found["terminate"].ours.append(watch.seconds * 1000)
+
+
+def _near_and_far(found: dict[str, Row], cluster: Cluster, rounds: int) -> None:
+    """Links to one sandbox, in turns."""
+    with cluster.sandbox() as sandbox:
+        near = openmodal.Sandbox.from_id(sandbox.id, engine=cluster.engine)
+        near.exec("true")
+        with _through_the_api_server():
+            far = openmodal.Sandbox.from_id(sandbox.id, engine=cluster.engine)
+            far.exec("true")
+        for _ in range(5 * rounds):
+            for who, figures in ((near, found["direct"].ours), (far, found["direct"].floor)):
+                with Stopwatch() as watch:
+                    who.exec("true")
+                figures.append(watch.seconds * 1000)
+            found["link"].ours.append(cluster.link(sandbox) * 1000)
+            with _through_the_api_server():
+                found["link"].floor.append(cluster.link(sandbox) * 1000)
+
+
+@contextmanager
+def _through_the_api_server() -> Iterator[None]:
+    """New links are no direct ones."""
+    os.environ["OPENMODAL_KUBERNETES_DIRECT"] = "false"
+    try:
+        yield
+    finally:
+        os.environ["OPENMODAL_KUBERNETES_DIRECT"] = "true"
 
 
 def _still_waits(since: float, awaited: str) -> None:

@@ -47,7 +47,7 @@ enum {
 struct agent agent;
 static struct epoll_event batch[BATCH];
 static int batched;
-static struct watch listening, signals, control;
+static struct watch listening, port, signals, control;
 
 /* ---- watches ---- */
 
@@ -308,6 +308,8 @@ static uint64_t do_what_is_due(uint64_t *sweep_at) {
     if (agent.hunting || agent.now >= *sweep_at)
         *sweep_at = agent.now >= *sweep_at || *sweep_at == NEVER ? trees_sweep() : *sweep_at;
     sooner(&next, *sweep_at);
+    if (agent.deaf_until > agent.now)
+        sooner(&next, agent.deaf_until);
     if (timeout_ms && agent.now - born >= timeout_ms)
         agent_end("timeout", 124, 0);
     if (setup_ms && agent.now - born >= setup_ms)
@@ -331,6 +333,12 @@ static int sleep_until(uint64_t next) {
         return 0;
     uint64_t ms = next - agent.now;
     return next == NEVER ? -1 : ms < LONGEST_SLEEP_MS ? (int)ms : LONGEST_SLEEP_MS;
+}
+
+/* Also again, if that was left for want of descriptors. */
+static void listen_to(struct watch *watch) {
+    if (watch->fd >= 0 && agent.now >= agent.deaf_until)
+        watch_set(watch, EPOLLIN);
 }
 
 static void turn(int timeout) {
@@ -370,7 +378,8 @@ static void tell_end(const char *text) {
 static void linger(void) {
     struct signalfd_siginfo info;
     kill(-1, SIGKILL);
-    close(listening.fd);
+    watch_end(&listening);
+    watch_end(&port);
     fcntl(signals.fd, F_SETFL, 0);
     do
         reap();
@@ -437,6 +446,7 @@ int agent_run(const struct agent_config *config) {
         make_workdir(config->workdir);
     agent.born = agent.now;
     listening = (struct watch){.fd = config->listen_fd, .ready = links_accept};
+    port = (struct watch){.fd = config->port_fd, .ready = links_accept_remote};
     control = (struct watch){.fd = config->control_fd, .ready = control_ready};
     signals.ready = signals_ready;
     if (config->listen_fd >= 0)
@@ -447,7 +457,8 @@ int agent_run(const struct agent_config *config) {
     if (config->argv)
         start_main();
     for (uint64_t next = agent.now;;) {
-        watch_set(&listening, listening.fd >= 0 ? EPOLLIN : 0); /* again, if it was left for want of descriptors */
+        listen_to(&listening);
+        listen_to(&port);
         turn(sleep_until(next));
         links_progress();
         watch_main();

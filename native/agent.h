@@ -7,6 +7,7 @@
 
 struct agent_config {
     int listen_fd;            /* listening stream socket, unix or other; or -1: connections come over control_fd (passing.h) */
+    int port_fd;              /* listening TCP socket, or -1. Whoever comes there needs the token, and cannot set up */
     int control_fd;           /* to the supervisor (SOCK_SEQPACKET), or -1. Its end of file means that the supervisor is gone: exit */
     const char *token;        /* what AUTH must carry, or NULL */
     uint64_t setup_ms;        /* nothing but SETUP is answered, and without it the agent ends after so long; 0: set up already */

@@ -208,6 +208,7 @@ static _Noreturn void be_init(struct box *box) {
     char *nothing[] = {NULL};
     struct agent_config config = {
         .listen_fd = box->agent_listener,
+        .port_fd = -1,
         .control_fd = box->init_link,
         .idle_ms = plan->idle_ms,
         .user = plan->user,

@@ -18,6 +18,7 @@ enum frame_type {
 
 enum error_code {
     ERROR_PROTOCOL = 1, ERROR_UNKNOWN = 2, ERROR_INVALID = 3, ERROR_LIMIT = 4, ERROR_UNSUPPORTED = 5, ERROR_DENIED = 6,
+    ERROR_LATER = 7,
     ERROR_ERRNO = 0x100,
 };
 

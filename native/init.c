@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,34 @@ static int listen_at(const char *path) {
     return bound && listen(fd, 128) == 0 && rename(address.sun_path, path) == 0 ? fd : -1;
 }
 
+/* Without SO_REUSEPORT it cannot be shared, and while we listen nobody takes it, whatever he sets. SO_REUSEADDR: what was before us in
+ * this network namespace may have left connections that are not quite over. */
+static int listen_by_tcp(const struct sockaddr *address, socklen_t size) {
+    const int on = 1, off = 0;
+    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (address->sa_family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+    if (bind(fd, address, size) == 0 && listen(fd, 128) == 0)
+        return fd;
+    int why = errno;
+    close(fd);
+    errno = why;
+    return -1;
+}
+
+/* At all addresses: of both families, or of IPv4 where there is no other. */
+static int listen_on_port(uint64_t port) {
+    const struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_ANY_INIT, .sin6_port = htons((uint16_t)port)};
+    const struct sockaddr_in four = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_ANY), .sin_port = htons((uint16_t)port)};
+    int fd = listen_by_tcp((const struct sockaddr *)&six, sizeof six);
+    if (fd < 0 && (errno == EAFNOSUPPORT || errno == EADDRNOTAVAIL))
+        fd = listen_by_tcp((const struct sockaddr *)&four, sizeof four);
+    return fd;
+}
+
 /* What a container's engine added for itself, the image did not ask for: the home of whom it started, and addresses of the cluster. */
 static bool is_engines(const char *entry) {
     return strncmp(entry, "HOME=", 5) == 0 || strncmp(entry, "HOSTNAME=", 9) == 0 || strncmp(entry, "KUBERNETES_", 11) == 0;
@@ -77,7 +106,7 @@ static const char *take_token(const char *name) {
 
 struct options {
     const char *listen, *listen_fd, *control_fd, *token_env, *timeout_ms, *idle_ms, *user, *workdir, *main_flags, *pids, *setup_fd,
-        *setup_ms, *linger;
+        *setup_ms, *linger, *port;
     char **argv;
 };
 
@@ -91,7 +120,7 @@ static const char **option_named(struct options *options, const char *name) {
         {"--timeout-ms", &options->timeout_ms}, {"--idle-ms", &options->idle_ms}, {"--user", &options->user},
         {"--workdir", &options->workdir}, {"--main-flags", &options->main_flags},
         {"--pids", &options->pids}, {"--setup-fd", &options->setup_fd}, {"--setup-ms", &options->setup_ms},
-        {"--linger", &options->linger},
+        {"--linger", &options->linger}, {"--port", &options->port},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0)
@@ -148,8 +177,8 @@ static bool set_up(struct agent_config *config, int fd) {
 
 int verb_init(int argc, char **argv) {
     struct options options = {0};
-    uint64_t fd = 0, control = 0, flags = 0, setup_fd = 0, linger = 0;
-    struct agent_config config = {.control_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1,
+    uint64_t fd = 0, control = 0, flags = 0, setup_fd = 0, linger = 0, port = 0;
+    struct agent_config config = {.control_fd = -1, .port_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1,
                                   .nice = getpriority(PRIO_PROCESS, 0)};
     if (read_options(argc, argv, &options) || number("--listen-fd", options.listen_fd, INT32_MAX, &fd) ||
         number("--control-fd", options.control_fd, INT32_MAX, &control) ||
@@ -157,6 +186,7 @@ int verb_init(int argc, char **argv) {
         number("--idle-ms", options.idle_ms, UINT64_MAX / 4, &config.idle_ms) ||
         number("--setup-ms", options.setup_ms, UINT64_MAX / 4, &config.setup_ms) ||
         number("--linger", options.linger, 1, &linger) ||
+        number("--port", options.port, UINT16_MAX, &port) ||
         number("--main-flags", options.main_flags, UINT32_MAX, &flags) ||
         number("--setup-fd", options.setup_fd, INT32_MAX, &setup_fd))
         return 2;
@@ -164,10 +194,14 @@ int verb_init(int argc, char **argv) {
         return wrong("say one of --listen PATH, --listen-fd N and --control-fd N", "(where clients connect)");
     if (options.token_env && !(config.token = take_token(options.token_env)))
         return wrong(options.token_env, "is not in the environment, but --token-env names it");
+    if (options.port && !config.setup_ms && !(config.token && *config.token))
+        return wrong("--port", "needs --setup-ms or --token-env: over the network nobody is served without a token");
     config.listen_fd = options.listen ? listen_at(options.listen) : options.listen_fd ? (int)fd : -1;
     config.control_fd = options.control_fd ? (int)control : -1;
     if (options.listen && config.listen_fd < 0)
         return wrong(options.listen, strerror(errno));
+    if (options.port && (config.port_fd = listen_on_port(port)) < 0)
+        return wrong("--port", strerror(errno));
     config.user = options.user;
     config.workdir = options.workdir;
     config.linger = linger != 0;

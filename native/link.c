@@ -7,6 +7,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -21,6 +23,9 @@ enum {
     SEND_BUFFER = 1 << 20,
     STRANGER_FRAME = 4 << 10,   /* before AUTH */
     STRANGER_MS = 10000,
+    MAX_REMOTE_STRANGERS = 64,  /* from the network: of all that is shared they have little, and not for long */
+    REMOTE_STRANGER_MS = 3000,
+    DEAF_MS = 100,
     FAREWELL_MS = 5000,         /* for the last ERROR to be taken */
 };
 
@@ -43,18 +48,30 @@ static void link_free(struct link *link) {
 
 static void link_ready(struct watch *watch, uint32_t events);
 
-static void link_new(int fd) {
+/* Small answers are not held back, and a client whose machine is gone is found out. The kernel sizes the buffers. */
+static void tune_remote(int fd) {
+    static const int options[][3] = {{IPPROTO_TCP, TCP_NODELAY, 1}, {SOL_SOCKET, SO_KEEPALIVE, 1}, {IPPROTO_TCP, TCP_KEEPIDLE, 30},
+                                     {IPPROTO_TCP, TCP_KEEPINTVL, 10}, {IPPROTO_TCP, TCP_KEEPCNT, 3},
+                                     {IPPROTO_TCP, TCP_USER_TIMEOUT, 60000}};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        setsockopt(fd, options[i][0], options[i][1], &options[i][2], sizeof options[i][2]);
+}
+
+static void link_new(int fd, bool remote) {
     struct link *link = must_alloc(sizeof *link);
     int size = SEND_BUFFER;
-    *link = (struct link){.watch = {.fd = fd, .ready = link_ready}, .next = links, .back = &links, .deadline = NEVER};
+    *link = (struct link){.watch = {.fd = fd, .ready = link_ready}, .next = links, .back = &links, .deadline = NEVER, .remote = remote};
     if (links)
         links->back = &link->next;
     links = link;
     link_count++;
-    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    link->trusted = !agent.config->token && !agent.config->setup_ms;
+    if (remote)
+        tune_remote(fd);
+    else
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+    link->trusted = !remote && !agent.config->token && !agent.config->setup_ms;
     if (!link->trusted)
-        link->deadline = agent.now + STRANGER_MS;
+        link->deadline = agent.now + (remote ? REMOTE_STRANGER_MS : STRANGER_MS);
     size_t mark = frame_begin(&link->out, FRAME_HELLO);
     put_uint(&link->out, OPENMODAL_PROTOCOL, 4);
     put_text(&link->out, OPENMODAL_VERSION);
@@ -62,20 +79,53 @@ static void link_new(int fd) {
     watch_set(&link->watch, EPOLLIN | EPOLLRDHUP);
 }
 
-void links_take(int fd) {
+static void take(int fd, bool remote) {
     if (link_count >= MAX_LINKS)
         close(fd);
     else
-        link_new(fd);
+        link_new(fd, remote);
+}
+
+void links_take(int fd) {
+    take(fd, false);
+}
+
+static int accept_one(struct watch *listening) {
+    int fd = accept4(listening->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)) {
+        watch_set(listening, 0); /* or it would be ready all the time; agent.c listens again soon */
+        agent.deaf_until = agent.now + DEAF_MS;
+    }
+    return fd;
 }
 
 void links_accept(struct watch *listening, uint32_t events) {
     (void)events;
-    int fd = accept4(listening->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int fd = accept_one(listening);
     if (fd >= 0)
-        links_take(fd);
-    else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM)
-        watch_set(listening, 0); /* or it would be ready all the time; agent.c listens again soon */
+        take(fd, false);
+}
+
+/* The oldest makes room: a client says the token in the same moment, and who only holds a place does not keep it from others. */
+static void displace_stranger(void) {
+    struct link *oldest = NULL;
+    int count = 0;
+    for (struct link *link = links; link; link = link->next)
+        if (link->remote && !link->trusted && !link->gone) {
+            oldest = link;
+            count++;
+        }
+    if (count >= MAX_REMOTE_STRANGERS)
+        oldest->gone = true;
+}
+
+void links_accept_remote(struct watch *listening, uint32_t events) {
+    (void)events;
+    int fd = accept_one(listening);
+    if (fd < 0)
+        return;
+    displace_stranger();
+    take(fd, true);
 }
 
 void links_forget(const void *command) {
@@ -155,12 +205,13 @@ static bool link_step(struct link *link) {
     struct frame frame;
     size_t size = buffer_size(&link->in);
     enum frame_found found = frame_peek(buffer_at(&link->in), size, &frame);
-    if (!link->trusted && found == FRAME_MORE && size > STRANGER_FRAME && !agent.config->setup_ms)
+    if (!link->trusted && found == FRAME_MORE && size > STRANGER_FRAME && (link->remote || !agent.config->setup_ms))
         found = FRAME_BAD;
     if (found == FRAME_MORE)
         return false;
     enum outcome outcome = found == FRAME_BAD ? request_malformed(link) : request_handle(link, &frame);
-    agent.active = agent.now;
+    if (link->trusted)
+        agent.active = agent.now;
     link->begun = outcome == WAIT;
     if (outcome == WAIT)
         return false;
@@ -271,7 +322,7 @@ void links_part(uint64_t patience_ms) {
     for (struct link *link = links; link; link = link->next) {
         struct pollfd gone = {.fd = link->watch.fd};
         uint64_t now = now_ms();
-        if (now < until)
+        if (now < until && link->trusted)
             poll(&gone, 1, (int)(until - now)); /* without events: only for its hang-up */
     }
 }

@@ -5,6 +5,7 @@
 
 void links_take(int fd); /* a connection, not blocking */
 void links_accept(struct watch *listening, uint32_t events);
+void links_accept_remote(struct watch *listening, uint32_t events); /* from the network, where anybody may come from */
 /* Looks again at every request that waits and may be answered now, and sends what is to be sent. */
 void links_progress(void);
 uint64_t links_deadline(void);

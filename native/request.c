@@ -292,25 +292,33 @@ static enum outcome do_shutdown(struct link *link) {
     return DONE;
 }
 
-/* The time it takes must not tell how much of the token was right. */
+/* The time it takes must not tell how much of the token was right. An empty one is none. */
 static bool same_token(const char *given) {
-    size_t size = strlen(agent.config->token), other = strlen(given);
-    unsigned difference = size != other;
+    const char *token = agent.config->token ? agent.config->token : "";
+    size_t size = strlen(token), other = strlen(given);
+    unsigned difference = size != other || size == 0;
     for (size_t i = 0; i < other; i++)
-        difference |= (unsigned char)(given[i] ^ agent.config->token[size ? i % size : 0]);
+        difference |= (unsigned char)(given[i] ^ token[size ? i % size : 0]);
     return !difference;
 }
 
-/* Said again (its answer was lost) it changes nothing. */
+/* An agent without a token serves whoever reaches its socket; over the network it serves nobody. */
+static bool lets_in(const struct link *link, const char *given) {
+    return same_token(given) || (!agent.config->token && !link->remote);
+}
+
+/* Said again (its answer was lost) it changes nothing. It holds secrets, and networks are not private. */
 static enum outcome do_setup(struct link *link, const struct frame *frame) {
     struct setup_request setup;
+    if (link->remote)
+        return refuse(link, ERROR_DENIED, "an agent is not set up over the network");
     bool good = decode_setup(frame, &setup);
     if (good && agent.config->setup_ms) {
         agent_set_up(&setup);
         link->trusted = true;
         return answer_ok(link);
     }
-    bool again = good && agent.config->token && same_token(setup.token);
+    bool again = good && same_token(setup.token);
     setup_free(&setup);
     if (!good)
         return refuse(link, ERROR_PROTOCOL, "this is no SETUP of protocol 1");
@@ -327,7 +335,9 @@ static enum outcome do_auth(struct link *link, const struct frame *frame) {
         return refuse(link, ERROR_DENIED, "this agent wants a token first");
     if (!cursor_done(&cursor))
         return request_malformed(link);
-    if (agent.config->token && !same_token(token))
+    if (agent.config->setup_ms)
+        return refuse(link, ERROR_LATER, "this agent is not set up yet");
+    if (!lets_in(link, token))
         return refuse(link, ERROR_DENIED, "wrong token");
     link->trusted = true;
     return answer_ok(link);

@@ -9,6 +9,7 @@ struct link {
     struct watch watch;
     struct link *next, **back;
     struct buffer in, out;
+    bool remote;             /* from the network: it never sets up, and is let in by the token only */
     bool trusted, leaving, gone;
     bool begun;              /* the request at the front of `in` was looked at before */
     bool fresh;              /* ... and it started its command */

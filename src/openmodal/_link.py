@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -38,11 +39,18 @@ class Stream(Protocol):
         """Close it; never raises."""
 
 
+class Streamed(Stream, Protocol):
+    """A stream that can be waited for."""
+
+    def fileno(self) -> int: ...
+
+
 class SocketStream:
     """A stream over a connected, non-blocking socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._ready = bytearray()
 
     async def send(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -53,11 +61,29 @@ class SocketStream:
                 await writable(self._socket.fileno())
 
     async def receive(self, buffer: memoryview) -> int:
+        if self._ready:
+            count = min(len(buffer), len(self._ready))
+            buffer[:count] = self._ready[:count]
+            del self._ready[:count]
+            return count
+        return await self._read(buffer, None)
+
+    async def peek(self, count: int, deadline: float | None = None) -> bytearray:
+        """What came and was not received, of which there are at least so many bytes; TimeoutError at the deadline (of time.monotonic)."""
+        piece = memoryview(bytearray(_FIRST_BUFFER))
+        while len(self._ready) < count:
+            got = await self._read(piece, deadline)
+            if not got:
+                raise ConnectionResetError("the other side closed the connection")
+            self._ready += piece[:got]
+        return self._ready
+
+    async def _read(self, buffer: memoryview, deadline: float | None) -> int:
         while True:
             try:
                 return self._socket.recv_into(buffer)
             except BlockingIOError:
-                await readable(self._socket.fileno())
+                await readable(self._socket.fileno(), None if deadline is None else deadline - time.monotonic())
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -84,6 +110,23 @@ async def connected(path: str) -> socket.socket:
     except BaseException:
         sock.close()
         raise
+
+
+async def until_end(stream: Streamed, deadline: float | None) -> None:
+    """Wait until the agent is gone, and close the stream.
+
+    Raises:
+        TimeoutError: it is still there at the deadline (of time.monotonic).
+    """
+    try:
+        while True:
+            await readable(stream.fileno(), None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if not await stream.receive(memoryview(bytearray(256))):
+                return
+    except ConnectionError:
+        return
+    finally:
+        stream.close()
 
 
 class Link:

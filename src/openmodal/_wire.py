@@ -79,6 +79,7 @@ class Code(IntEnum):
     LIMIT = 4
     UNSUPPORTED = 5
     DENIED = 6
+    LATER = 7
     ERRNO = 0x100
 
 

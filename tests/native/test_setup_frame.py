@@ -18,8 +18,10 @@ SETUP, AUTH, OK, PING, SHUTDOWN = 0x17, 0x02, 0x23, 0x15, 0x16
 WAITING = ("--setup-ms", "60000")
 
 
-def setup(token: str = "secret", *argv: str | bytes, env: tuple[str, ...] = (), timeout_ms: int = 0) -> bytes:
-    payload = text(token) + struct.pack("<QQ", timeout_ms, 0) + text("") + text("/tmp") + struct.pack("<I", 0)
+def setup(
+    token: str = "secret", *argv: str | bytes, env: tuple[str, ...] = (), timeout_ms: int = 0, idle_ms: int = 0
+) -> bytes:
+    payload = text(token) + struct.pack("<QQ", timeout_ms, idle_ms) + text("") + text("/tmp") + struct.pack("<I", 0)
     return frame(SETUP, payload + many(list(argv)) + many(list(env)))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from openmodal import _wire
 from openmodal._spec import EndRecord, Network, Resources, Root, SandboxSpec, Status
@@ -70,6 +71,42 @@ def test_requests_are_the_limits_unless_nodes_may_promise_more() -> None:
     assert over["requests"] == {"cpu": "150m", "memory": "30Mi", "ephemeral-storage": "10Mi"}
 
 
+def test_an_agent_listens_for_the_network_only_with_the_setting_for_it_also_in_a_pool() -> None:
+    plain, near = spec_of(), spec_of(settings=replace(SETTINGS, direct=True))
+    for spec in (plain, pods.warm(plain)):
+        assert "ports" not in spec["containers"][0]
+        assert "--port" not in spec["containers"][0]["command"]
+    for spec in (near, pods.warm(near)):
+        assert spec["containers"][0]["ports"] == [{"name": "openmodal", "containerPort": 7333, "protocol": "TCP"}]
+        assert " ".join(spec["containers"][0]["command"]).count("--port 7333 --setup-ms ") == 1
+    assert pods.shape(plain) != pods.shape(near), "who takes a warm pod gets one of its kind"
+
+
+@pytest.mark.parametrize(
+    ("change", "address"),
+    [
+        ({}, ("10.0.0.7", 7333)),
+        ({"phase": "Pending"}, None),
+        ({"podIP": ""}, None),
+        ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, None),
+        ({"ports": []}, None),
+        ({"ports": [{"name": "other", "containerPort": 80}]}, None),
+    ],
+)
+def test_a_pod_tells_where_its_agent_can_be_reached(change: dict[str, Any], address: tuple[str, int] | None) -> None:
+    spec = spec_of(settings=replace(SETTINGS, direct=True))
+    pod = pods.manifest("om-a-1", spec, 60)
+    status = Status("a-1", "a", "", (), 1.0, 60.0, "image", "kubernetes")
+    pod["metadata"] |= {"uid": "u", "annotations": pods.first_described(status, "token", main=False)}
+    pod["status"] = {"phase": "Running", "podIP": "10.0.0.7"}
+    for name, value in change.items():
+        place = pod["status"] if name in pod["status"] else pod["metadata"]
+        (pod["spec"]["containers"][0] if name == "ports" else place)[name] = value
+    found = pods.found(pod)
+    assert found
+    assert found.address == address
+
+
 def test_gpus_are_asked_for_with_their_type() -> None:
     plain, any_type, chosen = (
         spec_of(Resources(gpus=count, gpu_type=kind)) for count, kind in ((0, ""), (1, ""), (2, "A100"))
@@ -126,7 +163,11 @@ def test_a_sandbox_is_found_again_in_its_pod() -> None:
     status = Status("a-0123abcd", "a", "n", (("t", "1"),), 5.0, 9.0, "k", "kubernetes", run="r")
     spec = SandboxSpec(app="a", network=Network(block=True))
     pod = {
-        "metadata": {"name": "om-a-0123abcd", "annotations": pods.first_described(status, "token", main=True)},
+        "metadata": {
+            "name": "om-a-0123abcd",
+            "uid": "u",
+            "annotations": pods.first_described(status, "token", main=True),
+        },
         "status": {"phase": "Running"},
     }
     found = pods.found(pod)
@@ -341,6 +382,22 @@ def test_policies_let_nothing_in_and_only_what_is_outside_out() -> None:
     blocks = [place["ipBlock"] for place in internet["egress"][0]["to"]]
     assert {"169.254.0.0/16", "168.63.129.16/32", "192.0.0.0/24"} <= set(blocks[0]["except"])
     assert internet["podSelector"]["matchLabels"] == {"openmodal.dev/network": "internet"}
+
+
+def test_agents_can_be_reached_only_with_the_setting_for_it_only_by_clients_and_nothing_more_goes_out() -> None:
+    near = replace(SETTINGS, direct=True)
+    added = [item for item in setup.manifests(near) if item not in setup.manifests(SETTINGS)]
+    assert [item["metadata"]["name"] for item in added] == ["openmodal-direct"]
+    spec = added[0]["spec"]
+    assert (spec["policyTypes"], "egress" in spec) == (["Ingress"], False)
+    assert spec["podSelector"]["matchLabels"] == policies.OURS
+    (rule,) = spec["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": pods.PORT}]
+    assert rule["from"] == [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"openmodal.dev/client": "true"}}}]
+    labels = pods.labels("a-1", SandboxSpec(app="a", run="b", tags=(("openmodal.dev/client", "true"),)), near)
+    assert policies.CLIENT not in labels, "no sandbox is a client"
+    assert setup.builds(near) == setup.builds(SETTINGS)
+    assert buildkit.job("x", near, "map") == buildkit.job("x", SETTINGS, "map")
 
 
 def test_a_list_of_networks_opens_no_more_than_was_meant() -> None:

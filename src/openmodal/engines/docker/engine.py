@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from openmodal import _config
 from openmodal._dual import Blocking, Sleep
-from openmodal._link import Link
+from openmodal._link import Link, Streamed, until_end
 from openmodal._spec import Built, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
 from openmodal._store import KEEP_ENDED_SECONDS, Store
 from openmodal.build import Options
@@ -89,7 +89,7 @@ class Docker:
             await Blocking(self.gc)
         return id
 
-    async def connect(self, id: str) -> links.Streamed:
+    async def connect(self, id: str) -> Streamed:
         folder = self._store.folder(id)
         try:
             pid = int((folder / "pid").read_text())
@@ -114,7 +114,7 @@ class Docker:
     async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            await links.until_end(await self.connect(id), deadline)
+            await until_end(await self.connect(id), deadline)
         except ConnectionError:
             pass
         while not (end := (await self.inspect(id)).ended):  # it is just ending

@@ -11,12 +11,10 @@ import socket
 import ssl
 import stat
 import struct
-import time
 from pathlib import Path
-from typing import Protocol
 
 from openmodal._dual import Blocking, readable, writable
-from openmodal._link import SocketStream, Stream, connected
+from openmodal._link import SocketStream, Streamed, connected
 from openmodal.engines.docker.daemon import ApiError, Daemon, Taken
 
 FOLDER = "/.openmodal"  # in the container
@@ -26,12 +24,6 @@ SOCKET = f"{RUN}/agent.sock"
 
 _HEADER = 8  # of each piece of an attached stream: its number, three zeros, its length
 _STDERR = 2
-
-
-class Streamed(Stream, Protocol):
-    """A stream that can be waited for."""
-
-    def fileno(self) -> int: ...
 
 
 async def direct(folder: Path, pid: int) -> Streamed:
@@ -59,23 +51,6 @@ async def _connected(path: Path) -> socket.socket:
         return await connected(f"/proc/self/fd/{fd}")  # the file that was looked at, whatever its name means now
     finally:
         os.close(fd)
-
-
-async def until_end(stream: Streamed, deadline: float | None) -> None:
-    """Wait until the agent is gone, and close the stream.
-
-    Raises:
-        TimeoutError: it is still there at the deadline.
-    """
-    try:
-        while True:
-            await readable(stream.fileno(), None if deadline is None else max(0.0, deadline - time.monotonic()))
-            if not await stream.receive(memoryview(bytearray(256))):
-                return
-    except ConnectionError:
-        return
-    finally:
-        stream.close()
 
 
 async def dial(daemon: Daemon, id: str) -> Streamed:

@@ -94,7 +94,8 @@ def _made(cluster: Api, settings: Settings, name: str) -> str:
 
 def job(name: str, settings: Settings, agent_map: str) -> Json:
     """The Job of one build."""
-    own = msgspec.structs.replace(settings, runtime_class="", user_namespaces=False)  # BuildKit makes its own
+    # BuildKit makes its own namespaces, and nobody shall reach builds over the network
+    own = msgspec.structs.replace(settings, runtime_class="", user_namespaces=False, direct=False)
     image = Root(key="", layers=(settings.build_image,))
     spec, other = (pods.pod_spec(image, size, agent_map, own) for size in (_CLIENT_SIZE, _DAEMON_SIZE))
     client, like = spec["containers"][0], other["containers"][0]

@@ -1,4 +1,4 @@
-"""The Kubernetes engine: a sandbox is a pod, and a link to its agent the WebSocket of an exec.
+"""The Kubernetes engine: a sandbox is a pod, and a link to its agent the WebSocket of an exec, or a connection to the pod itself.
 
 The pod starts with an agent that is nothing yet (any image, the agent from a ConfigMap); what sandbox it shall be, secrets included, it is
 told over its first link. What the pod's object says is for finding and listing. How a sandbox ended is learnt from the agent's report in
@@ -8,6 +8,7 @@ the pod's log, by whoever looks first, who keeps it on this machine for a day an
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -17,18 +18,19 @@ import msgspec
 
 from openmodal import _config, _wire
 from openmodal._dual import Blocking, Sleep
-from openmodal._link import Link, Stream
+from openmodal._link import Link, SocketStream, until_end
 from openmodal._spec import EndRecord, Info, PoolStatus, Recipe, Report, Resources, Root, SandboxSpec, Status
 from openmodal._store import Store
-from openmodal.engines.kubernetes import api, pods, pool, posture, probe, report, start
+from openmodal.engines.kubernetes import api, pods, policies, pool, posture, probe, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
-from openmodal.engines.kubernetes.links import open_link
+from openmodal.engines.kubernetes.links import direct_link, open_link
 from openmodal.engines.kubernetes.names import claim
 from openmodal.engines.kubernetes.settings import Settings, read
 from openmodal.engines.kubernetes.websocket import WebSocket
 from openmodal.errors import EngineError, NotFoundError, UnsupportedError
 
+_log = logging.getLogger("openmodal")
 _STARTING = 60.0  # beyond it, an agent that was started and does not answer is broken
 
 _NOT_ENFORCED = (
@@ -48,6 +50,8 @@ class Kubernetes:
     def __init__(self) -> None:
         self._store = Store(_config.state())
         self._fresh: dict[str, tuple[int, WebSocket]] = {}
+        self._not_direct: set[str] = set()  # sandboxes that were tried in vain
+        self._said = False  # ... which is news once
 
     @property
     def settings(self) -> Settings:
@@ -83,7 +87,10 @@ class Kubernetes:
             if spec.name:
                 await claim(cluster, settings, pod, spec, id, self._alive)
             await created.wait()
-            if stream := await self._set_up(cluster, created):
+            stream = await self._set_up(cluster, created)
+            if stream and settings.direct:  # it would be used again and again, though there is a better way
+                stream.close()
+            elif stream:
                 self._fresh[id] = (os.getpid(), stream)
         except BaseException:
             self._drop(id)
@@ -92,14 +99,17 @@ class Kubernetes:
             raise
         return id
 
-    async def connect(self, id: str) -> Stream:
+    async def connect(self, id: str) -> WebSocket | SocketStream:
         if stream := self._take(id):
             return stream
         if self._store.end(id):
             raise ConnectionRefusedError("it has ended")
-        cluster = self._api()
+        settings = self.settings
+        cluster = self._api(settings)
         try:
             found = await self._found(cluster, id)
+            if settings.direct and found.address and id not in self._not_direct:
+                return await self._direct(cluster, found)
             return await open_link(cluster, found.pod, _wire.auth(found.token))
         except (NotFoundError, ConnectionError, Unreachable) as error:
             await self._settle(cluster, id)
@@ -224,19 +234,31 @@ class Kubernetes:
                     raise EngineError(f"the agent in the pod {created.name} does not answer: {error}") from error
                 await Sleep(0.02)
 
+    async def _direct(self, cluster: Api, found: pods.Found) -> WebSocket | SocketStream:
+        """A link without the API server; where its network lets nobody through, one with it, now and for all links to come."""
+        try:
+            return await direct_link(cluster, found)
+        except OSError as error:
+            stream = await open_link(cluster, found.pod, _wire.auth(found.token))
+            self._not_direct.add(found.status.id)
+            if not self._said:
+                self._said = True
+                _log.warning(
+                    "sandbox %s cannot be reached directly (%s), so the API server carries what it says: the pod of a client "
+                    'needs the label %s: "true"; without any, set kubernetes.direct = false',
+                    found.status.id,
+                    str(error) or type(error).__name__,
+                    policies.CLIENT,
+                )
+            return stream
+
     async def _until_lost(self, id: str, deadline: float | None) -> None:
         """Hold a link until it ends, which it does with its agent."""
         try:
             stream = await self.connect(id)
         except ConnectionError:
             return
-        assert isinstance(stream, WebSocket)
-        try:
-            await stream.until_end(deadline)
-        except ConnectionError:
-            pass
-        finally:
-            stream.close()
+        await (stream.until_end(deadline) if isinstance(stream, WebSocket) else until_end(stream, deadline))
         await self._settle(self._api(), id)
 
     def _take(self, id: str) -> WebSocket | None:
@@ -245,6 +267,7 @@ class Kubernetes:
         return stream if pid == os.getpid() else None
 
     def _drop(self, id: str) -> None:
+        self._not_direct.discard(id)
         if stream := self._take(id):
             stream.close()
 

@@ -1,14 +1,27 @@
-"""Links to the agent in a pod: an exec of the program that carries bytes to it, opened and greeted."""
+"""Links to the agent in a pod: the WebSocket of an exec, or a connection to the pod itself; opened, greeted and accepted."""
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from openmodal import _wire
-from openmodal._dual import Blocking
+from openmodal._dual import Blocking, writable
+from openmodal._link import SocketStream, Stream
+from openmodal._wire import Code, Kind
 from openmodal.engines.kubernetes import api, pods
-from openmodal.engines.kubernetes.websocket import WebSocket
+from openmodal.engines.kubernetes.websocket import KEEP_ALIVE, WebSocket
 from openmodal.errors import EngineError
+
+_PATIENCE = 5.0  # seconds for a direct link: a lost packet is sent again after one, and again after two more
+_LONGEST_ANSWER = 4096
+
+
+class _Greetable(Stream, Protocol):
+    async def peek(self, count: int, deadline: float | None = None) -> bytearray: ...
 
 
 async def open_link(
@@ -28,26 +41,92 @@ async def open_link(
         await stream.send(greeting)
         if meanwhile:
             await meanwhile()
-        await _accepted(stream)
+        _check(*await _answer(stream, None))
     except BaseException:
         stream.close()
         raise
     return stream
 
 
-async def _accepted(stream: WebSocket) -> None:
-    """Read HELLO and OK, and leave HELLO for the link that will be made of the stream."""
-    hello = await _size_of_frame(stream, 0)
-    whole = hello + await _size_of_frame(stream, hello)
+async def direct_link(cluster: api.Api, found: pods.Found) -> SocketStream:
+    """A link to the agent at the pod's own address.
+
+    A pod that is gone leaves its address to others, who may be anybody. So the pod is looked at once more: if it is still the same, what
+    we are connected to was its agent. Otherwise nobody heard more than the token of a sandbox that is gone.
+
+    Raises:
+        OSError: it cannot be reached that way, or is gone.
+    """
+    assert found.address, "its pod says where"
+    deadline = time.monotonic() + _PATIENCE
+    stream = SocketStream(await _connected(*found.address, deadline))
+    try:
+        await stream.send(_wire.auth(found.token))
+        answer = await _answer(stream, deadline)
+        if not await Blocking(_is_still, cluster, found):
+            raise ConnectionRefusedError(f"the pod {found.pod} is gone, and its address perhaps another's")
+        _check(*answer)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+async def _connected(host: str, port: int, deadline: float) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        for level, option, value in KEEP_ALIVE:
+            sock.setsockopt(level, option, value)
+        try:
+            sock.connect((host, port))
+        except BlockingIOError:
+            await writable(sock.fileno(), deadline - time.monotonic())
+        if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, os.strerror(error))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_still(cluster: api.Api, found: pods.Found) -> bool:
+    try:
+        now = pods.found(cluster.get(cluster.pods(found.pod)))
+    except api.ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return now is not None and (now.uid, now.address) == (found.uid, found.address)
+
+
+# ------------------------------------------------------------------------------------------------ greetings
+
+
+async def _answer(stream: _Greetable, deadline: float | None) -> tuple[int, memoryview]:
+    """Read HELLO and the frame behind it, and leave HELLO for the link that will be made of the stream."""
+    hello = await _end_of_frame(stream, 0, deadline)
+    whole = await _end_of_frame(stream, hello, deadline)
     answers = await stream.peek(whole)
     kind, payload = answers[hello + 4], memoryview(bytes(answers[hello + 5 : whole]))
-    if kind == _wire.Kind.ERROR:
-        raise EngineError(f"the sandbox's agent does not accept us: {_wire.decode_error(payload)[1]}")
     del answers[hello:whole]
+    return kind, payload
 
 
-async def _size_of_frame(stream: WebSocket, at: int) -> int:
-    head = await stream.peek(at + 4)
-    size = 4 + int.from_bytes(head[at : at + 4], "little")
-    await stream.peek(at + size)
-    return size
+async def _end_of_frame(stream: _Greetable, at: int, deadline: float | None) -> int:
+    head = await stream.peek(at + 5, deadline)
+    size = int.from_bytes(head[at : at + 4], "little")
+    if not 1 <= size <= _LONGEST_ANSWER:
+        raise ConnectionRefusedError("what listens there is not the sandbox's agent")
+    await stream.peek(at + 4 + size, deadline)
+    return at + 4 + size
+
+
+def _check(kind: int, payload: memoryview) -> None:
+    """Raise why the agent did not accept us, if so."""
+    if kind == Kind.OK:
+        return
+    code, sentence = _wire.decode_error(payload) if kind == Kind.ERROR else (0, "it does not speak our protocol")
+    if code == Code.LATER:
+        raise ConnectionRefusedError(sentence)
+    raise EngineError(f"the sandbox's agent does not accept us: {sentence}")

@@ -21,6 +21,10 @@ CONTAINER = "sandbox"
 SOCKET = "@openmodal"
 AGENT = "/.openmodal/openmodal-agent"
 GPU = "nvidia.com/gpu"
+PORT = 7333
+"""Where the agent of a pod can be reached directly that was made with the setting `direct`."""
+
+_PORT_NAME = "openmodal"
 
 DEFAULT_DISK = 10240
 
@@ -91,7 +95,7 @@ def warm(spec: Json) -> Json:
     """The same pod as it waits in a pool: without end, and restarted by the cluster, so that its agent must not exit."""
     first = spec["containers"][0]
     options = ("--setup-ms", str(_FOR_EVER_MS), "--linger", "1")
-    container = {**first, "command": [*first["command"][:4], *options]}
+    container = {**first, "command": [*first["command"][:-2], *options]}
     return {**spec, "restartPolicy": "Always", "containers": [container]}
 
 
@@ -128,11 +132,12 @@ def pod_spec(root: Root, resources: Resources, agent: str, settings: Settings) -
 
 
 def _container(root: Root, resources: Resources, settings: Settings) -> Json:
-    return {
+    port = ("--port", str(PORT)) if settings.direct else ()
+    container: Json = {
         "name": CONTAINER,
         "image": root.layers[0],
         "imagePullPolicy": "IfNotPresent",
-        "command": [AGENT, "init", "--listen", SOCKET, "--setup-ms", str(SETUP_SECONDS * 1000)],
+        "command": [AGENT, "init", "--listen", SOCKET, *port, "--setup-ms", str(SETUP_SECONDS * 1000)],
         "resources": _limits(resources, settings),
         "volumeMounts": [{"name": "agent", "mountPath": AGENT.rpartition("/")[0], "readOnly": True}],
         "securityContext": {
@@ -141,6 +146,9 @@ def _container(root: Root, resources: Resources, settings: Settings) -> Json:
             "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
         },
     }
+    if port:
+        container["ports"] = [{"name": _PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
+    return container
 
 
 def _limits(resources: Resources, settings: Settings) -> Json:
@@ -185,15 +193,20 @@ def agent_map(binary: bytes, settings: Settings) -> Json:
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A sandbox as its pod, of that name, tells. `main`: it has a main command; `ready`: it was set up."""
+    """A sandbox as its pod, of that name, tells. `main`: it has a main command; `ready`: it was set up.
+
+    `address` is where its agent listens for those who need no API server, as long as the pod runs and is not being deleted.
+    """
 
     pod: str
+    uid: str
     status: Status
     token: str
     phase: str
     deleting: bool
     ready: bool
     main: bool
+    address: tuple[str, int] | None
 
     @property
     def may_have_ended(self) -> bool:
@@ -212,12 +225,24 @@ def found(pod: Json) -> Found | None:
         return None
     return Found(
         pod=str(pod["metadata"]["name"]),
+        uid=str(pod["metadata"]["uid"]),
         status=status,
         token=token,
         phase=str(pod.get("status", {}).get("phase", "")),
         deleting="deletionTimestamp" in pod["metadata"],
         ready=status.created > 0,
         main=notes.get(f"{DOMAIN}/main") == "true",
+        address=_address(pod),
+    )
+
+
+def _address(pod: Json) -> tuple[str, int] | None:
+    status = pod.get("status", {})
+    if status.get("phase") != "Running" or "deletionTimestamp" in pod["metadata"] or not status.get("podIP"):
+        return None
+    ports = pod["spec"]["containers"][0].get("ports", ())
+    return next(
+        ((str(status["podIP"]), int(port["containerPort"])) for port in ports if port.get("name") == _PORT_NAME), None
     )
 
 

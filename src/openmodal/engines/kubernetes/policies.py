@@ -1,7 +1,7 @@
 """NetworkPolicies as values. They choose pods by the labels that `create` puts on them; what several say of a pod is added up.
 
-Nothing comes in; out goes nothing (`block_network`), or what is not inside (the internet, and name servers wherever they are), or what a
-list of networks allows. Whether anybody enforces them is the cluster's affair (`probe`).
+Nothing comes in, but to agents with the setting `direct`; out goes nothing (`block_network`), or what is not inside (the internet, and
+name servers wherever they are), or what a list of networks allows. Whether anybody enforces them is the cluster's affair (`probe`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from openmodal.engines import machine
-from openmodal.engines.kubernetes.pods import DOMAIN, Json
+from openmodal.engines.kubernetes.pods import DOMAIN, PORT, Json
 from openmodal.engines.kubernetes.settings import Settings
 
 GROUP = "apis/networking.k8s.io/v1"
 PROBE = f"{DOMAIN}/probe"
+CLIENT = f"{DOMAIN}/client"
 OURS = {"app.kubernetes.io/managed-by": "openmodal"}
 
 _METADATA_6 = ("fd00:c1::a9fe:a9fe/128", "fd00:ec2::254/128", "fd20:ce::254/128")  # of Oracle, Amazon and Google
@@ -38,6 +39,13 @@ def internet(settings: Settings) -> Json:
     names = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
     spec = {"policyTypes": ["Egress"], "egress": [{"to": _blocks(_ANYWHERE, settings)}, {"ports": names}]}
     return policy("openmodal-internet", {f"{DOMAIN}/network": "internet"}, spec)
+
+
+def direct() -> Json:
+    """Of all sandboxes, also those that are cut off: the port of their agents, from pods that say they are clients. Nothing goes out."""
+    clients = {"namespaceSelector": {}, "podSelector": {"matchLabels": {CLIENT: "true"}}}
+    ingress = [{"from": [clients], "ports": [{"protocol": "TCP", "port": PORT}]}]
+    return policy("openmodal-direct", OURS, {"policyTypes": ["Ingress"], "ingress": ingress})
 
 
 def listed(pod: Json, labels: Mapping[str, str], cidrs: Sequence[str], settings: Settings) -> Json:

@@ -26,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         network_policy: whether the cluster enforces NetworkPolicies; see docs/kubernetes.md for how to find out.
         inside: networks of yours whose addresses are public, such as the nodes': only who has a list with one of them reaches it.
         user_namespaces: whether root in a sandbox is nobody on the node: Kubernetes 1.33 with containerd 2 or CRI-O can do it.
+        direct: whether this client runs in the cluster, or reaches pods' addresses, and connects to them without the API server.
         runtime_class: of every pod, such as "gvisor"; "": the cluster's default.
         builder: where images are built: "local", "cluster", "cloudbuild"; "": here if this machine can, else in the cluster.
         build_namespace: where the pods of builds live, apart from sandboxes; "": `namespace` with "-builds" behind it.
@@ -43,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network_policy: bool = False
     inside: tuple[str, ...] = ()
     user_namespaces: bool = False
+    direct: bool = False
     runtime_class: str = ""
     builder: Literal["", "local", "cluster", "cloudbuild"] = ""
     build_namespace: str = ""

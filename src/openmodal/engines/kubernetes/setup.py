@@ -42,6 +42,7 @@ def manifests(settings: Settings, grant: Sequence[str] = (), most: int = 0) -> l
         *quota,
         policies.deny(),
         policies.internet(settings),
+        *((policies.direct(),) if settings.direct else ()),
     ]
     for item in found[1:]:
         item["metadata"] = {**item["metadata"], "namespace": settings.namespace, "labels": policies.OURS}
@@ -50,7 +51,8 @@ def manifests(settings: Settings, grant: Sequence[str] = (), most: int = 0) -> l
 
 def builds(settings: Settings, grant: Sequence[str] = ()) -> list[Json]:
     """The namespace of builds and what is in it. BuildKit without root needs system calls that "baseline" does not let it have."""
-    namespace, role, *rest = manifests(msgspec.structs.replace(settings, namespace=settings.builds), grant)
+    there = msgspec.structs.replace(settings, namespace=settings.builds, direct=False)
+    namespace, role, *rest = manifests(there, grant)
     labels = {**namespace["metadata"]["labels"], "pod-security.kubernetes.io/enforce": "privileged"}
     open_namespace = {**namespace, "metadata": {**namespace["metadata"], "labels": labels}}
     return [open_namespace, {**role, "rules": _rules(_BUILD_RIGHTS)}, *rest]

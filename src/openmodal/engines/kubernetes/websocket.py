@@ -24,7 +24,7 @@ from openmodal.errors import UnsupportedError
 _PIECE = 128 << 10  # bytes of a message, and of a read
 _STDIN, _STDOUT, _STDERR, _STATUS = range(4)
 _MOST_SAID = 4 << 10
-_KEEP_ALIVE = (
+KEEP_ALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
@@ -32,6 +32,7 @@ _KEEP_ALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
+"""Options of a socket: small frames are not held back, and another side that is gone is found out within a minute."""
 
 
 class WebSocket:
@@ -74,20 +75,25 @@ class WebSocket:
     def close(self) -> None:
         self._response.close()
 
-    async def peek(self, count: int) -> bytearray:
-        """What came and was not received, of which there are at least so many bytes."""
+    async def peek(self, count: int, deadline: float | None = None) -> bytearray:
+        """What came and was not received, of which there are at least so many bytes; TimeoutError at the deadline (of time.monotonic)."""
         await self._take()
         while len(self._ready) < count:
             if self._ended:
                 raise ConnectionResetError(self._reason())
-            await self._more(None)
+            await self._more(deadline)
         return self._ready
 
     async def until_end(self, deadline: float | None) -> None:
-        """Wait until the other side has ended, whatever it still says; TimeoutError at the deadline (of time.monotonic)."""
-        while not self._ended:
-            self._ready.clear()
-            await self._fill(deadline)
+        """Wait until the other side has ended, whatever it still says, and close; TimeoutError at the deadline (of time.monotonic)."""
+        try:
+            while not self._ended:
+                self._ready.clear()
+                await self._fill(deadline)
+        except ConnectionError:
+            pass
+        finally:
+            self.close()
 
     # ------------------------------------------------------------------------------------------------ frames
 
@@ -164,6 +170,6 @@ def _socket_of(response: httpx2.Response) -> socket.socket:
         raise UnsupportedError(
             "a proxy that is spoken to by https:// is not supported; use an http:// one for the cluster"
         )
-    for level, option, value in _KEEP_ALIVE:
+    for level, option, value in KEEP_ALIVE:
         sock.setsockopt(level, option, value)
     return cast("socket.socket", sock)
