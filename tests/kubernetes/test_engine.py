@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -159,6 +161,12 @@ def test_a_pod_whose_maker_died_before_it_was_ready_is_no_sandbox(engine: Kubern
 
 
 # ---------------------------------------------------------------------------------------------------------- images
+
+
+def test_a_program_that_ends_has_closed_its_connections(namespace: str) -> None:
+    program = "import openmodal; openmodal.Sandbox.list(engine='kubernetes')"
+    strict = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
+    assert subprocess.run(strict, check=True, capture_output=True, text=True).stderr == ""
 
 
 def test_an_image_of_a_registry_is_used_as_it_is(make: Make, engine: Kubernetes, image: Image) -> None:

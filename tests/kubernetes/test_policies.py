@@ -17,7 +17,7 @@ from openmodal._dual import run_sync
 from openmodal.app import App
 from openmodal.engines import machine
 from openmodal.engines.kubernetes import Kubernetes, doctor, policies, probe, setup
-from openmodal.engines.kubernetes.pods import DOMAIN
+from openmodal.engines.kubernetes.pods import DOMAIN, PORT
 from openmodal.engines.kubernetes.settings import read
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
@@ -178,6 +178,11 @@ class Neighbour:
         with elsewhere(self._namespace):
             return reached(self._sandbox, *targets)
 
+    def label(self, key: str, value: str | None) -> None:
+        with elsewhere(self._namespace):
+            name = pod_of(self._sandbox)["metadata"]["name"]
+            api().patch(api().pods(name), {"metadata": {"labels": {key: value}}})
+
     def sends(self, *targets: str) -> None:
         with elsewhere(self._namespace):
             sends(self._sandbox, *targets)
@@ -280,6 +285,26 @@ def test_a_blocked_sandbox_was_never_a_pod_that_waited_in_a_pool(
     assert {pod["metadata"]["labels"][f"{DOMAIN}/network"] for pod in waiting("tests")} == {"internet"}
     assert "om-pool" not in pod_of(blocked)["metadata"]["name"]
     assert "om-pool" in pod_of(make())["metadata"]["name"], "the control: one of the same shape is taken from there"
+
+
+def test_the_port_of_direct_links_is_reached_by_clients_and_nobody_else(
+    enforced: Settle, make: Make, neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with settings(monkeypatch, direct=True):
+        sandbox = serving(make(block_network=True))
+        put(enforced)
+        try:
+            home = pod_of(sandbox)["status"]["podIP"]
+            targets = f"{home}:{PORT}", f"{home}:{OPEN}"
+            assert neighbour.reached(*targets) == set()
+            neighbour.label(policies.CLIENT, "true")
+            enforced()
+            assert neighbour.reached(*targets) == {targets[0]}
+            assert reached(sandbox, f"{neighbour.address}:{OPEN}") == set()
+        finally:
+            neighbour.label(policies.CLIENT, None)
+            delete_policy("openmodal-direct")
+            enforced()
 
 
 # ------------------------------------------------------------------------------------------------- lists of networks
