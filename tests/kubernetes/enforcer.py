@@ -31,8 +31,6 @@ Json = Mapping[str, Any]
 _TABLE = f"{leaks.JUDGE}{os.getpid()}"
 _PAUSE = 0.1  # seconds between two looks at the API server
 
-# ---------------------------------------------------------------------------------------------------------- the plan
-
 
 class Pod(NamedTuple):
     """What policies know of a pod."""
