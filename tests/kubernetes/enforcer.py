@@ -5,8 +5,8 @@
 
 `ruleset` is the plan: what Kubernetes documents of policies, as a text for `nft -f`. Its rules are about the addresses of pods that a
 policy selects, and nothing else. What it refuses is answered; a plug-in may also drop it in silence. Its limits: ports have numbers, no
-names; `from` and `to` select pods of the given namespaces. And of the exception "traffic to and from the node where a pod is running is
-always allowed" only *from* holds, as with plug-ins for which the node is one more place that an egress rule is about.
+names; `from` and `to` select pods of the given namespaces. What comes from a pod's own node always passes, as is documented; what goes
+there only where a test says so, for plug-ins differ.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ Json = Mapping[str, Any]
 
 _TABLE = f"{leaks.JUDGE}{os.getpid()}"
 _PAUSE = 0.1  # seconds between two looks at the API server
-
-# ---------------------------------------------------------------------------------------------------------- the plan
 
 
 class Pod(NamedTuple):
@@ -64,8 +62,8 @@ class Seen(NamedTuple):
     namespaces: Mapping[str, Json]
 
 
-def ruleset(table: str, seen: Seen) -> str:
-    """The rules of a table that replaces the one of that name."""
+def ruleset(table: str, seen: Seen, *, node: bool = True) -> str:
+    """The rules of a table that replaces the one of that name. `node`: the own node is one more place that egress is about."""
     chains: list[str] = []
     jumps: dict[Direction, list[str]] = {EGRESS: [], INGRESS: []}
     for number, pod in enumerate(seen.pods):
@@ -79,7 +77,7 @@ def ruleset(table: str, seen: Seen) -> str:
             jumps[direction] += [f"{_match(direction.own, [address])} jump {name}" for address in pod.addresses]
     # What may leave a pod is then judged by what may come in at the other end: so a rule returns, and does not accept.
     forward = _hook("forward", *jumps[EGRESS], *jumps[INGRESS])
-    own_node = _hook("input", *jumps[EGRESS])
+    own_node = _hook("input", *(jumps[EGRESS] if node else ()))
     return "\n".join((*_gone(table), f"table inet {table} {{", *chains, forward, own_node, "}\n"))
 
 
@@ -177,7 +175,8 @@ class Judge:
         self._cluster = cluster
         self._namespaces = namespaces
         self._passes = 0
-        self._stopped = threading.Event()
+        self._node = True
+        self.stopped = threading.Event()
         self._running = executor.submit(self._run)
 
     def settle(self) -> None:
@@ -187,13 +186,19 @@ class Judge:
         if self._running.done():
             self._running.result()
 
-    def stop(self) -> None:
-        self._stopped.set()
+    @contextmanager
+    def sparing_nodes(self) -> Iterator[None]:
+        """For the block, a pod always reaches its own node."""
+        self._node = False
+        try:
+            yield
+        finally:
+            self._node = True
 
     def _run(self) -> None:
         loaded = ""
-        while not self._stopped.wait(_PAUSE):
-            if (rules := ruleset(_TABLE, self._see())) != loaded:
+        while not self.stopped.wait(_PAUSE):
+            if (rules := ruleset(_TABLE, self._see(), node=self._node)) != loaded:
                 _nft("-f", "-", text=rules)
                 loaded = rules
             self._passes += 1
@@ -235,7 +240,7 @@ def enforcing(cluster: Api, namespaces: Sequence[str]) -> Iterator[Judge]:
             switch.write_text("1", encoding="ascii")
         stack.callback(_nft, "-f", "-", text="\n".join(_gone(_TABLE)))
         judge = Judge(cluster, namespaces, stack.enter_context(ThreadPoolExecutor(1)))
-        stack.callback(judge.stop)
+        stack.callback(judge.stopped.set)
         judge.settle()
         yield judge
 

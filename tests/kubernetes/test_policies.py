@@ -27,7 +27,7 @@ from openmodal.testing.fixtures import Create, creating, eventually
 from openmodal.testing.limits import TestNetwork, own_addresses
 from tests.embedded.internet import ECHO, METADATA, OTHER, PRIVATE, PUBLIC, Internet, internet
 from tests.kubernetes.cluster import Make, api, pod_of, settings, waiting
-from tests.kubernetes.enforcer import enforcing
+from tests.kubernetes.enforcer import Judge, enforcing
 
 __all__ = ["TestAllowLists", "TestNetwork"]
 
@@ -52,12 +52,10 @@ def other_namespace(namespace: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def enforced(namespace: str, other_namespace: str, engine: Kubernetes, image: Image) -> Iterator[Settle]:
+def enforced(judge: Judge | None) -> Iterator[Settle]:
     """Somebody enforces policies, and those of `openmodal setup kubernetes` are there. Calling it waits until what was changed holds."""
-    with (
-        pytest.MonkeyPatch.context() as environment,
-        someone(namespace, other_namespace, pushed(engine, image)) as settle,
-    ):
+    settle = judge.settle if judge else lambda: time.sleep(5)
+    with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OPENMODAL_KUBERNETES_NETWORK_POLICY", "true")
         # This machine is the node, and not every machine's address is private.
         environment.setenv("OPENMODAL_KUBERNETES_INSIDE", ",".join(f"{address}/32" for address in own_addresses()))
@@ -66,19 +64,19 @@ def enforced(namespace: str, other_namespace: str, engine: Kubernetes, image: Im
         take_away(settle)
 
 
-@contextmanager
-def someone(namespace: str, other: str, image: str) -> Iterator[Settle]:
-    """The judge where the pods are on this machine, else the cluster itself."""
+@pytest.fixture(scope="module")
+def judge(namespace: str, other_namespace: str, engine: Kubernetes, image: Image) -> Iterator[Judge | None]:
+    """Who enforces policies where the pods are on this machine; None: the cluster itself."""
     if pods_are_here():
         if not shutil.which("nft"):
             pytest.skip("nobody here enforces NetworkPolicies: needs nft (Debian's package nftables)")
-        with enforcing(api(), [namespace, other]) as judge:
-            yield judge.settle
+        with enforcing(api(), [namespace, other_namespace]) as judge:
+            yield judge
         return
-    with pytest.MonkeyPatch.context() as environment, settings(environment, probe_image=image):
-        if not probe.enforced(api(), read()):
+    with pytest.MonkeyPatch.context() as environment, settings(environment, probe_image=pushed(engine, image)):
+        if not probe.enforced(api(), read()).enforced:
             pytest.skip("the cluster does not enforce NetworkPolicies, and its nodes are not this machine")
-    yield lambda: time.sleep(5)
+    yield None
 
 
 def pods_are_here() -> bool:
@@ -135,6 +133,18 @@ def test_a_cluster_that_enforces_policies_is_known_by_trying(
     with settings(monkeypatch, probe_image=pushed(engine, image)):
         found = doctor.policies_enforced(api(), read())
     assert (found.ok, found.text) == (True, "NetworkPolicies are enforced")
+
+
+def test_a_plug_in_that_spares_the_own_node_is_known_by_trying(
+    judge: Judge | None, engine: Kubernetes, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes lets it; `block_network` then leaves more than was promised."""
+    if not judge:
+        pytest.skip("needs the tests' judge")
+    with judge.sparing_nodes(), settings(monkeypatch, probe_image=pushed(engine, image)):
+        found = doctor.policies_enforced(api(), read())
+    assert not found.ok
+    assert "NetworkPolicies are enforced, but a pod goes on reaching its own node" in found.text
 
 
 class TestInfo:

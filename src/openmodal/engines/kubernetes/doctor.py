@@ -100,14 +100,19 @@ def policies_enforced(cluster: Api, settings: Settings) -> Finding:
     """Find out, with two pods that live for some seconds, whether the cluster enforces NetworkPolicies and the configuration knows."""
     name = "kubernetes network"
     try:
-        enforced = probe.enforced(cluster, settings)
+        found = probe.enforced(cluster, settings)
     except Error as error:
         return Finding(name, False, str(error))
-    if not enforced:
+    if not found.enforced:
         text = "NetworkPolicies are not enforced: a pod went on reaching another that a policy cut it off from"
         wrong = f"network_policy = false in {_config.config_file()}, or " if settings.network_policy else ""
         return Finding(name, False, text, f"{wrong}a network plug-in that enforces them, such as Calico or Cilium")
     if not settings.network_policy:
-        text = "NetworkPolicies are enforced, but the configuration does not say so"
+        text = "NetworkPolicies are enforced, but the configuration does not say so" + (_NODE if found.node else "")
         return Finding(name, False, text, f"network_policy = true in the table [kubernetes] of {_config.config_file()}")
+    if found.node:
+        return Finding(name, False, f"NetworkPolicies are enforced{_NODE}", "let a firewall of the nodes refuse pods")
     return Finding(name, True, "NetworkPolicies are enforced")
+
+
+_NODE = ", but a pod goes on reaching its own node: so does a sandbox, also one with block_network"

@@ -266,10 +266,13 @@ def trouble(pod: Json) -> tuple[str, str] | None:
     return None
 
 
-def exit_code(pod: Json) -> int | None:
-    """The exit code of its program, once that has ended."""
-    codes = [int(state["terminated"]["exitCode"]) for state in _states(pod) if "terminated" in state]
-    return codes[0] if codes else None
+def exit_codes(pod: Json) -> dict[str, int]:
+    """The exit codes of those of its containers that have ended, by name."""
+    containers = pod.get("status", {}).get("containerStatuses", [])
+    ended = (
+        (item["name"], item["state"]["terminated"]) for item in containers if "terminated" in item.get("state", {})
+    )
+    return {str(name): int(state["exitCode"]) for name, state in ended}
 
 
 def waits_for(pod: Json) -> str:

@@ -1,5 +1,7 @@
 """Whether a cluster enforces NetworkPolicies, found out by trying: of two pods one reaches the other, until a policy forbids it.
 
+And whether it then goes on reaching its own node, which Kubernetes lets a network plug-in always allow.
+
 Blocking. Whatever happens the pods are deleted, and the policy goes with them. Should this process be killed, they end by themselves, and
 `openmodal gc` removes them.
 """
@@ -8,8 +10,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from openmodal._spec import Resources, Root
 from openmodal.engines.kubernetes import agent, pods, policies
@@ -21,10 +24,19 @@ _PORT = 7333
 _START = 120.0  # seconds for a node, an image and a start
 _GET_THROUGH = 1.0  # seconds in which the client gets through before the policy is there
 _ALWAYS, _NO_LONGER = 0, 1  # exit codes of `reach`
+_POD, _NODE = "pod", "node"  # the containers, by what they reach
+_KUBELET = "10250"  # every node listens there
 
 
-def enforced(cluster: Api, settings: Settings, seconds: int = 10) -> bool:
-    """Whether a policy takes effect within so many seconds.
+class Found(NamedTuple):
+    """Whether policies are enforced, and whether a pod that one cuts off reaches its node all the same."""
+
+    enforced: bool
+    node: bool
+
+
+def enforced(cluster: Api, settings: Settings, seconds: int = 10) -> Found:
+    """Look whether a policy takes effect within so many seconds.
 
     Raises:
         EngineError: that cannot be found out; the text tells why.
@@ -36,16 +48,15 @@ def enforced(cluster: Api, settings: Settings, seconds: int = 10) -> bool:
         settings,
     )
     with (
-        _pod(cluster, spec, str(_PORT), str(int(_START) + seconds)) as target,
-        _pod(cluster, spec, target["status"]["podIP"], str(_PORT), str(seconds)) as client,
+        _pod(cluster, spec, {_POD: (str(_PORT), str(int(_START) + seconds))}) as target,
+        _pod(cluster, spec, _reaches(target["status"]["podIP"], str(seconds))) as client,
     ):
         time.sleep(_GET_THROUGH)
         cluster.create(cluster.path("networkpolicies", group=policies.GROUP), policies.cut_off(client))
-        ended = _until(cluster, client, lambda pod: pods.exit_code(pod) is not None)
-    code = pods.exit_code(ended)
-    if code not in (_ALWAYS, _NO_LONGER):
+        codes = pods.exit_codes(_until(cluster, client, lambda pod: len(pods.exit_codes(pod)) == 2))
+    if codes[_POD] not in (_ALWAYS, _NO_LONGER):
         raise EngineError("of two pods none reached the other, so it cannot be told whether policies are enforced")
-    return code == _NO_LONGER
+    return Found(codes[_POD] == _NO_LONGER, codes[_NODE] == _ALWAYS)
 
 
 def finished(cluster: Api) -> list[str]:
@@ -55,12 +66,21 @@ def finished(cluster: Api) -> list[str]:
     return [str(metadata["name"]) for metadata in left if "deletionTimestamp" not in metadata]
 
 
+def _reaches(address: str, seconds: str) -> dict[str, tuple[str, ...]]:
+    """What the pod that is to be cut off runs. The kubelet puts the node's address in."""
+    return {_POD: (address, str(_PORT), seconds), _NODE: ("$(NODE)", _KUBELET, seconds)}
+
+
 @contextmanager
-def _pod(cluster: Api, spec: Json, *arguments: str) -> Iterator[Json]:
-    """A pod that runs `reach` with these arguments."""
-    container = {**spec["containers"][0], "command": [pods.AGENT, "reach", *arguments]}
+def _pod(cluster: Api, spec: Json, runs: Mapping[str, Sequence[str]]) -> Iterator[Json]:
+    """A pod with containers of these names, each of which runs `reach` with these arguments."""
+    node = {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}
+    containers = [
+        {**spec["containers"][0], "name": name, "env": [node], "command": [pods.AGENT, "reach", *arguments]}
+        for name, arguments in runs.items()
+    ]
     name = f"om-probe-{secrets.token_hex(4)}"
-    manifest = pods.manifest(name, {**spec, "containers": [container]}, 2 * _START)
+    manifest = pods.manifest(name, {**spec, "containers": containers}, 2 * _START)
     manifest["metadata"]["labels"] = {policies.PROBE: name}
     made = cluster.create(cluster.pods(), manifest)
     try:
@@ -74,7 +94,7 @@ def _until(cluster: Api, pod: Json, reached: Callable[[Json], bool]) -> Json:
     give_up = time.monotonic() + _START
     while not reached(pod):
         trouble = pods.trouble(pod)
-        if trouble and pods.exit_code(pod) is None:
+        if trouble and not pods.exit_codes(pod):
             raise EngineError(f"the pod that is to find out whether policies are enforced cannot run: {trouble[1]}")
         if time.monotonic() > give_up:
             raise EngineError(
