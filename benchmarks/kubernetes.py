@@ -126,21 +126,23 @@ def _one_life(found: dict[str, Row], cluster: Cluster) -> None:
 
 
 def _near_and_far(found: dict[str, Row], cluster: Cluster, rounds: int) -> None:
-    """Links to one sandbox, in turns."""
+    """Links to one sandbox, in turns; new ones last, for the cluster is busy with their ends for a while."""
+    exec_, link = found["direct"], found["link"]
     with cluster.sandbox() as sandbox:
-        near = openmodal.Sandbox.from_id(sandbox.id, engine=cluster.engine)
+        near, far = (openmodal.Sandbox.from_id(sandbox.id, engine=cluster.engine) for _ in range(2))
         near.exec("true")
         with _through_the_api_server():
-            far = openmodal.Sandbox.from_id(sandbox.id, engine=cluster.engine)
             far.exec("true")
         for _ in range(5 * rounds):
-            for who, figures in ((near, found["direct"].ours), (far, found["direct"].floor)):
+            for who, figures in ((near, exec_.ours), (far, exec_.floor)):
                 with Stopwatch() as watch:
                     who.exec("true")
                 figures.append(watch.seconds * 1000)
-            found["link"].ours.append(cluster.link(sandbox) * 1000)
+        for _ in range(rounds):
+            link.ours.append(cluster.link(sandbox) * 1000)
             with _through_the_api_server():
-                found["link"].floor.append(cluster.link(sandbox) * 1000)
+                link.floor.append(cluster.link(sandbox) * 1000)
+            _at_any_moment()
 
 
 @contextmanager
