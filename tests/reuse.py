@@ -1,7 +1,7 @@
 """One sandbox for many tests, where a sandbox costs long: tests of what happens in it share one, swept between them.
 
-An engine's tests import the fixtures, and may override `shared_options`. The embedded engine, whose sandboxes cost milliseconds, runs the
-same tests with a fresh one each.
+A module with the contract suite imports the fixtures, after the suite's own, and may override `shared_options`. The embedded engine, whose
+sandboxes cost milliseconds, runs the same tests with a fresh one each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ INSIDE = (
 )
 """The tests of what happens in a sandbox."""
 
-_SWEEP = "kill -9 -1; cd /; for d in /tmp /srv /root /home/agent; do find $d -mindepth 1 -delete; done"
+# Not `kill -9 -1`: it would reach the agent's process that watches over this very command.
+_SWEEP = """
+for process in /proc/[0-9]*; do
+    case ${process#/proc/} in 1 | $$ | $PPID) ;; *) kill -9 ${process#/proc/} ;; esac
+done 2>/dev/null
+for folder in /tmp /srv /root /home/agent; do find $folder -mindepth 1 -maxdepth 1 -exec rm -rf {} +; done
+"""
 
 
 class Reused:
@@ -75,18 +81,18 @@ def shared_options() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def reused(engine: Engine, image: Image, shared_options: dict[str, Any]) -> Iterator[Reused]:
-    sandbox = Reused(app=App("contract"), image=image, engine=engine, timeout=3600, **shared_options)
+    sandbox = Reused(app=App("shared"), image=image, engine=engine, timeout=3600, **shared_options)
     yield sandbox
     sandbox.close()
 
 
-@pytest.fixture(name="sandbox")
-def fresh_or_swept(
+@pytest.fixture
+def sandbox(
     request: pytest.FixtureRequest, create: suite.Create, face: Face, reused: Reused, no_leaks: Check
 ) -> Iterator[Sandbox]:
     """A fresh sandbox, or one that is as good as that."""
     if request.cls not in INSIDE:
         yield create()
         return
-    with reused.sandbox(no_leaks) as sandbox:
-        yield face(sandbox)
+    with reused.sandbox(no_leaks) as one:
+        yield face(one)

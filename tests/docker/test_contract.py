@@ -14,7 +14,7 @@ import pytest
 import openmodal.testing as suite
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import Face, open_face
-from tests.reuse import INSIDE, fresh_or_swept, reused  # noqa: F401
+from tests.reuse import INSIDE, reused, sandbox  # noqa: F401
 
 globals().update({name: getattr(suite, name) for name in suite.__all__ if name.startswith("Test")})
 

@@ -14,7 +14,6 @@ import pytest
 from openmodal.engines.embedded import network
 from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
 from tests.gvisor.engine import Gvisor
-from tests.reuse import fresh_or_swept, reused, shared_options  # noqa: F401
 
 ALL = os.environ.get("OPENMODAL_GVISOR") == "all"
 

@@ -21,7 +21,6 @@ from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
 from openmodal.testing.fixtures import creating
 from tests.build.test_registry import docker_registry
 from tests.kubernetes.cluster import Make, api
-from tests.reuse import fresh_or_swept, reused, shared_options  # noqa: F401
 
 
 @pytest.fixture(scope="session")
