@@ -303,18 +303,16 @@ def test_the_port_of_direct_links_is_reached_by_clients_and_nobody_else(
     with settings(monkeypatch, direct=True):
         sandbox = serving(make(block_network=True))
         put(enforced)
-        try:
-            home = pod_of(sandbox)["status"]["podIP"]
-            targets = f"{home}:{PORT}", f"{home}:{OPEN}"
-            assert neighbour.reached(*targets) == set()
-            neighbour.label(policies.CLIENT, "true")
-            enforced()
-            assert neighbour.reached(*targets) == {targets[0]}
-            assert reached(sandbox, f"{neighbour.address}:{OPEN}") == set()
-        finally:
-            neighbour.label(policies.CLIENT, None)
-            delete_policy("openmodal-direct")
-            enforced()
+    home = pod_of(sandbox)["status"]["podIP"]
+    targets = f"{home}:{PORT}", f"{home}:{OPEN}"
+    assert neighbour.reached(*targets) == set()
+    neighbour.label(policies.CLIENT, "true")
+    enforced()
+    assert neighbour.reached(*targets) == {targets[0]}
+    assert reached(sandbox, f"{neighbour.address}:{OPEN}") == set()
+    put(enforced)
+    assert neighbour.reached(*targets) == set(), "without the setting, `setup` closes what it has opened"
+    neighbour.label(policies.CLIENT, None)
 
 
 # ------------------------------------------------------------------------------------------------- lists of networks

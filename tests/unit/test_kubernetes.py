@@ -375,10 +375,11 @@ def test_a_build_has_no_more_rights_than_buildkit_needs() -> None:
 
 
 def test_policies_let_nothing_in_and_only_what_is_outside_out() -> None:
-    deny, internet = (item["spec"] for item in setup.manifests(SETTINGS) if item["kind"] == "NetworkPolicy")
+    deny, internet, direct = (item["spec"] for item in setup.manifests(SETTINGS) if item["kind"] == "NetworkPolicy")
     assert deny["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in deny
     assert "egress" not in deny
+    assert (direct["policyTypes"], direct["ingress"]) == (["Ingress"], [])
     blocks = [place["ipBlock"] for place in internet["egress"][0]["to"]]
     assert {"169.254.0.0/16", "168.63.129.16/32", "192.0.0.0/24"} <= set(blocks[0]["except"])
     assert internet["podSelector"]["matchLabels"] == {"openmodal.dev/network": "internet"}
@@ -466,6 +467,7 @@ def test_the_manifests_are_json() -> None:
         "Role",
         "RoleBinding",
         "ResourceQuota",
+        "NetworkPolicy",
         "NetworkPolicy",
         "NetworkPolicy",
     ]

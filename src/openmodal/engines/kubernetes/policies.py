@@ -41,10 +41,13 @@ def internet(settings: Settings) -> Json:
     return policy("openmodal-internet", {f"{DOMAIN}/network": "internet"}, spec)
 
 
-def direct() -> Json:
-    """Of all sandboxes, also those that are cut off: the port of their agents, from pods that say they are clients. Nothing goes out."""
+def direct(settings: Settings) -> Json:
+    """Of all sandboxes, also those that are cut off: the port of their agents, from pods that say they are clients. Nothing goes out.
+
+    Without the setting it lets nothing through; it is said all the same, so that `setup` closes what it has opened before.
+    """
     clients = {"namespaceSelector": {}, "podSelector": {"matchLabels": {CLIENT: "true"}}}
-    ingress = [{"from": [clients], "ports": [{"protocol": "TCP", "port": PORT}]}]
+    ingress = [{"from": [clients], "ports": [{"protocol": "TCP", "port": PORT}]}] if settings.direct else []
     return policy("openmodal-direct", OURS, {"policyTypes": ["Ingress"], "ingress": ingress})
 
 

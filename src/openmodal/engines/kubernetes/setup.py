@@ -42,7 +42,7 @@ def manifests(settings: Settings, grant: Sequence[str] = (), most: int = 0) -> l
         *quota,
         policies.deny(),
         policies.internet(settings),
-        *((policies.direct(),) if settings.direct else ()),
+        policies.direct(settings),
     ]
     for item in found[1:]:
         item["metadata"] = {**item["metadata"], "namespace": settings.namespace, "labels": policies.OURS}
