@@ -1,4 +1,4 @@
-"""One sandbox for many tests, where a sandbox costs long: tests of what happens in it share one, swept between them.
+"""One sandbox for a class of tests, where a sandbox costs long: tests of what happens in it share one, swept between them.
 
 A module with the contract suite imports the fixtures, after the suite's own, and may override `shared_options`. The embedded engine, whose
 sandboxes cost milliseconds, runs the same tests with a fresh one each.
@@ -79,7 +79,7 @@ def shared_options() -> dict[str, Any]:
     return {}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="class")
 def reused(engine: Engine, image: Image, shared_options: dict[str, Any]) -> Iterator[Reused]:
     sandbox = Reused(app=App("shared"), image=image, engine=engine, timeout=3600, **shared_options)
     yield sandbox
