@@ -143,6 +143,27 @@ def test_a_leak_that_root_can_make_is_reported(leak: Callable[[], AbstractContex
     assert line in after.since(before, leaks.ALLOWED)
 
 
+@pytest.fixture(scope="class")
+def shared() -> Iterator[str]:
+    with a_folder(tempfile.gettempdir()) as line:
+        yield line
+
+
+class TestWhatSeveralTestsShare:
+    def test_a_test_before_it_is_made(self) -> None:
+        """How it is after this one is not how it is before the next."""
+
+    def test_it_is_no_leak_of_the_test_that_it_is_made_for(self, shared: str, no_leaks: leaks.Check) -> None:
+        assert shared in leaks.take().since(leaks.Ledger({kind: {} for kind in leaks.KINDS}, foreign=False), {})
+        assert shared not in leaks.compare(no_leaks.before, leaks.ALLOWED)[0]
+
+    def test_what_is_new_is_of_all_when_the_check_is_told_so(self, no_leaks: leaks.Check) -> None:
+        with a_child() as line:
+            assert line in leaks.take().since(no_leaks.before, leaks.ALLOWED)
+            no_leaks.renew()
+            assert line not in leaks.take().since(no_leaks.before, leaks.ALLOWED)
+
+
 def test_what_is_allowed_is_not_reported() -> None:
     before = leaks.take()
     with a_folder(tempfile.gettempdir()) as line:
