@@ -98,18 +98,32 @@ DAEMONS = ("docker", "kubernetes")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n`, a class or a file of functions is one worker's work, and so is a folder with a daemon."""
+    """With `-n`, a class or a file of functions is one worker's work, and so is a folder with a daemon; in the order of the items."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            folder = nodeid.split("/")[1]
-            return folder if folder in DAEMONS else super()._split_scope(nodeid)
+            return _scope(nodeid)
 
+    config.option.loadscopereorder = False
     return Scheduler(config, log)
 
 
+def _scope(nodeid: str) -> str:
+    folder = nodeid.split("/")[1]
+    return folder if folder in DAEMONS else nodeid.rpartition("::")[0]
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long begins first: else one worker would be at it when the others have nothing left."""
+    _leave_out_gigabytes(config, items)
+    long = {_scope(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    if config.getoption("numprocesses", None) or WORKER:
+        items.sort(key=lambda item: (_scope(item.nodeid) not in DAEMONS, _scope(item.nodeid) not in long))
+
+
+def _leave_out_gigabytes(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A gigabyte of output costs a busy machine a minute. It becomes no memory of the SDK, which is the same for all engines."""
     out = [item for item in items if "test_one_gigabyte" in item.name and not _is_most_direct(item)]
     if out:

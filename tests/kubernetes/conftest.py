@@ -68,8 +68,8 @@ def pool(engine: Kubernetes, image: Image) -> Iterator[None]:
     run_sync(engine.delete_pool("tests"))
 
 
-BOTH_FACES = {"TestLifetime", "TestLostLinks", "TestSandbox"}
-"""Those of the engine's own verbs, and of links. The others run in the async face only, where each call of the engine is a `Blocking` in a
+BOTH_FACES = {"TestLifetime"}
+"""Those of the engine's own verbs. The others run in the async face only, where each call of the engine is a `Blocking` in a
 thread. The embedded engine, for which a sandbox costs a millisecond and not a second, shows that the faces are alike."""
 
 

@@ -270,10 +270,12 @@ class TestMainCommand:
             sandbox.stdout.read()
 
     def test_output_without_a_reader_keeps_the_newest(self, create: Create) -> None:
-        sandbox = create("seq", "-s", " ", "1", "3000000")
+        line = "A" * 127
+        sandbox = create("sh", "-c", f"yes {line} | head -n 100000; echo last")
         assert sandbox.wait() == 0
         text = sandbox.stdout.read()
-        assert text.endswith(" 2999999 3000000\n")
+        assert text.endswith(f"{line}\nlast\n")
+        assert len(text) > 4 << 20
         assert len(text) <= 8 << 20
 
     def test_a_finished_stream_is_one_object(self, create: Create) -> None:
