@@ -275,7 +275,7 @@ class TestMainCommand:
         assert sandbox.wait() == 0
         text = sandbox.stdout.read()
         assert text.endswith(f"{line}\nlast\n")
-        assert len(text) > 4 << 20
+        assert len(text) > 2 << 20
         assert len(text) <= 8 << 20
 
     def test_a_finished_stream_is_one_object(self, create: Create) -> None:
