@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from openmodal.errors import (
     SandboxTerminatedError,
 )
 from openmodal.image import Image
+from openmodal.sandbox import Sandbox
 from openmodal.secret import Secret
 from openmodal.testing.fixtures import eventually
 from tests.kubernetes.cluster import Make, api, pod_of, pods, quota, settings
@@ -163,10 +165,20 @@ def test_a_pod_whose_maker_died_before_it_was_ready_is_no_sandbox(engine: Kubern
 # ---------------------------------------------------------------------------------------------------------- images
 
 
-def test_a_program_that_ends_has_closed_its_connections(namespace: str) -> None:
-    program = "import openmodal; openmodal.Sandbox.list(engine='kubernetes')"
-    strict = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
-    assert subprocess.run(strict, check=True, capture_output=True, text=True).stderr == ""
+def test_what_a_run_of_the_command_line_leaves_ends_with_it(engine: Kubernetes, image: Image, tmp_path: Path) -> None:
+    reference = run_sync(engine.prepare(image.recipe, lambda news: None)).layers[0]
+    program = tmp_path / "leaves.py"
+    program.write_text(
+        "import openmodal\n"
+        f"image = openmodal.Image.from_registry({reference!r})\n"
+        "print(openmodal.Sandbox.create(image=image, app=openmodal.App('leaves'), timeout=300).id)\n"
+    )
+    openmodal = str(Path(sys.executable).with_name("openmodal"))
+    command = [openmodal, "--engine", "kubernetes", "run", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("leaves-"), done.stderr
+    assert "Error" not in done.stderr
+    assert done.stdout.strip() not in [sandbox.id for sandbox in Sandbox.list(engine=engine)]
 
 
 def test_an_image_of_a_registry_is_used_as_it_is(make: Make, engine: Kubernetes, image: Image) -> None:

@@ -6,7 +6,6 @@ are plain JSON: of a pod we read a dozen fields, for which lightkube's models wo
 
 from __future__ import annotations
 
-import atexit
 import base64
 import functools
 import logging
@@ -239,9 +238,7 @@ def _api(pid: int, context: str, files: str, namespace: str) -> Api:
             f"no Kubernetes cluster is configured ({error}); set KUBECONFIG, or run your cluster's login command"
         ) from error
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
-    http = httpx2.Client(limits=limits, **params)
-    atexit.register(http.close)  # or `python -X dev` tells of connections that nobody has closed
-    return Api(http, namespace)
+    return Api(httpx2.Client(limits=limits, **params), namespace)
 
 
 def _unhurried(ask: Callable[[], httpx2.Response]) -> httpx2.Response:
