@@ -21,6 +21,7 @@ import pytest
 
 from tests import leaks
 from tests.leaks import no_leaks  # noqa: F401  (an autouse fixture)
+from tests.selection import leave_out
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -117,22 +118,16 @@ def _scope(nodeid: str) -> str:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes long begins first: else one worker would be at it when the others have nothing left."""
-    _leave_out_gigabytes(config, items)
+    leave_out(config, items, _is_one_gigabyte_too_many)
     long = {_scope(item.nodeid) for item in items if item.get_closest_marker("slow")}
     if config.getoption("numprocesses", None) or WORKER:
         items.sort(key=lambda item: (_scope(item.nodeid) not in DAEMONS, _scope(item.nodeid) not in long))
 
 
-def _leave_out_gigabytes(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A gigabyte of output costs a busy machine a minute. It becomes no memory of the SDK, which is the same for all engines."""
-    out = [item for item in items if "test_one_gigabyte" in item.name and not _is_most_direct(item)]
-    if out:
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in out]
-
-
-def _is_most_direct(item: pytest.Item) -> bool:
-    return "embedded" in item.path.parts and "[blocking" in item.name
+def _is_one_gigabyte_too_many(item: pytest.Item) -> bool:
+    """It costs a busy machine a minute, and goes through one engine: that it becomes no memory is the SDK's, the same for all."""
+    most_direct = "embedded" in item.path.parts and "[blocking" in item.name
+    return "test_one_gigabyte" in item.name and not most_direct
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -46,6 +46,11 @@ for folder in /tmp /srv /root /home/agent; do find $folder -mindepth 1 -maxdepth
 """
 
 
+def swept(sandbox: Sandbox) -> bool:
+    """Whether what tests left in it could be removed: processes and files."""
+    return sandbox.exec("sh", "-c", _SWEEP, timeout=20).returncode == 0
+
+
 class Reused:
     """One sandbox, and another when a test has ended it."""
 
@@ -60,17 +65,13 @@ class Reused:
             self._sandbox = Sandbox.create(**self._options)
             check.renew()
         yield self._sandbox
-        if not self._swept(self._sandbox):
+        if self._sandbox.poll() is not None or not swept(self._sandbox):
             self.close()
 
     def close(self) -> None:
         if self._sandbox:
             self._sandbox.terminate()
         self._sandbox = None
-
-    @staticmethod
-    def _swept(sandbox: Sandbox) -> bool:
-        return sandbox.poll() is None and sandbox.exec("sh", "-c", _SWEEP, timeout=20).returncode == 0
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 from openmodal.engines.embedded import network
 from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
 from tests.gvisor.engine import Gvisor
+from tests.selection import leave_out
 
 ALL = os.environ.get("OPENMODAL_GVISOR") == "all"
 
@@ -31,11 +32,12 @@ LEFT_OUT = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    out = [item for item in items if item.path.parent == here and any(name in item.nodeid for name in LEFT_OUT)]
-    if out and not ALL:
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in out]
+    if not ALL:
+        leave_out(config, items, _is_left_out)
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    return item.path.parent == Path(__file__).parent and any(name in item.nodeid for name in LEFT_OUT)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
 from openmodal.testing.fixtures import creating
 from tests.build.test_registry import docker_registry
 from tests.kubernetes.cluster import Make, api
+from tests.selection import leave_out
 
 
 @pytest.fixture(scope="session")
@@ -75,10 +76,7 @@ thread. The embedded engine, for which a sandbox costs a millisecond and not a s
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the blocking face of what runs in the async face only, and Debian images, which the embedded engine builds and tests."""
-    left_out = [item for item in items if _is_left_out(item)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+    leave_out(config, items, _is_left_out)
 
 
 def _is_left_out(item: pytest.Item) -> bool:

@@ -30,6 +30,7 @@ from openmodal.testing.faces import Face
 from openmodal.testing.fixtures import eventually
 from tests.kubernetes import cluster
 from tests.kubernetes.cluster import Make, pod_of, settings
+from tests.reuse import swept
 
 __all__ = ["TestExecInput", "TestLostLinks"]  # what of the contract is about links, over direct ones
 
@@ -76,8 +77,7 @@ def execs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def sandbox(near: Sandbox, face: Face, execs: list[str]) -> Iterator[Sandbox]:
     """It, without what another test has left in it. Nothing goes through the API server."""
-    script = "for d in /tmp /srv /root /home/agent; do find $d -mindepth 1 -depth -exec rm -rf {} +; done"
-    assert near.exec("sh", "-c", script, timeout=20).returncode == 0
+    assert swept(near)
     yield face(near)
     assert execs == []
 

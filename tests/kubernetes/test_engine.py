@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.secret import Secret
 from openmodal.testing.fixtures import eventually
+from tests.cli.conftest import CommandLine
 from tests.kubernetes.cluster import Make, api, pod_of, pods, quota, settings
 
 # ------------------------------------------------------------------------------------------------------------ pods
@@ -162,23 +161,17 @@ def test_a_pod_whose_maker_died_before_it_was_ready_is_no_sandbox(engine: Kubern
         api().delete(api().pods(half.name), grace=0)
 
 
-# ---------------------------------------------------------------------------------------------------------- images
-
-
 def test_what_a_run_of_the_command_line_leaves_ends_with_it(engine: Kubernetes, image: Image, tmp_path: Path) -> None:
     reference = run_sync(engine.prepare(image.recipe, lambda news: None)).layers[0]
-    program = tmp_path / "leaves.py"
-    program.write_text(
-        "import openmodal\n"
-        f"image = openmodal.Image.from_registry({reference!r})\n"
-        "print(openmodal.Sandbox.create(image=image, app=openmodal.App('leaves'), timeout=300).id)\n"
-    )
-    openmodal = str(Path(sys.executable).with_name("openmodal"))
-    command = [openmodal, "--engine", "kubernetes", "run", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("leaves-"), done.stderr
+    openmodal = CommandLine(tmp_path, tmp_path)
+    program = openmodal.program(f"image = openmodal.Image.from_registry({reference!r})\nprint(create().id)\n")
+    done = openmodal.run("--engine", "kubernetes", "run", program)
+    assert (done.returncode, done.stdout.startswith("cli-")) == (0, True), done.stderr
     assert "Error" not in done.stderr
     assert done.stdout.strip() not in [sandbox.id for sandbox in Sandbox.list(engine=engine)]
+
+
+# ---------------------------------------------------------------------------------------------------------- images
 
 
 def test_an_image_of_a_registry_is_used_as_it_is(make: Make, engine: Kubernetes, image: Image) -> None:

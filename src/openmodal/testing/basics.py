@@ -270,13 +270,13 @@ class TestMainCommand:
             sandbox.stdout.read()
 
     def test_output_without_a_reader_keeps_the_newest(self, create: Create) -> None:
-        line = "A" * 127
-        sandbox = create("sh", "-c", f"yes {line} | head -n 100000; echo last")
+        rest = "A" * 120
+        sandbox = create("sh", "-c", f"seq 1 100000 | sed 's/$/ {rest}/'")
         assert sandbox.wait() == 0
         text = sandbox.stdout.read()
-        assert text.endswith(f"{line}\nlast\n")
-        assert len(text) > 2 << 20
-        assert len(text) <= 8 << 20
+        assert text.endswith(f"\n99999 {rest}\n100000 {rest}\n")
+        assert "".join(f"{number} {rest}\n" for number in range(1, 100_001)).endswith(text)
+        assert 2 << 20 < len(text) <= 8 << 20
 
     def test_a_finished_stream_is_one_object(self, create: Create) -> None:
         sandbox = create("seq", "1", "3")
