@@ -127,7 +127,7 @@ class Handler(socketserver.BaseRequestHandler):
     def setup(self) -> None:
         address, port = self.request.getsockname()
         HITS.append(f"{address}:{port}")
-        self.request.settimeout(20)
+        self.request.settimeout(120)  # longer than a test waits for the last of a crowd
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):
