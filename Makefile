@@ -30,7 +30,7 @@ example: $(STAMPS)/installed native
 	@.ci/apt $(DEBIAN)
 	$(VENV)/bin/openmodal --local run examples/sandbox.py
 
-test: $(STAMPS)/test $(STAMPS)/lint native-test
+test: $(STAMPS)/test $(STAMPS)/lint native
 	$(PYTHON_IN) -m pytest $(PYTEST_ARGS)
 
 # The attacks, and the tests of rows that are in the folders of what they are about.
@@ -54,6 +54,7 @@ bench: $(STAMPS)/test native
 native: $(STAMPS)/installed
 	@$(PYTHON_IN) native/build.py
 
+# The tests of its sources; `make test` runs them beside others.
 native-test: $(STAMPS)/test native
 	$(MAKE) --no-print-directory -C native test analyze fuzz PYTHON=$(abspath $(PYTHON_IN))
 

@@ -239,8 +239,8 @@ static const char *exec_trouble(const struct job *job) {
 }
 
 static void end_unstarted(struct job *job, struct report *exited) {
-    if (job->failed == STEP_WORKDIR)
-        refuse(ERROR_INVALID, "workdir", job->workdir, strerror(job->error));
+    if (job->failed == STEP_WORKDIR) /* the caller's mistake, unless what serves the files fails: gVisor's, when it dies */
+        refuse(job->error == EIO ? ERROR_ERRNO + EIO : ERROR_INVALID, "workdir", job->workdir, strerror(job->error));
     if (job->failed == STEP_USER)
         refuse(ERROR_INVALID, "user", job->start->user, "cannot be changed to: the sandbox has no such id, or no right to change it");
     if (job->failed == STEP_TERMINAL)

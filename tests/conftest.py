@@ -7,6 +7,7 @@ its own; what lies in the machine's shared places is looked at once, when all ar
 from __future__ import annotations
 
 import fcntl
+import gc
 import itertools
 import os
 import shutil
@@ -63,6 +64,8 @@ def _state(base: Path) -> Path:
 _own_environment()
 # Child interpreters find the package as pytest does (pyproject.toml: pythonpath), installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
+# They start quicker when they need not compile it each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A shell has its background jobs, and nohup its program, ignore these; children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -128,6 +131,12 @@ def _is_one_gigabyte_too_many(item: pytest.Item) -> bool:
     """It costs a busy machine a minute, and goes through one engine: that it becomes no memory is the SDK's, the same for all."""
     most_direct = "embedded" in item.path.parts and "[blocking" in item.name
     return "test_one_gigabyte" in item.name and not most_direct
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of items are no garbage until the end: without this, each full collection looks at all of them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

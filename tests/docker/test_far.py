@@ -20,7 +20,7 @@ from tests.docker.podman import podman
 from tests.docker.proxy import far_away
 
 # Podman's store of layers is mounted over itself as long as its service runs, and its locks are the machine's.
-pytestmark = pytest.mark.may_leave("*/podman/root/overlay", "/dev/shm/libpod_lock")
+pytestmark = pytest.mark.may_leave("*/podman/root/overlay")
 
 
 @pytest.fixture(scope="module", params=["far away", "podman"])

@@ -245,6 +245,6 @@ def test_a_cluster_that_enforces_no_policies_is_known_by_trying(
     """Of the test cluster's bridge plug-in that is the truth. One that enforces them says so, and `network_policy` is then true."""
     pushed = run_sync(engine.prepare(image.recipe, lambda news: None)).layers[0]
     with settings(monkeypatch, probe_image=pushed):
-        found = doctor.policies_enforced(api(), read())
+        found = doctor.policies_enforced(api(), read(), seconds=4)
     assert found.ok == read().network_policy
     assert found.ok or "NetworkPolicies are not enforced: a pod went on reaching" in found.line

@@ -74,7 +74,7 @@ def judge(namespace: str, other_namespace: str, engine: Kubernetes, image: Image
             yield judge
         return
     with pytest.MonkeyPatch.context() as environment, settings(environment, probe_image=pushed(engine, image)):
-        if not probe.enforced(api(), read()).enforced:
+        if not probe.enforced(api(), read(), seconds=10).enforced:
             pytest.skip("the cluster does not enforce NetworkPolicies, and its nodes are not this machine")
     yield None
 
@@ -142,7 +142,7 @@ def test_a_plug_in_that_spares_the_own_node_is_known_by_trying(
     if not judge:
         pytest.skip("needs the tests' judge")
     with judge.sparing_nodes(), settings(monkeypatch, probe_image=pushed(engine, image)):
-        found = doctor.policies_enforced(api(), read())
+        found = doctor.policies_enforced(api(), read(), seconds=4)
     assert not found.ok
     assert "NetworkPolicies are enforced, but a pod goes on reaching its own node" in found.text
 

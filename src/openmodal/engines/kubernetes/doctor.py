@@ -96,11 +96,11 @@ def _network(settings: Settings) -> Finding:
     return Finding("kubernetes network", False, text, "find out with: openmodal doctor --network")
 
 
-def policies_enforced(cluster: Api, settings: Settings) -> Finding:
-    """Find out, with two pods that live for some seconds, whether the cluster enforces NetworkPolicies and the configuration knows."""
+def policies_enforced(cluster: Api, settings: Settings, seconds: int = 10) -> Finding:
+    """Find out, with two pods, whether the cluster enforces NetworkPolicies within so many seconds, and whether the configuration knows."""
     name = "kubernetes network"
     try:
-        found = probe.enforced(cluster, settings)
+        found = probe.enforced(cluster, settings, seconds)
     except Error as error:
         return Finding(name, False, str(error))
     if not found.enforced:

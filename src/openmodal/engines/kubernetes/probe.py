@@ -35,7 +35,7 @@ class Found(NamedTuple):
     node: bool
 
 
-def enforced(cluster: Api, settings: Settings, seconds: int = 10) -> Found:
+def enforced(cluster: Api, settings: Settings, seconds: int) -> Found:
     """Look whether a policy takes effect within so many seconds.
 
     Raises:
