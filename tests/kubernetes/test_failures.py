@@ -19,7 +19,7 @@ import pytest
 from openmodal._dual import run_sync
 from openmodal._spec import Root, SandboxSpec
 from openmodal.app import App
-from openmodal.engines.kubernetes import Kubernetes, setup
+from openmodal.engines.kubernetes import Kubernetes, doctor, setup
 from openmodal.engines.kubernetes import pods as manifests
 from openmodal.engines.kubernetes.pods import name_of
 from openmodal.engines.kubernetes.settings import read
@@ -50,6 +50,17 @@ def test_an_image_that_only_the_nodes_miss_is_told(make: Make, monkeypatch: pyte
     monkeypatch.setattr(Images, "_as_it_is", lambda self, text: Root(key="x", layers=(missing,)))
     with pytest.raises(ImageError, match=r"cannot pull .*0000.*check its name"):
         make(image=Image.from_registry("anything:1"))
+
+
+def test_a_probe_of_the_network_whose_image_cannot_be_pulled_says_what_to_set(
+    engine: Kubernetes, monkeypatch: pytest.MonkeyPatch, registry: str
+) -> None:
+    with settings(monkeypatch, probe_image=f"{registry}/no-such-image:1"):
+        found = doctor.policies_enforced(api(), read(), seconds=4)
+    assert not found.ok
+    assert "cannot run" in found.text
+    assert "no-such-image" in found.text
+    assert found.text.endswith("set kubernetes.probe_image to one that the nodes can pull")
 
 
 def test_a_pod_that_no_node_has_room_for_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

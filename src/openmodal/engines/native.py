@@ -17,7 +17,7 @@ _ALL_SIGNALS = [n for n in signal.Signals if n not in (signal.SIGKILL, signal.SI
 
 
 def find(state: Path, cpu: str = "") -> str:
-    """The path of the program, for this CPU or another one ("x86_64", "aarch64").
+    """The path of the program, for this CPU or another one ("x86_64" or "amd64", "aarch64" or "arm64"), as something to execute.
 
     Raises:
         EngineError: there is none, or it cannot be executed.
@@ -26,19 +26,44 @@ def find(state: Path, cpu: str = "") -> str:
         if not os.access(chosen, os.X_OK):
             raise EngineError(f"OPENMODAL_AGENT is {chosen!r}, which cannot be executed; build it with native/build.py")
         return chosen
-    return _packaged(state, cpu or platform.machine())
+    return _executable(state, cpu or platform.machine())
+
+
+def content(cpu: str) -> bytes:
+    """The program itself, for that CPU.
+
+    Raises:
+        EngineError: there is none.
+    """
+    chosen = os.environ.get("OPENMODAL_AGENT")
+    try:
+        return (Path(chosen) if chosen else _packaged(cpu)).read_bytes()
+    except OSError as error:
+        raise EngineError(
+            f"the native program {chosen!r} of OPENMODAL_AGENT cannot be read: {error.strerror}"
+        ) from error
 
 
 @functools.cache
-def _packaged(state: Path, machine: str) -> str:
-    cpu = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
-    path = Path(__file__).parents[1] / "_native" / f"openmodal-agent-{cpu}"
-    if not path.exists():
-        raise EngineError(
-            f"there is no native program for {cpu} in this installation; install a compiler "
-            "(`apt-get install gcc`) and reinstall openmodal"
-        )
+def _executable(state: Path, cpu: str) -> str:
+    path = _packaged(cpu)
     return str(path) if os.access(path, os.X_OK) else str(_executable_copy(path, state))
+
+
+def _packaged(cpu: str) -> Path:
+    machine = _machine(cpu)
+    path = Path(__file__).parents[1] / "_native" / f"openmodal-agent-{machine}"
+    if not path.exists():
+        remedy = "install a release wheel of openmodal, which has it for both CPUs"
+        if machine == _machine(platform.machine()):
+            remedy = "install a compiler (`apt-get install gcc`) and reinstall openmodal"
+        raise EngineError(f"there is no native program for {machine} in this installation; {remedy}")
+    return path
+
+
+def _machine(cpu: str) -> str:
+    """The CPU's name as the kernel has it."""
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(cpu.lower(), cpu.lower())
 
 
 def _executable_copy(path: Path, state: Path) -> Path:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
+from openmodal.engines import native
 from openmodal.engines.kubernetes import pods
 from openmodal.engines.kubernetes.api import Api, ApiError, Json
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError
-
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def binary(settings: Settings) -> bytes:
@@ -19,16 +15,10 @@ def binary(settings: Settings) -> bytes:
     Raises:
         EngineError: this installation has none.
     """
-    chosen = os.environ.get("OPENMODAL_AGENT")
-    name = f"openmodal-agent-{_MACHINES[settings.cpu]}"
-    path = Path(chosen) if chosen else Path(__file__).parents[2] / "_native" / name
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise EngineError(
-            f"there is no native program for {settings.cpu} nodes in this installation ({path.name}: {error.strerror}); "
-            "install a release wheel of openmodal, which has both CPUs', or set kubernetes.architecture"
-        ) from error
+        return native.content(settings.cpu)
+    except EngineError as error:
+        raise EngineError(f"{error}, or set kubernetes.architecture to the nodes' CPU") from error
 
 
 def config_map(settings: Settings) -> Json:

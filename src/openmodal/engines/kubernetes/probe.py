@@ -95,7 +95,9 @@ def _until(cluster: Api, pod: Json, reached: Callable[[Json], bool]) -> Json:
     while not reached(pod):
         trouble = pods.trouble(pod)
         if trouble and not pods.exit_codes(pod):
-            raise EngineError(f"the pod that is to find out whether policies are enforced cannot run: {trouble[1]}")
+            kind, why = trouble
+            remedy = "; set kubernetes.probe_image to one that the nodes can pull" if kind == "image" else ""
+            raise EngineError(f"the pod that is to find out whether policies are enforced cannot run: {why}{remedy}")
         if time.monotonic() > give_up:
             raise EngineError(
                 f"the pod that is to find out whether policies are enforced waits for {pods.waits_for(pod)}"
