@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from openmodal.engines import machine
 from openmodal.engines.kubernetes.api import Api, connect
 from openmodal.engines.kubernetes.pods import DOMAIN, name_of
 from openmodal.engines.kubernetes.settings import read
@@ -102,3 +104,24 @@ def pods() -> list[dict[str, Any]]:
     """All of the namespace."""
     client = api()
     return list(client.get(client.pods())["items"])
+
+
+def pods_are_here() -> bool:
+    """Whether this machine is the node."""
+    nodes = api().get("/api/v1/nodes")["items"]
+    addresses = [address for node in nodes for address in node["status"]["addresses"]]
+    inner = {address["address"] for address in addresses if address["type"] == "InternalIP"}
+    return inner <= set(machine.own_addresses())
+
+
+def keep_bridges_address(pod: dict[str, Any]) -> None:
+    """Have the bridge that this pod is in keep its hardware address.
+
+    By itself it takes the lowest one of its ports, which come and go with pods; and those that are there reach nothing but each other
+    until they ask for it anew, half a minute later. Plug-ins of today set it.
+    """
+    route = subprocess.run(["ip", "-j", "route", "get", pod["status"]["podIP"]], capture_output=True, check=True)
+    folder = Path("/sys/class/net") / json.loads(route.stdout)[0]["dev"]
+    if (folder / "bridge").exists():
+        address = (folder / "address").read_text(encoding="ascii").strip()
+        subprocess.run(["ip", "link", "set", folder.name, "address", address], check=True, capture_output=True)

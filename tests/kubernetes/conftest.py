@@ -18,9 +18,9 @@ from openmodal.app import App
 from openmodal.engines.kubernetes import Kubernetes
 from openmodal.image import Image
 from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
-from openmodal.testing.fixtures import creating
+from openmodal.testing.fixtures import creating, eventually
 from tests.build.test_registry import docker_registry
-from tests.kubernetes.cluster import Make, api
+from tests.kubernetes.cluster import Make, api, keep_bridges_address, pods_are_here, waiting
 from tests.selection import leave_out
 
 
@@ -65,6 +65,9 @@ def pool(engine: Kubernetes, image: Image) -> Iterator[None]:
     """Pods that are made beside the tests, while others run: this cluster needs a second or two for one."""
     root = run_sync(engine.prepare(image.recipe, lambda news: None))
     run_sync(engine.create_pool("tests", root, Resources(), 8))
+    if os.geteuid() == 0 and pods_are_here():
+        eventually(lambda: any("podIP" in pod["status"] for pod in waiting("tests")), seconds=100)
+        keep_bridges_address(next(pod for pod in waiting("tests") if "podIP" in pod["status"]))
     yield
     run_sync(engine.delete_pool("tests"))
 

@@ -15,7 +15,6 @@ import pytest
 
 from openmodal._dual import run_sync
 from openmodal.app import App
-from openmodal.engines import machine
 from openmodal.engines.kubernetes import Kubernetes, doctor, policies, probe, setup
 from openmodal.engines.kubernetes.pods import DOMAIN, PORT
 from openmodal.engines.kubernetes.settings import read
@@ -26,7 +25,7 @@ from openmodal.testing.egress import TestAllowLists
 from openmodal.testing.fixtures import Create, creating, eventually
 from openmodal.testing.limits import TestNetwork, own_addresses
 from tests.embedded.internet import ECHO, METADATA, OTHER, PRIVATE, PUBLIC, Internet, internet
-from tests.kubernetes.cluster import Make, api, pod_of, settings, waiting
+from tests.kubernetes.cluster import Make, api, pod_of, pods_are_here, settings, waiting
 from tests.kubernetes.enforcer import Judge, enforcing
 
 __all__ = ["TestAllowLists", "TestNetwork"]
@@ -77,14 +76,6 @@ def judge(namespace: str, other_namespace: str, engine: Kubernetes, image: Image
         if not probe.enforced(api(), read(), seconds=10).enforced:
             pytest.skip("the cluster does not enforce NetworkPolicies, and its nodes are not this machine")
     yield None
-
-
-def pods_are_here() -> bool:
-    """Whether this machine is the node."""
-    nodes = api().get("/api/v1/nodes")["items"]
-    addresses = [address for node in nodes for address in node["status"]["addresses"]]
-    inner = {address["address"] for address in addresses if address["type"] == "InternalIP"}
-    return inner <= set(machine.own_addresses())
 
 
 def ours() -> list[dict[str, Any]]:
