@@ -72,13 +72,13 @@ def pool(engine: Kubernetes, image: Image) -> Iterator[None]:
     run_sync(engine.delete_pool("tests"))
 
 
-BOTH_FACES = {"TestLifetime"}
-"""Those of the engine's own verbs. The others run in the async face only, where each call of the engine is a `Blocking` in a
+BLOCKING = {"TestLifetime"}
+"""Those of the engine's own verbs run in the blocking face, the others in the async one, where each call of the engine is a `Blocking` in a
 thread. The embedded engine, for which a sandbox costs a millisecond and not a second, shows that the faces are alike."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the blocking face of what runs in the async face only, and Debian images, which the embedded engine builds and tests."""
+    """Leave out the other face, and Debian images, which the embedded engine builds and tests."""
     leave_out(config, items, _is_left_out)
 
 
@@ -88,7 +88,7 @@ def _is_left_out(item: pytest.Item) -> bool:
         return False
     if item.get_closest_marker("slow"):
         return True
-    return "[blocking" in item.name and name.startswith("Test") and name not in BOTH_FACES
+    return name.startswith("Test") and ("[async" if name in BLOCKING else "[blocking") in item.name
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from tests import leaks
 Json = Mapping[str, Any]
 
 _TABLE = f"{leaks.JUDGE}{os.getpid()}"
-_PAUSE = 0.1  # seconds between two looks at the API server
+_PAUSE = 0.5  # seconds between two looks at the API server, where nobody waits for one
 
 
 class Pod(NamedTuple):
@@ -176,15 +176,26 @@ class Judge:
         self._namespaces = namespaces
         self._passes = 0
         self._node = True
-        self.stopped = threading.Event()
+        self._stopped = False
+        self._wanted = threading.Event()
         self._running = executor.submit(self._run)
 
     def settle(self) -> None:
         """Return when what the API server had at the call holds."""
         enough = self._passes + 2  # the pass that is under way may have read already
-        eventually(lambda: self._passes >= enough or self._running.done(), seconds=60)
+
+        def caught_up() -> bool:
+            self._wanted.set()
+            return self._passes >= enough or self._running.done()
+
+        eventually(caught_up, seconds=60)
         if self._running.done():
             self._running.result()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped = True
+        self._wanted.set()
 
     @contextmanager
     def sparing_nodes(self) -> Iterator[None]:
@@ -197,7 +208,9 @@ class Judge:
 
     def _run(self) -> None:
         loaded = ""
-        while not self.stopped.wait(_PAUSE):
+        while not self._stopped:
+            self._wanted.wait(_PAUSE)
+            self._wanted.clear()
             if (rules := ruleset(_TABLE, self._see(), node=self._node)) != loaded:
                 _nft("-f", "-", text=rules)
                 loaded = rules
@@ -240,7 +253,7 @@ def enforcing(cluster: Api, namespaces: Sequence[str]) -> Iterator[Judge]:
             switch.write_text("1", encoding="ascii")
         stack.callback(_nft, "-f", "-", text="\n".join(_gone(_TABLE)))
         judge = Judge(cluster, namespaces, stack.enter_context(ThreadPoolExecutor(1)))
-        stack.callback(judge.stopped.set)
+        stack.callback(judge.stop)
         judge.settle()
         yield judge
 
