@@ -51,7 +51,8 @@ def armed(engine: Embedded, image: Image, probe: Path) -> Image:
 @pytest.fixture(scope="session")
 def weak_program() -> Path:
     """The native program with the switch that leaves controls out."""
-    subprocess.run(["make", "-s", "-C", str(NATIVE), "weak"], check=True)
+    # One at a time: several workers of pytest -n come here.
+    subprocess.run(["flock", NATIVE / "Makefile", "make", "-s", "-C", NATIVE, "weak"], check=True)
     return NATIVE / "build" / "openmodal-agent-weak"
 
 
