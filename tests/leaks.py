@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import fnmatch
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -209,10 +210,11 @@ def _mounts() -> Iterator[str]:
 
 
 def _is_ours(path: str) -> bool:
-    """Whether it has to do with OpenModal, but not with another run's state."""
-    home = _home()
+    """Whether it has to do with OpenModal, but not with another run's state or another worker's temporary files."""
+    home, worker = _home(), os.environ.get("PYTEST_XDIST_WORKER")
     theirs = path.startswith(home.rstrip("0123456789")) and not path.startswith(home + "/")
-    return "openmodal" in path and not theirs
+    other = worker and (named := re.search(r"openmodal-(gw\d+)-", path)) and named[1] != worker
+    return "openmodal" in path and not theirs and not other
 
 
 def _loop_devices() -> Iterator[str]:

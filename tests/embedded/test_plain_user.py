@@ -81,7 +81,9 @@ print("done")
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A home of the user's own on a disk, with the package in it: the checkout may be where only root may look."""
-    folder = Path(tempfile.mkdtemp(prefix="openmodal-user-", dir="/var/tmp"))
+    # The name tells the leak check whose it is.
+    prefix = f"openmodal-{os.environ.get('PYTEST_XDIST_WORKER', 'user')}-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp"))
     for name in ("openmodal", "msgspec", "e2b_dockerfile_utils"):
         source = Path(str(__import__(name).__file__)).parent
         shutil.copytree(source, folder / "python" / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -126,8 +126,10 @@ def test_sandboxes_of_one_image_draw_different_random_numbers(create: Create) ->
 def test_a_number_that_is_used_again_is_not_killed(engine: Embedded, create: Create) -> None:
     """J17: commands are known by ids that are never used again."""
     sandbox = create()
+    before = len(attack.members(engine, sandbox))
     finished = sandbox.spawn("true")
     finished.wait()
+    eventually(lambda: len(attack.members(engine, sandbox)) == before)  # its monitor is gone, too
     rewind(attack.members(engine, sandbox)[0], finished.pid - 2)  # a command's monitor gets a number first
     stranger = sandbox.spawn("sleep", "54321")
     assert stranger.pid == finished.pid, "the control: the number was used again"
