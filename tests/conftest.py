@@ -35,7 +35,7 @@ def _own_environment() -> None:
     if WORKER or not given:
         os.environ["OPENMODAL_HOME"] = str(_state(Path(given) if given else _default_state()))
     if WORKER:
-        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix=f"openmodal-{WORKER}-")
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix=leaks.TEMPORARY)
     # The leak check knows by it which processes are of this run. A worker's begins with the run's.
     run = os.environ["OPENMODAL_TEST_RUN"] if WORKER else uuid.uuid4().hex
     os.environ["OPENMODAL_TEST_RUN"] = f"{run}{WORKER}."

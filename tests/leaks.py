@@ -31,6 +31,8 @@ import pytest
 from openmodal.engines.docker.daemon import Daemon
 
 GRACE = 2.0
+TEMPORARY = f"openmodal-{os.environ.get('PYTEST_XDIST_WORKER', 'run')}-"
+"""What names of this worker's temporary folders begin with: by that the others know whose they are."""
 ROUTER = Path("/run/openmodal/router")
 
 ALLOWED = {
@@ -211,10 +213,11 @@ def _mounts() -> Iterator[str]:
 
 def _is_ours(path: str) -> bool:
     """Whether it has to do with OpenModal, but not with another run's state or another worker's temporary files."""
-    home, worker = _home(), os.environ.get("PYTEST_XDIST_WORKER")
+    home = _home()
     theirs = path.startswith(home.rstrip("0123456789")) and not path.startswith(home + "/")
-    other = worker and (named := re.search(r"openmodal-(gw\d+)-", path)) and named[1] != worker
-    return "openmodal" in path and not theirs and not other
+    if "PYTEST_XDIST_WORKER" in os.environ and (worker := re.search(r"openmodal-gw\d+-", path)):
+        theirs |= worker[0] != TEMPORARY
+    return "openmodal" in path and not theirs
 
 
 def _loop_devices() -> Iterator[str]:
@@ -357,7 +360,7 @@ def compare(before: Ledger, allowed: Mapping[str, tuple[str, ...]]) -> tuple[lis
     while left and time.monotonic() < deadline:
         time.sleep(pause)
         pause = min(2 * pause, 0.1)
-        after = after.renewed(kind for kind in before.entries if any(leak.startswith(f"{kind}: ") for leak in left))
+        after = after.renewed({leak.partition(": ")[0] for leak in left})
         now = set(after.since(before, allowed))
         left = [leak for leak in left if leak in now]
     return left, after

@@ -19,7 +19,7 @@ from openmodal.testing.limits import connects, own_addresses, server
 from tests.docker.podman import podman
 from tests.docker.proxy import far_away
 
-# Podman's store of layers is mounted over itself as long as its service runs, and its locks are the machine's.
+# Podman's store of layers is mounted over itself as long as its service runs.
 pytestmark = pytest.mark.may_leave("*/podman/root/overlay")
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import openmodal
 from tests.embedded.internet import ECHO, OTHER, PUBLIC, internet
+from tests.leaks import TEMPORARY
 
 USER = 1000
 
@@ -81,9 +82,7 @@ print("done")
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A home of the user's own on a disk, with the package in it: the checkout may be where only root may look."""
-    # The name tells the leak check whose it is.
-    prefix = f"openmodal-{os.environ.get('PYTEST_XDIST_WORKER', 'user')}-"
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir="/var/tmp"))
     for name in ("openmodal", "msgspec", "e2b_dockerfile_utils"):
         source = Path(str(__import__(name).__file__)).parent
         shutil.copytree(source, folder / "python" / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,10 +67,14 @@ def pool(engine: Kubernetes, image: Image) -> Iterator[None]:
     root = run_sync(engine.prepare(image.recipe, lambda news: None))
     run_sync(engine.create_pool("tests", root, Resources(), 8))
     if os.geteuid() == 0 and pods_are_here():
-        eventually(lambda: any("podIP" in pod["status"] for pod in waiting("tests")), seconds=100)
-        keep_bridges_address(next(pod for pod in waiting("tests") if "podIP" in pod["status"]))
+        eventually(_pods_with_addresses, seconds=100)
+        keep_bridges_address(_pods_with_addresses()[0])
     yield
     run_sync(engine.delete_pool("tests"))
+
+
+def _pods_with_addresses() -> list[dict[str, Any]]:
+    return [pod for pod in waiting("tests") if "podIP" in pod["status"]]
 
 
 BLOCKING = {"TestLifetime"}

@@ -209,12 +209,12 @@ class Judge:
     def _run(self) -> None:
         loaded = ""
         while not self._stopped:
-            self._wanted.wait(_PAUSE)
-            self._wanted.clear()
             if (rules := ruleset(_TABLE, self._see(), node=self._node)) != loaded:
                 _nft("-f", "-", text=rules)
                 loaded = rules
             self._passes += 1
+            self._wanted.wait(_PAUSE)
+            self._wanted.clear()
 
     def _see(self) -> Seen:
         pods = (_pod(item) for item in self._all("api/v1", "pods"))

@@ -15,14 +15,18 @@ from tests.native.frames import Link
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 
 
+def make(*targets: str) -> None:
+    """Make the native program, or these targets. One at a time: the workers of pytest -n all come here first."""
+    subprocess.run(["flock", NATIVE / "Makefile", "make", "-s", "-C", NATIVE, *targets], check=True)
+
+
 @pytest.fixture(scope="session")
 def program() -> Path:
     """The native program; OPENMODAL_TEST_AGENT names one that was made elsewhere."""
     given = os.environ.get("OPENMODAL_TEST_AGENT")
     if given:
         return Path(given)
-    # One at a time: the workers of pytest -n all come here first.
-    subprocess.run(["flock", NATIVE / "Makefile", "make", "-s", "-C", NATIVE], check=True)
+    make()
     return NATIVE / "build" / "openmodal-agent"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from openmodal.engines.embedded import Embedded
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import busybox, creating, engine_name, image, outbound
+from tests.native.conftest import NATIVE, make
 from tests.security.attack import ALL_CONTROLS, Weakened, compiled
 
 __all__ = ["busybox", "engine_name", "image", "outbound"]
-
-NATIVE = Path(__file__).resolve().parents[2] / "native"
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -51,8 +49,7 @@ def armed(engine: Embedded, image: Image, probe: Path) -> Image:
 @pytest.fixture(scope="session")
 def weak_program() -> Path:
     """The native program with the switch that leaves controls out."""
-    # One at a time: several workers of pytest -n come here.
-    subprocess.run(["flock", NATIVE / "Makefile", "make", "-s", "-C", NATIVE, "weak"], check=True)
+    make("weak")
     return NATIVE / "build" / "openmodal-agent-weak"
 
 

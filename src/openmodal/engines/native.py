@@ -33,15 +33,14 @@ def content(cpu: str) -> bytes:
     """The program itself, for that CPU.
 
     Raises:
-        EngineError: there is none.
+        EngineError: there is none, or it cannot be read.
     """
-    chosen = os.environ.get("OPENMODAL_AGENT")
+    path = Path(os.environ.get("OPENMODAL_AGENT") or _packaged(cpu))
     try:
-        return (Path(chosen) if chosen else _packaged(cpu)).read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise EngineError(
-            f"the native program {chosen!r} of OPENMODAL_AGENT cannot be read: {error.strerror}"
-        ) from error
+        reason = f"the native program {path} cannot be read: {error.strerror}"
+        raise EngineError(f"{reason}; set OPENMODAL_AGENT to one that can be") from error
 
 
 @functools.cache
