@@ -16,7 +16,8 @@
 #include <sys/random.h>
 #include <sys/wait.h>
 
-enum { FIRST_SLOT = 16, SLOTS = 60000 }; /* the first ones stay free: slot 1 has the address of the gateway */
+enum { SLOTS = LAST_SLOT - FIRST_SLOT + 1 };
+_Static_assert(IDS_BASE + (uint64_t)LAST_SLOT * IDS_SIZE + IDS_SIZE - 1 <= INT32_MAX, "older kernels read ids as signed numbers");
 
 int slot_take(const char *path, uint32_t *slot) {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -27,8 +28,8 @@ int slot_take(const char *path, uint32_t *slot) {
     uint32_t start = 0;
     if (getrandom(&start, sizeof start, 0) != sizeof start)
         start = (uint32_t)getpid(); /* only spreads the sandboxes out, nothing relies on it */
-    for (uint32_t i = 0; i < SLOTS - FIRST_SLOT; i++) {
-        *slot = FIRST_SLOT + (start % SLOTS + i) % (SLOTS - FIRST_SLOT);
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        *slot = FIRST_SLOT + (start % SLOTS + i) % SLOTS;
         struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = *slot, .l_len = 1};
         if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
             return fd;
@@ -38,7 +39,7 @@ int slot_take(const char *path, uint32_t *slot) {
             return -1;
         }
     }
-    fail("limit", "all %d slots are taken: end some sandboxes first", SLOTS - FIRST_SLOT);
+    fail("limit", "all %d slots are taken: end some sandboxes first", SLOTS);
     close(fd);
     return -1;
 }

@@ -9,6 +9,10 @@
 #define IDS_BASE 0x10000000U /* far above what any machine gives to people, services or /etc/subuid */
 #define IDS_SIZE 65536U
 
+/* Slots are numbers from FIRST_SLOT to LAST_SLOT. The ones before stay free: slot 1 has the address of the gateway. Every id of a slot
+ * lies below 2^31: devpts of Linux 6.1 and 6.12 reads its `gid=` as a signed number and refuses a greater one. */
+enum { FIRST_SLOT = 16, LAST_SLOT = 28671 };
+
 static inline uint32_t slot_base(uint32_t slot) {
     return IDS_BASE + slot * IDS_SIZE;
 }
