@@ -3,10 +3,11 @@
 #   make example   set up what is needed, then run examples/sandbox.py on this machine
 #   make test      set up what tests need, then run all of them (linters too)
 #   make test-security   the attacks, with a table of the rows that passed
+#   make test-machines   a smoke suite in machines with other kernels, as root and as a plain user; VM_RUN boots them (.ci/machines)
 #   make lint      the linters only          make bench   the benchmarks
 #   make wheel     one wheel for both CPUs   make clean   forget everything that was built
 
-.PHONY: help example test test-security lint bench wheel native native-test clean
+.PHONY: help example test test-security test-machines lint bench wheel native native-test clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -39,6 +40,12 @@ ATTACKED := tests/security tests/embedded/test_network.py tests/build/test_unpac
 
 test-security: $(STAMPS)/test native
 	$(PYTHON_IN) -m pytest -p tests.rows $(ATTACKED) $(PYTEST_ARGS)
+
+# Kernels as users have them; what boots the machines brings its own needs along.
+KERNELS ?= 6.1 6.12
+
+test-machines:
+	@.ci/machines $(KERNELS)
 
 lint: $(STAMPS)/lint
 	$(PYTHON_IN) -m ruff check
