@@ -12,7 +12,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,15 +25,6 @@
 #define GATE_ADDRESS 0x7f000035U /* 127.0.0.53: an address of lo where nobody expects a service but a resolver */
 enum { GATE_PORT = 53, BACKLOG = 512, READY_MS = 30000 };
 enum { TCP, UDP, SOCKETS };
-
-/* A child begins as the program did, and ends with us. */
-static void begin_child(void) {
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    signal(SIGPIPE, SIG_DFL);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-}
 
 /* What a child has said, if it said something, is the cause. */
 static bool not_made(ssize_t size, const char *said, const char *otherwise) {
@@ -176,7 +166,7 @@ static bool await_gate(int lifeline) {
     return not_made(size, text, "the sandbox's gate did not start");
 }
 
-bool gate_start(const struct plan *plan, int network, int userns, struct gate *gate) {
+bool gate_start(const struct plan *plan, int network, int userns, struct helper *gate) {
     int sockets[SOCKETS] = {-1, -1}, pair[2];
     if (!open_sockets(plan, network, userns, sockets))
         return false;

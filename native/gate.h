@@ -8,15 +8,10 @@
 #pragma once
 
 #include <stdbool.h>
-#include <sys/types.h>
 
+#include "helper.h"
 #include "plan.h"
 
-struct gate {
-    pid_t pid;
-    int lifeline; /* the gate ends when its other end is closed */
-};
-
 /* Make the sandbox's side in its network namespace `network`, start the gate, and wait until it is ready. `userns`: what owns that
- * namespace, or -1 when we own it ourselves. False: see fail.h; a gate that runs is in `gate`, to be ended like any other. */
-bool gate_start(const struct plan *plan, int network, int userns, struct gate *gate);
+ * namespace, or -1 when we own it ourselves. False: see fail.h; a gate that runs is in `gate`, to be ended like any helper. */
+bool gate_start(const struct plan *plan, int network, int userns, struct helper *gate);

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from openmodal import _config
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
-from openmodal._spec import Built, Egress, EndRecord, Info, Network, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Built, Egress, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
 from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
@@ -65,6 +65,10 @@ class Embedded:
         return run_sync(Booth(self, request).run())
 
     # --------------------------------------------------------------------------------------------- the verbs
+
+    def check(self, spec: SandboxSpec) -> None:
+        if "network" not in spec.allow_degraded or spec.network.listed:
+            host.require_network(spec.network)
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         runsc = gvisor.find() if spec.runtime == "gvisor" else ""
@@ -251,7 +255,7 @@ class Embedded:
             upper=str(_made(folder / "upper")),
             work=str(_made(folder / "work")),
             ids=host.ids(),
-            net=await self._net(spec.network, id, folder),
+            net=await self._net(spec, id, folder),
             servers=network.resolv_conf(host.resolvers(spec.network)),
             timeout=spec.timeout,
             limits=limits,
@@ -272,17 +276,18 @@ class Embedded:
             extra=[("may_lack", "seccomp")] if "seccomp" in spec.allow_degraded else [],
         )
 
-    async def _net(self, wanted: Network, id: str, folder: Path) -> plan.Lines:
+    async def _net(self, spec: SandboxSpec, id: str, folder: Path) -> plan.Lines:
         """What a sandbox reaches, and how."""
+        wanted, program = spec.network, native.find(self._store.state)
         if wanted.block:
             return [("net", "none")]
-        program = native.find(self._store.state)
         if wanted.listed:
             return [
                 *egress.prepare(wanted, folder, self._egress_log(id)),
                 *await host.router(network.resolvers(), program),
             ]
-        return await host.net(host.resolvers(wanted), program)
+        posture.expect_network(folder)
+        return await host.net(program, degraded="network" in spec.allow_degraded)
 
     def _egress_log(self, id: str) -> Path:
         return self._store.ended / f"{self._store.folder(id).name}.egress"
