@@ -75,6 +75,7 @@ struct box {
     pid_t init;
     int init_pidfd;
     struct helper helper; /* net_exec's */
+    struct gate gate;
     pid_t detacher;       /* removes the interface */
     int signals, timer, owner;
     uint64_t started, ended;
@@ -360,7 +361,9 @@ static bool start_gate(struct box *box) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/ns/net", (int)box->init);
     AUTO_FD int network = box->network >= 0 ? dup(box->network) : open(path, O_RDONLY | O_CLOEXEC);
-    return gate_start(box->plan, network, box->plan->ids != IDS_RANGE ? box->userns : -1, &box->helper);
+    box->gate.userns = box->userns;
+    box->gate.base = box->slot != 0 ? slot_base(box->slot) : 0;
+    return gate_start(box->plan, network, &box->gate, &box->helper);
 }
 
 /* While init makes its mounts, we make what it will be in. */
@@ -672,15 +675,23 @@ static void hear_client(struct box *box, size_t i) {
         forget_client(box, i);
 }
 
+/* Not by us. */
+static void helper_ended(struct box *box, int status) {
+    box->helper.pid = 0;
+    if (box->plan->net == NET_GATE && box->reason == NULL)
+        gate_again(box->plan, &box->gate, &box->helper, status);
+}
+
 static void hear_signals(struct box *box) {
     struct signalfd_siginfo info;
     while (read(box->signals, &info, sizeof info) == sizeof info)
         if (info.ssi_signo == SIGTERM)
             end_with(box, "terminated", 137);
+    int status = 0;
     for (pid_t pid;
-         (pid = waitpid(-1, NULL, WNOHANG)) > 0;) { /* SIGCHLD: the user namespace's first process, the helper, init */
+         (pid = waitpid(-1, &status, WNOHANG)) > 0;) { /* SIGCHLD: the user namespace's first process, the helper, init */
         if (pid == box->helper.pid)
-            box->helper.pid = 0;
+            helper_ended(box, status);
         if (pid == box->init)
             box->init = 0;
     }
@@ -833,6 +844,7 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .network = -1,
                       .inside = -1,
                       .helper = {.lifeline = -1},
+                      .gate = {.sockets = {-1, -1}},
                       .output = {-1, -1},
                       .oom = -1,
                       .link = -1,

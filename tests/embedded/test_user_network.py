@@ -147,3 +147,36 @@ def test_names_resolve_where_the_machine_asks_systemd_resolved(home: Path, tmp_p
 @pytest.mark.parametrize("machine", [NO_TUN, CLOSED_TUN])
 def test_a_user_without_a_tun_device_is_told_before_anything_is_built(home: Path, machine: str) -> None:  # noqa: F811
     run_as_user(home, LACKS, machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
+
+
+SUB_IDS = f"""{TUN} && mount -t tmpfs run /run && echo {USER}:300000:65536 > /run/ids
+mount --bind /run/ids /etc/subuid && mount --bind /run/ids /etc/subgid"""
+
+GATE = f"""
+{BEGIN}
+import sys
+from pathlib import Path
+from openmodal.engines.embedded import Embedded
+
+def fields(pid):
+    return dict(line.split(":\\t", 1) for line in Path(f"/proc/{{pid}}/status").read_text().splitlines())
+
+with openmodal.Sandbox.create(image=image, timeout=60, outbound_cidr_allowlist=["{PUBLIC}"]) as sandbox:
+    talk = "(echo ping; /bin/busybox sleep 2) | /bin/busybox nc {PUBLIC} {ECHO} | /bin/busybox head -n 1"
+    assert sandbox.exec("/bin/busybox", "sh", "-c", talk).stdout.read() == "ping\\n"
+    (gate,) = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"/_gate/main.py" in path.read_bytes() and sandbox.id.encode() in path.read_bytes()
+    ]
+    found = fields(gate)
+    print(found["Uid"].split()[0], found["CapEff"], found["NoNewPrivs"], found["Seccomp"])
+"""
+
+
+@pytest.mark.parametrize(("machine", "id"), [(TUN, USER), (SUB_IDS, 300000 + 65533)], ids=["one id", "sub-ids"])
+def test_the_gate_of_a_users_sandbox_has_no_rights(home: Path, tmp_path: Path, machine: str, id: int) -> None:  # noqa: F811
+    """With ids of its own it cannot even read what the user can."""
+    with internet(tmp_path):
+        expected = f"{id} {'0' * 16} 1 2\n"
+        run_as_user(home, GATE, expected=expected, machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")

@@ -84,3 +84,37 @@ def test_doctor_asks_a_name_and_tells_the_helper() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert "ok\tnetwork: by pasta or slirp4netns" in done.stdout, done.stdout
     assert "ok\tnames: " in done.stdout, done.stdout
+
+
+def test_the_first_name_of_an_allow_list_is_answered_at_once(image: openmodal.Image) -> None:
+    """The gate takes seconds to load on such a machine."""
+    with openmodal.Sandbox.create(
+        image=image, timeout=300, allow_degraded=["limits"], outbound_domain_allowlist=[NAME]
+    ) as sandbox:
+        found = sandbox.exec("/bin/busybox", "timeout", "5", "/bin/busybox", "nslookup", NAME).stdout.read()
+        assert "Address" in found.partition("Name:")[2], found
+
+
+def test_the_gate_is_in_the_sandboxs_groups_and_has_no_rights(image: openmodal.Image) -> None:
+    with openmodal.Sandbox.create(
+        image=image, timeout=300, allow_degraded=["limits"], outbound_domain_allowlist=[]
+    ) as sandbox:
+        init, gate = (read_status(pid) for pid in sorted(descendants(supervisor_of(sandbox)))[:2])
+        assert (gate["CapEff"], gate["NoNewPrivs"], gate["Seccomp"]) == ("0" * 16, "1", "2")
+        assert int(gate["Uid"].split()[0]) == outside(init["Pid"], 65534), "its nobody"
+        assert groups_of(gate["Pid"]) == groups_of(init["Pid"])
+
+
+def read_status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def outside(pid: str, id: int) -> int:
+    """What an id of a process's user namespace is outside."""
+    lines = [list(map(int, line.split())) for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
+    return next(first + id - inside for inside, first, count in lines if inside <= id < inside + count)
+
+
+def groups_of(pid: str) -> str:
+    return Path(f"/proc/{pid}/cgroup").read_text()

@@ -259,11 +259,7 @@ class Embedded:
             servers=network.resolv_conf(host.resolvers(spec.network)),
             timeout=spec.timeout,
             limits=limits,
-            groups=host.groups(
-                id,
-                asked.around_gvisor(limits) if spec.runtime == "gvisor" else limits,
-                degraded="limits" in spec.allow_degraded,
-            ),
+            groups=host.groups(id, _around(spec, limits), degraded="limits" in spec.allow_degraded),
             record=str(self._store.ended / id),
             hold=True,
             idle=spec.idle_timeout,
@@ -319,6 +315,13 @@ def _full_disk_is_told(state: Path) -> Iterator[None]:
         raise DiskFullError(
             f"the disk of {state} is full; make room, run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
         ) from error
+
+
+def _around(spec: SandboxSpec, limits: asked.Limits) -> asked.Limits:
+    """The limits of the groups in which the sandbox is, with what serves it there."""
+    if spec.runtime == "gvisor":
+        return asked.around_gvisor(limits)
+    return asked.around_gate(limits) if spec.network.listed else limits
 
 
 def _made(folder: Path) -> Path:

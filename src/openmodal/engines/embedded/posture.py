@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from openmodal._spec import Info
-from openmodal.engines import groups, posture
-from openmodal.engines.embedded import cgroup
+from openmodal.engines import asked, groups, posture
+from openmodal.engines.embedded import cgroup, egress
 
 _EXPECTED = "network.expected"
 
@@ -32,6 +32,8 @@ def read(id: str, folder: Path, supervisor: int, found: groups.Hierarchies, runt
         if runtime == "gvisor":
             seen = replace(seen, status=_status(_sentry_of(init)))
         limits = groups.held(found, dict.fromkeys(groups.LIMITED, f"{cgroup.PARENT}/{id}"), init)
+        if (folder / egress.POLICY).exists():
+            limits = asked.beside_gate(limits)
         info = posture.info(seen, outside, limits, runtime, _size(folder / "disk.img"))
         lacks = info.network == "none" and (folder / _EXPECTED).exists()
         return msgspec.structs.replace(info, degraded=(*info.degraded, "network")) if lacks else info
