@@ -17,6 +17,7 @@
 #include "fail.h"
 #include "gate.h"
 #include "groups.h"
+#include "helper.h"
 #include "ids.h"
 #include "mounts.h"
 #include "net.h"
@@ -73,8 +74,9 @@ struct box {
     int link, init_link; /* the socket pair */
     pid_t init;
     int init_pidfd;
-    pid_t helper, detacher; /* net_exec's; the one that removes the interface */
-    int gate;               /* the gate's lifeline, while `helper` is one */
+    struct helper helper; /* net_exec's */
+    struct gate gate;
+    pid_t detacher;       /* removes the interface */
     int signals, timer, owner;
     uint64_t started, ended;
     const char *reason;
@@ -331,45 +333,6 @@ static bool start_init(struct box *box) {
     return true;
 }
 
-/* pasta or slirp4netns: it puts an interface into the sandbox's network namespace, and has done so when a route is there. */
-static bool start_helper(struct box *box) {
-    const struct strings *words = &box->plan->net_exec;
-    char pid[16], path[64];
-    snprintf(pid, sizeof pid, "%d", (int)box->init);
-    char **argv = must_alloc((words->count + 1) * sizeof *argv);
-    for (size_t i = 0; i <= words->count; i++)
-        argv[i] = words->item[i] != NULL && strcmp(words->item[i], "@PID@") == 0 ? pid : words->item[i];
-    box->helper = fork();
-    if (box->helper == 0) {
-        sigset_t none;
-        sigemptyset(&none);
-        sigprocmask(SIG_SETMASK, &none, NULL);
-        signal(SIGPIPE, SIG_DFL);
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        execvp(argv[0], argv);
-        _exit(127);
-    }
-    free(argv);
-    snprintf(path, sizeof path, "/proc/%d/net/route", (int)box->init);
-    bool failed = box->helper < 0;
-    for (int waited = 0; !failed && waited < 5000; waited += 2) {
-        char *routes = read_file(path, 1 << 16, NULL);
-        bool has_route = routes != NULL && strchr(routes, '\n') != NULL && strchr(routes, '\n')[1] != '\0';
-        free(routes);
-        if (has_route)
-            return true;
-        int status = 0;
-        if (box->helper > 0 && waitpid(box->helper, &status, WNOHANG) == box->helper) {
-            box->helper = 0; /* status 0: it has gone into the background, and ends with the namespace */
-            failed = status != 0;
-        }
-        poll(NULL, 0, 2);
-    }
-    return fail("network",
-                "%s gave the sandbox no network: it must be installed (Debian: passt), and this user may need /dev/net/tun",
-                words->item[0]);
-}
-
 /* For the end: what the sandbox leaves can be removed with its ids only. */
 static bool open_userns(struct box *box) {
     char path[64];
@@ -395,14 +358,12 @@ static bool connect_network(struct box *box) {
 }
 
 static bool start_gate(struct box *box) {
-    struct gate gate = {.lifeline = -1};
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/ns/net", (int)box->init);
     AUTO_FD int network = box->network >= 0 ? dup(box->network) : open(path, O_RDONLY | O_CLOEXEC);
-    bool started = gate_start(box->plan, network, box->plan->ids != IDS_RANGE ? box->userns : -1, &gate);
-    box->helper = gate.pid;
-    box->gate = gate.lifeline;
-    return started;
+    box->gate.userns = box->userns;
+    box->gate.base = box->slot != 0 ? slot_base(box->slot) : 0;
+    return gate_start(box->plan, network, &box->gate, &box->helper);
 }
 
 /* While init makes its mounts, we make what it will be in. */
@@ -419,7 +380,7 @@ static bool equip_init(struct box *box) {
         return false;
     close_fd(&box->inside); /* the namespace shall end with init */
     close_fd(&box->network);
-    if (plan->net == NET_EXEC && !start_helper(box))
+    if (plan->net == NET_EXEC && !helper_start(plan, box->init, box->userns, &box->helper))
         return false;
     return send(box->link, "go", 2, MSG_NOSIGNAL) == 2 || fail("internal", "init is gone");
 }
@@ -482,10 +443,7 @@ static void take_down(struct box *box) {
         signal_init(box);
         reap(&box->init);
     }
-    if (box->helper > 0) {
-        kill(box->helper, SIGKILL);
-        reap(&box->helper);
-    }
+    helper_end(&box->helper);
     if (!groups_remove(box->plan))
         fail("internal", "a cgroup could not be removed: %m");
 }
@@ -717,15 +675,23 @@ static void hear_client(struct box *box, size_t i) {
         forget_client(box, i);
 }
 
+/* Not by us. */
+static void helper_ended(struct box *box, int status) {
+    box->helper.pid = 0;
+    if (box->plan->net == NET_GATE && box->reason == NULL)
+        gate_again(box->plan, &box->gate, &box->helper, status);
+}
+
 static void hear_signals(struct box *box) {
     struct signalfd_siginfo info;
     while (read(box->signals, &info, sizeof info) == sizeof info)
         if (info.ssi_signo == SIGTERM)
             end_with(box, "terminated", 137);
+    int status = 0;
     for (pid_t pid;
-         (pid = waitpid(-1, NULL, WNOHANG)) > 0;) { /* SIGCHLD: the user namespace's first process, the helper, init */
-        if (pid == box->helper)
-            box->helper = 0;
+         (pid = waitpid(-1, &status, WNOHANG)) > 0;) { /* SIGCHLD: the user namespace's first process, the helper, init */
+        if (pid == box->helper.pid)
+            helper_ended(box, status);
         if (pid == box->init)
             box->init = 0;
     }
@@ -877,7 +843,8 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .log = -1,
                       .network = -1,
                       .inside = -1,
-                      .gate = -1,
+                      .helper = {.lifeline = -1},
+                      .gate = {.sockets = {-1, -1}},
                       .output = {-1, -1},
                       .oom = -1,
                       .link = -1,

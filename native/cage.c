@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <signal.h>
 #include <sys/fsuid.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -20,6 +21,9 @@
 /* chown, dac_override, fowner, fsetid, kill, setgid, setuid, net_bind_service, sys_chroot, setfcap: Docker's without mknod,
  * net_raw, setpcap and audit_write. */
 #define KEPT_CAPS 0x800404fbULL
+
+/* dac_override, setgid, setuid: to read what it begins with, and to become somebody else, who has none. */
+#define GATE_CAPS 0xc2ULL
 
 struct cap_header {
     uint32_t version;
@@ -56,13 +60,13 @@ bool cage_raise(void) {
     return set_caps(words) || fail(NULL, "capset: %m");
 }
 
-static bool drop_caps(void) {
+static bool drop_caps(uint64_t kept) {
     for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
-        if (!(KEPT_CAPS >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) != 0)
+        if (!(kept >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) != 0)
             return fail(NULL, "cannot drop capability %d: %m", cap);
     if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0)
         return fail(NULL, "cannot clear the ambient capabilities: %m");
-    const struct cap_words words[2] = {{(uint32_t)KEPT_CAPS, (uint32_t)KEPT_CAPS, 0}, {0, 0, 0}};
+    const struct cap_words words[2] = {{(uint32_t)kept, (uint32_t)kept, 0}, {0, 0, 0}};
     return set_caps(words) || fail(NULL, "cannot reduce the capabilities: %m");
 }
 
@@ -121,9 +125,19 @@ static bool become_root(const struct plan *plan, int userns) {
 }
 
 bool cage_contain(void) {
-    if (!set_limit(RLIMIT_CORE, 1, 1) || !set_limit(RLIMIT_NOFILE, 4096, 65536) || !drop_caps())
+    if (!set_limit(RLIMIT_CORE, 1, 1) || !set_limit(RLIMIT_NOFILE, 4096, 65536) || !drop_caps(KEPT_CAPS))
         return false;
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 ? install_filter(false) : fail(NULL, "cannot set no_new_privs: %m");
+}
+
+/* Its own filter it installs itself, when it has loaded what it serves with; until then the sandbox's holds. */
+int cage_gate(const struct plan *plan) {
+    bool may_lack = plan->may_lack & MAY_LACK_SECCOMP;
+    AUTO_FD int file = memfd_create("filter", MFD_CLOEXEC);
+    if ((geteuid() == 0 && !drop_caps(GATE_CAPS)) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || !install_filter(may_lack) || file < 0 ||
+        (!may_lack && !write_all(file, gate_filter, sizeof gate_filter)))
+        return -1;
+    return fcntl(file, F_DUPFD_CLOEXEC, 0);
 }
 
 bool cage_lock(const struct plan *plan, int userns) {
@@ -131,7 +145,7 @@ bool cage_lock(const struct plan *plan, int userns) {
         return false;
     if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION, NULL) < 0 && errno != ENOSYS)
         return fail(NULL, "cannot leave the caller's keyring: %m");
-    if (plan->runtime == NULL && !(plan->weaken & WEAKEN_CAPS) && !drop_caps())
+    if (plan->runtime == NULL && !(plan->weaken & WEAKEN_CAPS) && !drop_caps(KEPT_CAPS))
         return false;
     if (!(plan->weaken & WEAKEN_NNP) && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return fail(NULL, "cannot set no_new_privs: %m");

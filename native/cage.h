@@ -21,3 +21,7 @@ bool cage_lock(const struct plan *plan, int userns);
 
 /* The same for process 1 of somebody else's container, which is root there already: limits, capabilities, no_new_privs, the filter. */
 bool cage_contain(void);
+
+/* The gate's process, before it begins: the capabilities to become somebody else and no others, no_new_privs, the filter. Returns a file
+ * with its own, narrower filter, empty where the plan may lack one; -1: see fail.h. */
+int cage_gate(const struct plan *plan);

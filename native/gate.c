@@ -2,7 +2,9 @@
 #include "kernel.h"
 #include "gate.h"
 
+#include "cage.h"
 #include "fail.h"
+#include "groups.h"
 #include "netlink.h"
 #include "passing.h"
 #include "util.h"
@@ -12,7 +14,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,16 +26,8 @@
 
 #define GATE_ADDRESS 0x7f000035U /* 127.0.0.53: an address of lo where nobody expects a service but a resolver */
 enum { GATE_PORT = 53, BACKLOG = 512, READY_MS = 30000 };
-enum { TCP, UDP, SOCKETS };
-
-/* A child begins as the program did, and ends with us. */
-static void begin_child(void) {
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    signal(SIGPIPE, SIG_DFL);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-}
+enum { TCP, UDP };
+_Static_assert(UDP + 1 == SOCKETS, "a socket of each kind");
 
 /* What a child has said, if it said something, is the cause. */
 static bool not_made(ssize_t size, const char *said, const char *otherwise) {
@@ -54,29 +47,34 @@ static bool route_all_to_lo(void) {
     return inside >= 0 && (talk(inside, &batch) || fail("network", "cannot set the sandbox's routes: %m"));
 }
 
-static _Noreturn void load(const struct plan *plan, int rules) {
+static _Noreturn void load(const struct plan *plan, int rules, int said) {
     char *lock = must_format("XTABLES_LOCKFILE=%s/xtables.lock", plan->dir); /* the rules of this namespace are nobody else's */
     char *environment[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", lock, NULL};
     begin_child();
     dup2(rules, 0);
+    dup2(said, 2);
     execve(plan->firewall.item[0], plan->firewall.item, environment);
     _exit(127);
 }
 
 static bool load_rules(const struct plan *plan) {
     AUTO_FD int rules = memfd_create("rules", MFD_CLOEXEC);
-    int status = -1;
-    if (rules < 0 || !write_all(rules, plan->rules, strlen(plan->rules)) || lseek(rules, 0, SEEK_SET) != 0)
+    int status = -1, said[2] = {-1, -1};
+    char text[300];
+    if (rules < 0 || !open_saying(said) || !write_all(rules, plan->rules, strlen(plan->rules)) || lseek(rules, 0, SEEK_SET) != 0)
         return fail(NULL, "cannot keep the firewall's rules: %m");
     pid_t child = fork();
     if (child == 0)
-        load(plan, rules);
+        load(plan, rules, said[1]);
     while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
         ;
+    read_saying(said[0], text, sizeof text);
+    close_fd(&said[0]);
+    close_fd(&said[1]);
     return status == 0 || fail("network",
-                               "%s cannot load the rules of a sandbox with an allow list; the kernel needs NAT in network namespaces "
+                               "%s cannot load the rules of a sandbox with an allow list (%s); the kernel needs NAT in network namespaces "
                                "(try `modprobe iptable_nat` or `modprobe nft_chain_nat` as root)",
-                               plan->firewall.item[0]);
+                               plan->firewall.item[0], text);
 }
 
 static int listen_on(int type) {
@@ -91,9 +89,13 @@ static int listen_on(int type) {
     return -1;
 }
 
+static bool become_root(int userns) {
+    return setns(userns, CLONE_NEWUSER) == 0 && setresgid(0, 0, 0) == 0 && setresuid(0, 0, 0) == 0;
+}
+
 /* As root of the namespace's owner. */
 static bool enter(int network, int userns) {
-    if (userns >= 0 && (setns(userns, CLONE_NEWUSER) != 0 || setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0))
+    if (userns >= 0 && !become_root(userns))
         return fail("network", "cannot enter the sandbox's user namespace: %m");
     return setns(network, CLONE_NEWNET) == 0 || fail("network", "cannot enter the sandbox's network namespace: %m");
 }
@@ -107,7 +109,7 @@ static _Noreturn void make_inside(const struct plan *plan, int network, int user
     _exit(!send_with(link, text, strlen(text), sockets, made ? SOCKETS : 0, 0));
 }
 
-/* In a child: a process that has entered a user namespace cannot come back, and the gate must not be there. */
+/* In a child: a process that has entered a user namespace cannot come back. */
 static bool open_sockets(const struct plan *plan, int network, int userns, int sockets[SOCKETS]) {
     int link[2];
     char text[1100];
@@ -128,7 +130,7 @@ static bool open_sockets(const struct plan *plan, int network, int userns, int s
 
 /* ---------------------------------------------------------------------------------------------- the gate */
 
-/* What it may use: it reads what a hostile sandbox writes, outside of that sandbox's limits. */
+/* What it may use. It counts as the sandbox's, but is the last that the kernel kills there when memory is short. */
 static void limit_gate(void) {
     static const struct {
         int what;
@@ -136,7 +138,9 @@ static void limit_gate(void) {
     } limits[] = {{RLIMIT_NOFILE, 1024}, {RLIMIT_AS, 1 << 30}, {RLIMIT_CORE, 0}, {RLIMIT_FSIZE, 4 << 20}};
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
         setrlimit(limits[i].what, &(struct rlimit){limits[i].most, limits[i].most});
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    AUTO_FD int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (write(fd, "-500", 4) != 4 && write(fd, "0", 1) != 1)
+        return; /* a plain user's cannot be spared */
 }
 
 static _Noreturn void give_up(int lifeline, const char *what, const char *which) {
@@ -145,22 +149,55 @@ static _Noreturn void give_up(int lifeline, const char *what, const char *which)
     _exit(1);
 }
 
-/* The sockets are 3 and 4, its end of the lifeline is 5, and there is nothing else. */
-static _Noreturn void be_gate(const struct plan *plan, const int sockets[SOCKETS], int lifeline) {
-    enum { FIRST = 3, COUNT = SOCKETS + 1 };
-    begin_child();
+/* The id that it becomes when it has loaded what it serves with: nobody's of the sandbox. "": its user's own, who has no other. */
+static void choose_id(const struct plan *plan, const struct gate *gate, char id[16]) {
+    enum { NOBODY = 65534 };
+    *id = '\0';
+    if (plan->ids != IDS_SINGLE)
+        snprintf(id, 16, "%u", gate->base + NOBODY);
+}
+
+/* A plain user's is in the sandbox's user namespace, for other ids than the user's own are only there. */
+static void enter_own_places(const struct plan *plan, const struct gate *gate, int lifeline) {
     AUTO_FD int router = plan->router != NULL ? open(plan->router, O_RDONLY | O_CLOEXEC) : -1;
     if (plan->router != NULL && (router < 0 || setns(router, CLONE_NEWNET) != 0))
         give_up(lifeline, "enter the network namespace", plan->router);
-    int given[COUNT] = {sockets[TCP], sockets[UDP], lifeline};
+    if (plan->ids == IDS_SUB && !become_root(gate->userns))
+        give_up(lifeline, "enter", "the sandbox's user namespace");
+}
+
+/* The sockets are 3 and 4, its end of the lifeline is 5, its filter of system calls is 6, and there is nothing else. */
+static _Noreturn void be_gate(const struct plan *plan, const struct gate *gate, int lifeline, const char *died) {
+    enum { FIRST = 3, COUNT = SOCKETS + 2 };
+    char id[16], **argv = must_alloc((plan->net_exec.count + 3) * sizeof *argv);
+    begin_child();
+    choose_id(plan, gate, id);
+    enter_own_places(plan, gate, lifeline);
+    limit_gate();
+    int filter = cage_gate(plan), given[COUNT] = {gate->sockets[TCP], gate->sockets[UDP], lifeline, filter};
+    if (filter < 0)
+        give_up(lifeline, "be locked in:", failure());
     for (int i = 0; i < COUNT; i++) /* first out of the way of each other */
         given[i] = fcntl(given[i], F_DUPFD_CLOEXEC, FIRST + COUNT);
     for (int i = 0; i < COUNT; i++)
         dup2(given[i], FIRST + i);
     syscall(NR_CLOSE_RANGE, FIRST + COUNT, ~0U, 0);
-    limit_gate();
-    execve(plan->net_exec.item[0], plan->net_exec.item, (char *[]){"PATH=/usr/bin:/bin", NULL});
-    give_up(FIRST + SOCKETS, "execute", plan->net_exec.item[0]);
+    memcpy(argv, plan->net_exec.item, plan->net_exec.count * sizeof *argv);
+    memcpy(argv + plan->net_exec.count, (char *[]){id, (char *)died, NULL}, 3 * sizeof *argv);
+    execve(argv[0], argv, (char *[]){"PATH=/usr/bin:/bin", NULL});
+    give_up(FIRST + SOCKETS, "execute", argv[0]);
+}
+
+static bool start(const struct plan *plan, struct gate *gate, struct helper *helper, const char *died) {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+        return fail(NULL, "socketpair: %m");
+    helper->lifeline = pair[0];
+    helper->pid = groups_fork(plan);
+    if (helper->pid == 0)
+        be_gate(plan, gate, pair[1], died);
+    close(pair[1]);
+    return helper->pid > 0 || fail(NULL, "cannot fork: %m");
 }
 
 static bool await_gate(int lifeline) {
@@ -176,18 +213,34 @@ static bool await_gate(int lifeline) {
     return not_made(size, text, "the sandbox's gate did not start");
 }
 
-bool gate_start(const struct plan *plan, int network, int userns, struct gate *gate) {
-    int sockets[SOCKETS] = {-1, -1}, pair[2];
-    if (!open_sockets(plan, network, userns, sockets))
-        return false;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
-        return fail(NULL, "socketpair: %m"); /* the sockets end with the supervisor, now */
-    gate->lifeline = pair[0];
-    gate->pid = fork();
-    if (gate->pid == 0)
-        be_gate(plan, sockets, pair[1]);
-    close(pair[1]);
-    close(sockets[TCP]); /* the gate's are the only ones, and end with it */
-    close(sockets[UDP]);
-    return gate->pid > 0 ? await_gate(gate->lifeline) : fail(NULL, "cannot fork: %m");
+bool gate_start(const struct plan *plan, int network, struct gate *gate, struct helper *helper) {
+    return open_sockets(plan, network, plan->ids != IDS_RANGE ? gate->userns : -1, gate->sockets) &&
+           start(plan, gate, helper, "") && await_gate(helper->lifeline);
+}
+
+/* A line of the gate's log, by who outlives it. */
+static void tell(const struct plan *plan, const char *died) {
+    uint64_t now = unix_us();
+    char *log = must_format("%s.egress", plan->record != NULL ? plan->record : "");
+    AUTO_FD int fd = plan->record != NULL ? open(log, O_WRONLY | O_APPEND | O_NOFOLLOW | O_CLOEXEC) : -1;
+    if (fd >= 0)
+        dprintf(fd,
+                "{\"time\": %llu.%03u, \"kind\": \"gate\", \"asked\": \"\", \"address\": \"\", \"allowed\": false, "
+                "\"reason\": \"the gate ended (%s) for the last time, and nothing leaves the sandbox any more\"}\n",
+                (unsigned long long)(now / 1000000), (unsigned)(now / 1000 % 1000), died);
+    free(log);
+}
+
+void gate_again(const struct plan *plan, struct gate *gate, struct helper *helper, int status) {
+    enum { MOST_STARTS = 5 };
+    char died[32];
+    snprintf(died, sizeof died, WIFSIGNALED(status) ? "signal %d" : "exit status %d",
+             WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    close_fd(&helper->lifeline);
+    helper->lifeline = -1;
+    if (++gate->ends < MOST_STARTS && start(plan, gate, helper, died))
+        return;
+    for (int i = 0; i < SOCKETS; i++) /* nobody shall wait for an answer */
+        close_fd(&gate->sockets[i]);
+    tell(plan, died);
 }

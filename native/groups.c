@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +37,8 @@ static bool is_version_1(const char *folder) {
     return exists;
 }
 
-bool groups_birthplace(const struct plan *plan, int *folder) {
+/* The folder of the hierarchy of version 2, or -1 if there is none. */
+static bool open_birthplace(const struct plan *plan, int *folder) {
     *folder = -1;
     for (size_t i = 0; i < plan->cgroup.count; i++) {
         if (is_version_1(plan->cgroup.item[i]))
@@ -47,7 +49,26 @@ bool groups_birthplace(const struct plan *plan, int *folder) {
         if (*folder < 0)
             return fail(NULL, "cannot open the cgroup %s: %m", plan->cgroup.item[i]);
     }
-    return *folder < 0 || devices_limit(*folder, &plan->device);
+    return true;
+}
+
+bool groups_birthplace(const struct plan *plan, int *folder) {
+    return open_birthplace(plan, folder) && (*folder < 0 || devices_limit(*folder, &plan->device));
+}
+
+pid_t groups_fork(const struct plan *plan) {
+    AUTO_FD int birthplace = -1;
+    if (!open_birthplace(plan, &birthplace))
+        return -1;
+    struct clone_request request = {.exit_signal = SIGCHLD};
+    if (birthplace >= 0) {
+        request.flags = BORN_IN_CGROUP;
+        request.cgroup = (uint64_t)birthplace;
+    }
+    pid_t child = (pid_t)syscall(NR_CLONE3, &request, sizeof request);
+    if (child == 0 && !groups_join(plan))
+        _exit(1);
+    return child;
 }
 
 bool groups_join(const struct plan *plan) {

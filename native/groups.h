@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 bool groups_make(const struct plan *plan); /* all folders, then all values */
 
@@ -13,6 +14,9 @@ bool groups_make(const struct plan *plan); /* all folders, then all values */
  * exceptions: a process may be born in one (version 2), and a thread may move itself alone (version 1). */
 /* The group of version 2 to clone into, which gets its list of devices; -1: the plan has none. */
 bool groups_birthplace(const struct plan *plan, int *folder);
+/* Fork, into all of the sandbox's groups. */
+pid_t groups_fork(const struct plan *plan);
+
 bool groups_join(const struct plan *plan); /* of version 1, called by who joins, while it has no other thread */
 
 void groups_kill(const struct plan *plan);   /* every process at once; thaws first, for frozen ones keep SIGKILL waiting */

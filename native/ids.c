@@ -75,20 +75,25 @@ static bool map_with(const char *helper, pid_t pid, const struct strings *lines)
     for (char *rest = words, *word; (word = strsep(&rest, " ")) != NULL;)
         argv[argc++] = word;
     argv[argc] = NULL;
-    pid_t child = fork();
+    int said[2] = {-1, -1}, status = 0;
+    char text[200];
+    pid_t child = open_saying(said) ? fork() : -1;
     if (child == 0) {
+        dup2(said[1], 2);
         execvp(helper, argv);
         _exit(127);
     }
-    int status = 0;
     while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
         ;
     free(argv);
     free(words);
+    read_saying(said[0], text, sizeof text);
+    close_fd(&said[0]);
+    close_fd(&said[1]);
     if (child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return true;
-    return fail("permission", "%s refused the map: install it (Debian: uidmap) and give this user a range in /etc/sub%cid",
-                helper, helper[3]);
+    return fail("permission", "%s refused the map (%s): install it (Debian: uidmap) and give this user a range in /etc/sub%cid",
+                helper, text, helper[3]);
 }
 
 bool userns_map(const struct plan *plan, pid_t pid) {

@@ -1,4 +1,4 @@
-/* openmodal-agent: one static program, started under five names of duty. Which part runs where: docs/protocol.md. */
+/* openmodal-agent: one static program, started under a verb. Which part runs where: docs/protocol.md. */
 #include "util.h"
 #include "verbs.h"
 
@@ -9,7 +9,7 @@ static const struct {
     const char *name;
     int (*run)(int, char **);
 } verbs[] = {{"box", verb_box},     {"init", verb_init},     {"dial", verb_dial},
-             {"reach", verb_reach}, {"router", verb_router}, {"wall", verb_wall}};
+             {"reach", verb_reach}, {"router", verb_router}, {"wall", verb_wall}, {"ask", verb_ask}};
 
 /* The start of a static program with glibc asserts that /proc/self/exe is a path. In gVisor, where ours comes as a descriptor, it is not.
  * Nothing here looks for libraries beside the program, so this stands for glibc's own function; musl has none. */
@@ -28,6 +28,6 @@ int main(int argc, char **argv) {
         if (strcmp(argv[1], verbs[i].name) == 0)
             return verbs[i].run(argc - 1, argv + 1);
     fprintf(stderr,
-            "openmodal-agent: say one of box, init, dial, reach, router, wall, --version; this program is started by openmodal\n");
+            "openmodal-agent: say one of box, init, dial, reach, router, wall, ask, --version; this program is started by openmodal\n");
     return 2;
 }

@@ -165,7 +165,7 @@ static bool take_net(void *field, const char *key, char *value) {
 
 static bool take_may_lack(void *field, const char *key, char *value) {
     int word = 0;
-    bool good = take_word(&word, key, value, (const char *const[]){"seccomp", NULL});
+    bool good = take_word(&word, key, value, (const char *const[]){"seccomp", "network", NULL});
     if (good)
         *(unsigned *)field |= 1U << (word - 1);
     return good;

@@ -35,7 +35,7 @@ struct resource_limit { /* `rlimit` */
 enum plan_ids { IDS_NONE, IDS_RANGE, IDS_SINGLE, IDS_SUB };
 enum plan_net { NET_UNSET, NET_NONE, NET_ROUTER, NET_HOST, NET_EXEC, NET_GATE };
 enum { WEAKEN_SECCOMP = 1, WEAKEN_CAPS = 2, WEAKEN_NNP = 4, WEAKEN_MASKS = 8, WEAKEN_IDS = 16 };
-enum { MAY_LACK_SECCOMP = 1 };
+enum { MAY_LACK_SECCOMP = 1, MAY_LACK_NETWORK = 2 };
 
 struct plan {
     char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *rules, *resolv, *hosts, *thaw, *user, *workdir, *disk;

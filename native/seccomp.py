@@ -39,6 +39,15 @@ vmsplice wait4 waitid write writev
 # In Docker's list and not in ours: each has been part of an escape or a page-cache attack, and no sandboxed program needs it.
 DENIED = ("memfd_secret", "modify_ldt", "name_to_handle_at", "remap_file_pages")
 
+# The gate, when it has loaded all of its Python: what it does with its sockets, its log and its memory. No file is opened, no program or
+# thread started, no memory made executable.
+GATE = """
+accept accept4 brk clock_gettime clock_nanosleep close connect epoll_ctl epoll_pwait epoll_pwait2 epoll_wait exit exit_group fcntl fstat
+ftruncate futex getpeername getpid getrandom getsockname getsockopt gettid gettimeofday lseek madvise membarrier mremap munmap nanosleep
+poll ppoll pread64 pwrite64 read readv recvfrom recvmsg restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn sched_yield sendmsg
+sendto shutdown sigaltstack time write writev
+""".split()
+
 RECENT = """
 424 pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig fsmount fspick pidfd_open
 435 clone3 close_range openat2 pidfd_getfd faccessat2 process_madvise epoll_pwait2 mount_setattr quotactl_fd landlock_create_ruleset
@@ -51,6 +60,7 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 LOAD, RETURN, JUMP, JUMP_EQUAL, JUMP_ABOVE, JUMP_SET = 0x20, 0x06, 0x05, 0x15, 0x35, 0x45
 ALLOW, KILL, EPERM, ENOSYS, EPROTONOSUPPORT = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026, 0x0005005D
 NUMBER, ARCHITECTURE = 0, 4  # where they are in struct seccomp_data
+PROT_EXEC = 4
 CLONE_NEW = 0x7E020000  # all namespaces but time, whose bit is part of the exit signal here
 
 Step = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
@@ -90,6 +100,18 @@ def by_argument() -> dict[str, list[Step]]:
     }
 
 
+def by_argument_of_gate() -> dict[str, list[Step]]:
+    """Return the gate's calls that depend on what they are called with."""
+    no_code = [argument(2), (JUMP_SET, 0, 1, PROT_EXEC), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)]
+    return {
+        "socket": [argument(0), *one_of([2], ALLOW, EPERM)],  # AF_INET
+        "setsockopt": [argument(2), *one_of([1, 13], ALLOW, EPERM)],  # TCP_NODELAY, SO_LINGER: no filters (SO_ATTACH_FILTER)
+        "ioctl": [argument(1), *one_of([0x5421], ALLOW, EPERM)],  # FIONBIO
+        "mmap": no_code,
+        "mprotect": no_code,
+    }
+
+
 def target(compiler: list[str]) -> tuple[str, dict[str, int]]:
     """Ask the compiler which CPU it compiles for, and that CPU's numbers."""
     ask = subprocess.run(
@@ -117,11 +139,10 @@ def target(compiler: list[str]) -> tuple[str, dict[str, int]]:
     return cpu, numbers
 
 
-def decide(numbers: dict[str, int]) -> list[tuple[int, list[Step]]]:
+def decide(numbers: dict[str, int], allowed: list[str], special: dict[str, list[Step]]) -> list[tuple[int, list[Step]]]:
     """Return what to do from which number on, as (first number, steps)."""
-    special = by_argument()
     rules = {
-        number: special.get(name, [(RETURN, 0, 0, ALLOW if name in ALLOWED else EPERM)])
+        number: special.get(name, [(RETURN, 0, 0, ALLOW if name in allowed else EPERM)])
         for name, number in numbers.items()
     }
     unknown = [(RETURN, 0, 0, ENOSYS)]
@@ -144,15 +165,16 @@ def tree(ranges: list[tuple[int, list[Step]]]) -> list[Step]:
     return [(JUMP_ABOVE, 0, 1, ranges[middle][0]), (JUMP, 0, 0, len(low)), *low, *high]
 
 
-def program(cpu: str, numbers: dict[str, int]) -> list[Step]:
-    """Return the whole filter."""
+def program(cpu: str, numbers: dict[str, int], *, gate: bool = False) -> list[Step]:
+    """Return the whole filter, a sandbox's or its gate's."""
+    rules = decide(numbers, GATE, by_argument_of_gate()) if gate else decide(numbers, ALLOWED, by_argument())
     check = [
         (LOAD, 0, 0, ARCHITECTURE),
         (JUMP_EQUAL, 1, 0, AUDIT_ARCH[cpu]),
         (RETURN, 0, 0, KILL),
         (LOAD, 0, 0, NUMBER),
     ]
-    return [*check, *tree(decide(numbers))]  # x32's numbers, from 0x40000000 on, are above every known one: ENOSYS
+    return [*check, *tree(rules)]  # x32's numbers, from 0x40000000 on, are above every known one: ENOSYS
 
 
 def main() -> None:
@@ -163,12 +185,11 @@ def main() -> None:
     if only_names:
         print("\n".join(sorted(name for name in numbers if name in ALLOWED or name in by_argument())))
         return
-    steps = program(cpu, numbers)
-    print(
-        f"/* Made by seccomp.py for {cpu}: {len(steps)} steps. */\nstatic const struct filter_step seccomp_filter[] = {{"
-    )
-    print("\n".join(f"    {{0x{code:02x}, {yes}, {no}, 0x{operand:08x}}}," for code, yes, no, operand in steps))
-    print("};")
+    for name, gate in (("seccomp_filter", False), ("gate_filter", True)):
+        steps = program(cpu, numbers, gate=gate)
+        print(f"/* Made by seccomp.py for {cpu}: {len(steps)} steps. */\nstatic const struct filter_step {name}[] = {{")
+        print("\n".join(f"    {{0x{code:02x}, {yes}, {no}, 0x{operand:08x}}}," for code, yes, no, operand in steps))
+        print("};")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -29,6 +31,14 @@ void close_from(int first) {
         return;
     for (int fd = first; fd < MANY; fd++) /* kernels before 5.9 */
         close(fd);
+}
+
+void begin_child(void) {
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 
 static _Noreturn void no_memory(void) {
@@ -91,6 +101,21 @@ bool read_all(int fd, void *bytes, size_t count) {
         count -= (size_t)n;
     }
     return true;
+}
+
+bool open_saying(int pair[2]) {
+    return pipe2(pair, O_CLOEXEC | O_NONBLOCK) == 0;
+}
+
+void read_saying(int fd, char *text, size_t room) {
+    ssize_t size = read(fd, text, room - 1);
+    text[size > 0 ? size : 0] = '\0';
+    for (char *end = text + strlen(text); end > text && end[-1] == '\n';)
+        *--end = '\0';
+    for (char *at = text; (at = strchr(at, '\n')) != NULL;)
+        *at = ' ';
+    if (*text == '\0')
+        snprintf(text, room, "it does not say why");
 }
 
 /* Grows as bytes come: the size that a file claims proves nothing (files of /proc claim 0). */

@@ -18,6 +18,9 @@ void close_fd(int *fd);
 /* Close every descriptor from `first` on. */
 void close_from(int first);
 
+/* In a child that goes on with another program: begin with the signals of a new process, and end with the parent. */
+void begin_child(void);
+
 /* Like malloc/realloc/strdup, but end the process when there is no memory: every caller would do just that. */
 void *must_alloc(size_t size);
 void *must_grow(void *old, size_t size);
@@ -28,6 +31,12 @@ char *must_format(const char *format, ...) __attribute__((format(printf, 1, 2)))
 bool write_all(int fd, const void *bytes, size_t count);
 bool read_all(int fd, void *bytes, size_t count);
 
+
+/* A pipe for what a program says of its failure. It never blocks: what does not fit is dropped and not waited for. */
+bool open_saying(int pair[2]);
+
+/* What has come through it by now, on one line, cut off to fit; a word for it if nothing has. */
+void read_saying(int fd, char *text, size_t room);
 
 /* A whole file of at most `limit` bytes, NUL-terminated; NULL with errno set (EFBIG when longer). Links are not followed at the end. */
 char *read_file(const char *path, size_t limit, size_t *length);

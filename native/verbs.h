@@ -6,4 +6,5 @@ int verb_router(int argc, char **argv); /* net.c   the network namespace where t
 int verb_init(int argc, char **argv);   /* init.c  inside a container: process 1 */
 int verb_wall(int argc, char **argv);   /* setup.c outside: a firewall around a container whose network stack is its own */
 int verb_dial(int argc, char **argv);   /* dial.c  standard streams <-> the agent's socket */
+int verb_ask(int argc, char **argv);    /* ask.c   whether a sandbox's name server answers */
 int verb_reach(int argc, char **argv);  /* reach.c whether one pod reaches another */

@@ -18,8 +18,8 @@ Pairs = tuple[tuple[str, str], ...]
 COMMAND_BYTES = 64 * 1024
 """argv and environment of one command together: what fits everywhere (Modal's limit, too)."""
 
-CONTROLS = ("limits", "seccomp")
-"""What `allow_degraded=` may name: limits of memory, processes and CPU; the filter of system calls."""
+CONTROLS = ("limits", "network", "seccomp")
+"""What `allow_degraded=` may name: limits of memory, processes and CPU; a network; the filter of system calls."""
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _TAG = re.compile(r"[A-Za-z0-9._-]{1,63}")

@@ -6,7 +6,7 @@
 | OPENMODAL_HOME | the folder of all state, instead of the places below |
 | OPENMODAL_RUN | set by `openmodal run` for the program: which run its sandboxes belong to and end with |
 | OPENMODAL_AGENT | the native program to use, instead of the package's |
-| OPENMODAL_ALLOW_DEGRADED | controls that sandboxes may lack, where `allow_degraded=` does not say: "limits", "seccomp", or both |
+| OPENMODAL_ALLOW_DEGRADED | what sandboxes may lack, where `allow_degraded=` does not say: "limits", "network", "seccomp", with commas |
 | OPENMODAL_REGISTRY | where images for a cluster are pushed, as `host/path` |
 | OPENMODAL_KUBERNETES_… | what the table `[kubernetes]` of the configuration says, by name: OPENMODAL_KUBERNETES_NAMESPACE … |
 | OPENMODAL_BASE | where `debian_slim` comes from: "registry", "packages", or "auto" |

@@ -154,8 +154,9 @@ class Network(msgspec.Struct, frozen=True):
 class Egress(msgspec.Struct, frozen=True):
     """Something that a sandbox with an allow list wanted to reach, and what became of it.
 
-    `time` is of the Unix clock, in seconds; `kind` "dns", "tls", "http" or "tcp"; `asked` the name that it gave, "" for none;
-    `address` the IP address and port that it called, "" for a question about a name. `reason` tells why it was `allowed` or not.
+    `time` is of the Unix clock, in seconds; `kind` "dns", "tls", "http", "tcp", or "gate" for a gate's end; `asked` the name that it gave,
+    "" for none; `address` the IP address and port that it called, "" for a question about a name. `reason` tells why it was `allowed`
+    or not.
     """
 
     time: float

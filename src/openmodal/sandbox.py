@@ -18,7 +18,7 @@ from openmodal._spec import Egress, EndRecord, Info, Recipe, Resources, Root, Sa
 from openmodal._wire import Flag
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
-from openmodal.engines import Engine, choose, listing, require_gpus, require_lists, require_runtime
+from openmodal.engines import Checking, Engine, choose, listing, require_gpus, require_lists, require_runtime
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
@@ -101,7 +101,7 @@ class Sandbox(DualContext):
             workdir: where commands start; None: the image's, or "/".
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
             gpu: how many GPUs it has, or their type and number: "T4", "A100:2", "any" (docs/kubernetes.md).
-            allow_degraded: controls that it may lack if they cannot be applied: "limits", "seccomp"; None: as configured.
+            allow_degraded: controls that it may lack if they cannot be applied: "limits", "network", "seccomp"; None: as configured.
             block_network: no network but loopback.
             outbound_cidr_allowlist: IP networks; only these, and what the other list allows, are reached, over TCP.
             outbound_domain_allowlist: host names, "*.example.com" for all below one; only these, and what the other list allows, are
@@ -153,6 +153,8 @@ class Sandbox(DualContext):
         require_lists(chosen, spec.network)
         require_runtime(chosen, spec.runtime)
         require_gpus(chosen, spec.resources)
+        if isinstance(chosen, Checking):
+            chosen.check(spec)
         with terminal_report() as report:
             root = await chosen.prepare(recipe, report)
         return cls(await chosen.create(_over_image(spec, root), root), chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -307,39 +308,104 @@ def gate_of(sandbox: Sandbox) -> int:
     return pid
 
 
+def kill_gate(sandbox: Sandbox) -> None:
+    pid = gate_of(sandbox)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: is_gone(pid))
+
+
 def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
 class TestFaults:
-    def test_the_gate_has_no_rights(self, create: Create) -> None:
-        """When it answers for the first time: it reads nothing from inside before."""
+    def test_the_gate_has_no_rights_and_is_the_sandboxs(self, create: Create) -> None:
+        """It reads nothing from inside before `create` returns."""
         sandbox = create(outbound_domain_allowlist=[])
-        assert "NXDOMAIN" in sandbox.exec("nslookup", NAME).stdout.read()
         pid = gate_of(sandbox)
         status = Path(f"/proc/{pid}/status").read_text()
         fields = dict(line.split(":\t", 1) for line in status.splitlines())
-        assert fields["Uid"].split() == ["65534"] * 4
-        assert fields["Gid"].split() == ["65534"] * 4
+        nobody = str(sandbox.info().root + 65534)
+        assert fields["Uid"].split() == [nobody] * 4
+        assert fields["Gid"].split() == [nobody] * 4
         assert fields["Groups"].strip() == ""
         assert fields["CapEff"] == fields["CapPrm"] == "0" * 16
         assert fields["NoNewPrivs"] == "1"
+        assert fields["Seccomp"] == "2"
         environment = Path(f"/proc/{pid}/environ").read_bytes()
         assert environment == b"PATH=/usr/bin:/bin\0"
+        own = Path(f"/proc/{pid}/cgroup").read_text()
+        assert own.count(f"/{sandbox.id}\n") >= 1
+        assert own == Path(f"/proc/{init_of(pid)}/cgroup").read_text()
 
-    def test_a_dead_gate_lets_nothing_out_and_the_sandbox_goes_on(self, create: Create, net: Internet) -> None:
+    def test_what_the_gate_takes_is_not_taken_from_the_sandbox(self, create: Create) -> None:
+        info = create(outbound_domain_allowlist=[], memory=64).info()
+        assert (info.memory, info.pids) == (64, 512)
+
+    def test_the_gate_is_not_what_is_killed_when_the_sandbox_lacks_memory(self, create: Create) -> None:
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC], memory=64)
+        pid = gate_of(sandbox)
+        assert sandbox.exec("tail", "/dev/zero").returncode == 137
+        assert gates_of(sandbox) == [pid]
+        assert says(sandbox, PUBLIC, ECHO) == b"ping\n"
+
+    def test_the_gate_can_do_nothing_but_serve(
+        self, create: Create, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """What whoever takes it over finds; before it is locked in, it can."""
+        (tmp_path / "gate.py").write_text(HIJACKED)
+        monkeypatch.setattr(egress, "_GATE", tmp_path / "gate.py")
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+        before, after = (record.reason for record in sandbox.egress_log())
+        assert before == "open, list, fork, signal, local socket, netlink, make"
+        assert after == ""
+
+    def test_create_returns_when_the_gate_serves(
+        self, create: Create, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """On a slow machine it takes seconds to load, and the first names timed out."""
+        slow = f"""
+            import runpy, sys, time
+            class Slow:
+                def find_spec(self, name, path, target=None):
+                    time.sleep(3 * (name == "openmodal._gate.server"))
+            sys.meta_path.insert(0, Slow())
+            runpy.run_path({str(egress._GATE)!r}, run_name="__main__")
+        """
+        (tmp_path / "gate.py").write_text(textwrap.dedent(slow))
+        monkeypatch.setattr(egress, "_GATE", tmp_path / "gate.py")
+        sandbox = create(outbound_domain_allowlist=[NAME])
+        assert PUBLIC in sandbox.exec("timeout", "2", "nslookup", NAME).stdout.read()
+
+    def test_a_gate_that_dies_is_told_and_started_again(self, create: Create, net: Internet) -> None:
         sandbox = create(outbound_cidr_allowlist=[PUBLIC])
         assert says(sandbox, PUBLIC, ECHO) == b"ping\n"
         open_one = sandbox.spawn("nc", PUBLIC, str(ECHO), text=False)
         eventually(lambda: len(net.hits()) > 1 or len(sandbox.egress_log()) == 2)
-        os.kill(gate_of(sandbox), signal.SIGKILL)
-        eventually(lambda: gates_of(sandbox) == [])
+        kill_gate(sandbox)
         assert open_one.wait() in (0, 1), "it was cut"
+        assert says(sandbox, PUBLIC, ECHO) == b"ping\n"
+        assert [(record.kind, record.allowed) for record in sandbox.egress_log()] == [
+            ("tcp", True),
+            ("tcp", True),
+            ("gate", False),
+            ("tcp", True),
+        ]
+        assert "signal 9" in sandbox.egress_log()[2].reason
+
+    def test_a_gate_that_dies_again_and_again_lets_nothing_out_and_the_sandbox_goes_on(
+        self, create: Create, net: Internet
+    ) -> None:
+        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
+        for _ in range(5):
+            eventually(lambda: gates_of(sandbox) != [])
+            kill_gate(sandbox)
+        eventually(lambda: any("for the last time" in record.reason for record in sandbox.egress_log()))
+        assert gates_of(sandbox) == []
         net.hits()
         assert says(sandbox, PUBLIC, ECHO) == b""
         assert sandbox.exec("echo", "alive").stdout.read() == "alive\n"
         assert net.hits() == []
-        assert len(sandbox.egress_log()) == 2
 
     def test_the_gate_ends_with_the_sandbox(self, create: Create) -> None:
         sandbox = create(outbound_cidr_allowlist=[PUBLIC])
@@ -382,28 +448,73 @@ class TestFaults:
         monkeypatch.setattr(engine, "_egress_log", lambda id: tmp_path / "missing" / id)
         with pytest.raises(EngineError, match="cannot start"):
             create(outbound_cidr_allowlist=[PUBLIC])
-        assert {name for name in set(os.listdir(engine.store.ended)) - before if name.endswith("egress")} == set()
-
-    def test_a_gate_that_fails_after_its_start_lets_nothing_out(
-        self, create: Create, net: Internet, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """`create` does not wait for all of its start, so this is what a broken one looks like."""
+        monkeypatch.undo()
         monkeypatch.setattr(egress, "policy_text", lambda *_: "{}")
-        sandbox = create(outbound_cidr_allowlist=[PUBLIC])
-        assert says(sandbox, PUBLIC, ECHO) == b""
-        eventually(lambda: not gates_of(sandbox))
-        assert says(sandbox, PUBLIC, ECHO) == b""
-        assert net.hits() == []
+        with pytest.raises(EngineError, match="cannot start"):
+            create(outbound_cidr_allowlist=[PUBLIC])
+        assert {name for name in set(os.listdir(engine.store.ended)) - before if name.endswith("egress")} == set()
 
     def test_a_sandbox_whose_rules_cannot_be_loaded_is_not_made(
         self, create: Create, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(network, "gate_rules", lambda *_, **__: "*nat\n-A OUTPUT -j NOSUCHTARGET\nCOMMIT\n")
-        with pytest.raises(EngineError, match="cannot load the rules"):
+        with pytest.raises(EngineError, match=r"cannot load the rules.*NOSUCHTARGET"):
             create(outbound_cidr_allowlist=[PUBLIC])
         monkeypatch.setattr(network, "tool", lambda *_: None)
         with pytest.raises(EngineError, match="apt-get install iptables"):
             create(outbound_cidr_allowlist=[PUBLIC])
+
+
+HIJACKED = """
+import os, socket, sys
+_, root, policy, log, id, died = sys.argv
+sys.modules["ssl"] = None
+sys.path.append(root)
+from openmodal._gate import rights
+from openmodal._gate.log import Log
+
+def can(what):
+    try:
+        what()
+    except PermissionError:
+        return False
+    return True
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+attempts = {
+    "open": lambda: os.close(os.open("/etc/passwd", os.O_RDONLY)),
+    "list": lambda: os.listdir("/"),
+    "fork": fork,
+    "signal": lambda: os.kill(os.getppid(), 0),
+    "local socket": lambda: socket.socket(socket.AF_UNIX).close(),
+    "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+    "make": lambda: os.close(os.memfd_create("x")),
+}
+try:
+    notes = Log(os.open(log, os.O_RDWR | os.O_CREAT, 0o600))
+    for locked in (False, True):
+        if locked:
+            calls = rights.read_filter(6)
+            rights.become(id)
+            rights.keep_to(calls)
+        notes.add("gate", "", "", ", ".join(name for name, what in attempts.items() if can(what)), allowed=False)
+    os.write(5, b"ready")
+    os.read(5, 1)
+except BaseException as error:
+    os.write(5, b"network " + repr(error).encode())
+"""
+
+
+def init_of(gate: int) -> int:
+    """Process 1 of the sandbox that a gate belongs to."""
+    supervisor = Path(f"/proc/{gate}/status").read_text().partition("PPid:\t")[2].split()[0]
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    return next(int(pid) for pid in children if int(pid) != gate)
 
 
 def gates_of(sandbox: Sandbox) -> list[int]:

@@ -99,10 +99,41 @@ def test_root_needs_a_firewall_program(tmp_path: Path, tools: tuple[str, ...], o
     assert ok or found.remedy == remedy
 
 
-def test_a_user_needs_pasta_or_slirp_for_a_network_only(tmp_path: Path) -> None:
-    assert doctor.way_out(machine(tmp_path, uid=1000, tools=("pasta",))).ok
-    found = doctor.way_out(machine(tmp_path, uid=1000))
+def test_a_user_needs_a_helper_and_the_tun_device_unless_a_network_may_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENMODAL_ALLOW_DEGRADED", raising=False)
+    found = doctor.way_out(machine(tmp_path, uid=1000, tools=("pasta",)))
+    assert (found.ok, found.required) == (False, True)
+    assert "modprobe tun" in found.remedy
+    tun = {"dev/net/tun": ""}
+    assert doctor.way_out(machine(tmp_path, tun, uid=1000, tools=("pasta",))).ok
+    assert doctor.way_out(machine(tmp_path, tun, uid=1000, tools=("slirp4netns",))).ok
+    found = doctor.way_out(machine(tmp_path, tun, uid=1000))
+    assert (found.ok, found.required) == (False, True)
+    assert "apt-get install passt" in found.remedy
+    monkeypatch.setenv("OPENMODAL_ALLOW_DEGRADED", "network")
+    found = doctor.way_out(machine(tmp_path, tun, uid=1000))
     assert (found.ok, found.required) == (False, False)
+
+
+def test_a_users_sandboxes_ask_the_machines_servers_or_its_loopback_by_a_helper(tmp_path: Path) -> None:
+    """A helper that AppArmor confines cannot read what a link leads to."""
+    stub, named = "nameserver 127.0.0.53\n", "nameserver 192.0.2.53\n"
+    assert "192.0.2.53" in doctor.resolver(machine(tmp_path, {"etc/resolv.conf": named}, uid=1000)).text
+    found = doctor.resolver(machine(tmp_path, {"etc/resolv.conf": stub}, uid=1000))
+    assert found.ok
+    assert "this machine's" in found.text
+    found = doctor.resolver(machine(tmp_path, {"run/systemd/resolve/resolv.conf": named}, uid=1000))
+    assert "192.0.2.53" in found.text
+    (tmp_path / "run/systemd/resolve/resolv.conf").unlink()
+    (tmp_path / "etc/resolv.conf").rename(tmp_path / "run/stub")
+    (tmp_path / "etc/resolv.conf").symlink_to(tmp_path / "run/stub")
+    assert doctor.resolver(machine(tmp_path, uid=1000)).ok
+    (tmp_path / "sys/kernel/security/apparmor").mkdir(parents=True)
+    found = doctor.resolver(machine(tmp_path, uid=1000))
+    assert not found.ok
+    assert "public" in found.text
 
 
 def test_a_user_without_sub_ids_is_told_how_to_get_them(tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ class TestQuestions:
 
 def test_the_log_keeps_the_newest_and_stays_small(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
     log = Log(fd)
     for n in range(3 * MOST):
         log.add("tcp", "é" * 1000, f"192.0.2.1:{n}", "r" * 1000, allowed=False)

@@ -12,12 +12,13 @@ MOST = 2000
 
 
 class Log:
-    """Writes to a descriptor, which nobody else writes to."""
+    """Writes to a descriptor, which nobody else writes to; goes on with what is there."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._lines: deque[bytes] = deque()
-        self._size = 0
+        known = os.pread(fd, os.fstat(fd).st_size, 0)
+        self._lines = deque(line for line in known.splitlines(keepends=True) if line.endswith(b"\n"))
+        self._size = sum(map(len, self._lines))
 
     def add(self, kind: str, asked: str, address: str, reason: str, *, allowed: bool) -> None:
         """Note what was asked (a name or ""), of which address and port (or ""), and how and why it was decided."""

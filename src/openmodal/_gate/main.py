@@ -1,7 +1,7 @@
-"""The gate as a program, `main.py ROOT POLICY LOG`: opens its files, says that it is ready, and only then loads what it serves with.
+"""The gate as a program, `main.py ROOT POLICY LOG ID DIED`: opens its files, loads what it serves with, and says when it serves.
 
-`Sandbox.create` waits for "ready", and loading takes several times as long as Python's own start. Connections wait meanwhile: the
-sockets are there and listen. So nothing is imported here that Python has not loaded already, not even the package.
+`Sandbox.create` waits for that, so as little as possible is loaded. ID: whose user id it takes, "" for none; DIED: how the gate before it
+ended, "" for the first.
 """
 
 from __future__ import annotations
@@ -11,27 +11,23 @@ import sys
 
 LIFELINE = 5  # as native/gate.c numbers it
 
-_NICENESS = 5
-
 
 def main() -> None:
-    """Say "ready", or in one sentence why not, to the supervisor; then serve."""
-    root, policy_path, log_path = sys.argv[1:]
-    try:
-        with open(policy_path, "rb") as file:
-            policy = file.read()
-        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        os.write(LIFELINE, f"network the gate of the sandbox cannot start: {error}".encode())
-        return
-    os.write(LIFELINE, b"ready")
-    os.nice(_NICENESS)  # now: somebody waited for the start
+    """Serve; or tell the supervisor in one sentence why not."""
+    root, policy_path, log_path, id, died = sys.argv[1:]
     # asyncio takes TLS along where it is, and loading that costs as much as all the rest. The gate only looks at it.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     sys.path.append(root)
-    from openmodal._gate import service
+    try:
+        from openmodal._gate import service
 
-    service.run(policy, log)
+        with open(policy_path, "rb") as file:
+            policy = file.read()
+        log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        service.run(policy, log, id, died)
+    except (ImportError, OSError, LookupError, ValueError) as error:
+        os.write(LIFELINE, f"network the gate of the sandbox cannot start: {error!r}".encode())
+        raise
 
 
 if __name__ == "__main__":

@@ -49,9 +49,12 @@ class Gate:
         self._log = log
         self._resolver = Resolver(policy.resolvers)
 
-    async def serve(self, listener: socket.socket, datagrams: socket.socket, lifeline: socket.socket) -> None:
-        """Serve until the supervisor is gone."""
+    async def serve(
+        self, listener: socket.socket, datagrams: socket.socket, lifeline: socket.socket, begin: Callable[[], None]
+    ) -> None:
+        """Serve until the supervisor is gone, from when `begin` has been called."""
         loop = asyncio.get_running_loop()
+        begin()
         tasks = (asyncio.create_task(self._accept(listener)), asyncio.create_task(self._hear(datagrams)))
         lifeline.setblocking(False)
         await loop.sock_recv(lifeline, 1)

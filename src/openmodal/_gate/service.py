@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import os
 import socket
 
+from openmodal._gate import rights
 from openmodal._gate.log import Log
 from openmodal._gate.main import LIFELINE
 from openmodal._gate.policy import load
 from openmodal._gate.server import Gate
 
-LISTENER, DATAGRAMS = 3, 4  # as native/gate.c numbers them
+LISTENER, DATAGRAMS, FILTER = 3, 4, 6  # as native/gate.c numbers them
 
-_NOBODY = 65534
+_NICENESS = 5
 
 
-def run(policy: bytes, log: int) -> None:
+def run(policy: bytes, log: int, id: str, died: str) -> None:
     """Serve by that policy, and write to that descriptor. Whatever fails here ends the gate, and then nothing leaves the sandbox."""
-    gate = Gate(load(policy), Log(log))
-    give_up_rights()
+    notes = Log(log)
+    gate = Gate(load(policy), notes)
+    if died:
+        notes.add("gate", "", "", f"the gate had ended ({died}) and was started again", allowed=False)
+    calls = rights.read_filter(FILTER)
+    rights.become(id)
     with (
         socket.socket(fileno=LIFELINE) as lifeline,
         socket.socket(fileno=LISTENER) as listener,
         socket.socket(fileno=DATAGRAMS) as datagrams,
     ):
-        asyncio.run(gate.serve(listener, datagrams, lifeline))
 
+        def begin() -> None:
+            """Everything is loaded; nothing from inside was read."""
+            os.nice(_NICENESS)
+            rights.keep_to(calls)
+            lifeline.send(b"ready")
 
-def give_up_rights() -> None:
-    """Become nobody: what is read from now on is hostile."""
-    codecs.lookup("idna")  # sockets may want it, and its file may be out of nobody's reach
-    os.chdir("/")
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        asyncio.run(gate.serve(listener, datagrams, lifeline, begin))

@@ -14,6 +14,7 @@ from openmodal.cli._errors import sentence
 from openmodal.cli._session import Session, engine_options, json_option, pass_session
 
 if TYPE_CHECKING:
+    from openmodal import Sandbox
     from openmodal._spec import Info
     from openmodal.engines.check import Check
 
@@ -73,10 +74,25 @@ def _sandbox() -> list[Check]:
         with Sandbox.create(app=App("doctor"), image=Image.from_scratch(), engine="embedded", timeout=30) as sandbox:
             sandbox.filesystem.exists("/")
             info = sandbox.info()
+            elapsed = time.monotonic() - begin
+            names = [_names(sandbox)] if info.network == "outbound" else []
     except Error as error:
         return [Check("sandbox", False, sentence(error), required=True)]
-    text = f"created, asked and ended in {(time.monotonic() - begin) * 1000:.0f} ms"
-    return [Check("sandbox", True, text, required=True), _isolation(info)]
+    text = f"created and asked in {elapsed * 1000:.0f} ms"
+    return [Check("sandbox", True, text, required=True), _isolation(info), *names]
+
+
+def _names(sandbox: Sandbox) -> Check:
+    """Whether names resolve in it: asked by the native program itself, for there is nothing else in it."""
+    from openmodal import _config
+    from openmodal.engines import native
+    from openmodal.engines.check import Check
+
+    sandbox.filesystem.copy_from_local(native.find(_config.state()), "/openmodal-agent")
+    answered = sandbox.exec("/openmodal-agent", "ask", "example.com").wait() == 0
+    text = "a sandbox's name server answers" if answered else "no name server answers a sandbox"
+    remedy = "name a server in /etc/resolv.conf that answers from elsewhere than this machine's loopback; for a firewall, let it be asked"
+    return Check("names", answered, text, remedy)
 
 
 def _isolation(info: Info) -> Check:

@@ -128,6 +128,19 @@ class Listing(Protocol):
 
 
 @runtime_checkable
+class Checking(Protocol):
+    """An engine that knows before an image is built that it cannot do here what is asked for."""
+
+    def check(self, spec: SandboxSpec) -> None:
+        """Refuse such a sandbox. It costs a look or two, and what it lets pass may still fail.
+
+        Raises:
+            EngineError: a control cannot be applied here; the text names it and the remedy.
+        """
+        ...
+
+
+@runtime_checkable
 class Pooling(Engine, Protocol):
     """An engine that keeps sandboxes ready. Its `create` takes one where image and resources are the same."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from openmodal._spec import Resources, Root, SandboxSpec, Status
@@ -13,6 +14,9 @@ DEFAULT_PIDS = 512
 
 # What gVisor itself needs: memory in bytes, and tasks, of which it has about two for each in the sandbox.
 _GVISOR_MEMORY, _GVISOR_TASKS = 48 << 20, 128
+
+# What the gate of an allow list needs, which counts as the sandbox's (src/openmodal/_gate).
+_GATE_MEMORY, _GATE_TASKS = 32 << 20, 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,17 @@ def limits(resources: Resources) -> Limits:
 def around_gvisor(inside: Limits) -> Limits:
     """The limits of the groups that gVisor is in, so that the sandbox can have those `inside`."""
     return replace(inside, memory=inside.memory + _GVISOR_MEMORY, pids=2 * inside.pids + _GVISOR_TASKS)
+
+
+def around_gate(inside: Limits) -> Limits:
+    """The limits of the groups that the gate is in, too, so that the sandbox can have those `inside`."""
+    return replace(inside, memory=inside.memory + _GATE_MEMORY, pids=inside.pids + _GATE_TASKS)
+
+
+def beside_gate(limits: Mapping[str, float]) -> dict[str, float]:
+    """What the sandbox has of its groups' limits, in bytes and tasks: the reverse of `around_gate`."""
+    taken = {"memory": _GATE_MEMORY, "pids": _GATE_TASKS}
+    return {name: amount - taken.get(name, 0) for name, amount in limits.items()}
 
 
 def within_gvisor(memory: float | None, pids: float | None) -> tuple[float | None, float | None]:

@@ -61,7 +61,7 @@ CREATE: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "domains with an address": ((), {"outbound_domain_allowlist": ["192.0.2.1"]}, "address"),
     "domains all": ((), {"outbound_domain_allowlist": ["*"]}, "example.com"),
     "lists and no network": ((), {"outbound_cidr_allowlist": [], "block_network": True}, "block_network"),
-    "allow_degraded unknown": ((), {"allow_degraded": ["everything"]}, "limits, seccomp"),
+    "allow_degraded unknown": ((), {"allow_degraded": ["everything"]}, "limits, network, seccomp"),
     "allow_degraded text": ((), {"allow_degraded": "limits"}, "allow_degraded"),
     "unknown keyword": ((), {"timeot": 3}, "did you mean timeout"),
     "unknown keyword without a like": ((), {"xyzzy": 3}, "xyzzy"),

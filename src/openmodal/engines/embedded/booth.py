@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openmodal import _wire
+from openmodal import _config, _wire
 from openmodal._command import Command
 from openmodal._dual import Blocking
 from openmodal._link import Link, Links
@@ -48,6 +48,7 @@ class Booth:
             net, servers = await self._net(folder)
             await launch.start(native.find(engine.store.state), self._box(folder, lowers, env, net, servers))
         try:
+            await self._tell_of_network()
             if request.workdir:
                 mkdir = _wire.file(FileOp.MKDIR, _wire.encode(request.workdir), flags=1)
                 await Command(self, _wire.MAIN).ask(mkdir)
@@ -70,8 +71,13 @@ class Booth:
         if private := await Blocking(mirrors.private):
             lines = egress.prepare(_INTERNET, folder, folder / "egress.log", private)
             return [*lines, *host.in_machines_network()], host.resolvers(_INTERNET)
-        servers = host.resolvers(Network())
-        return await host.net(servers, native.find(self._engine.store.state)), servers
+        lines = await host.net(native.find(self._engine.store.state), degraded=_may_lack_network())
+        return lines, host.resolvers(Network())
+
+    async def _tell_of_network(self) -> None:
+        """A step's failure is often that of its network: say in its output that it has none."""
+        if _may_lack_network() and (await self._engine.info(self._id)).network == "none":
+            self._request.output(b"this step has no network, as OPENMODAL_ALLOW_DEGRADED allows\n")
 
     def _box(
         self, folder: Path, lowers: Sequence[str], env: Mapping[str, str], net: plan.Lines, servers: Sequence[str]
@@ -95,6 +101,10 @@ class Booth:
             binds=request.binds,
             owner=os.getpid(),
         )
+
+
+def _may_lack_network() -> bool:
+    return "network" in _config.allow_degraded()
 
 
 class _Output:

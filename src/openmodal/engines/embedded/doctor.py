@@ -199,9 +199,7 @@ def limits(machine: Machine) -> Check:
 def way_out(machine: Machine) -> Check:
     """What a sandbox's network is made with."""
     if not machine.is_root:
-        helper = next((name for name in ("pasta", "slirp4netns") if machine.which(name)), "")
-        text = f"by {helper}" if helper else "none: sandboxes have no internet"
-        return Check("network", bool(helper), text, "apt-get install passt (as root)")
+        return _users_way_out(machine)
     firewall = "iptables" if machine.which("iptables-restore") else "nft" if machine.which("nft") else ""
     missing = [] if firewall else ["iptables"]
     missing += [] if machine.which("nsenter") else ["util-linux"]
@@ -209,9 +207,22 @@ def way_out(machine: Machine) -> Check:
     return Check("network", not missing, text, f"apt-get install {' '.join(missing)}", required=True)
 
 
+def _users_way_out(machine: Machine) -> Check:
+    """The program that gives a plain user's sandbox its network."""
+    allowed = "network" in _config.allow_degraded()
+    if missing := rootless.lacking(machine.root, machine.which):
+        cause, remedy = missing
+        accept = "" if allowed else "; or accept it: OPENMODAL_ALLOW_DEGRADED=network"
+        return Check("network", False, f"none, because {cause}", f"{remedy}{accept}", required=not allowed)
+    names = dict.fromkeys(os.path.basename(command[0]) for command in rootless.helpers(machine.which))
+    return Check("network", True, f"by {' or '.join(names)}", required=not allowed)
+
+
 def resolver(machine: Machine) -> Check:
     """The name server that sandboxes ask."""
-    servers = network.resolvers(machine.root)
+    servers = network.resolvers(machine.root) if machine.is_root else rootless.servers(machine.root)
+    if not machine.is_root and servers == (rootless.RESOLVER,):
+        return Check("resolver", True, "sandboxes ask this machine's, by way of their network's program")
     own = [
         word
         for line in machine.text("etc/resolv.conf").splitlines()

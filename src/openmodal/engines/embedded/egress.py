@@ -14,6 +14,9 @@ from openmodal.engines import machine
 from openmodal.engines.embedded import network
 from openmodal.engines.embedded.plan import Lines
 
+POLICY = "egress.json"
+"""In the folder of a sandbox that has a gate: what it may reach."""
+
 # Where the package is, for Python starts with the standard library alone (-I -S), which takes half the time.
 _ROOT = Path(__file__).parents[3]
 _GATE = _ROOT / "openmodal" / "_gate" / "main.py"
@@ -26,7 +29,7 @@ def prepare(wanted: Network, folder: Path, log: Path, mirrors: Sequence[str] = (
         EngineError: there is no program here that loads firewall rules.
     """
     load = network.loader()
-    policy = folder / "egress.json"
+    policy = folder / POLICY
     policy.write_text(policy_text(wanted, network.own_addresses(), network.resolvers(), mirrors))
     begin = (sys.executable, "-I", "-S", str(_GATE), str(_ROOT), str(policy), str(log))
     return [

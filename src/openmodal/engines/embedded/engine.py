@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from openmodal import _config
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
-from openmodal._spec import Built, Egress, EndRecord, Info, Network, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Built, Egress, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
 from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
@@ -65,6 +65,10 @@ class Embedded:
         return run_sync(Booth(self, request).run())
 
     # --------------------------------------------------------------------------------------------- the verbs
+
+    def check(self, spec: SandboxSpec) -> None:
+        if "network" not in spec.allow_degraded or spec.network.listed:
+            host.require_network(spec.network)
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         runsc = gvisor.find() if spec.runtime == "gvisor" else ""
@@ -251,15 +255,11 @@ class Embedded:
             upper=str(_made(folder / "upper")),
             work=str(_made(folder / "work")),
             ids=host.ids(),
-            net=await self._net(spec.network, id, folder),
+            net=await self._net(spec, id, folder),
             servers=network.resolv_conf(host.resolvers(spec.network)),
             timeout=spec.timeout,
             limits=limits,
-            groups=host.groups(
-                id,
-                asked.around_gvisor(limits) if spec.runtime == "gvisor" else limits,
-                degraded="limits" in spec.allow_degraded,
-            ),
+            groups=host.groups(id, _around(spec, limits), degraded="limits" in spec.allow_degraded),
             record=str(self._store.ended / id),
             hold=True,
             idle=spec.idle_timeout,
@@ -272,17 +272,18 @@ class Embedded:
             extra=[("may_lack", "seccomp")] if "seccomp" in spec.allow_degraded else [],
         )
 
-    async def _net(self, wanted: Network, id: str, folder: Path) -> plan.Lines:
+    async def _net(self, spec: SandboxSpec, id: str, folder: Path) -> plan.Lines:
         """What a sandbox reaches, and how."""
+        wanted, program = spec.network, native.find(self._store.state)
         if wanted.block:
             return [("net", "none")]
-        program = native.find(self._store.state)
         if wanted.listed:
             return [
                 *egress.prepare(wanted, folder, self._egress_log(id)),
                 *await host.router(network.resolvers(), program),
             ]
-        return await host.net(host.resolvers(wanted), program)
+        posture.expect_network(folder)
+        return await host.net(program, degraded="network" in spec.allow_degraded)
 
     def _egress_log(self, id: str) -> Path:
         return self._store.ended / f"{self._store.folder(id).name}.egress"
@@ -314,6 +315,13 @@ def _full_disk_is_told(state: Path) -> Iterator[None]:
         raise DiskFullError(
             f"the disk of {state} is full; make room, run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
         ) from error
+
+
+def _around(spec: SandboxSpec, limits: asked.Limits) -> asked.Limits:
+    """The limits of the groups in which the sandbox is, with what serves it there."""
+    if spec.runtime == "gvisor":
+        return asked.around_gvisor(limits)
+    return asked.around_gate(limits) if spec.network.listed else limits
 
 
 def _made(folder: Path) -> Path:

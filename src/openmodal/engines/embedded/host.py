@@ -60,15 +60,35 @@ def _refusal(lacking: Sequence[str]) -> str:
     )
 
 
-async def net(servers: Sequence[str], program: str) -> plan.Lines:
-    """The way out of a box; made on the machine if it is the first.
+async def net(program: str, *, degraded: bool) -> plan.Lines:
+    """The way out of a box; made on the machine if it is the first. `degraded`: where it cannot be made there is none.
 
     Raises:
         EngineError: it cannot be made; the text tells the remedy.
     """
-    if os.geteuid() != 0:
-        return rootless.network_lines(network.own_addresses())
-    return [("net", "router"), *await router(servers, program)]
+    try:
+        if os.geteuid() == 0:
+            return [("net", "router"), *await router(network.resolvers(), program)]
+        lines = rootless.network_lines(network.own_addresses())
+    except EngineError:
+        if not degraded:
+            raise
+        return [("net", "none")]
+    return [*lines, ("may_lack", "network")] if degraded else lines
+
+
+def require_network(wanted: Network) -> None:
+    """Refuse a network that this machine cannot give, as far as a look tells.
+
+    Raises:
+        EngineError: it cannot; the text tells the remedy.
+    """
+    if wanted.block:
+        return
+    if os.geteuid() != 0 and not wanted.listed:
+        rootless.require_network()
+    elif wanted.listed or not network.Router(_config.machine(), "").exists():
+        network.loader()
 
 
 async def router(servers: Sequence[str], program: str) -> plan.Lines:

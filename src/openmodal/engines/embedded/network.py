@@ -49,7 +49,12 @@ def tool(*names: str) -> str | None:
 
 
 def resolvers(root: Path = Path("/")) -> tuple[str, ...]:
-    """The machine's name servers that can be reached from elsewhere than its loopback."""
+    """The machine's name servers that can be reached from elsewhere than its loopback; public ones where it has none."""
+    return named_resolvers(root) or _PUBLIC_RESOLVERS
+
+
+def named_resolvers(root: Path = Path("/")) -> tuple[str, ...]:
+    """The machine's name servers that can be reached from elsewhere than its loopback, where systemd-resolved is, too."""
     for name in ("etc/resolv.conf", "run/systemd/resolve/resolv.conf"):
         try:
             found = _nameservers((root / name).read_text("utf-8", "replace"))
@@ -57,7 +62,7 @@ def resolvers(root: Path = Path("/")) -> tuple[str, ...]:
             continue
         if found:
             return found
-    return _PUBLIC_RESOLVERS
+    return ()
 
 
 @functools.lru_cache(maxsize=4)

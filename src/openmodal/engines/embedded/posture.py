@@ -6,9 +6,18 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from openmodal._spec import Info
-from openmodal.engines import groups, posture
-from openmodal.engines.embedded import cgroup
+from openmodal.engines import asked, groups, posture
+from openmodal.engines.embedded import cgroup, egress
+
+_EXPECTED = "network.expected"
+
+
+def expect_network(folder: Path) -> None:
+    """Note in the sandbox's folder that it is to have an interface: it may have been made without, or its helper may have died."""
+    (folder / _EXPECTED).touch()
 
 
 def read(id: str, folder: Path, supervisor: int, found: groups.Hierarchies, runtime: str) -> Info:
@@ -23,7 +32,11 @@ def read(id: str, folder: Path, supervisor: int, found: groups.Hierarchies, runt
         if runtime == "gvisor":
             seen = replace(seen, status=_status(_sentry_of(init)))
         limits = groups.held(found, dict.fromkeys(groups.LIMITED, f"{cgroup.PARENT}/{id}"), init)
-        return posture.info(seen, outside, limits, runtime, _size(folder / "disk.img"))
+        if (folder / egress.POLICY).exists():
+            limits = asked.beside_gate(limits)
+        info = posture.info(seen, outside, limits, runtime, _size(folder / "disk.img"))
+        lacks = info.network == "none" and (folder / _EXPECTED).exists()
+        return msgspec.structs.replace(info, degraded=(*info.degraded, "network")) if lacks else info
 
 
 def _children(pid: int) -> list[int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, collapse_addresses
 from pathlib import Path
 
 from openmodal.engines import machine
 from openmodal.engines.embedded import network
 from openmodal.engines.groups import Hierarchies
+from openmodal.errors import EngineError
 
 Lines = list[tuple[str, str]]
 
@@ -51,33 +52,84 @@ def subordinate(text: str, uid: int) -> tuple[int, int] | None:
 
 
 def network_lines(own: Sequence[str]) -> Lines:
-    """How a user's sandbox reaches the internet: pasta, slirp4netns, or not at all (`openmodal doctor` says so).
+    """How a user's sandbox reaches the internet: by pasta or slirp4netns.
 
     The box's first process loads rules against what must not be reached (`own`: this machine's addresses), before anything else runs.
+
+    Raises:
+        EngineError: it cannot; the text tells the remedy.
     """
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        return [("net", "none")]
-    denied = collapse_addresses(
-        map(IPv4Network, (*own, *machine.DENIED))
-    )  # few: most own addresses lie in private networks
-    refused = [("unreachable", str(prefix)) for prefix in denied]
-    if pasta := network.tool("pasta"):
-        options = f"--config-net -4 -f -q -a {ADDRESS} -n 24 -g {ROUTER} --dns-forward {RESOLVER} --no-map-gw"
-        ports = "-t none -u none -T none -U none"
-        return [
-            ("net", "exec"),
-            *refused,
-            *(("net_exec", word) for word in (pasta, *options.split(), *ports.split(), "@PID@")),
+    require_network()
+    # Few: most own addresses lie in private networks.
+    denied = collapse_addresses(map(IPv4Network, (*own, *machine.DENIED)))
+    # The empty word ends a command (docs/protocol.md, section 2).
+    words = [word for command in helpers(network.tool) for word in (*command, "")]
+    return [
+        ("net", "exec"),
+        *(("unreachable", str(prefix)) for prefix in denied),
+        *(("net_exec", word) for word in words),
+    ]
+
+
+def helpers(which: Callable[[str], str | None]) -> Sequence[Sequence[str]]:
+    """The commands that give a sandbox a network, in the order in which they are to be tried (native/helper.c).
+
+    AppArmor refuses Debian 12's pasta a look at another process, so it gets open namespaces; newer ones close what they are given.
+    """
+    found: list[Sequence[str]] = []
+    if pasta := which("pasta"):
+        options = f"--config-net -4 -f -q -a {ADDRESS} -n 24 -g {ROUTER} --no-map-gw -t none -u none -T none -U none"
+        forward = () if network.named_resolvers() else ("--dns-forward", RESOLVER)
+        words = (pasta, *options.split(), *forward)
+        found += [
+            (*words, "--no-netns-quit", "--userns", "@USERNS@", "--netns", "@NETNS@"),
+            (*words, "@PID@"),
         ]
-    if slirp := network.tool("slirp4netns"):
+    if slirp := which("slirp4netns"):
         options = "--configure --mtu=65520 --disable-host-loopback"
-        return [("net", "exec"), *refused, *(("net_exec", word) for word in (slirp, *options.split(), "@PID@", "eth0"))]
-    return [("net", "none")]
+        found.append((slirp, *options.split(), "@PID@", "eth0"))
+    return found
 
 
-def servers() -> Sequence[str]:
-    """Both helpers answer questions for names at this address, and ask the machine's resolver."""
-    return (RESOLVER,)
+def require_network() -> None:
+    """Refuse where a user's sandbox can have no network.
+
+    Raises:
+        EngineError: what is missing, and the remedy.
+    """
+    if missing := lacking(Path("/"), network.tool):
+        cause, remedy = missing
+        raise EngineError(
+            f"a sandbox can have no network here, because {cause}; {remedy}, or do without: block_network=True, "
+            'allow_degraded=["network"], or OPENMODAL_ALLOW_DEGRADED=network, which holds for steps of images, too'
+        )
+
+
+def lacking(root: Path, which: Callable[[str], str | None]) -> tuple[str, str] | None:
+    """Why a user's sandbox can have no network, and what to do; None if nothing is known to be missing."""
+    tun = root / "dev/net/tun"
+    if not tun.exists():
+        return (
+            "/dev/net/tun is missing",
+            "run `modprobe tun` as root, or give your container that device (--device /dev/net/tun)",
+        )
+    if not os.access(tun, os.R_OK | os.W_OK):
+        return "you may not open /dev/net/tun", "run `chmod 666 /dev/net/tun` as root"
+    if not helpers(which):
+        return "neither pasta nor slirp4netns is installed", "run `apt-get install passt` as root"
+    return None
+
+
+def servers(root: Path = Path("/")) -> Sequence[str]:
+    """The machine's own name servers, which sandboxes ask themselves. If they are on its loopback, a helper asks them.
+
+    So pasta need not read the machine's resolv.conf, from which AppArmor keeps it where that is a link, as systemd-resolved makes it. Where
+    such a link leads to nobody but the loopback, public servers are asked, as root's sandboxes do.
+    """
+    if found := network.named_resolvers(root):
+        return found
+    unreadable = (root / "etc/resolv.conf").is_symlink() and (root / "sys/kernel/security/apparmor").exists()
+    return network.resolvers(root) if unreadable else (RESOLVER,)
 
 
 def hierarchies(own: str, mount: str) -> Hierarchies:
