@@ -859,6 +859,7 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
             runtime_explain(box.log);
         back_out(&box);
         report(&box, false);
+        groups_weigh(plan);
         _exit(1);
     }
     if (plan->runtime == NULL) { /* init has it; when it is gone, connecting must fail */
@@ -867,9 +868,11 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
     }
     if (!report(&box, true))
         end_with(&box, "terminated", 137); /* whoever wanted the sandbox is gone, and nobody knows of it */
+    groups_weigh(plan);                    /* when nobody waits for us any more, here and at the end */
     watch(&box);
     judge(&box);
     finish(&box);
+    groups_weigh(plan);
     _exit(0);
 }
 

@@ -6,6 +6,7 @@
 #include "fail.h"
 #include "util.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -116,4 +117,48 @@ uint64_t groups_oom_kills(const struct plan *plan) {
     }
     free(text);
     return kills;
+}
+
+/* The sum of what a file says in each folder of `parent`. */
+static uint64_t sum_of(const char *parent, const char *name) {
+    uint64_t sum = 0;
+    DIR *folder = opendir(parent);
+    for (struct dirent *entry; folder != NULL && (entry = readdir(folder)) != NULL;) {
+        if (entry->d_type != DT_DIR || entry->d_name[0] == '.')
+            continue;
+        char *path = must_format("%s/%s/%s", parent, entry->d_name, name);
+        char *text = read_file(path, 64, NULL);
+        sum += text != NULL ? strtoull(text, NULL, 10) : 0;
+        free(text);
+        free(path);
+    }
+    if (folder != NULL)
+        closedir(folder);
+    return sum;
+}
+
+/* The number of folders in a folder of the kernel's. */
+static nlink_t folders_in(const char *parent) {
+    struct stat info;
+    return stat(parent, &info) == 0 ? info.st_nlink : 0;
+}
+
+/* Without a lock, which one that is stopped would keep from all: who was overtaken while it counted counts again. */
+void groups_weigh(const struct plan *plan) {
+    if (plan->weight.path == NULL)
+        return;
+    char *parent = must_copy(plan->weight.path), *name = strrchr(parent, '/');
+    *name++ = '\0';
+    uint64_t most = strtoull(plan->weight.value, NULL, 10);
+    nlink_t counted;
+    int attempt = 0;
+    do {
+        counted = folders_in(parent);
+        uint64_t sum = sum_of(parent, name);
+        char *text = must_format("%llu", (unsigned long long)(sum < most ? sum : most));
+        if (sum > 0)
+            put(plan->weight.path, text);
+        free(text);
+    } while (folders_in(parent) != counted && ++attempt < 8);
+    free(parent);
 }

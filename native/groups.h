@@ -24,3 +24,7 @@ bool groups_remove(const struct plan *plan); /* when they are empty; false: some
 
 /* How often the kernel has killed for memory, by the file and word of the plan; 0 without one. */
 uint64_t groups_oom_kills(const struct plan *plan);
+
+/* Give the parent the weight of all sandboxes that there are. Whoever makes or removes one calls it afterwards; so what a killed
+ * one leaves is right again with the next. */
+void groups_weigh(const struct plan *plan);

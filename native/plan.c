@@ -73,7 +73,7 @@ static bool cut(char *value, char separator, char **part, size_t count) {
     return true;
 }
 
-static bool take_oom(void *field, const char *key, char *value) {
+static bool take_setting(void *field, const char *key, char *value) {
     struct setting *setting = field;
     char *part[2];
     if (setting->path != NULL || value[0] != '/' || !cut(value, ' ', part, 2))
@@ -85,7 +85,7 @@ static bool take_oom(void *field, const char *key, char *value) {
 static bool take_set(void *field, const char *key, char *value) {
     struct plan *plan = field;
     struct setting setting = {0};
-    if (!take_oom(&setting, key, value))
+    if (!take_setting(&setting, key, value))
         return false;
     APPEND(plan->set, setting);
     return true;
@@ -194,14 +194,14 @@ static const struct key {
     KEY(ids, take_ids),           KEY(uid_map, take_map),       KEY(gid_map, take_map),     KEY(slots, take_path),
     KEY(net, take_net),           KEY(router, take_path),       KEY(net_exec, take_string), KEY(resolv, take_text),
     KEY(hosts, take_text),        KEY(timeout_ms, take_number), KEY(idle_ms, take_number),  KEY(cgroup, take_paths),
-    {"set", take_set, 0},         KEY(kill, take_paths),        KEY(thaw, take_path),       KEY(oom, take_oom),
+    {"set", take_set, 0},         KEY(kill, take_paths),        KEY(thaw, take_path),       KEY(oom, take_setting),
     {"rlimit", take_rlimit, 0},   KEY(cpus, take_cpus),         KEY(memory, take_number),   {"bind", take_bind, 0},
     KEY(env, take_variable),      KEY(user, take_text),         KEY(workdir, take_text),    KEY(arg, take_string),
     KEY(main_flags, take_number), KEY(owner, take_number),    KEY(unreachable, take_string), KEY(hold, take_flag),
     KEY(disk, take_path),         KEY(firewall, take_string),    KEY(rules, take_text),
     KEY(runtime, take_path),      KEY(runtime_arg, take_string),
     KEY(runtime_config, take_text),
-    KEY(may_lack, take_may_lack),  KEY(device, take_string),
+    KEY(may_lack, take_may_lack),  KEY(device, take_string),     KEY(weight, take_setting),
 #ifdef OPENMODAL_TEST
     KEY(weaken, take_weaken),
 #endif

@@ -12,7 +12,7 @@ struct strings {
     size_t count;
 };
 
-struct setting { /* `set`, `oom`: a file, and what to write into it or to look for in it */
+struct setting { /* `set`, `oom`, `weight`: a file, and what to write into it, to look for in it, or the most that it may say */
     char *path, *value;
 };
 
@@ -44,7 +44,7 @@ struct plan {
     LIST_OF(struct setting) set;
     LIST_OF(struct extra_mount) bind;
     LIST_OF(struct resource_limit) rlimit;
-    struct setting oom;
+    struct setting oom, weight;
     enum plan_ids ids;
     enum plan_net net;
     uint64_t timeout_ms, idle_ms, memory, main_flags, owner;

@@ -105,7 +105,10 @@ def by_argument_of_gate() -> dict[str, list[Step]]:
     no_code = [argument(2), (JUMP_SET, 0, 1, PROT_EXEC), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)]
     return {
         "socket": [argument(0), *one_of([2], ALLOW, EPERM)],  # AF_INET
-        "setsockopt": [argument(2), *one_of([1, 13], ALLOW, EPERM)],  # TCP_NODELAY, SO_LINGER: no filters (SO_ATTACH_FILTER)
+        "setsockopt": [
+            argument(2),
+            *one_of([1, 13], ALLOW, EPERM),
+        ],  # TCP_NODELAY, SO_LINGER: no filters (SO_ATTACH_FILTER)
         "ioctl": [argument(1), *one_of([0x5421], ALLOW, EPERM)],  # FIONBIO
         "mmap": no_code,
         "mprotect": no_code,

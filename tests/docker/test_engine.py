@@ -84,6 +84,12 @@ def test_a_sandbox_is_locked_in(create: Create, daemon: Daemon) -> None:
     assert not [mount for mount in host["Mounts"] if not mount.get("ReadOnly") and mount["Target"] != RUN]
 
 
+def test_a_sandbox_weighs_what_it_may_use(create: Create, daemon: Daemon) -> None:
+    """All had the same weight beside each other, whatever their `cpu`."""
+    said: dict[str, int] = described(daemon, create(cpu=0.5).id)["HostConfig"]  # type: ignore[assignment]
+    assert said["CpuShares"] == 512
+
+
 def test_namespaces_of_users_cannot_be_made(create: Create) -> None:
     """A plain container of the daemon would filter it, too; here the agent's own filter does, with every daemon."""
     assert create().exec("unshare", "-U", "true").returncode != 0

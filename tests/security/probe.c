@@ -10,6 +10,7 @@
  *   probe memfd PATH ARG…                   run a program from memory
  *   probe splice PATH                       splice a file into a pipe and write over the pipe
  *   probe threads|inotify|pipes|memfds|events|signals COUNT   how many of them can be had
+ *   probe datagrams|queues COUNT            sockets of UDP, of TCP, each with 60,000 bytes at least that nobody reads
  *   probe forge ADDRESS                     send a packet whose source is ADDRESS
  *   probe fault                             die of a segmentation fault, with the core limit as high as it may be
  */
@@ -28,6 +29,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -165,6 +167,33 @@ static void *idle(void *unused) {
     return unused;
 }
 
+/* Two sockets of this machine: what goes into the first waits in the second. */
+static bool loop(int type, int ends[2]) {
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof here;
+    int to = socket(AF_INET, type, 0);
+    ends[0] = socket(AF_INET, type, 0);
+    if (bind(to, (struct sockaddr *)&here, size) != 0 || getsockname(to, (struct sockaddr *)&here, &size) != 0 ||
+        (type == SOCK_STREAM && listen(to, 1) != 0) || connect(ends[0], (struct sockaddr *)&here, size) != 0)
+        return false;
+    ends[1] = type == SOCK_STREAM ? accept(to, NULL, NULL) : to;
+    if (type == SOCK_STREAM)
+        close(to);
+    return ends[1] >= 0;
+}
+
+/* What was sent waits as long as nobody takes it, unless there was no memory for it. */
+static bool fill(int type) {
+    static char bytes[60000];
+    int ends[2], waiting = 0;
+    if (!loop(type, ends) || send(ends[0], bytes, sizeof bytes, MSG_DONTWAIT) != sizeof bytes)
+        return false;
+    for (int attempt = 0; attempt < 200 && waiting < (int)sizeof bytes; attempt++)
+        if (ioctl(ends[1], FIONREAD, &waiting) == 0 && waiting < (int)sizeof bytes)
+            poll(NULL, 0, 1);
+    return waiting >= (int)sizeof bytes;
+}
+
 static bool one(const char *kind) {
     static char byte;
     int ends[2], fd;
@@ -179,6 +208,10 @@ static bool one(const char *kind) {
     case 'm':
         fd = memfd_create("m", 0);
         return fd >= 0 && write(fd, &byte, 1) == 1;
+    case 'd':
+        return fill(SOCK_DGRAM);
+    case 'q':
+        return fill(SOCK_STREAM);
     case 's':
         return sigqueue(getpid(), SIGRTMIN, (union sigval){0}) == 0;
     default:

@@ -151,6 +151,19 @@ def test_what_the_kernel_keeps_for_a_sandbox_is_bounded(create: Create, neighbou
     assert answers(neighbour)
 
 
+@pytest.mark.parametrize("kind", ["datagrams", "queues"])
+def test_what_sockets_hold_is_bounded(create: Create, neighbour: Sandbox, kind: str) -> None:
+    """I14: by the sandbox's memory, of which v1 counts it apart; what finds no room is not kept. The neighbour's are as ever."""
+    sandbox = create(memory=64)
+    hog = sandbox.spawn("probe", kind, "1500")
+    said = hog.stdout.readline()  # nothing if it was killed for memory, as on v2
+    assert not said or 0 < int(said) * 60_000 <= 64 * MIB
+    hog.kill()
+    many = neighbour.spawn("probe", kind, "1500")
+    assert many.stdout.readline() == "1500\n", "the control: in 2 GiB there is room"
+    many.kill()
+
+
 def test_an_end_does_not_wait_for_a_huge_tree(engine: Embedded, create: Create) -> None:
     """I16: its removal goes on, and nothing stays."""
     sandbox = create(timeout=300)

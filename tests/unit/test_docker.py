@@ -100,9 +100,11 @@ def test_no_variable_is_in_what_the_daemon_is_told() -> None:
 def test_limits_are_the_asked_ones_or_the_defaults() -> None:
     host = container.body(SandboxSpec(app="a"), ROOT, STATUS, "", container.Place())["HostConfig"]
     assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (2 << 30, 2 << 30, 10**9, 512)
+    assert host["CpuShares"] == 1024
     spec = SandboxSpec(app="a", resources=Resources(cpu=0.5, memory=64, disk=100))
     host = container.body(spec, ROOT, STATUS, "", container.Place())["HostConfig"]
     assert (host["Memory"], host["NanoCpus"], host["StorageOpt"]) == (64 << 20, 500_000_000, {"size": "100M"})
+    assert host["CpuShares"] == 512
 
 
 def test_without_a_shared_folder_the_socket_is_in_memory() -> None:

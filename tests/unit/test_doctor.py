@@ -12,7 +12,7 @@ import pytest
 from openmodal.engines.embedded import doctor
 from openmodal.engines.embedded.doctor import Machine
 
-V1 = "".join(f"1 1 0:1 / /cg/{name} rw - cgroup cgroup rw,{name}\n" for name in ("memory", "pids", "cpu"))
+V1 = [f"1 1 0:1 / {{0}}/{name} rw - cgroup cgroup rw,{name}\n" for name in ("memory", "pids", "cpu")]
 DISK = "1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / /srv rw - nfs4 there rw\n3 1 0:8 / /with\\040space rw - xfs x rw\n"
 
 
@@ -70,10 +70,16 @@ def test_limits_need_three_controllers_unless_the_user_says_that_they_may_lack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENMODAL_ALLOW_DEGRADED", raising=False)
-    found = doctor.limits(machine(tmp_path, {"proc/self/mountinfo": V1}))
+    files = {f"{name}/openmodal/pids.max": "max\n" for name in ("memory", "pids", "cpu")}
+    found = doctor.limits(machine(tmp_path, {**files, "proc/self/mountinfo": "".join(V1).format(tmp_path)}))
     assert found.ok
     assert "v1" in found.text
-    found = doctor.limits(machine(tmp_path, {"proc/self/mountinfo": V1.splitlines()[0]}))
+    assert (tmp_path / "pids/openmodal/pids.max").read_text() != "max\n", "it was tried"
+    found = doctor.limits(machine(tmp_path, {"proc/self/mountinfo": "".join(V1).format("/nothing")}))
+    assert (found.ok, found.required) == (False, True)
+    assert "/nothing/" in found.text
+    assert "run as root" in found.remedy
+    found = doctor.limits(machine(tmp_path, {"proc/self/mountinfo": V1[0].format(tmp_path)}))
     assert (found.ok, found.required) == (False, True)
     assert "limits of memory hold" in found.text
     found = doctor.limits(machine(tmp_path, {"proc/self/cgroup": "0::/\n"}, uid=1000))

@@ -37,6 +37,11 @@ def limits(resources: Resources) -> Limits:
     )
 
 
+def shares(cpu: float) -> int:
+    """The weight of a sandbox beside other work: an ordinary process's (`cpu.shares` of version 1) for each of its CPUs."""
+    return max(2, min(262_144, round(1024 * cpu)))
+
+
 def around_gvisor(inside: Limits) -> Limits:
     """The limits of the groups that gVisor is in, so that the sandbox can have those `inside`."""
     return replace(inside, memory=inside.memory + _GVISOR_MEMORY, pids=2 * inside.pids + _GVISOR_TASKS)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 PERIOD_US = 100_000
 LIMITED = ("memory", "cpu", "pids")
-_NO_LIMIT = 1 << 62  # v1 says "none" with the largest number of pages
+LEAF = "init"  # where a container's processes are when its own group has children with limits; Docker's own images call it so, too
+NO_LIMIT = 1 << 62  # v1 says "none" with the largest number of pages
 
 
 @dataclass(frozen=True)
@@ -20,21 +22,35 @@ class Hierarchies:
     v2_controllers: tuple[str, ...] = ()
 
 
-def hierarchies(mountinfo: str) -> Hierarchies:
-    """Read /proc/self/mountinfo (proc(5)): which cgroup hierarchies are mounted, and where."""
+def hierarchies(mountinfo: str, first: str = "") -> Hierarchies:
+    """Read /proc/self/mountinfo (proc(5)): which cgroup hierarchies are mounted, and where.
+
+    With `first`, /proc/1/cgroup, v2 begins at the group of process 1, which is a container's own and on a real machine the whole.
+    """
     v1: dict[str, str] = {}
     v2 = ""
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
-        point = before.split()[4].replace("\\040", " ")
+        root, point = (word.replace("\\040", " ") for word in before.split()[3:5])
         kind, _, options = after.split()[:3]
         if kind == "cgroup2":
-            v2 = v2 or point
+            v2 = v2 or _own(point, root, first)
         elif kind == "cgroup":
             v1.update(
                 {name: point for name in options.split(",") if name in ("memory", "pids", "cpu", "freezer", "devices")}
             )
     return Hierarchies(tuple(sorted(v1.items())), v2, _controllers(v2))
+
+
+def _own(point: str, root: str, first: str) -> str:
+    """The folder of process 1's group, where `root` is mounted on `point`; `point` if that is elsewhere, or not a container's own."""
+    path = next((line[3:] for line in first.splitlines() if line.startswith("0::/")), "")
+    head, name = os.path.split(path)
+    below = os.path.relpath(head if name in (LEAF, "init.scope") else path, root) if path else "."
+    if ".." in f"{path}/{root}/{below}".split("/"):
+        return point
+    own = os.path.normpath(os.path.join(point, below))
+    return point if 0 in members(Path(own)) else own
 
 
 def _controllers(folder: str) -> tuple[str, ...]:
@@ -64,7 +80,7 @@ def held(found: Hierarchies, groups: Mapping[str, str], pid: int) -> dict[str, f
 
 
 def members(group: Path) -> list[int]:
-    """The processes in a group; none if it is not there."""
+    """The processes in a group, 0 for each that is outside of our PID namespace; none if it is not there."""
     try:
         return [int(line) for line in (group / "cgroup.procs").read_text().split()]
     except OSError:
@@ -79,6 +95,6 @@ def _amount(name: str, group: Path, *, version: int) -> float | None:
         words = (group / file).read_text().split()
     except OSError:
         return None
-    if words[0] in ("max", "-1") or (name == "memory" and int(words[0]) >= _NO_LIMIT):
+    if words[0] in ("max", "-1") or (name == "memory" and int(words[0]) >= NO_LIMIT):
         return None
     return int(words[0]) / PERIOD_US if name == "cpu" else int(words[0])

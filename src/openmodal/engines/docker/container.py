@@ -104,6 +104,7 @@ def _host(spec: SandboxSpec, place: Place) -> dict[str, Any]:
         "Memory": limits.memory,
         "MemorySwap": limits.memory,
         "NanoCpus": int(limits.cpu * 1e9),
+        "CpuShares": asked.shares(limits.cpu),
         "CpusetCpus": ",".join(map(str, place.cpus)),
         "PidsLimit": limits.pids,
         "IpcMode": "private",

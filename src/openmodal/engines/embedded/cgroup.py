@@ -6,20 +6,29 @@ Plans are pure but for looking at what is mounted; a test gives them any folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from openmodal.engines import asked
 from openmodal.engines.asked import Limits
-from openmodal.engines.groups import PERIOD_US, Hierarchies, members
+from openmodal.engines.groups import LEAF, LIMITED, NO_LIMIT, PERIOD_US, Hierarchies, members
 from openmodal.errors import EngineError
 
 PARENT = "openmodal"
 _NEW_SECONDS = 60.0  # a group that is empty for so long is nobody's
+_MOVE_SECONDS = 5.0
+
+# The most that the kernel takes; and what one CPU weighs on v2, where that is the weight of a whole service or slice.
+_MOST_SHARES, _MOST_WEIGHT = 262_144, 10_000
+_WEIGHT = 100
+
+_SOCKETS = "memory.kmem.tcp.limit_in_bytes"  # v1 counts here what all kinds of sockets hold, and nowhere else
 
 # What a sandbox may open, besides nothing: null zero full random urandom tty ptmx, and its terminals.
 _DEVICES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2", "136:*")
@@ -30,6 +39,7 @@ class Plan:
     """What the box does: make `folders`, write `values`, let init join, and at the end `kill`, `thaw`, remove.
 
     `devices` are those that the group of v2 may open: it has no file for that, so the box loads a program into the kernel.
+    `weight` is the parent's file that is kept at the sum of its children's, and the most that it may be.
     """
 
     folders: tuple[str, ...]
@@ -38,6 +48,7 @@ class Plan:
     thaw: str = ""
     oom: tuple[str, str] | None = None
     devices: tuple[str, ...] = ()
+    weight: tuple[str, str] | None = None
 
 
 def missing(found: Hierarchies) -> list[str]:
@@ -58,7 +69,7 @@ def plan(found: Hierarchies, id: str, limits: Limits) -> Plan:
         (f"{unified}/{file}", text)
         for name in found.v2_controllers
         if name not in v1
-        for file, text in _v2_values(name, limits)
+        for file, text in _v2_values(name, f"{found.v2}/{PARENT}", limits)
     ]
     in_v2 = "memory" not in v1
     oom = (f"{unified}/memory.events", "oom_kill") if in_v2 else (f"{folders['memory']}/memory.oom_control", "oom_kill")
@@ -69,30 +80,53 @@ def plan(found: Hierarchies, id: str, limits: Limits) -> Plan:
         thaw=f"{folders['freezer']}/freezer.state" if "freezer" in folders else "",
         oom=oom if "memory" in v1 or "memory" in found.v2_controllers else None,
         devices=_DEVICES if found.v2 and "devices" not in v1 and os.geteuid() == 0 else (),
+        weight=_parents_weight(found),
     )
+
+
+def _parents_weight(found: Hierarchies) -> tuple[str, str] | None:
+    """Together, sandboxes weigh what each of them weighs. What they run beside on v2 are not processes but slices, each of one weight
+    however much runs in it; so there they weigh at most one slice for each CPU, and the program that uses them gets its turn.
+    """
+    if point := dict(found.v1).get("cpu"):
+        return f"{point}/{PARENT}/cpu.shares", str(_MOST_SHARES)
+    if "cpu" in found.v2_controllers:
+        return f"{found.v2}/{PARENT}/cpu.weight", str(min(_MOST_WEIGHT, _WEIGHT * (os.cpu_count() or 1)))
+    return None
 
 
 def _v1_values(name: str, folder: str, limits: Limits) -> list[tuple[str, str]]:
     if name == "memory":
         swap = [("memory.memsw.limit_in_bytes", str(limits.memory))]
-        accounted = os.path.exists(f"{Path(folder).parents[1]}/memory.memsw.limit_in_bytes")
-        return [("memory.limit_in_bytes", str(limits.memory)), *(swap if accounted else [])]
+        sockets = [(_SOCKETS, str(limits.memory // 4))]
+        mount = Path(folder).parents[1]
+        return [
+            ("memory.limit_in_bytes", str(limits.memory)),
+            *(pair for pair in (*swap, *sockets) if (mount / pair[0]).exists()),
+        ]
     if name == "pids":
         return [("pids.max", str(limits.pids))]
-    if name == "cpu" and limits.cpu:
-        return [("cpu.cfs_period_us", str(PERIOD_US)), ("cpu.cfs_quota_us", str(_quota(limits.cpu)))]
+    if name == "cpu":
+        quota = [("cpu.cfs_period_us", str(PERIOD_US)), ("cpu.cfs_quota_us", str(_quota(limits.cpu)))]
+        return [("cpu.shares", str(asked.shares(_cpus(limits)))), *(quota if limits.cpu else [])]
     if name == "devices":
         return [("devices.deny", "a"), *(("devices.allow", f"c {device} rwm") for device in _DEVICES)]
     return []
 
 
-def _v2_values(name: str, limits: Limits) -> list[tuple[str, str]]:
+def _v2_values(name: str, parent: str, limits: Limits) -> list[tuple[str, str]]:
     if name == "memory":
-        return [("memory.max", str(limits.memory)), ("memory.swap.max", "0")]
+        # A kernel without swap, or one that does not account it (swapaccount=0), has no such file.
+        swap = [("memory.swap.max", "0")] if os.path.exists(f"{parent}/memory.swap.max") else []
+        return [("memory.max", str(limits.memory)), *swap]
     if name == "pids":
         return [("pids.max", str(limits.pids))]
-    if name == "cpu" and limits.cpu:
-        return [("cpu.max", f"{_quota(limits.cpu)} {PERIOD_US}")]
+    if name == "cpu":
+        quota = [("cpu.max", f"{_quota(limits.cpu)} {PERIOD_US}")]
+        return [
+            ("cpu.weight", str(max(1, min(_MOST_WEIGHT, round(_WEIGHT * _cpus(limits)))))),
+            *(quota if limits.cpu else []),
+        ]
     return []
 
 
@@ -100,46 +134,107 @@ def _quota(cpu: float) -> int:
     return max(1000, math.ceil(cpu * PERIOD_US))
 
 
-def prepare(found: Hierarchies, pid_max: int) -> None:
-    """Make the parent groups, which all sandboxes share. They cannot take more than three quarters of the machine's process ids.
+def _cpus(limits: Limits) -> float:
+    """How many CPUs a sandbox may use: what has no limit of them may use all."""
+    return limits.cpu or os.cpu_count() or 1
+
+
+def prepare(found: Hierarchies) -> None:
+    """Make the parent groups, which all sandboxes share, and what they lack, each time: one that is half made does not stay so.
 
     Raises:
-        EngineError: this user may not.
+        EngineError: this user may not, or not in this container.
     """
+    v1 = dict(found.v1)
     try:
-        new = {point for point in {point for _, point in found.v1} if _make(Path(point) / PARENT)}
-        if found.v2 and _make(Path(found.v2) / PARENT):
-            new.add(found.v2)
-            _delegate(Path(found.v2), [name for name in found.v2_controllers if name not in dict(found.v1)])
-        for name, point in (*found.v1, *((name, found.v2) for name in found.v2_controllers)):
-            if name == "pids" and point in new:
-                _write(Path(point) / PARENT / "pids.max", str(max(512, pid_max * 3 // 4)))
+        for point in {*v1.values(), *([found.v2] if found.v2 else [])}:
+            with contextlib.suppress(FileExistsError):
+                (Path(point) / PARENT).mkdir()
+        _delegate(Path(found.v2), [name for name in LIMITED if name in found.v2_controllers and name not in v1])
+        _bound_together(v1, found)
     except OSError as error:
         raise EngineError(
             f"the limits of a sandbox cannot be applied because the control group {error.filename} cannot be set up: "
-            f'{error.strerror}; run as root, or create it without limits: allow_degraded=["limits"]'
+            f'{error.strerror}; {_remedy(error)}, or create it without limits: allow_degraded=["limits"]'
         ) from error
 
 
-def _delegate(mount: Path, controllers: list[str]) -> None:
+def _delegate(mount: Path, controllers: Sequence[str]) -> None:
     """v2: a group's children have the controllers that its subtree_control names."""
-    wanted = " ".join(f"+{name}" for name in controllers if name in ("memory", "pids", "cpu"))
-    if wanted:
-        _write(mount / "cgroup.subtree_control", wanted)
-        _write(mount / PARENT / "cgroup.subtree_control", wanted)
+    for group in (mount, mount / PARENT) if controllers else ():
+        has = _read(group / "cgroup.subtree_control").split()
+        if lacking := [f"+{name}" for name in controllers if name not in has]:
+            _enable(group, " ".join(lacking))
 
 
-def _make(folder: Path) -> bool:
-    try:
-        folder.mkdir()
-    except FileExistsError:
+def _enable(group: Path, controllers: str) -> None:
+    """Give a group's children controllers. EBUSY: it has processes, and may have no such children, unless it is the whole machine's."""
+    deadline = time.monotonic() + _MOVE_SECONDS
+    while True:
+        try:
+            return _write(group / "cgroup.subtree_control", controllers)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline or not _step_aside(group):
+                raise
+
+
+def _step_aside(group: Path) -> bool:
+    """Move the processes of a container's own group to a leaf; False if it is no such group, which is that of process 1.
+
+    Who forks meanwhile leaves a child behind, so the caller tries again.
+    """
+    leaf = group / LEAF
+    own = members(group)
+    if 0 in own or 1 not in (*own, *members(leaf)):
         return False
+    with contextlib.suppress(FileExistsError):
+        leaf.mkdir()
+    for pid in own:
+        with contextlib.suppress(ProcessLookupError):
+            _write(leaf / "cgroup.procs", str(pid))
     return True
 
 
+def _bound_together(v1: Mapping[str, str], found: Hierarchies) -> None:
+    """All sandboxes together leave the machine process ids, and their sockets stay below the mark from which on TCP saves memory for all.
+
+    Where a bound is set already, it may be the administrator's.
+    """
+    pids = v1.get("pids") or (found.v2 if "pids" in found.v2_controllers else "")
+    if pids and _read(most := Path(pids) / PARENT / "pids.max") == "max":
+        _write(most, str(max(512, int(_read(Path("/proc/sys/kernel/pid_max"))) * 3 // 4)))
+    sockets = Path(v1.get("memory", "/nothing")) / PARENT / _SOCKETS
+    with contextlib.suppress(FileNotFoundError):  # no such file, or a container without the machine's marks
+        if int(_read(sockets)) >= NO_LIMIT:
+            mark = int(_read(Path("/proc/sys/net/ipv4/tcp_mem")).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            _write(sockets, str(mark // 4 * 3))
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about it."""
+    if error.errno == errno.EROFS:
+        return (
+            "a container's control groups are read-only: start it with --privileged (Kubernetes: securityContext.privileged), or with "
+            "-v /sys/fs/cgroup:/sys/fs/cgroup"
+        )
+    if error.errno == errno.EBUSY:
+        return (
+            "processes from outside of this container are in its group: start it with process and control group namespaces of "
+            "its own (without --pid=host, with --cgroupns=private)"
+        )
+    return "run as root"
+
+
+def _read(path: Path) -> str:
+    return path.read_text("ascii").strip()
+
+
 def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
+    try:
+        path.write_text(text, "ascii")
+    except OSError as error:  # of a write that is refused, Python does not tell the file
+        error.filename = str(path)
+        raise
 
 
 def leftovers(found: Hierarchies) -> dict[str, list[Path]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from openmodal import _config
 from openmodal.engines import groups, native
 from openmodal.engines.check import Check
-from openmodal.engines.embedded import cgroup, gvisor, network, rootless
+from openmodal.engines.embedded import cgroup, container, gvisor, network, rootless
 from openmodal.errors import EngineError
 
 _ROOT_KERNEL = (5, 19)  # overlayfs on id-mapped layers
@@ -71,6 +71,7 @@ def examine(machine: Machine, *, network: bool = False) -> list[Check]:
         user_namespaces(machine),
         overlay(machine),
         seccomp(machine),
+        rights(machine),
         user(machine),
         limits(machine),
         way_out(machine),
@@ -156,6 +157,13 @@ def seccomp(machine: Machine) -> Check:
 # --------------------------------------------------------------------------------------------------------- the user
 
 
+def rights(machine: Machine) -> Check:
+    """What a container may keep from root in it."""
+    lacking = container.lacking(machine.root) if machine.is_root else ""
+    text, _, remedy = lacking.partition("; ")
+    return Check("rights", not lacking, text or "nothing is kept from this user", remedy, required=True)
+
+
 def user(machine: Machine) -> Check:
     """Which user ids a sandbox gets."""
     if machine.is_root:
@@ -174,7 +182,8 @@ def user(machine: Machine) -> Check:
 
 def limits(machine: Machine) -> Check:
     """Which limits the control groups can hold."""
-    found = groups.hierarchies(machine.text("proc/self/mountinfo"))
+    first = machine.text("proc/1/cgroup") if machine.is_root else ""
+    found = groups.hierarchies(machine.text("proc/self/mountinfo"), first)
     if not machine.is_root:
         found = rootless.hierarchies(machine.text("proc/self/cgroup"), found.v2)
     version = "v1" if found.v1 else "v2" if found.v2 else "none usable"
@@ -188,6 +197,12 @@ def limits(machine: Machine) -> Check:
     )
     text = f"control groups {version}; limits of {', '.join(held) or 'nothing'} hold"
     allowed = "limits" in _config.allow_degraded()
+    try:  # what `create` would do first: only that shows whether it may
+        if not lacking:
+            cgroup.prepare(found)
+    except EngineError as error:
+        text, _, remedy = str(error).rpartition("; ")
+        return Check("limits", False, text, remedy, required=not allowed)
     if lacking and not allowed:
         remedy += "; or accept it: OPENMODAL_ALLOW_DEGRADED=limits"
     return Check("limits", not lacking, text, remedy, required=not allowed)

@@ -15,14 +15,19 @@ from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.engines import groups as control_groups
 from openmodal.engines.asked import Limits
-from openmodal.engines.embedded import cgroup, network, plan, rootless
+from openmodal.engines.embedded import cgroup, container, network, plan, rootless
 from openmodal.errors import EngineError
 
 
 def ids() -> plan.Lines:
-    """The ids of a box: a range of its own, or what a plain user has."""
+    """The ids of a box: a range of its own, or what a plain user has.
+
+    Raises:
+        EngineError: root is root of a container only, that lacks what a box takes.
+    """
     if os.geteuid() != 0:
         return rootless.id_lines()
+    _require_rights()
     machine = _config.machine()
     machine.mkdir(mode=0o700, parents=True, exist_ok=True)
     return [("ids", "range"), ("slots", str(machine / "slots"))]
@@ -39,7 +44,7 @@ def groups(id: str, limits: Limits, *, degraded: bool) -> cgroup.Plan:
         raise EngineError(_refusal(lacking))
     try:
         if found.v1 or found.v2:
-            cgroup.prepare(found, int(Path("/proc/sys/kernel/pid_max").read_text()))
+            cgroup.prepare(found)
     except EngineError:
         if not degraded:
             raise
@@ -58,6 +63,13 @@ def _refusal(lacking: Sequence[str]) -> str:
         f"{what} no control group with them is delegated to this user; start the program with "
         f"`systemd-run --user --scope -p Delegate=yes`, as root, {otherwise}"
     )
+
+
+@functools.cache
+def _require_rights() -> None:
+    """Raise EngineError if root has not what it takes, which does not change while a program runs."""
+    if lacking := container.lacking():
+        raise EngineError(f"sandboxes cannot be made: {lacking}")
 
 
 async def net(program: str, *, degraded: bool) -> plan.Lines:
@@ -99,6 +111,7 @@ async def router(servers: Sequence[str], program: str) -> plan.Lines:
     """
     if os.geteuid() != 0:
         return []
+    _require_rights()
     found = network.Router(_config.machine(), program)
     if not found.ready(servers):
         await Blocking(found.ensure, servers)
@@ -133,10 +146,10 @@ def over_trust(
 @functools.cache
 def hierarchies() -> control_groups.Hierarchies:
     """Where the controllers are mounted, which does not change while a program runs."""
-    found = control_groups.hierarchies(Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape"))
+    mountinfo = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
     if os.geteuid() == 0:
-        return found
-    return rootless.hierarchies(Path("/proc/self/cgroup").read_text(), found.v2)
+        return control_groups.hierarchies(mountinfo, Path("/proc/1/cgroup").read_text())
+    return rootless.hierarchies(Path("/proc/self/cgroup").read_text(), control_groups.hierarchies(mountinfo).v2)
 
 
 def most_of_memory() -> int:

@@ -94,6 +94,7 @@ def _groups(groups: cgroup.Plan) -> Lines:
         *([("thaw", groups.thaw)] if groups.thaw else []),
         *(("device", device) for device in groups.devices),
         *([("oom", " ".join(groups.oom))] if groups.oom else []),
+        *([("weight", " ".join(groups.weight))] if groups.weight else []),
     ]
 
 

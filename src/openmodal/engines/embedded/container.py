@@ -1,0 +1,68 @@
+"""What a container keeps from root in it, and the flags that give it. Looks only; a real machine keeps nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Those that not every container has unless it is asked for them, by number (linux/capability.h).
+_RIGHTS = {12: "NET_ADMIN", 19: "SYS_PTRACE", 21: "SYS_ADMIN", 27: "MKNOD"}
+_ALL_IDS = (1 << 32) - 1
+
+
+def lacking(root: Path = Path("/")) -> str:
+    """A sentence's beginning that says what root lacks here, and what to do; "" if nothing. `root` stands for "/"."""
+    lines = _text(root / "proc/self/uid_map").splitlines()
+    ids = sum(int(line.split()[2]) for line in lines)
+    if lines and ids < _ALL_IDS:
+        return f"root of this container has {ids} of the machine's ids only; run the container as the machine's root, not rootless"
+    lacks = dict(_lacks(root))
+    if not lacks:
+        return ""
+    return (
+        f"root lacks {' and '.join(lacks)} in this container; start it with --privileged (Kubernetes: securityContext.privileged), "
+        f"or with {' '.join(lacks.values())}"
+    )
+
+
+def _lacks(root: Path) -> Iterator[tuple[str, str]]:
+    """What is lacking, and the flag of podman and Docker that gives it."""
+    has = next(
+        (int(line.split()[1], 16) for line in _text(root / "proc/self/status").splitlines() if "CapEff" in line), -1
+    )
+    if names := [name for number, name in _RIGHTS.items() if not has >> number & 1]:
+        yield f"the rights {', '.join(names)}", f"--cap-add={','.join(names)}"
+    reason = _refused(root / "proc/sys/net/ipv4/ip_forward")
+    if reason == errno.EROFS:
+        yield "a writable /proc/sys", "--security-opt unmask=ALL (Docker: systempaths=unconfined)"
+    if reason and _text(root / "proc/self/attr/current").endswith("(enforce)"):
+        yield "what AppArmor refuses", "--security-opt apparmor=unconfined"
+    if "Seccomp:\t2" in _text(root / "proc/self/status") and _pivot_root_is_filtered():
+        yield "the system call pivot_root", "--security-opt seccomp=unconfined"
+
+
+def _refused(setting: Path) -> int:
+    """Why a setting of the kernel cannot be opened for writing. AppArmor looks when it is opened, not when it is asked (access)."""
+    try:
+        os.close(os.open(setting, os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def _pivot_root_is_filtered() -> bool:
+    """Whether a filter says no before the kernel looks for the folder; Docker's lets nobody through."""
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    library.pivot_root(b"", b"")
+    return ctypes.get_errno() != errno.ENOENT
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace").strip(" \n\0")
+    except OSError:
+        return ""
