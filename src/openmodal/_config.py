@@ -92,6 +92,15 @@ def package_sources() -> list[str]:
     return [*said, setting("mirrors") or ""]
 
 
+def bases() -> dict[str, str]:
+    """Other names for images of registries: the table `[bases]`."""
+    found = table("bases", ())
+    for name, other in found.items():
+        if not isinstance(other, str):
+            raise InvalidError(f"bases.{name!r} in {config_file()} must be the name of an image, not {other!r}")
+    return found
+
+
 def setting(name: str) -> str | None:
     """A top-level string of the configuration file."""
     value = _file().get(name)

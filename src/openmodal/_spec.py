@@ -35,12 +35,18 @@ class Scratch(Step, frozen=True, tag="scratch"):
 
 
 class Dockerfile(Step, frozen=True, tag="dockerfile"):
-    """The steps of a Dockerfile. `path` is the file, or "" when `lines` are given; `context` the folder that COPY reads."""
+    """The steps of a Dockerfile. `path` is the file, or "" when `lines` are given; `context` the folder that COPY reads.
+
+    `bases` are images that stand for names in its FROM and `COPY --from`. `content` is the digest of text and files when they were
+    looked at, "" if that is still to be done.
+    """
 
     path: str = ""
     lines: tuple[str, ...] = ()
     context: str = ""
     args: tuple[tuple[str, str], ...] = ()
+    content: str = ""
+    bases: tuple[tuple[str, Recipe], ...] = ()
 
 
 class Run(Step, frozen=True, tag="run"):
@@ -59,7 +65,8 @@ class Run(Step, frozen=True, tag="run"):
 class Copy(Step, frozen=True, tag="copy"):
     """A local file or folder put into the image; its content is part of the step's key, its path is not.
 
-    `ignore` are .dockerignore patterns, relative to `source`. `owner` is "uid:gid".
+    `ignore` are .dockerignore patterns, relative to the folder that `source` is `below` in; "": `source` itself. `owner` is "uid:gid".
+    `content` is as in `Dockerfile`. `keep`: files and folders keep their modes.
     """
 
     source: str
@@ -67,6 +74,9 @@ class Copy(Step, frozen=True, tag="copy"):
     ignore: tuple[str, ...] = ()
     mode: int | None = None
     owner: str = "0:0"
+    content: str = ""
+    keep: bool = False
+    below: str = ""
 
 
 class Config(Step, frozen=True, tag="config"):
@@ -101,6 +111,8 @@ class Root(msgspec.Struct, frozen=True):
     user: str = ""
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
+    shell: tuple[str, ...] = ()  # that lines of a Dockerfile are given to, () for the usual one
+    onbuild: tuple[str, ...] = ()  # what a Dockerfile that begins with it would have to do first
 
 
 class Progress(msgspec.Struct, frozen=True):

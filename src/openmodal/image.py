@@ -1,8 +1,8 @@
 """Image: an immutable recipe for a sandbox's files. Pure: nothing is read, built or fetched before the image is used.
 
 Each method returns a new image with one more step; empty lists add none. Local paths are made absolute when the method is called, so a
-later `chdir` changes nothing; the files themselves are read when the image is built, and their content, not their path, decides
-whether a step is in the cache.
+later `chdir` changes nothing; the files themselves are looked at once, when the image or one made of it is first used, and their content,
+not their path, decides whether a step is in the cache.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from openmodal import _args
-from openmodal._dual import dual
-from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Recipe, Registry, Run, Scratch
+from openmodal import _args, _config
+from openmodal._dual import Blocking, dual
+from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Recipe, Registry, Report, Root, Run, Scratch
 from openmodal.engines import Engine, choose
 from openmodal.errors import InvalidError
 
@@ -59,9 +59,18 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+@dataclass(slots=True)
+class _Seen:
+    """A step once its local files were looked at. All images that have the step share it, so one look does for all sandboxes."""
+
+    step: AnyStep | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """What a sandbox's files are, as a recipe. Two images are equal if their recipes are.
+
+    Local files are looked at once, when the image is first used: later changes of them are seen by images that are made later.
 
     Example::
 
@@ -69,6 +78,10 @@ class Image:
     """
 
     recipe: Recipe
+    _seen: tuple[_Seen, ...] = field(default=(), init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_seen", tuple(_Seen() for _ in self.recipe.steps))
 
     # ------------------------------------------------------------------------------------------- where it begins
 
@@ -103,11 +116,20 @@ class Image:
         *,
         context_dir: str | os.PathLike[str] | None = None,
         build_args: Mapping[str, str] | None = None,
+        bases: Mapping[str, Image] | None = None,
     ) -> Image:
-        """What a Dockerfile describes. `context_dir` is what COPY reads from; None: the Dockerfile's folder."""
+        """What a Dockerfile describes (docs/images.md tells what of it is done and what is refused).
+
+        Args:
+            path: the Dockerfile.
+            context_dir: what COPY reads from; None: the Dockerfile's folder.
+            build_args: values for its ARG instructions.
+            bases: images to use instead of those that it names: `{"ubuntu:22.04": Image.debian_slim()}`.
+        """
         file = _local("path", path)
         context = os.path.dirname(file) if context_dir is None else _local("context_dir", context_dir)
-        return cls(Recipe((Dockerfile(file, (), context, _args.variables("build_args", build_args)),)))
+        args = _args.variables("build_args", build_args)
+        return cls(Recipe((Dockerfile(file, (), context, args, bases=_recipes(bases or {})),)))
 
     @classmethod
     def from_scratch(cls) -> Image:
@@ -200,11 +222,14 @@ class Image:
         return self._add(Config(workdir=_args.path("workdir", path)))
 
     def entrypoint(self, arguments: Iterable[str]) -> Image:
-        """Set what the sandbox's main command is an argument of; an empty list takes it away."""
+        """Set what the sandbox's main command is an argument of; an empty list takes it away. What `cmd` set before is forgotten."""
         return self._add(Config(entrypoint=_arguments("entrypoint", arguments)))
 
     def cmd(self, arguments: Iterable[str]) -> Image:
-        """Set the main command of sandboxes that are given none."""
+        """Set the main command of sandboxes that are given none: they end with it. An empty list: just the entrypoint, if there is one.
+
+        Only this method does: the CMD that a base image or a Dockerfile has is mostly a shell or a server of theirs, and is not run.
+        """
         return self._add(Config(cmd=_arguments("cmd", arguments)))
 
     def user(self, user: str) -> Image:
@@ -257,7 +282,7 @@ class Image:
         from openmodal.build.progress import terminal_report
 
         with terminal_report() as report:
-            await choose(engine).prepare(self.recipe, report)
+            await ready(self, choose(engine), report)
         return self
 
     # ---------------------------------------------------------------------------------------------------- inside
@@ -267,7 +292,9 @@ class Image:
             raise InvalidError(
                 "an image begins with debian_slim(), from_registry(), from_dockerfile() or from_scratch()"
             )
-        return Image(Recipe((*self.recipe.steps, step)))
+        added = Image(Recipe((*self.recipe.steps, step)))
+        object.__setattr__(added, "_seen", (*self._seen, _Seen()))
+        return added
 
     def _shell(self, script: str, env: _args.Pairs = (), caches: tuple[str, ...] = ()) -> Image:
         return self._add(Run(("/bin/sh", "-c", script), env=env, caches=caches))
@@ -279,6 +306,32 @@ class Image:
         from openmodal.build.titles import title
 
         return f"<Image {'; '.join(title(step) for step in self.recipe.steps)}>"
+
+
+async def ready(image: Image, engine: Engine, report: Report) -> Root:
+    """Have an engine make an image, of what its local files were when they were first looked at."""
+    if any(seen.step is None for seen in image._seen):
+        await Blocking(_look, image)
+    return await engine.prepare(Recipe(tuple(seen.step for seen in image._seen if seen.step is not None)), report)
+
+
+def _look(image: Image) -> None:
+    from openmodal.build.layers import Layers
+    from openmodal.build.mapped import mapped
+    from openmodal.build.names import looked_at
+
+    store, table = Layers(_config.state()), _config.bases()
+    for step, seen in zip(image.recipe.steps, image._seen, strict=True):
+        seen.step = seen.step or looked_at(mapped(step, table), store)
+
+
+def main_command(image: Image) -> tuple[str, ...] | None:
+    """What `cmd` said last and `entrypoint` has not taken back since; None for nothing."""
+    said = None
+    for step in image.recipe.steps:
+        if isinstance(step, Config) and (step.cmd is not None or step.entrypoint is not None):
+            said = step.cmd
+    return said
 
 
 def _word(argument: str, value: object) -> str:
@@ -320,6 +373,13 @@ def _local(argument: str, value: str | os.PathLike[str]) -> str:
     if not isinstance(path, str) or not path:
         raise InvalidError(f"{argument} must be a path of this machine, not {value!r}")
     return os.path.abspath(_args.string(argument, path))
+
+
+def _recipes(bases: Mapping[str, Image]) -> tuple[tuple[str, Recipe], ...]:
+    for name, image in bases.items():
+        if not isinstance(image, Image):
+            raise InvalidError(f"bases[{name!r}] must be an openmodal.Image, not {type(image).__name__}")
+    return tuple((_word("bases", name), image.recipe) for name, image in sorted(bases.items()))
 
 
 def _pip_options(index_url: str | None, extra_index_url: str | None, pre: bool, extra_options: str) -> tuple[str, ...]:

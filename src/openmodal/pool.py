@@ -10,7 +10,7 @@ from openmodal._spec import PoolStatus, Resources
 from openmodal.build.progress import terminal_report
 from openmodal.engines import Engine, Pooling, choose
 from openmodal.errors import InvalidError, NotFoundError, UnsupportedError
-from openmodal.image import Image
+from openmodal.image import Image, ready
 
 
 class Pool:
@@ -60,7 +60,7 @@ class Pool:
             disk=_args.mebibytes("disk", disk, 16),
         )
         with terminal_report() as report:
-            root = await pooling.prepare(image.recipe, report)
+            root = await ready(image, pooling, report)
         await pooling.create_pool(name, root, resources, size)
         return cls(name, pooling)
 

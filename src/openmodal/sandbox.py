@@ -7,14 +7,14 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from openmodal import _args, _config, _wire
 from openmodal._command import Command, Spool
 from openmodal._dual import DualContext, dual
 from openmodal._link import Link, Links
 from openmodal._options import ExecCall, ExecOptions, SpawnCall, SpawnOptions, environment, exec_spec, feed
-from openmodal._spec import Egress, EndRecord, Info, Recipe, Resources, Root, SandboxSpec, Status
+from openmodal._spec import Egress, EndRecord, Info, Resources, Root, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
@@ -28,11 +28,9 @@ from openmodal.errors import (
     UnsupportedError,
 )
 from openmodal.filesystem import Filesystem
+from openmodal.image import Image, main_command, ready
 from openmodal.process import Kept, Live, Process, StreamReader, StreamWriter, timed_out
 from openmodal.secret import Secret
-
-if TYPE_CHECKING:
-    from openmodal.image import Image
 
 DEFAULT_TIMEOUT = 300.0
 
@@ -90,7 +88,7 @@ class Sandbox(DualContext):
         """Create a sandbox and return when commands can run in it.
 
         Args:
-            args: its main command; the sandbox ends when that ends. None: it stays until its timeout.
+            args: its main command; the sandbox ends when that ends. None: what `Image.cmd` set, else it stays until its timeout.
             app: what it belongs to; its id begins with the app's name.
             image: its file system; None: `Image.debian_slim()`. The first use of an image builds it.
             name: a name, unique among the running sandboxes of the app, for `from_name`.
@@ -125,7 +123,7 @@ class Sandbox(DualContext):
             readiness_probe=readiness_probe,
         )
         app = _checked_app(app)
-        recipe = _checked_recipe(image)
+        image = _checked_image(image)
         gpus, gpu_type = _args.gpu(gpu)
         spec = SandboxSpec(
             app=app.name,
@@ -156,8 +154,8 @@ class Sandbox(DualContext):
         if isinstance(chosen, Checking):
             chosen.check(spec)
         with terminal_report() as report:
-            root = await chosen.prepare(recipe, report)
-        return cls(await chosen.create(_over_image(spec, root), root), chosen)
+            root = await ready(image, chosen, report)
+        return cls(await chosen.create(_over_image(spec, root, main_command(image)), root), chosen)
 
     @dual
     @classmethod
@@ -424,27 +422,26 @@ def _checked_app(app: App | None) -> App:
     return app
 
 
-def _checked_recipe(image: Image | None) -> Recipe:
-    from openmodal.image import Image
-
+def _checked_image(image: Image | None) -> Image:
     if image is None:
-        return Image.debian_slim().recipe
+        return Image.debian_slim()
     if not isinstance(image, Image):
         raise InvalidError(
             f"image must be an openmodal.Image, not {type(image).__name__}; use Image.from_registry(name)"
         )
-    return image.recipe
+    return image
 
 
-def _over_image(spec: SandboxSpec, root: Root) -> SandboxSpec:
+def _over_image(spec: SandboxSpec, root: Root, command: tuple[str, ...] | None) -> SandboxSpec:
     """The spec, with what the image says where the caller said nothing."""
     from msgspec.structs import replace
 
+    command = spec.argv or command
     return replace(
         spec,
         env=tuple({**dict(root.env), **dict(spec.env)}.items()),
         workdir=spec.workdir or root.workdir,
-        argv=(*root.entrypoint, *spec.argv) if spec.argv else (),
+        argv=(*root.entrypoint, *command) if command is not None else (),
     )
 
 

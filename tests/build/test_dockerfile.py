@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import stat
+import tarfile
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from openmodal import _config
+from openmodal._spec import Dockerfile, Recipe, Registry
 from openmodal.build import lookup
-from openmodal.errors import Error, InvalidError, UnsupportedError
+from openmodal.build.debian import version_of
+from openmodal.build.mapped import mapped
+from openmodal.errors import Error, InvalidError, RegistryError, UnsupportedError
 from openmodal.image import Image
 from tests.build.conftest import Built, Tree
 
@@ -182,10 +190,13 @@ REFUSED = {
     "COPY none /x": "no 'none'",
     "COPY outside-link /x": "leaves the build context",
     "COPY outside-folder/secret /x": "leaves the build context",
-    "COPY outside-fold*/secret /x": "leaves the build context",
     "COPY a.txt b.txt /x": "needs a folder",
-    "COPY --from=../x /a /b": "no such stage",
-    "COPY --from=alpine /a /b": "no such stage",
+    "COPY --from=../x /a /b": "not the name of an image",
+    "COPY --from=7 /a /b": "no such stage",
+    "COPY --from=0 --exclude=x /a /b": "no such stage",
+    "COPY *.txt /x": "needs a folder",
+    "COPY [a /x": "no pattern",
+    "COPY a.txt <<EOF /x\nEOF": "needs a folder",
     "COPY --parents a.txt /x": "--parents",
     "COPY --chown=nobody-here a.txt /x": "nobody-here",
     "COPY --chmod=u+x a.txt /x": "--chmod",
@@ -193,13 +204,20 @@ REFUSED = {
     "ADD http://169.254.169.254/latest /x": "curl",
     "ADD https://example.com/x /x": "curl",
     "ADD git@example.com:x.git /x": "git",
-    "ADD a.tar.gz /x": "tar",
+    "ADD packed /x": "tar",
+    "ADD --checksum=sha256:0 a.txt /x": "--checksum",
+    "ADD --keep-git-dir=true a.txt /x": "--keep-git-dir",
     "RUN --mount=type=bind,source=/,target=/host ls": "type=bind",
     "RUN --mount=type=secret,id=x ls": "type=secret",
     "RUN --mount=type=ssh ls": "type=ssh",
     "RUN --mount=type=tmpfs,target=/x ls": "type=tmpfs",
     "RUN --mount=target=/x ls": "type=bind",
     "RUN --mount=type=cache ls": "target",
+    "RUN --mount=type=cache,target=/x,uid=1000 ls": "uid",
+    "RUN --mount=type=cache,target=/x,from=y ls": "from",
+    "RUN --network=none ls": "--network",
+    "RUN --network=host ls": "--network",
+    "RUN --device=x ls": "--device",
     "RUN --security=insecure ls": "--security",
     "ONBUILD RUN x": "ONBUILD",
     "FROM scratch": "FROM",
@@ -220,10 +238,23 @@ def test_what_cannot_or_must_not_be_done_is_refused(line, dockerfile, context, m
     (outside / "secret").write_text("canary")
     (context / "outside-link").symlink_to("../outside/secret")
     (context / "outside-folder").symlink_to(outside)
+    with tarfile.open(context / "packed", "w:gz") as tar:
+        tar.add(outside)
     with pytest.raises((InvalidError, UnsupportedError)) as caught:
         dockerfile(line)
     assert REFUSED[line] in str(caught.value)
     assert not made.requests
+
+
+def test_a_wildcard_does_not_go_through_a_link_out_of_the_context(dockerfile, context):
+    """H11."""
+    outside = context.parent / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("canary")
+    (context / "outside-folder").symlink_to(outside)
+    tree = dockerfile("COPY outside-fold*/secret a.txt /x/", "COPY */secret a.txt /x/")
+    assert "/x/a.txt" in tree
+    assert "/x/secret" not in tree
 
 
 def test_the_error_names_the_line(dockerfile):
@@ -249,3 +280,129 @@ def test_a_link_inside_a_copied_folder_stays_a_link(dockerfile, context):
 def test_a_missing_file_is_an_error(made):
     with pytest.raises(InvalidError, match="cannot be read"):
         made(Image.from_dockerfile("/nowhere/Dockerfile"))
+
+
+def test_a_socket_and_a_fifo_in_the_context_are_left_out_and_told(dockerfile, context, made):
+    """One of them anywhere made every COPY fail."""
+    os.mkfifo(context / "src/fifo")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(context / "socket"))
+        tree = dockerfile("COPY . /all", "COPY a.txt /a")
+    assert tree.text("/all/src/main.py") == "main"
+    assert "/all/socket" not in tree
+    assert "/all/src/fifo" not in tree
+    assert any("left out" in news.text and "src/fifo" in news.text for news in made.news)
+    with pytest.raises(InvalidError, match="neither file"):
+        dockerfile("COPY src/fifo /x")
+
+
+def test_files_with_the_same_content_and_another_name_do_not_take_each_other_s_place(made, busybox, context):
+    """A file added into a folder was known by its content only."""
+    (context / "one").write_text("")
+    (context / "two").write_text("")
+    assert "/d/one" in made(busybox.add_local_file(context / "one", "/d/"))
+    assert "/d/two" in made(busybox.add_local_file(context / "two", "/d/"))
+    assert "/tmp/one" in made(busybox.dockerfile_commands("COPY one /tmp", context_dir=context))
+    assert "/tmp/two" in made(busybox.dockerfile_commands("COPY two /tmp", context_dir=context))
+
+
+def test_files_and_documents_are_copied_together(dockerfile):
+    tree = dockerfile("COPY a.txt <<EOF <<OTHER /d/", "one", "EOF", "two", "OTHER")
+    assert [tree.text(f"/d/{name}") for name in ("a.txt", "EOF", "OTHER")] == ["a", "one\n", "two\n"]
+
+
+def test_excluded_files_are_not_copied(dockerfile):
+    tree = dockerfile(
+        "COPY --exclude=*.pyc --exclude=b.* --exclude=deep/none . /all", "COPY --exclude=b.txt *.txt /some/"
+    )
+    assert "/all/b.txt" not in tree
+    assert "/some/b.txt" not in tree
+    assert "/all/src/deep/er.pyc" in tree
+    assert tree.text("/some/a.txt") == "a"
+    tree = dockerfile("COPY --exclude=**/*.pyc --exclude=main.py src /s")
+    assert "/s/deep" in tree
+    assert "/s/deep/er.pyc" not in tree
+    assert "/s/main.py" not in tree
+
+
+def test_copying_from_another_stage_keeps_hard_links(whole):
+    tree = whole(
+        "FROM scratch AS made\nCOPY busybox /\nRUN mkdir /d && echo x > /d/one && busybox ln /d/one /d/two\n"
+        "FROM scratch\nCOPY --from=made /d /d\n"
+    )
+    assert tree.stat("/d/one").st_ino == tree.stat("/d/two").st_ino
+
+
+def test_a_proxy_reaches_run_without_arg_and_is_no_part_of_the_image(whole):
+    tree = whole("FROM scratch\nCOPY busybox /\nRUN echo $HTTP_PROXY > /x\n", HTTP_PROXY="http://p:1")
+    assert tree.text("/x") == "http://p:1\n"
+    assert "HTTP_PROXY" not in dict(tree.root.env)
+
+
+# --------------------------------------------------------------------------------------------------------- bases
+
+
+def test_a_name_that_no_registry_gives_is_told_with_file_line_and_remedies(whole):
+    with pytest.raises(RegistryError) as caught:
+        whole("ARG V=22.04\n\nFROM registry.invalid/ubuntu:$V\n")
+    text = str(caught.value)
+    assert "Dockerfile, line 3: registry.invalid/ubuntu:22.04" in text
+    assert "bases={'registry.invalid/ubuntu:22.04': image}" in text
+    assert '[bases] "registry.invalid/ubuntu:22.04" = "host/name:tag"' in text
+
+
+def test_another_image_stands_for_one_of_a_registry(made, busybox, context, store):
+    (context / "Dockerfile").write_text(
+        "FROM ubuntu:22.04 AS one\nRUN echo x > /x\nFROM scratch\nCOPY --from=one /x /x\nCOPY --from=tools.invalid/t /etc/passwd /p\n"
+    )
+    instead = {"docker.io/library/ubuntu:22.04": busybox, "tools.invalid/t": busybox}
+    image = Image.from_dockerfile(context / "Dockerfile", bases=instead)
+    tree = made(image)
+    assert tree.text("/x") == "x\n"
+    assert "ada" in tree.text("/p")
+    assert lookup(image.recipe, store) == tree.root
+    other = {**instead, "docker.io/library/ubuntu:22.04": busybox.env({"A": "1"})}
+    assert lookup(Image.from_dockerfile(context / "Dockerfile", bases=other).recipe, store) is None
+
+
+def test_the_configuration_names_other_places_for_bases(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path))
+    (tmp_path / "config.toml").write_text('[bases]\n"ubuntu" = "mirror.invalid/ubuntu@sha256:%s"\n' % ("0" * 64))
+    (tmp_path / "Dockerfile").write_text("FROM docker.io/ubuntu:latest\nFROM debian AS x\nCOPY --from=0 /a /b\n")
+    pinned = Registry(f"mirror.invalid/ubuntu@sha256:{'0' * 64}")
+    table = _config.bases()
+    assert mapped(Registry("ubuntu"), table) == pinned
+    assert mapped(Registry("ubuntu:22.04"), table) == Registry("ubuntu:22.04")
+    (step,) = Image.from_dockerfile(tmp_path / "Dockerfile").recipe.steps
+    assert isinstance(step, Dockerfile)
+    expected = msgspec.structs.replace(step, bases=(("docker.io/ubuntu:latest", Recipe((pinned,))),))
+    assert mapped(step, table) == expected
+    assert mapped(step, {}) == step
+
+
+def test_debian_and_python_are_made_of_packages_where_no_registry_is_reached():
+    versions = {name: version_of(name) for name in PACKAGES}
+    assert versions == PACKAGES
+
+
+PACKAGES = {
+    "python:3.13-slim": "3.13",
+    "docker.io/library/python:3.11": "3.11",
+    "python:3.11-slim-bookworm": "3.11",
+    "python:3.13-slim-bookworm": "",
+    "python:3.12-slim": "",
+    "python:3.13-alpine": "",
+    "python": "",
+    "debian": "3.13",
+    "debian:bookworm": "3.11",
+    "debian:12-slim": "3.11",
+    "debian:sid": "",
+    "ubuntu:22.04": "",
+    "mirror.invalid/library/debian:bookworm": "",
+    "Not A Name": "",
+}
+
+
+def test_a_stage_that_nobody_needs_is_not_built(whole):
+    tree = whole("FROM nowhere.invalid/x AS test\nRUN exit 1\nFROM scratch\nCOPY busybox /\nRUN echo x > /x\n")
+    assert tree.text("/x") == "x\n"

@@ -215,6 +215,6 @@ def test_a_change_that_keeps_size_and_time_is_seen(tmp_path, store):
 def test_what_is_no_file_is_refused(tmp_path, store):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(InvalidError, match="fifo"):
-        name(BASE.add_local_dir(tmp_path, "/x"), store)
+        name(BASE.add_local_file(tmp_path / "fifo", "/x"), store)
     with pytest.raises(InvalidError, match="missing"):
         name(BASE.add_local_dir(tmp_path / "missing", "/x"), store)

@@ -29,8 +29,9 @@ from openmodal.build import Options, build, credentials, reference
 from openmodal.build.layers import Layers
 from openmodal.build.reference import parse
 from openmodal.build.registry import Client
+from openmodal.build.told import runs_nothing
 from openmodal.build.unpack import Limits, unpack
-from openmodal.errors import Error, InvalidError, RegistryError
+from openmodal.errors import Error, InvalidError, RegistryError, UnsupportedError
 from openmodal.image import Image
 
 pytestmark = pytest.mark.root
@@ -249,6 +250,21 @@ def test_an_index_leads_to_this_machine_s_image(registry: str, store: Layers):
 def test_missing_images_and_registries_are_named(registry: str, store: Layers):
     with pytest.raises(RegistryError, match=r"has no .*team/none:1; check name and tag"):
         pull(store, f"{registry}/team/none:1")
+
+
+def test_a_dockerfile_gets_the_shell_of_its_base_and_no_base_with_instructions_of_its_own(
+    registry: str, store: Layers, tmp_path: Path
+):
+    """Both were left out without a word."""
+    tars = [layer({"a": "1"})]
+    push(registry, Content(tars, [plain], {"Shell": ["/bin/other", "-c"]}), "shell")
+    push(registry, Content(tars, [plain], {"OnBuild": ["COPY . /app"]}), "onbuild")
+    (tmp_path / "Dockerfile").write_text(f"FROM {registry}/team/app:shell\nCMD run\n")
+    image = Image.from_dockerfile(tmp_path / "Dockerfile")
+    assert build(image.recipe, store, runs_nothing, lambda progress: None).cmd == ("/bin/other", "-c", "run")
+    (tmp_path / "Dockerfile").write_text(f"FROM {registry}/team/app:onbuild\n")
+    with pytest.raises(UnsupportedError, match=r"line 1: .*ONBUILD"):
+        build(image.recipe, store, runs_nothing, lambda progress: None)
 
 
 def test_the_second_image_shares_the_layers_of_the_first(registry: str, store: Layers):

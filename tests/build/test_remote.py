@@ -18,7 +18,7 @@ from openmodal.build.push import Pusher
 from openmodal.build.reference import Reference, parse
 from openmodal.build.told import Listener, News, Told
 from openmodal.engines.kubernetes import images, remote
-from openmodal.errors import ImageBuildError, InvalidError, RegistryError
+from openmodal.errors import ImageBuildError, InvalidError, RegistryError, UnsupportedError
 from openmodal.image import Image
 from tests.build.test_registry import docker_registry
 
@@ -123,6 +123,22 @@ def test_a_dockerfile_in_between_stands_on_what_was_built_before(
     assert bases[0] == "FROM docker.io/library/python:3.13-slim"
     assert bases[1].startswith(f"FROM {target.host}/openmodal:om-")
     assert bases[2].startswith(f"FROM {target.host}/openmodal:om-") and bases[2] != bases[1]
+
+
+def test_other_images_stand_for_those_of_a_dockerfile(client: Client, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(
+        "ARG V=22\nFROM ubuntu:$V \\\n AS x\nCOPY --from=tools/t /a /b\nFROM x\nRUN make\n"
+    )
+    bases = {
+        "ubuntu:22": Image.from_registry("mirror.example/u:1"),
+        "tools/t:latest": Image.from_registry("mirror.example/t"),
+    }
+    client.prepare(Image.from_dockerfile(tmp_path / "Dockerfile", bases=bases).recipe)
+    expected = "ARG V=22\nFROM mirror.example/u:1 as x\n\nCOPY --from=mirror.example/t /a /b\nFROM x\nRUN make\n"
+    assert elsewhere.dockerfiles[0].lower() == expected.lower()
+    built = Image.from_dockerfile(tmp_path / "Dockerfile", bases={"ubuntu:22": Image.debian_slim()})
+    with pytest.raises(UnsupportedError, match="from_registry"):
+        client.prepare(built.recipe)
 
 
 def test_a_base_alone_is_an_image_of_the_registry(client: Client, elsewhere: Elsewhere) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from openmodal.build import Options, build, lookup
+from openmodal.build import Options, build, local, lookup
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.build.prune import prune
@@ -180,6 +180,44 @@ def test_a_file_that_changes_while_it_is_added_is_noticed(store, tmp_path, monke
     with pytest.raises(ImageBuildError, match="changed while"):
         build(image.recipe, store, chroot_runner, lambda p: None)
     assert not any("COPY" in store.meta(key).step for key in os.listdir(store.path / "layers"))
+
+
+def test_what_did_not_change_in_a_folder_is_not_copied_again(made, busybox, tmp_path):
+    """One changed file of a folder cost a copy of all of it."""
+    folder = tmp_path / "d"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("same", "sub/same", "changed", "touched", "mode"):
+        (folder / name).write_text(name)
+    time.sleep(local.SETTLED + 0.5)
+    before = made(busybox.add_local_dir(folder, "/d"))
+    (folder / "changed").write_text("new")
+    (folder / "mode").chmod(0o755)
+    os.utime(folder / "touched", (1, 1))
+    after = made(busybox.add_local_dir(folder, "/d"))
+    shared = {name for name in (*os.listdir(folder), "sub/same") if _inode(before, name) == _inode(after, name)}
+    assert shared == {"same", "sub/same"}
+    assert after.text("/d/changed") == "new"
+    assert before.text("/d/changed") == "changed"
+    assert stat.S_IMODE(after.stat("/d/mode").st_mode) == 0o755
+    assert after.stat("/d/touched").st_mtime == 1
+
+
+def test_a_file_is_copied_again_when_the_layer_that_had_it_is_gone(made, busybox, store, tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in "ab":
+        (tmp_path / "d" / name).write_text(name)
+    time.sleep(local.SETTLED + 0.5)
+    made(busybox.add_local_dir(tmp_path / "d", "/d"))
+    assert store.notes("copied")
+    prune(store)
+    assert not store.notes("copied")
+    (tmp_path / "d/b").write_text("new")
+    tree = made(busybox.add_local_dir(tmp_path / "d", "/d"))
+    assert (tree.text("/d/a"), tree.text("/d/b")) == ("a", "new")
+
+
+def _inode(tree, name: str) -> int:
+    return tree.stat(f"/d/{name}").st_ino if not stat.S_ISDIR(tree.stat(f"/d/{name}").st_mode) else -id(tree)
 
 
 def test_many_files_are_copied_in_reasonable_time(made, busybox, tmp_path):

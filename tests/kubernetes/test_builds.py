@@ -125,7 +125,7 @@ def test_context_and_credentials_reach_the_client_and_output_comes_back(
     assert "arg --output=type=image,name=registry.example/team/openmodal:om-1,push=true" in heard.text
     assert 'login {"auths": {"registry.example": {"auth": "bWU6c2VjcmV0"}}}' in heard.text
     assert "daemon 1000" in heard.text, "BuildKit runs as a user without rights"
-    assert f"file ./c0/f {hashlib.md5((tmp_path / 'big').read_bytes()).hexdigest()[:8]}" in heard.text
+    assert f"file ./c0/big {hashlib.md5((tmp_path / 'big').read_bytes()).hexdigest()[:8]}" in heard.text
     assert [news.event for news in heard.news if news.event != "output"] == ["start", "done"]
     assert "bWU6c2VjcmV0" not in json.dumps(pod), "credentials are in no object"
     assert jobs() == []

@@ -199,7 +199,7 @@ def test_a_build_is_sent_followed_and_known_by_its_digest(cloud: Cloud) -> None:
     assert cloud.make() == DIGEST
     with tarfile.open(fileobj=io.BytesIO(cloud.state["source"]), mode="r:gz") as tar:
         found = {item.name: file.read() for item in tar if (file := tar.extractfile(item))}
-    assert found["c0/f"] == b"content"
+    assert found["c0/file"] == b"content"
     assert found[context.DOCKERFILE].startswith(b"FROM python:3.13-slim\nRUN ")
     assert events(cloud) == [
         ("start", "RUN make"),

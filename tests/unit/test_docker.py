@@ -181,8 +181,8 @@ def test_local_files_travel_with_the_modes_of_an_image(tmp_path: Path) -> None:
         found = {member.name: (member.mode, member.linkname) for member in tar.getmembers()}
     assert found["c0/tool"] == (0o755, "")
     assert found["c0/link"][1] == "tool"
-    assert found["c1/f"] == (0o755, "")
-    assert part.text.splitlines() == ['COPY ["c0/", "/app/"]', 'COPY ["c1/f", "/bin/tool"]']
+    assert found["c1/tool"] == (0o755, "")
+    assert part.text.splitlines() == ['COPY ["c0/", "/app/"]', 'COPY ["c1/tool", "/bin/"]']
 
 
 def test_a_dockerfile_of_the_users_is_a_part_of_its_own() -> None:

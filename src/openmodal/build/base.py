@@ -12,10 +12,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from openmodal._spec import Debian, Registry, Root, Scratch
-from openmodal.build import debian
+from openmodal.build import PATH, debian
 from openmodal.build.layers import Layers, Meta
 from openmodal.build.names import FORMAT, architecture, digest
+from openmodal.build.reference import parse
 from openmodal.build.titles import title
 from openmodal.errors import RegistryError, UnsupportedError
 
@@ -58,28 +61,44 @@ def _pull(builder: Builder, reference: str) -> Root:
 
 def _debian(builder: Builder, step: Debian) -> Root:
     version = step.python or DEFAULT_PYTHON
-    if builder.options.base == "packages":
-        return debian.make(builder, version)
-    reference = f"docker.io/library/python:{version}-slim"
+    return either(builder, f"docker.io/library/python:{version}-slim", version)
+
+
+def either(builder: Builder, reference: str, version: str) -> Root:
+    """An image of a registry; where none can be reached, Debian's packages with that Python ("": nothing instead).
+
+    Raises:
+        RegistryError: it cannot be fetched, and nothing can stand for it.
+    """
+    if version and builder.options.base == "packages":
+        return packages(builder, reference, version)
     text = f"FROM {reference}"
     builder.starts(text)
-    if builder.options.base == "auto" and not reachable(builder.store):
-        return _instead(builder, version, "no registry can be reached", None)
+    if version and builder.options.base == "auto" and not reachable(builder.store):
+        return _instead(builder, reference, version, "no registry can be reached", None)
     try:
         root = _pull(builder, reference)
     except RegistryError as error:
-        if builder.options.base == "registry":
+        if not version or builder.options.base == "registry":
             raise
-        return _instead(builder, version, str(error), error)
+        return _instead(builder, reference, version, str(error), error)
     builder.ends(text)
     return root
 
 
-def _instead(builder: Builder, version: str, reason: str, cause: RegistryError | None) -> Root:
+def _instead(builder: Builder, reference: str, version: str, reason: str, cause: RegistryError | None) -> Root:
     if version not in debian.SUITES:
         raise UnsupportedError(f"{debian.unsupported(version)} ({reason})") from cause
     builder.prints(f"{reason}; using Debian's packages\n")
-    return debian.make(builder, version, again=True)
+    return packages(builder, reference, version, again=True)
+
+
+def packages(builder: Builder, reference: str, version: str, *, again: bool = False) -> Root:
+    """Debian's packages instead of an image, with the settings that it has."""
+    root = debian.make(builder, version, again=again)
+    if parse(reference).repository != "library/debian":
+        return root
+    return msgspec.structs.replace(root, key=digest(root.key, "debian"), env=(("PATH", PATH),), cmd=("bash",))
 
 
 def reachable(store: Layers) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -33,13 +34,23 @@ _WRAPPED = '"$@"; exit $?'
 
 @dataclass(frozen=True)
 class Part:
-    """`last`: the index of its last step; `titles`: of the instructions that the builder counts, from the second on."""
+    """`last`: the index of its last step; `titles`: of the instructions that the builder counts, from the second on.
+
+    `dockerfile` is the Dockerfile's name among the files. If it is not one of them, `COPY .` takes it, too: Docker's builders see no
+    difference between context and Dockerfile where both come in one tar.
+    """
 
     last: int
     text: str
     files: tuple[tuple[str, local.Scan, int | None], ...] = ()
     titles: tuple[str, ...] = ()
     args: tuple[tuple[str, str], ...] = ()
+    dockerfile: str = DOCKERFILE
+
+    @property
+    def remark(self) -> str:
+        """What is left out, in lines."""
+        return "".join(scan.remark for _, scan, _ in self.files)
 
 
 @dataclass
@@ -84,19 +95,14 @@ class _Lines:
         self.titles.append(title(step))
 
     def _copy(self, step: Copy) -> None:
-        scan = local.scan(step.source, step.ignore)
-        name = f"c{len(self.files)}"
+        scan = local.scan_of(step)
+        name, own = f"c{len(self.files)}", local.base_name(step.source)
         single = not scan.entries[0].is_folder
-        target = (
-            step.target + os.path.basename(step.source.rstrip("/"))
-            if single and step.target.endswith("/")
-            else step.target
-        )
         owner = f"--chown={step.owner} " if step.owner != "0:0" else ""
-        source, target = (f"{name}/f", target) if single else (f"{name}/", target.rstrip("/") + "/")
-        self.lines.append(f"COPY {owner}{json.dumps([source, _escaped(target)])}")
+        source, target = (f"{name}/{own}", step.target) if single else (f"{name}/", step.target.rstrip("/") + "/")
+        self.lines.append(f"COPY {owner}{json.dumps([_literally(source), _escaped(target)])}")
         self.titles.append(title(step))
-        self.files.append((f"{name}/f" if single else name, scan, step.mode))
+        self.files.append((f"{name}/{own}" if single else name, scan, step.mode))
 
     def _config(self, step: Config) -> None:
         for name, value in step.env:
@@ -112,14 +118,19 @@ class _Lines:
             self.user = step.user
         if step.entrypoint is not None:
             self.lines.append(f"ENTRYPOINT {json.dumps(step.entrypoint)}")
-        if step.cmd is not None:
-            self.lines.append(f"CMD {json.dumps(step.cmd)}")
+        if step.cmd is not None or step.entrypoint is not None:
+            self.lines.append(f"CMD {json.dumps(step.cmd or ())}")
 
 
 def _cache_mount(target: str) -> str:
     # apt's lock of its lists gives up at once; pip and uv share theirs.
     sharing = "shared" if "/.cache/" in target else "locked"
     return f"--mount=type=cache,id=openmodal-{cache_name(target)},target={target},sharing={sharing}"
+
+
+def _literally(path: str) -> str:
+    """A source without wildcards and variables."""
+    return _escaped(re.sub(r"[*?[]", r"[\g<0>]", path.replace("\\", "\\\\")))
 
 
 def _escaped(text: str, *, quoted: bool = False) -> str:
@@ -150,17 +161,22 @@ def parts(steps: Sequence[AnyStep], start: int, user: str, authorities: str) -> 
 
 
 def _own(step: Dockerfile, index: int) -> Part:
-    scan = local.scan(step.context, dockerfile.ignored(step)) if dockerfile.reads_context(step) else None
+    scan = local.scan(step.context, dockerfile.ignored(step), keep=True) if dockerfile.reads_context(step) else None
     files = (("", scan, None),) if scan else ()
-    return Part(index, dockerfile.text(step), files, args=step.args)
+    name = os.path.relpath(step.path, step.context) if step.path else ""
+    is_copied = (
+        bool(name) and scan is not None and any(entry.name == name for entry in scan.entries if not entry.is_link)
+    )
+    return Part(index, dockerfile.text(step), files, args=step.args, dockerfile=name if is_copied else DOCKERFILE)
 
 
 def archive(part: Part, first: str, authorities: bytes) -> Iterator[bytes]:
     """The part's context as a tar: its files as they are to be in the image, and its Dockerfile, which `first` is put before."""
     out = _Out()
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        _add(tar, DOCKERFILE, (first + part.text).encode("utf-8", "surrogateescape"))
-        if authorities:
+        if part.dockerfile == DOCKERFILE:
+            _add(tar, DOCKERFILE, (first + part.text).encode("utf-8", "surrogateescape"))
+        if authorities and _AUTHORITIES in part.text:
             _add(tar, _AUTHORITIES, authorities)
         for name, scan, mode in part.files:
             for entry in scan.entries:
@@ -198,6 +214,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> Non
 def _add_entry(tar: tarfile.TarFile, prefix: str, entry: local.Entry, mode: int | None) -> None:
     info = tarfile.TarInfo("/".join(filter(None, (prefix, entry.name))) or ".")
     info.mode = entry.permissions if mode is None or entry.is_folder else mode
+    info.mtime = entry.changed // 10**9  # a fraction would need a header before it, by which Docker does not know a tar
     if entry.is_folder:
         info.type = tarfile.DIRTYPE
         tar.addfile(info)

@@ -16,13 +16,17 @@ from openmodal._spec import Root
 from openmodal.build.layers import disk_full_text, remove_tree
 from openmodal.build.names import FORMAT, architecture, digest
 from openmodal.build.output import Tail
-from openmodal.errors import DiskFullError, EngineError, ImageBuildError, UnsupportedError
+from openmodal.build.reference import HUB, parse
+from openmodal.errors import DiskFullError, EngineError, ImageBuildError, InvalidError, UnsupportedError
 
 if TYPE_CHECKING:
     from openmodal.build.steps import Builder
 
 SUITES = {"3.11": "bookworm", "3.13": "trixie"}
 """Which Debian has which Python."""
+
+_NUMBERS = {"bookworm": "12", "trixie": "13"}
+_NEWEST = "trixie"
 
 APT_CACHE = "/var/cache/openmodal/apt"
 """apt's cache in build steps: a folder of our own, because official images have hooks that empty the usual one."""
@@ -74,6 +78,23 @@ _KEEP_DEBS = (
     'for deb in "$1"/var/cache/apt/archives/*.deb; do cp -ln "$deb" "$OPENMODAL_APT/archives/" 2>/dev/null || true; done; '
     'find "$1/var/lib/apt/lists" -maxdepth 1 -type f ! -name lock -exec cp -p {} "$OPENMODAL_LISTS/" \\;'
 )
+
+
+def version_of(reference: str) -> str:
+    """The Python of the Debian that can stand for an image of Docker Hub, "" if none can."""
+    try:
+        wanted = parse(reference)
+    except InvalidError:
+        return ""
+    for python, suite in SUITES.items():
+        called = (suite, _NUMBERS[suite], *(("stable", "latest") if suite == _NEWEST else ()))
+        tags = {
+            "library/python": (python, f"{python}-{suite}", f"{python}-slim", f"{python}-slim-{suite}"),
+            "library/debian": (*called, *(f"{name}-slim" for name in called)),
+        }
+        if wanted.host == HUB and wanted.target in tags.get(wanted.repository, ()):
+            return python
+    return ""
 
 
 def make(builder: Builder, version: str, *, again: bool = False) -> Root:

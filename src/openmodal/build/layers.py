@@ -209,6 +209,14 @@ class Layers:
         """Remember a small fact."""
         self._write(self.path / "notes" / f"{name}.json", msgspec.json.encode(value))
 
+    def notes(self, kind: str) -> list[str]:
+        """The names of facts of a kind."""
+        return [file.stem for file in _children(self.path / "notes") if file.name.startswith(f"{kind}-")]
+
+    def drop_note(self, name: str) -> None:
+        """Forget a fact."""
+        (self.path / "notes" / f"{name}.json").unlink(missing_ok=True)
+
     def guard(self, name: str) -> Lock:
         """A lock for something that is no layer."""
         return lock(self._lock_file(name))

@@ -1,7 +1,8 @@
 """Local files on their way into an image: which ones, what they hash to, and copying them so that hash and copy are the same bytes.
 
-What counts is what an image can tell: relative path, content, link target, and whether the owner may execute it. Other modes, owners
-and times do not, so that two checkouts of one repository make one layer: files get 0644 or 0755, folders 0755.
+What counts is what an image can tell: relative path, content, link target, and whether the owner may execute it. Other modes and owners
+do not, so that two checkouts of one repository make one layer: files get 0644 or 0755, folders 0755. COPY in Dockerfiles keeps modes, as
+Docker does. Times of change are kept, but do not count. Sockets, FIFOs and devices in a folder are left out.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from openmodal._spec import Copy
 from openmodal.build.names import digest
 from openmodal.errors import ImageBuildError, InvalidError
 
@@ -26,12 +29,16 @@ _CHUNK = 1 << 20
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One file, folder or link. `name` is relative to the source, "" for the source itself; `link` is a link's target."""
+    """One file, folder or link. `name` is relative to the source, "" for the source itself; `mode` is what it has in an image.
+
+    `link` is a link's target. `identity` tells whether it is still the same file.
+    """
 
     name: str
     path: str
     mode: int
     link: str = ""
+    identity: tuple[int, ...] = ()
 
     @property
     def is_folder(self) -> bool:
@@ -43,45 +50,90 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def permissions(self) -> int:
-        """The mode that it has in an image."""
-        return 0o755 if self.is_folder or self.mode & 0o100 else 0o644
+        """The mode without the kind of file."""
+        return stat.S_IMODE(self.mode)
+
+    @property
+    def changed(self) -> int:
+        """When its content changed, in nanoseconds."""
+        return self.identity[3]
 
     def described(self, content: str) -> list[str]:
         """What of it goes into a digest."""
         if self.is_folder:
-            return [self.name, "folder"]
+            return [self.name, "folder", *([oct(self.permissions)] if self.permissions != 0o755 else [])]
         if self.is_link:
             return [self.name, "link", self.link]
         return [self.name, oct(self.permissions), content]
 
 
 class Scan(msgspec.Struct, frozen=True):
-    """What a source consists of, sorted by name; parents come before children."""
+    """What a source consists of, sorted by name; parents come before children.
+
+    `name` is that of a file which keeps it in an image. `left_out` are paths of what is neither file, folder nor link.
+    """
 
     source: str
     entries: tuple[Entry, ...]
+    name: str = ""
+    left_out: tuple[str, ...] = ()
 
     def digest(self, store: Layers | None = None) -> str:
         """The content's hash. `store` remembers the hashes of files that have not changed since."""
-        with _Memo(store, self.source) as memo:
-            return digest(*[entry.described(_content(entry, memo)) for entry in self.entries])
+        with Memo(store, self.source) as memo:
+            return self.digest_of(entry.described(_content(entry, memo)) for entry in self.entries)
+
+    def digest_of(self, described: Iterable[list[str]]) -> str:
+        """The hash of descriptions of all entries."""
+        return digest(*described, *([self.name] if self.name else []))
+
+    @property
+    def remark(self) -> str:
+        """A line about what is left out, "" for nothing."""
+        return (
+            f"left out, because it is neither file, folder nor link: {', '.join(self.left_out)}\n"
+            if self.left_out
+            else ""
+        )
 
 
-def scan(source: str, ignore: tuple[str, ...] = ()) -> Scan:
-    """Find what is to be copied; `ignore` are .dockerignore patterns relative to `source`.
+def scan_of(step: Copy) -> Scan:
+    """Find what a step copies."""
+    found = scan(step.source, step.ignore, keep=step.keep, below=step.below)
+    name = base_name(step.source)
+    keeps_name = step.target.endswith("/") and not found.entries[0].is_folder
+    return msgspec.structs.replace(found, name=name) if keeps_name else found
+
+
+def scan(source: str, ignore: tuple[str, ...] = (), *, keep: bool = False, below: str = "") -> Scan:
+    """Find what is to be copied.
+
+    Args:
+        source: a file or folder.
+        ignore: .dockerignore patterns, relative to the folder that `source` is `below` in.
+        keep: modes stay as they are.
+        below: where `source` is in that folder.
 
     Raises:
-        InvalidError: there is no such file, a pattern is wrong, or something is neither file, folder nor link.
+        InvalidError: there is no such file, a pattern is wrong, or the source itself is neither file nor folder.
     """
     try:
         info = os.stat(source)
     except OSError as error:
         raise InvalidError(f"{source!r} cannot be added to the image: {error.strerror}; check the path") from error
+    walk = _Walk(matcher(ignore), keep)
     if not stat.S_ISDIR(info.st_mode):
-        return Scan(source, (_entry("", source, info),))
-    found = [Entry("", source, info.st_mode)]
-    _walk(source, "", _matcher(ignore), found)
-    return Scan(source, tuple(sorted(found, key=lambda entry: os.fsencode(entry.name))))
+        walk.add("", source, info)
+        if walk.left_out:
+            raise InvalidError(f"{source!r} is neither file, folder nor link, so it cannot be added to an image")
+        return Scan(source, tuple(walk.found))
+    walk.add("", source, info)
+    walk.into(source, "", f"{below}/" if below else "")
+    return Scan(
+        source,
+        tuple(sorted(walk.found, key=lambda entry: os.fsencode(entry.name))),
+        left_out=tuple(sorted(walk.left_out)),
+    )
 
 
 class _Nothing:
@@ -94,7 +146,8 @@ class _Nothing:
         return False
 
 
-def _matcher(ignore: tuple[str, ...]) -> Any:
+def matcher(ignore: tuple[str, ...]) -> Any:
+    """What tells of each path whether patterns of .dockerignore leave it out."""
     if not ignore:
         return _Nothing()
     from e2b_dockerfile_utils import PatternMatcher
@@ -105,51 +158,59 @@ def _matcher(ignore: tuple[str, ...]) -> Any:
         raise InvalidError(f"ignore: {error}; use the patterns of a .dockerignore file") from error
 
 
-def _walk(folder: str, prefix: str, matcher: Any, found: list[Entry]) -> None:
-    with os.scandir(folder) as entries:
-        for item in entries:
-            name = prefix + item.name
-            info = item.stat(follow_symlinks=False)
-            ignored = matcher.matches(name)
-            if not ignored:
-                found.append(_entry(name, item.path, info))
-            # A later `!pattern` may bring back something below an ignored folder.
-            if stat.S_ISDIR(info.st_mode) and (not ignored or matcher.may_match_under(name)):
-                _below(found, ignored, item.path, name, info, matcher)
+class _Walk:
+    """Going through a folder."""
 
+    def __init__(self, matcher: Any, keep: bool) -> None:
+        self._matcher = matcher
+        self._keep = keep
+        self.found: list[Entry] = []
+        self.left_out: list[str] = []
 
-def _below(found: list[Entry], ignored: bool, path: str, name: str, info: os.stat_result, matcher: Any) -> None:
-    count = len(found)
-    _walk(path, name + "/", matcher, found)
-    if ignored and len(found) > count:
-        found.append(Entry(name, path, info.st_mode))
+    def into(self, folder: str, prefix: str, below: str) -> None:
+        """Take what is in a folder; `prefix` is its name from the source on, `below` from where patterns count."""
+        with os.scandir(folder) as entries:
+            for item in entries:
+                info = item.stat(follow_symlinks=False)
+                ignored = self._matcher.matches(below + item.name)
+                if not ignored:
+                    self.add(prefix + item.name, item.path, info)
+                # A later `!pattern` may bring back something below an ignored folder.
+                if stat.S_ISDIR(info.st_mode) and (not ignored or self._matcher.may_match_under(below + item.name)):
+                    count = len(self.found)
+                    self.into(item.path, f"{prefix}{item.name}/", f"{below}{item.name}/")
+                    if ignored and len(self.found) > count:
+                        self.add(prefix + item.name, item.path, info)
 
-
-def _entry(name: str, path: str, info: os.stat_result) -> Entry:
-    if stat.S_ISLNK(info.st_mode):
-        return Entry(name, path, info.st_mode, os.readlink(path))
-    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-        return Entry(name, path, info.st_mode)
-    raise InvalidError(f"{path!r} is neither file, folder nor link; leave it out with ignore=")
+    def add(self, name: str, path: str, info: os.stat_result) -> None:
+        """Take one."""
+        kind, mode = stat.S_IFMT(info.st_mode), stat.S_IMODE(info.st_mode)
+        if not self._keep:
+            mode = 0o755 if kind == stat.S_IFDIR or mode & 0o100 else 0o644
+        if kind in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+            link = os.readlink(path) if kind == stat.S_IFLNK else ""
+            self.found.append(Entry(name, path, kind | mode, link, identity(info)))
+        else:
+            self.left_out.append(path)
 
 
 # ---------------------------------------------------------------------------------------------------- content
 
 
-def _content(entry: Entry, memo: _Memo) -> str:
+def _content(entry: Entry, memo: Memo) -> str:
     if not stat.S_ISREG(entry.mode):
         return ""
+    if known := memo.get(entry):
+        return known
     try:
         fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidError(f"{entry.path!r} cannot be read: {error.strerror}") from error
     try:
-        before = _identity(os.fstat(fd))
-        known = memo.get(entry.name, before)
-        if known is None:
-            known = _hash(fd)
-            memo.put(entry.name, before, _identity(os.fstat(fd)), known)
-        return known
+        before = identity(os.fstat(fd))
+        content = _hash(fd)
+        memo.put(entry.name, before, identity(os.fstat(fd)), content)
+        return content
     finally:
         os.close(fd)
 
@@ -164,13 +225,14 @@ def _hash(fd: int, copy_to: int = -1) -> str:
 
 
 def copy_file(entry: Entry, target: str, mode: int) -> str:
-    """Copy one file, which must not exist, and return the hash of the bytes that were copied."""
+    """Copy one file with its time to a name that is free, and return the hash of the bytes that were copied."""
     source = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             result = _hash(source, copy)
             os.fchmod(copy, mode)
+            os.utime(copy, ns=(entry.changed, entry.changed))
         finally:
             os.close(copy)
     finally:
@@ -189,37 +251,39 @@ def changed(source: str) -> ImageBuildError:
 # ---------------------------------------------------------------------------------------------------- memory
 
 
-def _identity(info: os.stat_result) -> list[int]:
-    """The change time cannot be set back, unlike the modification time."""
-    return [info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
+def identity(info: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file does. The change time cannot be set back, unlike the modification time."""
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
-class _Memo:
+class Memo:
     """Hashes of the files of one source, from the last time, for files that are still the same to `stat`."""
 
     def __init__(self, store: Layers | None, source: str) -> None:
         self._store = store
-        self._name = "files-" + digest(os.path.abspath(source))[:32]
+        self._name = note_name("files", source)
         self._known: dict[str, Any] = {}
         self._new: dict[str, Any] = {}
         self._learnt = False
 
-    def __enter__(self) -> _Memo:
+    def __enter__(self) -> Memo:
         if self._store is not None:
             self._known = self._store.note(self._name)
         return self
 
-    def get(self, name: str, identity: list[int]) -> str | None:
-        entry = self._known.get(_escaped(name))
-        if not isinstance(entry, list) or entry[:-1] != identity:
+    def get(self, entry: Entry) -> str | None:
+        """The hash of a file that has not changed since."""
+        known = self._known.get(name := escaped(entry.name))
+        if not isinstance(known, list) or tuple(known[:-1]) != entry.identity:
             return None
-        self._new[_escaped(name)] = entry
-        return str(entry[-1])
+        self._new[name] = known
+        return str(known[-1])
 
-    def put(self, name: str, before: list[int], after: list[int], content: str) -> None:
+    def put(self, name: str, before: tuple[int, ...], after: tuple[int, ...], content: str) -> None:
+        """Remember the hash of a file that was read."""
         # A file changed a moment ago may change again without its times moving: then nothing is remembered.
         if before == after and time.time() - before[-1] / 1e9 > SETTLED:
-            self._new[_escaped(name)] = [*before, content]
+            self._new[escaped(name)] = [*before, content]
             self._learnt = True
 
     def __exit__(self, *unused: object) -> None:
@@ -227,7 +291,13 @@ class _Memo:
             self._store.set_note(self._name, self._new)
 
 
-def _escaped(name: str) -> str:
+def note_name(kind: str, source: str) -> str:
+    """The name of what is noted of a source."""
+    return f"{kind}-{digest(os.path.abspath(source))[:32]}"
+
+
+def escaped(name: str) -> str:
+    """A file's name as UTF-8, which notes are."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from typing import TYPE_CHECKING, Any
 
@@ -40,31 +41,72 @@ def facts(step: AnyStep, content: str = "") -> dict[str, Any]:
     """The step as it goes into a key: local paths and ignore patterns out, the content that they select in."""
     fields: dict[str, Any] = msgspec.to_builtins(step)
     if isinstance(step, Copy):
-        del fields["source"], fields["ignore"]
+        del fields["source"], fields["ignore"], fields["keep"], fields["below"]
     if isinstance(step, Dockerfile):
-        del fields["path"], fields["lines"], fields["context"]
+        del fields["path"], fields["lines"], fields["context"], fields["bases"]
     return {**fields, "content": content}
+
+
+def looked_at(step: AnyStep, store: Layers) -> AnyStep:
+    """The step with the digest of the local files that it names; one that has it already is not looked at again."""
+    if isinstance(step, Copy):
+        return msgspec.structs.replace(step, content=step.content or _content(step, store))
+    if isinstance(step, Dockerfile):
+        bases = tuple(
+            (name, Recipe(tuple(looked_at(inner, store) for inner in base.steps))) for name, base in step.bases
+        )
+        return msgspec.structs.replace(step, content=step.content or _content(step, store), bases=bases)
+    return step
+
+
+def afresh(recipe: Recipe, done: int = 0) -> Recipe:
+    """The recipe as if nobody had looked at the files of steps from `done` on: they will be read now, and may have changed since."""
+    return Recipe((*recipe.steps[:done], *(_unseen(step) for step in recipe.steps[done:])))
+
+
+def _unseen(step: AnyStep) -> AnyStep:
+    if isinstance(step, Copy):
+        return msgspec.structs.replace(step, content="")
+    if isinstance(step, Dockerfile):
+        bases = tuple((name, afresh(base)) for name, base in step.bases)
+        return msgspec.structs.replace(step, content="", bases=bases)
+    return step
 
 
 def chain(recipe: Recipe, store: Layers, options: Options) -> tuple[str, ...]:
     """The name of the image after each step."""
     names: list[str] = []
-    # Only `debian_slim` can come from two places; who asks for one must not get the other.
-    base = options.base if any(isinstance(step, Debian) for step in recipe.steps) else ""
+    # Only Debian and Python images can come from two places; who asks for one must not get the other.
+    base = options.base if any(_has_two_origins(step, options) for step in recipe.steps) else ""
     previous = digest("image", FORMAT, options.cpu or architecture(), base)
     for step in recipe.steps:
-        previous = digest(previous, facts(step, _content(step, store)))
+        seen = looked_at(step, store)
+        parts: list[Any] = [facts(seen, seen.content if isinstance(seen, Copy | Dockerfile) else "")]
+        if isinstance(seen, Dockerfile) and seen.bases:
+            parts.append([[name, chain(other, store, options)[-1]] for name, other in seen.bases])
+        previous = digest(previous, *parts)
         names.append(previous)
     return tuple(names)
 
 
-def _content(step: AnyStep, store: Layers) -> str:
+def _has_two_origins(step: AnyStep, options: Options) -> bool:
+    if isinstance(step, Dockerfile) and step.path and options.base != "auto":
+        from openmodal.build.debian import version_of
+        from openmodal.build.dockerfile import bases
+
+        return any(version_of(name) for name in bases(step))
+    return isinstance(step, Debian)
+
+
+def _content(step: Copy | Dockerfile, store: Layers) -> str:
     if isinstance(step, Copy):
         from openmodal.build import local
 
-        return local.scan(step.source, step.ignore).digest(store)
-    if isinstance(step, Dockerfile):
-        from openmodal.build.dockerfile import content
+        found = local.scan_of(step)
+        name = local.base_name(step.source)
+        # Only the image knows whether the target is a folder, into which a file goes under its own name.
+        may_keep_name = not found.entries[0].is_folder and name not in (found.name, os.path.basename(step.target))
+        return digest(found.digest(store), name) if may_keep_name else found.digest(store)
+    from openmodal.build.dockerfile import content
 
-        return content(step, store)
-    return ""
+    return content(step, store)

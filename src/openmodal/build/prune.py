@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from openmodal._spec import Built, Root
+from openmodal.build import put
 from openmodal.build.base import TRUST
 from openmodal.build.layers import Layers, Meta, remove_tree, size_of
 from openmodal.build.locks import try_lock
@@ -49,6 +50,7 @@ def prune(store: Layers, *, budget: int | None = None, unused_for: float = 0.0, 
         for image in _to_forget(images, layers, budget, time.time() - unused_for):
             image.file.unlink(missing_ok=True)
         count, freed = _sweep(store, layers)
+        put.forget(store)
         if caches:
             freed += _drop_caches(store)
     return Pruned(count, freed, leftovers)

@@ -144,6 +144,8 @@ def root(plan: Plan) -> Root:
         workdir=config.working_dir or "",
         user=config.user or "",
         entrypoint=config.entrypoint or (),
+        shell=config.shell or (),
+        onbuild=config.on_build or (),
         cmd=config.cmd or (),
     )
 

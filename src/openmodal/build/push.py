@@ -186,6 +186,7 @@ def _config(root: Root, blobs: list[Blob]) -> ImageConfig:
             working_dir=root.workdir,
             user=root.user,
             entrypoint=root.entrypoint or None,
+            shell=root.shell or None,
             cmd=root.cmd or None,
         ),
         rootfs=RootFs(diff_ids=tuple(blob.content for blob in blobs)),

@@ -11,7 +11,7 @@ from openmodal.errors import InvalidError, RegistryError
 HUB = "registry-1.docker.io"
 _HUB_NAMES = ("docker.io", "index.docker.io", HUB)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_HOST = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
+_HOST = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*)(:[0-9]{1,5})?")
 _REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -58,6 +58,14 @@ def parse(text: str) -> Reference:
     ):
         raise InvalidError(f"{text!r} is not the name of an image; write it like 'python:3.13' or 'host/name@sha256:…'")
     return Reference(host, repository, target)
+
+
+def same_image(one: str, other: str) -> bool:
+    """Whether two names mean the same image: "ubuntu" is "docker.io/library/ubuntu:latest"."""
+    try:
+        return one == other or parse(one) == parse(other)
+    except InvalidError:
+        return False
 
 
 def checked_digest(text: str) -> str:
@@ -108,6 +116,8 @@ class RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
     user: str | None = None
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
+    shell: tuple[str, ...] | None = None
+    on_build: tuple[str, ...] | None = None
 
 
 class RootFs(msgspec.Struct, frozen=True):

@@ -30,9 +30,9 @@ from openmodal._spec import (
     Run,
     Scratch,
 )
-from openmodal.build import Options, Runner, RunRequest, local, names, put
+from openmodal.build import PATH, Options, Runner, RunRequest, local, names, put
 from openmodal.build.layers import Layers, Meta, disk_full_named, disk_full_text
-from openmodal.build.merged import is_opaque
+from openmodal.build.merged import Merged, is_opaque
 from openmodal.build.names import digest, facts
 from openmodal.build.output import Tail
 from openmodal.build.titles import title
@@ -44,7 +44,6 @@ MOST_LAYERS = 256
 """More do not fit: overlayfs takes 500 folders, and each costs every look-up."""
 
 _NO_SPACE = 8 << 20  # bytes; a command that failed with less than this left failed for want of space
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: Options) -> Root:
@@ -53,6 +52,8 @@ def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: O
     with disk_full_named(store.path), Builder(store, run, report, options, count(recipe)) as builder:
         store.collect()
         root, done = builder.begin(chain, recipe)
+        recipe = names.afresh(recipe, done)
+        chain = names.chain(recipe, store, options)
         for step, last in _grouped(recipe.steps[done:], done):
             root = builder.apply(root, step)
             store.remember(chain[last], root)
@@ -178,15 +179,36 @@ class Builder:
     def copy(self, root: Root, group: tuple[Copy, ...]) -> Root:
         """Put local files in, as one layer."""
         text = "; ".join(title(step) for step in group)
-        contents = [local.scan(step.source, step.ignore).digest(self.store) for step in group]
+        tree = Merged(self.folders(root))
+        group = tuple(_into_folder(tree, step) for step in group)
+        scans = [local.scan_of(step) for step in group]
+        contents = [scan.digest(self.store) for scan in scans]
         key = digest(root.key, [facts(step, content) for step, content in zip(group, contents, strict=True)])
+        earlier = [put.Earlier(self.store, step) for step in group]
+
+        def make(upper: Path) -> None:
+            for remark in filter(None, (scan.remark for scan in scans)):
+                self.prints(remark)
+            writer = put.Upper(str(upper), self.folders(root))
+            for step, content, copies in zip(group, contents, earlier, strict=True):
+                put.copy_local(writer, step, content, copies)
+
+        made = self.layer(root, key, text, make, weight=len(group))
+        for copies in earlier:
+            copies.remember(key)
+        return made
+
+    def folder(self, root: Root, path: str, owner: str) -> Root:
+        """The image with a folder in it, as WORKDIR makes one; `owner` is "uid:gid", or "" for root."""
+        if Merged(self.folders(root)).find(path):
+            return root
 
         def make(upper: Path) -> None:
             writer = put.Upper(str(upper), self.folders(root))
-            for step, content in zip(group, contents, strict=True):
-                put.copy_local(writer, step, content)
+            numbers = put.numbers(owner or "0:0")
+            writer.folder(writer.place(path, folder=True, name="", owner=numbers), owner=numbers)
 
-        return self.layer(root, key, text, make, weight=len(group))
+        return self.layer(root, digest(root.key, "folder", owner), f"WORKDIR {path}", make, weight=0)
 
     def command(self, root: Root, step: Run, text: str = "") -> Root:
         """Run a command and keep what it changes."""
@@ -280,6 +302,13 @@ class Builder:
         return ImageBuildError(f"{where}, {text}, failed with exit code {code}{printed}", step=text, output=tail.text)
 
 
+def _into_folder(tree: Merged, step: Copy) -> Copy:
+    """The step with a slash after its target, if that is a folder into which a file goes: then the file's name is part of the key."""
+    found = None if step.target.endswith("/") or os.path.isdir(step.source) else tree.find(step.target)
+    is_folder = found is not None and found.is_folder
+    return msgspec.structs.replace(step, target=f"{step.target}/") if is_folder else step
+
+
 def cache_name(target: str) -> str:
     """The name under which a cache folder is kept."""
     return f"{re.sub('[^a-z0-9]+', '-', target.lower()).strip('-')[:40]}-{digest(target)[:8]}"
@@ -318,6 +347,7 @@ def configured(root: Root, step: Config) -> Root:
         entrypoint=pick(step.entrypoint, root.entrypoint),
         # As Docker: the command was made for the other entrypoint.
         cmd=pick(step.cmd, root.cmd if step.entrypoint is None else ()),
+        shell=root.shell,
     )
 
 

@@ -74,6 +74,7 @@ def build(session: Session, target: str, context: str | None) -> None:
     """
     from openmodal import Image
     from openmodal.build.progress import terminal_report
+    from openmodal.image import ready
 
     if target.partition("::")[0].endswith(".py"):
         images = list(images_of_file(target).values())
@@ -81,7 +82,7 @@ def build(session: Session, target: str, context: str | None) -> None:
         images = [Image.from_dockerfile(target, context_dir=context)]
     for image in images:
         with terminal_report() as report:
-            root = run_sync(session.engine.prepare(image.recipe, report))
+            root = run_sync(ready(image, session.engine, report))
         click.echo(root.key)
 
 

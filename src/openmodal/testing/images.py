@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import secrets
 from pathlib import Path
 
@@ -62,6 +64,36 @@ class TestImages:
         sandbox.wait()
         assert sandbox.stdout.read() == "said: a b\n"
 
+    def test_cmd_is_the_main_command_of_sandboxes_that_are_given_none(self, create: Create, image: Image) -> None:
+        """It was promised, and never ran."""
+        saying = image.cmd(["sh", "-c", "echo ran; exit 3"])
+        sandbox = create(image=saying)
+        assert sandbox.wait() == 3
+        assert sandbox.stdout.read() == "ran\n"
+        other = create("echo", "other", image=saying)
+        other.wait()
+        assert other.stdout.read() == "other\n", "arguments take its place"
+
+    def test_cmd_is_what_the_entrypoint_is_given(self, create: Create, image: Image) -> None:
+        said = image.entrypoint(["echo", "said:"])
+        for changed, expected in ((said.cmd(["a"]), "said: a\n"), (said.cmd([]), "said:\n")):
+            sandbox = create(image=changed)
+            sandbox.wait()
+            assert sandbox.stdout.read() == expected
+
+    def test_the_command_of_a_dockerfile_or_base_is_not_run(self, create: Create, image: Image) -> None:
+        """A sandbox without arguments stays, whatever the image was made for."""
+        for changed in (
+            image.dockerfile_commands('CMD ["false"]'),
+            image.dockerfile_commands('ENTRYPOINT ["false"]'),
+            image.entrypoint(["false"]),
+            image.cmd(["false"]).entrypoint([]),
+            image.cmd(["false"]).cmd([]),
+        ):
+            sandbox = create(image=changed)
+            assert sandbox.exec("echo", "stays").stdout.read() == "stays\n"
+            assert sandbox.poll() is None
+
     def test_local_files_are_added_with_their_content(self, create: Create, image: Image, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("first")
         (tmp_path / "tool").write_text("#!/bin/sh\necho ran")
@@ -71,7 +103,25 @@ class TestImages:
         assert sandbox.filesystem.read_text("/data/file") == "first"
         assert sandbox.exec("tool").stdout.read() == "ran\n"
         (tmp_path / "file").write_text("changed")
-        assert create(image=added).filesystem.read_text("/data/file") == "changed", "the content decides"
+        again = image.add_local_file(tmp_path / "file", "/data/").add_local_file(str(tmp_path / "tool"), "/bin/tool")
+        assert create(image=again).filesystem.read_text("/data/file") == "changed", "the content decides"
+
+    def test_local_files_are_looked_at_once(self, create: Create, engine: Engine, image: Image, tmp_path: Path) -> None:
+        """Each create walked every folder that was added, also after build()."""
+        (tmp_path / "file").write_text(first := secrets.token_hex(8))
+        added = image.add_local_dir(tmp_path, "/data")
+        added.build(engine=engine)
+        (tmp_path / "file").write_text("changed")
+        assert create(image=added).filesystem.read_text("/data/file") == first
+        derived = pickle.loads(pickle.dumps(added)).env({"NAME": "value"})
+        assert create(image=derived).filesystem.read_text("/data/file") == first, "an image that is made of it, too"
+
+    def test_times_of_local_files_are_kept(self, create: Create, image: Image, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        os.utime(tmp_path / "file", (1_000_000_000, 1_000_000_000))
+        sandbox = create(image=image.add_local_dir(tmp_path, "/one").add_local_file(tmp_path / "file", "/two"))
+        times = sandbox.exec("stat", "-c", "%Y", "/one/file", "/two").stdout.read()
+        assert times == "1000000000\n1000000000\n"
 
     def test_local_folders_are_added_but_for_what_is_ignored(
         self, create: Create, image: Image, tmp_path: Path
@@ -180,6 +230,27 @@ class TestImages:
         assert sandbox.exec("python3", "-c", "print(6 * 7)").stdout.read() == "42\n"
         assert "pip" in sandbox.exec("python3", "-m", "pip", "--version").stdout.read()
         assert sandbox.exec("bash", "-c", "echo hello").stdout.read() == "hello\n"
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(600)
+    def test_a_dockerfile_from_python_is_followed_with_and_without_a_registry(
+        self, create: Create, tmp_path: Path
+    ) -> None:
+        (tmp_path / "Dockerfile").write_text("FROM python:3.13-slim\nRUN python3 -c 'print(6 * 7)' > /made\n")
+        sandbox = create(image=Image.from_dockerfile(tmp_path / "Dockerfile"))
+        assert sandbox.filesystem.read_text("/made") == "42\n"
+
+    def test_a_dockerfile_stands_on_the_image_that_is_given_for_its_base(
+        self, create: Create, image: Image, tmp_path: Path
+    ) -> None:
+        (tmp_path / "Dockerfile").write_text("FROM registry.invalid/x:1 AS one\nRUN echo made > /made\nFROM one\n")
+        made = Image.from_dockerfile(tmp_path / "Dockerfile", bases={"registry.invalid/x:1": image})
+        assert create(image=made).filesystem.read_text("/made") == "made\n"
+
+    def test_a_base_that_cannot_be_had_is_told_with_its_line(self, engine: Engine, tmp_path: Path) -> None:
+        (tmp_path / "Dockerfile").write_text("# comment\nFROM registry.invalid/x:1\n")
+        with pytest.raises(Error, match=r"Dockerfile, line 2: registry\.invalid/x:1 .*bases="):
+            Image.from_dockerfile(tmp_path / "Dockerfile").build(engine=engine)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("how", ["apt_install", "pip_install"])

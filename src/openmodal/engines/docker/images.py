@@ -11,6 +11,7 @@ import base64
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,21 @@ class _Making:
     def __init__(self, api: Api, builder: Builder, recipe: Recipe, chain: tuple[str, ...]) -> None:
         self._api = api
         self._builder = builder
-        self._steps = recipe.steps
+        self._recipe = recipe
         self._chain = chain
 
     def root(self) -> Root:
         """Make what is missing."""
         root, done = self._begin()
+        self._recipe = names.afresh(self._recipe, done)
+        self._chain = names.chain(self._recipe, self._builder.store, self._builder.options)
         bundle = _config.authorities()
         authorities = bundle.read_bytes() if bundle else b""
-        for part in recipes.parts(self._steps, done, root.user, "yes" if authorities else ""):
+        for part in recipes.parts(self._recipe.steps, done, root.user, "yes" if authorities else ""):
             own = part.last == 0
             first = "" if own else f"FROM {REPOSITORY}:{root.key}\n"
-            if isinstance(step := self._steps[part.last], Dockerfile):
-                self._fetch_bases(step)
+            if isinstance(step := self._recipe.steps[part.last], Dockerfile) and (images := self._bases(step)):
+                part = replace(part, text=dockerfile.rebased(step, images), dockerfile=recipes.DOCKERFILE)
             image = self._part(part, first, authorities)
             _tag(self._api, image, self._chain[part.last])
             root = self._known(self._chain[part.last])
@@ -106,11 +109,11 @@ class _Making:
         """The longest part that is there, else the base."""
         for done in range(len(self._chain), 0, -1):
             if known := _root(self._api, self._chain[done - 1]):
-                for step in self._steps[:done]:
+                for step in self._recipe.steps[:done]:
                     self._builder.starts(title(step))
                     self._builder.ends(title(step), cached=True)
                 return known, done
-        match self._steps[0] if self._steps else None:
+        match self._recipe.steps[0] if self._recipe.steps else None:
             case Dockerfile(path=path) if path:
                 return Root("", ()), 0
             case Scratch():
@@ -144,11 +147,8 @@ class _Making:
                     raise
                 if version not in debian.SUITES:
                     raise UnsupportedError(f"{debian.unsupported(version)} ({error})") from error
-        root = debian.make(self._builder, version)
-        if not _root(self._api, root.key):
-            changes = [*(f"ENV {name}={value}" for name, value in root.env), f"CMD {json.dumps(root.cmd)}"]
-            self._import(recipes.folder(self._builder.folders(root)[0]), root.key, changes)
-        return _tag(self._api, f"{REPOSITORY}:{root.key}", self._chain[0])
+        key = self._packages(f"python:{version}", version)
+        return _tag(self._api, f"{REPOSITORY}:{key}", self._chain[0])
 
     def _import(self, content: Iterable[bytes] | bytes, name: str, changes: Iterable[str] = ()) -> None:
         whole = iter((content,)) if isinstance(content, bytes) else content
@@ -187,9 +187,46 @@ class _Making:
         except ApiError as error:
             raise RegistryError(f"{name} cannot be pulled by Docker: {error.message}") from error
 
-    def _fetch_bases(self, step: Dockerfile) -> None:
-        for name in dockerfile.bases(step):
-            self._pull(name)
+    def _bases(self, step: Dockerfile) -> dict[str, str]:
+        """Have the daemon get what a Dockerfile takes from registries; the names of images that stand for others."""
+        others: dict[str, str] = {}
+        for name, stage in dockerfile.stages(step).images():
+            try:
+                image = self._base(step, name)
+            except RegistryError as error:
+                raise dockerfile.unavailable(step, name, stage.line, error) from error
+            others |= {name: image} if image != name else {}
+        return others
+
+    def _base(self, step: Dockerfile, name: str) -> str:
+        options, version = self._builder.options, debian.version_of(name)
+        if recipe := dockerfile.instead_of(step, name):
+            chain = names.chain(recipe, self._builder.store, options)
+            return f"{REPOSITORY}:{_Making(self._api, self._builder, recipe, chain).root().key}"
+        reason = "no registry can be reached"
+        if (
+            not version
+            or options.base == "registry"
+            or (options.base == "auto" and bases.reachable(self._builder.store))
+        ):
+            try:
+                self._pull(name)
+                return name
+            except RegistryError as error:
+                if not version or options.base == "registry":
+                    raise
+                reason = str(error)
+        if options.base == "auto":
+            self._builder.prints(f"{reason}; using Debian's packages\n")
+        return f"{REPOSITORY}:{self._packages(name, version)}"
+
+    def _packages(self, name: str, version: str) -> str:
+        """Debian's packages as an image of the daemon; its tag."""
+        root = bases.packages(self._builder, name, version)
+        if not _root(self._api, root.key):
+            changes = [*(f"ENV {name}={value}" for name, value in root.env), f"CMD {json.dumps(root.cmd)}"]
+            self._import(recipes.folder(self._builder.folders(root)[0]), root.key, changes)
+        return root.key
 
     # ---------------------------------------------------------------------------------------------------- parts
 
@@ -197,15 +234,19 @@ class _Making:
         """Have a part built, and return the image's id."""
         told = Told(self._builder, part.titles)
         listener = Listener(told.hear)
+        if part.remark:
+            self._builder.prints(part.remark)
         with recipes.unchanged(part, self._builder.store):
-            _build(self._api, recipes.archive(part, first, authorities), listener, dict(part.args))
+            _build(self._api, recipes.archive(part, first, authorities), listener, dict(part.args), part.dockerfile)
             if not listener.image:
                 raise told.failure(listener.error)
         return listener.image
 
 
-def _build(api: Api, content: Iterable[bytes], listener: Listener, args: dict[str, str]) -> None:
-    query = {"version": "2", "dockerfile": recipes.DOCKERFILE, "buildargs": args, "rm": True, "forcerm": True}
+def _build(
+    api: Api, content: Iterable[bytes], listener: Listener, args: dict[str, str], file: str = recipes.DOCKERFILE
+) -> None:
+    query = {"version": "2", "dockerfile": file, "buildargs": args, "rm": True, "forcerm": True}
     for message in api.send("/build", content, {"Content-Type": "application/x-tar"}, **query):
         listener.hear(message)
 
@@ -230,6 +271,7 @@ def _root(api: Api, name: str) -> Root | None:
         user=config.get("User") or "",
         entrypoint=tuple(config.get("Entrypoint") or ()),
         cmd=tuple(config.get("Cmd") or ()),
+        shell=tuple(config.get("Shell") or ()),
     )
 
 

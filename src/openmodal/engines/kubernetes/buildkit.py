@@ -27,7 +27,7 @@ from openmodal._dual import run_sync
 from openmodal._link import Links
 from openmodal._spec import ExecSpec, ExitRecord, Resources, Root, SandboxSpec
 from openmodal._wire import Flag
-from openmodal.build import context, credentials
+from openmodal.build import credentials
 from openmodal.build.reference import HUB
 from openmodal.build.told import Listener, Told
 from openmodal.engines.kubernetes import agent, pods
@@ -268,7 +268,7 @@ class BuildKit:
 
 def command(order: Order, settings: Settings) -> tuple[str, ...]:
     """What BuildKit's client is told."""
-    options = {"filename": context.DOCKERFILE, "platform": f"linux/{settings.cpu}"}
+    options = {"filename": order.part.dockerfile, "platform": f"linux/{settings.cpu}"}
     options |= {f"build-arg:{name}": value for name, value in order.part.args}
     return (
         *("buildctl", "--addr", _ADDRESS, "build", "--progress=rawjson", "--frontend=dockerfile.v0"),

@@ -19,7 +19,6 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 
-from openmodal.build import context
 from openmodal.build.reference import Reference
 from openmodal.build.told import Listener, Told
 from openmodal.engines.kubernetes import gcloud
@@ -239,7 +238,7 @@ def _failure(build: Json, log: _Log, told: Told) -> Exception:
 def request(wish: Wish, order: Order, source: str) -> Json:
     """What Cloud Build is asked for. It expands `$` in arguments, unless there are two."""
     options = [f"--build-arg={name}={value}" for name, value in order.part.args]
-    arguments = ["build", "--progress=plain", f"--file={context.DOCKERFILE}", f"--tag={order.target}", *options, "."]
+    arguments = ["build", "--progress=plain", f"--file={order.part.dockerfile}", f"--tag={order.target}", *options, "."]
     step = {
         "name": _DOCKER,
         "env": ["DOCKER_BUILDKIT=1"],

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +25,7 @@ from openmodal.build.push import Pusher
 from openmodal.build.reference import Reference, parse
 from openmodal.build.steps import Builder, count
 from openmodal.build.told import Told, runs_nothing
-from openmodal.errors import InvalidError
+from openmodal.errors import InvalidError, UnsupportedError
 
 Look = Callable[[Reference], Root]
 """An image of a registry: digest, configuration."""
@@ -91,7 +92,12 @@ def prepare(
         RegistryError: the registry cannot be reached, or refuses.
         EngineError: the builder cannot be had.
     """
-    chain = names.chain(recipe, store, Options(base="registry", cpu=cpu))
+    options = Options(base="registry", cpu=cpu)
+    if known := _noted(store, _note(_named(target, names.chain(recipe, store, options)[-1]))):
+        return known
+    # It may have to be built, of files that may have changed since they were looked at.
+    recipe = names.afresh(recipe)
+    chain = names.chain(recipe, store, options)
     last = _named(target, chain[-1])
 
     def find() -> Root:
@@ -100,22 +106,34 @@ def prepare(
             with maker() as made, Builder(store, runs_nothing, report, Options(), count(recipe)) as builder:
                 for order in _orders(recipe, chain, target, look):
                     told = Told(builder, order.part.titles)
+                    if order.part.remark:
+                        builder.prints(order.part.remark)
                     with context.unchanged(order.part, store):
                         digest = made.make(order, told)
         return look(msgspec.structs.replace(last, target=digest) if digest else last)
 
     with store.guard(f"remote-{chain[-1]}"):
-        return remembered(store, f"remote-{names.digest(str(last))[:40]}", find)
+        return remembered(store, _note(last), find)
+
+
+def _note(image: Reference) -> str:
+    return f"remote-{names.digest(str(image))[:40]}"
 
 
 def remembered(store: Layers, note: str, find: Callable[[], Root], *, always: bool = False) -> Root:
     """What `find` finds, or found some minutes ago; `always`: or ever."""
-    known = store.note(note)
-    if known and (always or 0 <= time.time() - float(known["asked"]) < _SURE):
-        return msgspec.convert(known["root"], Root)
+    if known := _noted(store, note, always=always):
+        return known
     root = find()
     store.set_note(note, {"root": msgspec.to_builtins(root), "asked": time.time()})
     return root
+
+
+def _noted(store: Layers, note: str, *, always: bool = False) -> Root | None:
+    known = store.note(note)
+    if known and (always or 0 <= time.time() - float(known["asked"]) < _SURE):
+        return msgspec.convert(known["root"], Root)
+    return None
 
 
 def _orders(recipe: Recipe, chain: tuple[str, ...], target: Reference, look: Look) -> Iterator[Order]:
@@ -126,10 +144,30 @@ def _orders(recipe: Recipe, chain: tuple[str, ...], target: Reference, look: Loo
     for part in tuple(context.parts(steps, start, user, "")) or nothing_more:
         step = steps[part.last]
         bases = tuple(dockerfile.bases(step)) if isinstance(step, Dockerfile) else ()
+        if isinstance(step, Dockerfile) and step.bases:
+            others = _others(step)
+            part = replace(part, text=dockerfile.rebased(step, others), dockerfile=context.DOCKERFILE)
+            bases = (*bases, *others.values())
         into = _named(target, chain[part.last])
         if not _is_there(into):
             yield Order(part, f"FROM {base}\n" if base else "", into, (base, *bases) if base else bases)
         base = str(into)
+
+
+def _others(step: Dockerfile) -> dict[str, str]:
+    """Images of registries that stand for others of a Dockerfile."""
+    found: dict[str, str] = {}
+    for name, _ in dockerfile.stages(step).images():
+        recipe = dockerfile.instead_of(step, name)
+        if recipe is None:
+            continue
+        base = recipe.steps[0]
+        if len(recipe.steps) > 1 or not isinstance(base, Registry):
+            raise UnsupportedError(
+                f"bases={{{name!r}: …}}: what is built elsewhere stands on images of registries only; use Image.from_registry(…)"
+            )
+        found[name] = base.reference
+    return found
 
 
 def _base(recipe: Recipe, look: Look) -> tuple[str, str, int]:
