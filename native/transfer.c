@@ -1,5 +1,5 @@
-/* Whole files and trees over the link. A tree that is sent never follows a link; one that is received is made below one open
- * folder, component by component, through no link. What is read may change meanwhile: sizes that were told are kept. */
+/* Whole files and trees over the link. A tree that is sent never follows a link below its root; one that is received is made below one
+ * open folder, component by component, through no link. What is read may change meanwhile: sizes that were told are kept. */
 #include "files.h"
 #include "place.h"
 #include "util.h"
@@ -85,10 +85,10 @@ static void send_sizeless(struct peer *peer, int fd, struct entry *entry) {
         peer_send(peer, FRAME_CHUNK, chunk, (size_t)n);
 }
 
-static void pull_file(struct peer *peer, int directory, const char *name, const char *path) {
+static void pull_file(struct peer *peer, int directory, const char *name, const char *path, int follow) {
     struct entry entry;
     char target[4097];
-    AUTO_FD int fd = open_regular(directory, name, O_NOFOLLOW);
+    AUTO_FD int fd = open_regular(directory, name, follow);
     int error = fd < 0 ? errno : entry_read(fd, "", path, true, &entry, target);
     if (error && error != ENOENT) /* gone since it was listed: then it is not part of the tree */
         peer_fail(peer, error);
@@ -102,10 +102,10 @@ static void pull_file(struct peer *peer, int directory, const char *name, const 
     send_content(peer, fd, entry.size);
 }
 
-static void pull_any(struct peer *peer, int directory, const char *name, const char *path, int depth);
+static void pull_any(struct peer *peer, int directory, const char *name, const char *path, int depth, int follow);
 
-static void pull_children(struct peer *peer, int directory, const char *name, const char *path, int depth) {
-    int fd = openat(directory, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+static void pull_children(struct peer *peer, int directory, const char *name, const char *path, int depth, int follow) {
+    int fd = openat(directory, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | follow);
     DIR *listing = fd < 0 ? NULL : fdopendir(fd);
     if (!listing) {
         peer_fail(peer, errno);
@@ -117,16 +117,17 @@ static void pull_children(struct peer *peer, int directory, const char *name, co
         if (strcmp(child->d_name, ".") == 0 || strcmp(child->d_name, "..") == 0)
             continue;
         char *below = *path ? must_format("%s/%s", path, child->d_name) : must_copy(child->d_name);
-        pull_any(peer, fd, child->d_name, below, depth + 1);
+        pull_any(peer, fd, child->d_name, below, depth + 1, O_NOFOLLOW);
         free(below);
     }
     closedir(listing);
 }
 
-static void pull_any(struct peer *peer, int directory, const char *name, const char *path, int depth) {
+/* `follow`: 0, or O_NOFOLLOW for all but a root that was asked for as what it leads to. */
+static void pull_any(struct peer *peer, int directory, const char *name, const char *path, int depth, int follow) {
     struct entry entry;
     char target[4097];
-    int error = entry_read(directory, name, path, false, &entry, target);
+    int error = entry_read(directory, name, path, !follow, &entry, target);
     if (depth > DEEPEST || strlen(path) > MAX_DATA / 2)
         error = ENAMETOOLONG;
     if (error && (error != ENOENT || !depth))
@@ -134,18 +135,18 @@ static void pull_any(struct peer *peer, int directory, const char *name, const c
     if (error)
         return;
     if (entry.kind == 'f') {
-        pull_file(peer, directory, name, path);
+        pull_file(peer, directory, name, path, follow);
         return;
     }
     put_entry(&peer->out, &entry);
     if (entry.kind == 'd')
-        pull_children(peer, directory, name, path, depth);
+        pull_children(peer, directory, name, path, depth, follow);
     else if (buffer_size(&peer->out) > MAX_DATA)
         peer_flush(peer);
 }
 
 void transfer_pull(struct peer *peer, const struct file_request *request) {
-    pull_any(peer, AT_FDCWD, request->path, "", 0);
+    pull_any(peer, AT_FDCWD, request->path, "", 0, request->flags & 1 ? 0 : O_NOFOLLOW);
     if (!peer->failed)
         put_plain(&peer->out, FRAME_END);
 }

@@ -1,11 +1,13 @@
 """The local side of copying: a tree of this machine read as entries, and entries from a sandbox written as a tree.
 
-What comes from a sandbox is hostile. Every name is one plain component per level, every step is taken relative to an open
-folder without following links, and the result is put in place only when it is complete.
+What comes from a sandbox is hostile, and so is what came from one before: a local name may be a link that a sandbox chose. Every name
+is one plain component per level, every step is taken relative to an open folder, the last name that the caller gave is not followed
+either, and the result is put in place only when it is complete.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -15,48 +17,63 @@ from types import TracebackType
 from typing import IO, Self
 
 from openmodal._wire import Entry
-from openmodal.errors import InvalidError, ProtocolError
+from openmodal.errors import InvalidError, ProtocolError, file_error
 
 _PIECE = 512 * 1024
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+DEEPEST = 256
+"""Folders in folders: each level of what is copied holds a descriptor."""
+
+_NAME_ITS_TARGET = "give the path that it leads to (os.path.realpath)"
 
 
 def entries(source: Path) -> Iterator[tuple[Entry, IO[bytes] | None]]:
     """Yield what a local file or folder consists of, parents first; a file comes with its open content.
 
     Raises:
-        InvalidError: there is nothing at `source`, or it is neither file nor folder nor link.
+        InvalidError: there is nothing at `source`, it is a link, or neither file nor folder, or its folders are too deep.
     """
     try:
-        root = os.stat(source)
+        kind = os.lstat(source).st_mode
+        if stat.S_ISLNK(kind):
+            raise InvalidError(f"{os.fspath(source)!r} is a link, which is not followed; {_NAME_ITS_TARGET}")
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise InvalidError(f"{os.fspath(source)!r} is neither a file nor a folder; only those can be copied")
+        fd = os.open(source, _OPEN_FOLDER if stat.S_ISDIR(kind) else _OPEN_FILE)
     except OSError as error:
         raise InvalidError(f"{os.fspath(source)!r} cannot be copied: {error.strerror}") from error
-    if stat.S_ISDIR(root.st_mode):
-        yield _entry("d", root, b""), None
-        yield from _below(os.fsencode(source), b"")
-        return
-    if not stat.S_ISREG(root.st_mode):
-        raise InvalidError(f"{os.fspath(source)!r} is neither a file nor a folder; only those can be copied")
-    yield from _file(os.fsencode(source), b"")
+    yield from _folder(fd, b"") if stat.S_ISDIR(kind) else _file(fd, b"")
 
 
-def _below(folder: bytes, prefix: bytes) -> Iterator[tuple[Entry, IO[bytes] | None]]:
-    with os.scandir(folder) as found:
-        children = sorted(found, key=lambda child: child.name)
-    for child in children:
-        name = prefix + child.name
-        if child.is_symlink():
-            yield _entry("l", child.stat(follow_symlinks=False), name, os.readlink(child.path)), None
-        elif child.is_dir():
-            yield _entry("d", child.stat(), name), None
-            yield from _below(child.path, name + b"/")
-        elif child.is_file():
-            yield from _file(child.path, name)
+def _folder(fd: int, name: bytes) -> Iterator[tuple[Entry, IO[bytes] | None]]:
+    try:
+        yield _entry("d", os.fstat(fd), name), None
+        if name.count(b"/") >= DEEPEST:
+            raise InvalidError(
+                f"{os.fsdecode(name)[:80]!r}… lies deeper than {DEEPEST} folders; pack it with tar first"
+            )
+        for child in sorted(map(os.fsencode, os.listdir(fd))):
+            yield from _child(fd, child, name + b"/" + child if name else child)
+    finally:
+        os.close(fd)
 
 
-def _file(path: bytes, name: bytes) -> Iterator[tuple[Entry, IO[bytes] | None]]:
-    with open(path, "rb") as file:
-        yield _entry("f", os.fstat(file.fileno()), name), file
+def _child(folder: int, child: bytes, name: bytes) -> Iterator[tuple[Entry, IO[bytes] | None]]:
+    info = os.lstat(child, dir_fd=folder)
+    if stat.S_ISLNK(info.st_mode):
+        yield _entry("l", info, name, os.readlink(child, dir_fd=folder)), None
+    elif stat.S_ISDIR(info.st_mode):
+        yield from _folder(os.open(child, _OPEN_FOLDER, dir_fd=folder), name)
+    elif stat.S_ISREG(info.st_mode):
+        yield from _file(os.open(child, _OPEN_FILE, dir_fd=folder), name)
+
+
+def _file(fd: int, name: bytes) -> Iterator[tuple[Entry, IO[bytes] | None]]:
+    with os.fdopen(fd, "rb") as file:
+        yield _entry("f", os.fstat(fd), name), file
 
 
 def _entry(kind: str, info: os.stat_result, name: bytes, target: bytes = b"") -> Entry:
@@ -74,7 +91,8 @@ def pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
     while left:
         data = file.read(min(_PIECE, left))
         if not data:
-            raise InvalidError(f"{os.fsdecode(file.name)!r} became shorter while it was copied; copy it again")
+            name = os.readlink(f"/proc/self/fd/{file.fileno()}")
+            raise InvalidError(f"{name!r} became shorter while it was copied; copy it again")
         left -= len(data)
         yield data
 
@@ -84,23 +102,27 @@ class Receiver:
 
     def __init__(self, target: Path) -> None:
         self._target = target
-        self._temporary = target.parent / f".{target.name[:200]}.{os.urandom(6).hex()}"
+        self._name = target.name or "."
+        self._temporary = f".openmodal-{os.urandom(8).hex()}"
+        self._parent = -1
         self._file: IO[bytes] | None = None
         self._folders: list[tuple[bytes, int, Entry]] = []
         self._root: Entry | None = None
 
     def __enter__(self) -> Self:
         self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._parent = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_file()
-        self._leave(0)
-        if os.path.lexists(self._temporary):
-            is_tree = self._temporary.is_dir() and not self._temporary.is_symlink()
-            shutil.rmtree(self._temporary) if is_tree else self._temporary.unlink()
+        try:
+            self._end_file()
+            self._leave(0)
+            _remove(self._temporary, self._parent)
+        finally:
+            os.close(self._parent)
 
     def begin(self, entry: Entry) -> None:
         """Begin the next entry; `write` gives the bytes of a file."""
@@ -111,15 +133,11 @@ class Receiver:
         *parents, name = _components(entry.path)
         folder = self._enter(parents)
         if entry.kind == "d":
-            os.mkdir(name, 0o700, dir_fd=folder)
-            opened = os.open(name, _OPEN_FOLDER, dir_fd=folder)
-            self._folders.append((entry.path, opened, entry))
+            self._open_folder(os.fsdecode(name), folder, entry)
         elif entry.kind == "l":
             os.symlink(entry.target, name, dir_fd=folder)
         elif entry.kind == "f":
-            self._open_file(
-                os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder), entry
-            )
+            self._open_file(os.fsdecode(name), folder, entry)
 
     def write(self, data: memoryview) -> None:
         """Add bytes to the file begun last."""
@@ -129,35 +147,54 @@ class Receiver:
             data = data[self._file.write(data) :]
 
     def commit(self) -> None:
-        """Put the result in place: a file replaces a file at once, a folder merges into a folder."""
+        """Put the result in place: a file replaces a file or a link at once, a folder merges into a folder.
+
+        Raises:
+            InvalidError: a link to a folder is there: it is not followed, and it may be a sandbox's.
+        """
         self._end_file()
         self._leave(0)
         if self._root is None:
             raise ProtocolError("the agent sent an empty answer")
-        if self._root.kind == "d" and self._target.is_dir():
-            _merge(self._temporary, self._target)
-        elif self._root.kind != "d" and self._target.is_dir():
+        if self._root.kind == "d":
+            self._put_folder()
+        elif self._target.is_dir():
             raise InvalidError(f"{os.fspath(self._target)!r} is a folder; give the full name of the local file")
         else:
-            os.rename(self._temporary, self._target)
+            os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+
+    def _put_folder(self) -> None:
+        info = _looked_at(self._name, self._parent)
+        if info is None:
+            os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+            return
+        if stat.S_ISLNK(info.st_mode):
+            raise InvalidError(
+                f"{os.fspath(self._target)!r} is a link here, which no copy follows; {_NAME_ITS_TARGET}, or remove it"
+            )
+        _merge(self._temporary, self._parent, self._name, self._parent)
 
     def _begin_root(self, entry: Entry) -> None:
         if entry.path:
             raise ProtocolError("the agent sent a tree without its root")
         self._root = entry
         if entry.kind == "d":
-            os.mkdir(self._temporary, 0o700)
-            self._folders.append((b"", os.open(self._temporary, _OPEN_FOLDER), entry))
-        elif entry.kind == "l":
-            os.symlink(entry.target, os.fsencode(self._temporary))
+            self._open_folder(self._temporary, self._parent, entry)
         elif entry.kind == "f":
-            self._open_file(
-                os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), entry
-            )
+            self._open_file(self._temporary, self._parent, entry)
+        elif entry.kind == "l":  # from an agent that is older than this SDK: others resolve it where it means something
+            raise InvalidError("this is a link in the sandbox; copy what it leads to")
         else:
             raise InvalidError("only files, folders and links can be copied; this is a device, pipe or socket")
 
-    def _open_file(self, fd: int, entry: Entry) -> None:
+    def _open_folder(self, name: str, parent: int, entry: Entry) -> None:
+        if len(self._folders) > DEEPEST:
+            raise file_error(errno.ENAMETOOLONG, os.fsdecode(entry.path))
+        os.mkdir(name, 0o700, dir_fd=parent)
+        self._folders.append((entry.path, os.open(name, _OPEN_FOLDER, dir_fd=parent), entry))
+
+    def _open_file(self, name: str, parent: int, entry: Entry) -> None:
+        fd = os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
         # Never set-user-ID: the file is ours now, and its content is not.
         os.fchmod(fd, entry.mode & 0o777)
         self._file = os.fdopen(fd, "wb", buffering=0)
@@ -191,12 +228,39 @@ def _components(path: bytes) -> list[bytes]:
     return parts
 
 
-def _merge(source: Path, target: Path) -> None:
-    """Move what is in `source` into `target`; folders are merged, files replaced, nothing followed."""
-    for child in sorted(os.scandir(source), key=lambda entry: entry.name):
-        place = target / child.name
-        if child.is_dir(follow_symlinks=False) and place.is_dir() and not place.is_symlink():
-            _merge(Path(child.path), place)
-        else:
-            os.rename(child.path, place)
-    shutil.rmtree(source)
+def _looked_at(name: str, folder: int) -> os.stat_result | None:
+    try:
+        return os.lstat(name, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+
+
+def _merge(name: str, folder: int, place: str, into: int) -> None:
+    """Move what is in the folder `name` into the folder `place`; folders are merged, files replaced, nothing followed."""
+    source = os.open(name, _OPEN_FOLDER, dir_fd=folder)
+    try:
+        target = os.open(place, _OPEN_FOLDER, dir_fd=into)
+        try:
+            for child in sorted(os.listdir(source)):
+                _move(child, source, target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def _move(name: str, source: int, target: int) -> None:
+    there = _looked_at(name, target)
+    if there and stat.S_ISDIR(there.st_mode) and stat.S_ISDIR(os.lstat(name, dir_fd=source).st_mode):
+        _merge(name, source, name, target)
+    else:
+        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+
+
+def _remove(name: str, folder: int) -> None:
+    """Remove what `Receiver` made. It is no deeper than DEEPEST, so this needs no more stack or descriptors than that."""
+    info = _looked_at(name, folder)
+    if info and stat.S_ISDIR(info.st_mode):
+        shutil.rmtree(name, dir_fd=folder)
+    elif info:
+        os.unlink(name, dir_fd=folder)

@@ -22,6 +22,7 @@ from openmodal.errors import InvalidError, ProtocolError, file_error
 
 _PIECE = 512 * 1024
 _PARENTS = 1
+_FOLLOW = 1
 
 
 class Agent(Protocol):
@@ -100,7 +101,8 @@ class Filesystem:
     async def copy_from_local(self, local: str | os.PathLike[str], path: str) -> None:
         """Copy a local file or folder to `path`: a file is replaced at once, a folder is merged into one that is there.
 
-        Links are copied as links. Local names that the other side refuses raise before their parent is complete.
+        Links in a folder are copied as links; `local` itself must not be one, since a sandbox may have sent it. Local names that the
+        other side refuses raise before their parent is complete.
         """
         source = Path(local)
         request = _request(FileOp.PUSH, path, flags=_PARENTS)
@@ -121,11 +123,12 @@ class Filesystem:
     async def copy_to_local(self, path: str, local: str | os.PathLike[str]) -> None:
         """Copy a file or folder of the sandbox to the local path `local`.
 
-        A local file is replaced only on success. Links are copied as links and never followed; a name that would leave
-        `local` ends the copy.
+        A local file is replaced only on success. If `path` is a link, what it leads to in the sandbox is copied. Links in a folder are
+        copied as links, and lead elsewhere on this machine: do not follow them. `local` itself is never followed: a link to a folder
+        is refused, another one replaced. A name that would leave `local` ends the copy.
         """
         target = Path(local)
-        request = _request(FileOp.PULL, path)
+        request = _request(FileOp.PULL, path, flags=_FOLLOW)
 
         async def operation(link: Link) -> None:
             await link.send(request)
@@ -180,7 +183,7 @@ class Filesystem:
         await self._ask(_request(FileOp.RENAME, path, second=second), path)
 
     async def _stat(self, path: str, *, follow: bool) -> FileInfo:
-        request = _request(FileOp.STAT, path, flags=int(follow))
+        request = _request(FileOp.STAT, path, flags=_FOLLOW if follow else 0)
 
         async def operation(link: Link) -> FileInfo:
             await link.send(request)

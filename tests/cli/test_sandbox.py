@@ -78,6 +78,22 @@ def test_cp_copies_files_and_folders_both_ways(openmodal: CommandLine, sandbox: 
     assert "nothing" in openmodal.error("--local", "sandbox", "cp", "nothing", f"{sandbox}:/tmp")
 
 
+def test_cp_again_does_not_write_where_the_sandbox_chose(openmodal: CommandLine, sandbox: str) -> None:
+    """It puts things into a local folder under their own name: what was a link there the first time stayed one."""
+    theirs = openmodal.folder / "theirs"
+    theirs.mkdir()
+    script = f"mkdir /tmp/a /tmp/new; ln -s {theirs} /tmp/a/out; ln -s {theirs} /tmp/out; echo evil > /tmp/new/file"
+    openmodal("--local", "sandbox", "exec", sandbox, "sh", "-c", script)
+    assert "/tmp/out" in openmodal.error("--local", "sandbox", "cp", f"{sandbox}:/tmp/out", ".")
+    openmodal("--local", "sandbox", "cp", f"{sandbox}:/tmp/a", ".")
+    assert (openmodal.folder / "a/out").is_symlink(), "the control"
+    for source in ("new", "new/file"):
+        openmodal.error("--local", "sandbox", "cp", f"{sandbox}:/tmp/{source}", "a/out")
+    assert ".." in openmodal.run("--local", "sandbox", "cp", f"{sandbox}:/tmp/a/..", "a").stderr
+    assert "link" in openmodal.error("--local", "sandbox", "cp", "a/out", f"{sandbox}:/tmp/got")
+    assert list(theirs.iterdir()) == []
+
+
 def test_stop_ends_those_that_are_named_and_refuses_unknown_ones_before(openmodal: CommandLine, sandbox: str) -> None:
     assert "no sandbox 'unknown-1'" in openmodal.error("--local", "sandbox", "stop", sandbox, "unknown-1")
     assert openmodal.running() == [sandbox]

@@ -88,6 +88,31 @@ def test_a_tree_stays_below_the_folder_it_is_copied_to(create: Create, tmp_path:
     assert all(path.resolve().is_relative_to(tmp_path) for path in found)
 
 
+def test_copying_out_again_writes_nowhere_else(create: Create, canary: Path, tmp_path: Path) -> None:
+    """H19: what was a link to a folder of this machine the first time is a folder the second time."""
+    sandbox = create()
+    sh(sandbox, f"ln -s {canary.parent} /tmp/out; ln -s {canary} /tmp/file; mkdir /tmp/t; ln -s {canary} /tmp/t/l")
+    for name in ("out", "file"):
+        with contextlib.suppress(OSError):  # /root is empty in this image
+            sandbox.filesystem.copy_to_local(f"/tmp/{name}", tmp_path / name)
+        assert not (tmp_path / name).is_symlink()
+    sh(sandbox, f"rm /tmp/out; mkdir /tmp/out; echo evil > /tmp/out/{canary.name}")
+    sandbox.filesystem.copy_to_local("/tmp/out", tmp_path / "out")
+    assert (tmp_path / "out" / canary.name).read_text() == "evil\n", "the control"
+
+
+def test_a_link_from_a_sandbox_brings_no_file_of_this_machine_in(create: Create, canary: Path, tmp_path: Path) -> None:
+    """H20: copied out in a folder, and then in by its name."""
+    sandbox = create()
+    sh(sandbox, f"mkdir /tmp/t; ln -s {canary} /tmp/t/l")
+    sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "t")
+    assert (tmp_path / "t/l").read_text() == "the machine's", "the control"
+    with pytest.raises(InvalidError, match="link"):
+        sandbox.filesystem.copy_from_local(tmp_path / "t/l", "/tmp/got")
+    sandbox.filesystem.copy_from_local(tmp_path / "t", "/tmp/again")
+    assert sh(sandbox, "cat /tmp/got /tmp/again/l 2>/dev/null; true") == ""
+
+
 TOOLS = "xz gzip pigz unpigz tar cat env sha256sum ls stat mkdir"
 
 

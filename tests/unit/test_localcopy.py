@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openmodal._localcopy import Receiver, entries, pieces
+from openmodal._localcopy import DEEPEST, Receiver, entries, pieces
 from openmodal._wire import Entry
-from openmodal.errors import InvalidError, ProtocolError
+from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError
 
 
 def entry(kind: str, path: bytes, *, mode: int = 0o644, target: bytes = b"", size: int = 0) -> Entry:
@@ -143,10 +143,45 @@ def test_bytes_without_a_file_are_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_link_to_a_folder_that_is_not_whole_is_taken_away(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError):
-        receive(tmp_path / "inner/out", entry("l", b"", target=b".."), entry("f", b"a/b"))
+def test_a_link_in_the_place_of_what_was_asked_for_is_refused(tmp_path: Path) -> None:
+    """An agent that is older than this SDK sends it; made here, it would lead to a file of this machine."""
+    with pytest.raises(InvalidError, match="link"):
+        receive(tmp_path / "inner/out", entry("l", b"", target=b".."))
     assert os.listdir(tmp_path / "inner") == []
+
+
+def test_a_folder_is_not_merged_into_what_a_local_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/file").write_text("theirs")
+    (tmp_path / "out").symlink_to("elsewhere")
+    with pytest.raises(InvalidError, match="link"):
+        receive(tmp_path / "out", ROOT, entry("f", b"file"), data=b"evil")
+    assert (tmp_path / "elsewhere/file").read_text() == "theirs"
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "out"]
+
+
+def test_a_tree_that_is_too_deep_is_refused_and_taken_away(tmp_path: Path) -> None:
+    """Each level holds a descriptor, and removing it some stack."""
+    folders = [entry("d", b"/".join([b"d"] * depth)) for depth in range(1, DEEPEST + 1)]
+    receive(tmp_path / "deepest", ROOT, *folders)
+    receive(tmp_path / "deepest", ROOT, *folders)
+    with pytest.raises(SandboxFilesystemError, match="too long"):
+        receive(tmp_path / "out", ROOT, *folders, entry("d", b"/".join([b"d"] * (DEEPEST + 1))))
+    assert os.listdir(tmp_path) == ["deepest"]
+    assert sum(1 for _ in entries(tmp_path / "deepest")) == DEEPEST + 1
+    (tmp_path / "deepest" / "/".join("d" * (DEEPEST + 1))).mkdir()
+    with pytest.raises(InvalidError, match="deeper"):
+        list(entries(tmp_path / "deepest"))
+
+
+@pytest.mark.parametrize("name", [".", "a/..", "a/."])
+def test_a_target_that_ends_in_dots_is_the_folder_that_it_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    receive(Path(name), ROOT, entry("f", b"file"), data=b"x")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) in (["a", "a/file"], ["a", "file"])
 
 
 def test_an_empty_answer_is_refused(tmp_path: Path) -> None:
@@ -255,19 +290,20 @@ def test_what_is_neither_file_nor_folder_is_refused(tmp_path: Path) -> None:
             list(entries(tmp_path / name))
 
 
-def test_a_link_that_is_named_itself_is_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["file", "folder", "nowhere"])
+def test_a_link_that_is_named_itself_is_not_followed(tmp_path: Path, target: str) -> None:
+    """A sandbox may have sent it, to get a file of this machine back."""
     (tmp_path / "file").write_text("x")
-    (tmp_path / "link").symlink_to("file")
-    ((item, file),) = entries(tmp_path / "link")
-    assert (item.kind, item.size) == ("f", 1)
-    assert file
-    file.close()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(InvalidError, match="link"):
+        list(entries(tmp_path / "link"))
 
 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from openmodal._localcopy import Receiver
+from openmodal._localcopy import DEEPEST, Receiver
 from openmodal._wire import Entry
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full disk does, it cuts a write short
 try:

@@ -24,7 +24,7 @@ _REMOTE = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9_.-]*):(?P<path>/.*)", re.DOT
 def cp(session: Session, source: str, target: str) -> None:
     """Copy files or folders: openmodal sandbox cp ID:/path LOCAL, or LOCAL ID:/path.
 
-    Into a folder that exists, SOURCE is put under its own name; otherwise TARGET is its new name.
+    Into a folder that exists, SOURCE is put under its own name; otherwise TARGET is its new name. A local link is not followed.
     """
     from openmodal import Sandbox
 
@@ -47,7 +47,10 @@ def split(text: str) -> tuple[str, str] | None:
 
 def _local_target(source: str, target: str) -> str:
     name = os.path.basename(source.rstrip("/"))
-    return os.path.join(target, name) if os.path.isdir(target) else target
+    if name == "..":
+        raise click.UsageError(f"{source!r} has no name to be put under here; write its path without ..")
+    # A link to a folder may be one that a sandbox sent: it is left to copy_to_local, which refuses it.
+    return os.path.join(target, name) if os.path.isdir(target) and not os.path.islink(target) else target
 
 
 def _remote_target(sandbox: Sandbox, source: str, target: str) -> str:

@@ -372,6 +372,49 @@ class TestCopying:
         assert os.readlink(tmp_path / "t/link") == "/etc/passwd"
         assert os.readlink(tmp_path / "t/root") == "/"
 
+    def test_a_link_that_is_asked_for_is_resolved_inside(self, sandbox: Sandbox, tmp_path: Path) -> None:
+        (tmp_path / "outside").write_text("of this machine")
+        sandbox.exec("sh", "-c", "cd /tmp; mkdir t; echo inside > t/file; ln -s t/file file; ln -s /tmp/t tree")
+        sandbox.exec("ln", "-s", str(tmp_path / "outside"), "/tmp/out")
+        sandbox.filesystem.copy_to_local("/tmp/file", tmp_path / "file")
+        sandbox.filesystem.copy_to_local("/tmp/tree", tmp_path / "tree")
+        for name in ("file", "tree/file"):
+            assert (tmp_path / name).read_text() == "inside\n"
+            assert not (tmp_path / name).is_symlink()
+        with pytest.raises(SandboxFileNotFoundError):
+            sandbox.filesystem.copy_to_local("/tmp/out", tmp_path / "out")
+        assert sorted(os.listdir(tmp_path)) == ["file", "outside", "tree"]
+
+    def test_copying_the_same_path_again_does_not_write_where_the_sandbox_chose(
+        self, sandbox: Sandbox, tmp_path: Path
+    ) -> None:
+        """The first time it was a link to a folder of this machine, the second time a folder, which was merged into that one."""
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        (theirs / "file").write_text("of this machine")
+        sandbox.exec("sh", "-c", f"mkdir -p /tmp/t; ln -s {theirs} /tmp/out; ln -s {theirs} /tmp/t/out")
+        with pytest.raises(SandboxFileNotFoundError):
+            sandbox.filesystem.copy_to_local("/tmp/out", tmp_path / "out")
+        sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "t")
+        sandbox.exec("sh", "-c", "cd /tmp; rm out t/out; mkdir out t/out; echo evil > out/file; echo evil > t/out/file")
+        sandbox.filesystem.copy_to_local("/tmp/out", tmp_path / "out")
+        for target in ("t", "t/out"):
+            with pytest.raises((InvalidError, NotADirectoryError)):
+                sandbox.filesystem.copy_to_local(f"/tmp/{target}", tmp_path / target)
+        assert (tmp_path / "out/file").read_text() == "evil\n"
+        assert (theirs / "file").read_text() == "of this machine"
+
+    def test_a_local_link_is_not_followed_into_the_sandbox(self, sandbox: Sandbox, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("of this machine")
+        sandbox.exec("sh", "-c", f"mkdir /tmp/t; ln -s {tmp_path}/secret /tmp/t/link")
+        sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "t")
+        assert (tmp_path / "t/link").read_text() == "of this machine", "the control"
+        with pytest.raises(InvalidError, match="link"):
+            sandbox.filesystem.copy_from_local(tmp_path / "t/link", "/tmp/got")
+        sandbox.filesystem.copy_from_local(tmp_path / "t", "/tmp/back")
+        assert not sandbox.filesystem.exists("/tmp/got")
+        assert not sandbox.filesystem.exists("/tmp/back/link"), "it leads to what is there"
+
     def test_a_set_user_id_bit_does_not_come_out(self, sandbox: Sandbox, tmp_path: Path) -> None:
         sandbox.exec("sh", "-c", "mkdir /tmp/t; cp /bin/busybox /tmp/t/su; chmod 4755 /tmp/t/su")
         sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "t")
