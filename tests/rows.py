@@ -20,8 +20,8 @@ CATALOGUE = {
     "F": "1 2 4 5 7 8 10 11 13 14 16 17",
     "G": "1 2 4 5 7 8 10 11 13 14 16 17 19 20",
     "H": "1 2 4 5 7 8 10 11 13 14 16 17 19 20",
-    "I": "1 2 4 5 7 8 10 11 13 14 16 17 19 20 22 23",
-    "J": "1 2 4 5 7 8 10 11 13 14 16 17",
+    "I": "1 2 4 5 7 8 10 11 13 14 16 17 19 20 22 23 31",
+    "J": "1 2 4 5 7 8 10 11 13 14 16 17 20",
     "K": "1 2 4 5 7 8 10",
 }
 """What an attacker may try: A identity, B /proc and /sys, C system calls, D devices, E control groups, F files and neighbours,

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = (
     {"errors", "_spec", "_wire", "_dual", "_args", "_gate"},
-    {"_config", "_store"},
+    {"_binary", "_config", "_idmap", "_store", "_trash"},
     {"_link"},
     {"_command"},
     {"build", "engines"},

@@ -16,7 +16,6 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -25,11 +24,13 @@ from pathlib import Path
 
 import msgspec
 
+from openmodal import _trash
 from openmodal._spec import EndRecord, Status
 from openmodal.errors import EngineError, NotFoundError
 
 KEEP_ENDED_SECONDS = 24 * 3600.0
 
+_TRASH = ".trash"  # what a supervisor calls a folder while it removes it
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,80}")
 
 
@@ -144,9 +145,10 @@ class Store:
     def ids(self) -> list[str]:
         """The ids of all folders, of dead sandboxes too."""
         try:
-            return sorted(name for name in os.listdir(self.sandboxes) if _ID.fullmatch(name))
+            names = os.listdir(self.sandboxes)
         except FileNotFoundError:
             return []
+        return sorted(name for name in names if _ID.fullmatch(name) and not name.endswith(_TRASH))
 
     def alive(self, id: str) -> bool:
         """Whether a supervisor holds the sandbox, or an SDK is just creating it."""
@@ -188,14 +190,18 @@ class Store:
         except FileNotFoundError:
             return b""
 
-    def sweep(self) -> None:
-        """Remove folders whose makers died before they had a name."""
-        for path in self.sandboxes.glob(".*"):
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+    def sweep(self, failed: list[str]) -> None:
+        """Remove folders whose makers died before they had a name, and whose supervisors died while they removed them.
+
+        What cannot be removed is noted in `failed`.
+        """
+        for path in (*self.sandboxes.glob(".*"), *self.sandboxes.glob(f"*{_TRASH}")):
+            with _trash.going_on(failed), contextlib.suppress(FileNotFoundError, BlockingIOError):
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    self.remove(path)
+                    if not _locked(path / "lock"):
+                        self.remove(path)
                 finally:
                     os.close(fd)
 
@@ -213,15 +219,7 @@ class Store:
     @staticmethod
     def remove(folder: Path) -> None:
         """Remove a sandbox's folder, whatever is in it; others may be doing the same, and its box may still be writing into it."""
-        for _ in range(100):
-            try:
-                return shutil.rmtree(folder, onerror=_ignore_missing)
-            except OSError as error:
-                if error.errno != errno.ENOTEMPTY:
-                    raise
-        raise EngineError(
-            f"the folder {folder} cannot be removed because something keeps writing into it; run `openmodal gc`"
-        )
+        _trash.remove(folder)
 
 
 def _make_private(folder: Path) -> None:
@@ -259,8 +257,3 @@ def _locked(path: Path) -> bool:
         return False
     finally:
         os.close(fd)
-
-
-def _ignore_missing(function: object, path: str, info: tuple[type[BaseException], BaseException, object]) -> None:
-    if not isinstance(info[1], FileNotFoundError):
-        raise info[1]

@@ -20,6 +20,8 @@ USER = 1000
 
 # Run by root in a mount namespace of its own, and then the rest as the user: a /dev/net/tun for all, as systemd makes it.
 TUN = "[ ! -c /dev/net/tun ] || { mount -t tmpfs tun /dev/net && mknod -m 666 /dev/net/tun c 10 200; }"
+# The same with ranges of ids for that user, as `useradd` gives them. In a mount namespace of its own they are nobody else's.
+RANGES = f'for f in subuid subgid; do echo {USER}:2000000:65536 > "$HOME/$f" && mount --bind "$HOME/$f" /etc/$f || exit 9; done; {TUN}'
 BUSYBOX = Path("/bin/busybox")
 
 PROGRAM = """
@@ -78,6 +80,43 @@ with openmodal.Sandbox.create(image=image, timeout=60, outbound_cidr_allowlist=[
 print("done")
 """
 
+CLEARING = """
+import os, signal, sys, time
+from pathlib import Path
+import openmodal
+from openmodal._dual import run_sync
+from openmodal.engines import load
+from openmodal.engines.embedded import launch
+
+engine = load("embedded")
+image = openmodal.Image.from_scratch().add_local_file("/bin/busybox", "/bin/busybox")
+image = image.dockerfile_commands('RUN ["/bin/busybox", "--install", "-s", "/bin"]')
+image = image.run_commands("mkdir -p /home/x/y; touch /home/x/y/file; chown -R 1000:1000 /home/x; chmod 700 /home/x")
+
+def bury():
+    sandbox = openmodal.Sandbox.create(image=image, timeout=60, block_network=True)
+    sandbox.exec("sh", "-c", "mkdir -p /a/b; touch /a/b/file; chown -R 1000:1000 /a; chmod 0 /a/b /a")
+    folder = engine.store.folder(sandbox.id)
+    os.kill(run_sync(launch.supervisor(folder)), signal.SIGKILL)
+    while engine.store.alive(sandbox.id):
+        time.sleep(0.01)
+    try:
+        list((folder / "upper" / "a").iterdir())
+    except PermissionError:
+        return sandbox, folder
+    raise AssertionError("the control: this user can look into it")
+
+for way in ("poll", "terminate", "gc"):
+    sandbox, folder = bury()
+    owner = (folder / "upper" / "a").stat().st_uid
+    {"poll": sandbox.poll, "terminate": sandbox.terminate, "gc": engine.gc}[way]()
+    assert not folder.exists(), way
+    assert sandbox.poll() == 137, way
+assert engine.prune(unused_for=0.0).layers == 4
+assert list((engine.layers.path / "layers").iterdir()) == []
+print(owner)
+"""
+
 
 @pytest.fixture
 def home() -> Iterator[Path]:
@@ -117,6 +156,15 @@ def test_allow_lists_work_for_a_plain_user(home: Path, tmp_path: Path) -> None:
     with internet(tmp_path) as net:
         run_as_user(home, ALLOW_LISTS, OPENMODAL_ALLOW_DEGRADED="limits")
         assert net.hits() == [f"{PUBLIC}:{ECHO}"]
+
+
+@pytest.mark.root
+@pytest.mark.embedded
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize(("machine", "owner"), [(TUN, USER), (RANGES, 2000999)], ids=["single", "sub"])
+def test_a_plain_user_can_clear_away_whatever_a_sandbox_has_made(home: Path, machine: str, owner: int) -> None:
+    """J20: poll, terminate and gc raised PermissionError for good: folders without rights, and files of ids that are not the user's."""
+    run_as_user(home, CLEARING, expected=f"{owner}\n", machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
 
 
 def run_as_user(home: Path, program: str, *, expected: str = "done\n", machine: str = TUN, **variables: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openmodal.engines import native
+from openmodal import _binary
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
 from tests.security.attack import DENIED, call, opens, sh, works
@@ -84,7 +84,7 @@ def test_covers_cannot_be_taken_away(inside: Sandbox, bare: Sandbox) -> None:
 
 def test_the_native_program_cannot_be_overwritten(create: Create, weaken: Weaken) -> None:
     """B11: as CVE-2019-5736 did: a command that is its own interpreter is the native program, and /proc leads to its file."""
-    program = Path(native.find(Path("/nowhere")))
+    program = Path(_binary.find(Path("/nowhere")))
     before = hashlib.sha256(program.read_bytes()).digest()
 
     def opening_fails_with(sandbox: Sandbox) -> int:

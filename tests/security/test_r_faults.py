@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from openmodal import _binary
 from openmodal._args import CONTROLS
 from openmodal.app import App
-from openmodal.engines import native
 from openmodal.engines.embedded import Embedded, network
 from openmodal.errors import EngineError, Error, InvalidError, SandboxNotRunningError, SandboxTimeoutError
 from openmodal.image import Image
@@ -97,7 +97,7 @@ def test_unknown_controls_are_refused(create: Create, value: object) -> None:
 @pytest.mark.parametrize("control", ALL_CONTROLS)
 def test_the_released_program_leaves_no_control_out(engine: Embedded, armed: Image, control: str) -> None:
     """The switch of these tests is not in it."""
-    program = Path(native.find(engine.store.state))
+    program = Path(_binary.find(engine.store.state))
     weak = Weakened(program, (control,))
     with pytest.raises(EngineError, match="weaken"):
         Sandbox.create(app=App("attack"), image=armed, engine=weak, timeout=30)

@@ -17,7 +17,6 @@ import ctypes
 import errno
 import os
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +26,14 @@ from typing import Any
 
 import msgspec
 
+from openmodal import _trash
 from openmodal._spec import Root
+from openmodal._trash import remove as remove_tree
 from openmodal.build.locks import Lock, lock, lock_folder, try_lock
 from openmodal.errors import DiskFullError
 
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH_PIECE = 2048  # bytes; PATH_MAX is 4096
 _USED_EVERY = 600.0  # seconds between two notes of an image's use: a hit must not write each time
 
 
@@ -160,20 +163,17 @@ class Layers:
             if held := lock_folder(folder):  # else `collect` of another process was faster
                 return folder, held
 
-    def collect(self) -> int:
-        """Remove what killed processes left half-made; returns how many folders."""
-        count = 0
+    def collect(self, failed: list[str] | None = None) -> int:
+        """Remove what killed processes left half-made; returns how many folders. What cannot be removed yet is noted in `failed`."""
+        count, failed = 0, [] if failed is None else failed
         for folder in _children(self.path / "tmp"):
-            if held := lock_folder(folder):
-                try:
-                    remove_tree(folder)
-                    count += 1
-                except OSError as error:
-                    if error.errno != errno.ENOTEMPTY:
-                        raise
-                    # The killed builder's step is just dying and still writes: the next `collect` removes the rest.
-                finally:
-                    held.close()
+            with _trash.going_on(failed):
+                if held := lock_folder(folder):
+                    with held:
+                        remove_tree(
+                            folder
+                        )  # a killed builder's step may still be dying and write: the next one removes the rest
+                        count += 1
         return count
 
     @contextmanager
@@ -261,39 +261,40 @@ def disk_full_text(path: Path) -> str:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes on disk of everything in a folder; hard links count once."""
+    """Bytes on disk of everything in a folder; hard links count once. Not what a plain user may not look into: other ids' folders."""
     seen: set[tuple[int, int]] = set()
     total = 0
-    pending = [os.fspath(folder)]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                info = entry.stat(follow_symlinks=False)
+    pending = [b""]
+    top = os.open(folder, _OPEN_FOLDER)
+    try:
+        while pending:
+            path = pending.pop()
+            for name, info in _infos(top, path):
                 if stat.S_ISDIR(info.st_mode):
-                    pending.append(entry.path)
+                    pending.append(path + name + b"/")
                 elif (info.st_dev, info.st_ino) not in seen:
                     if info.st_nlink > 1:
                         seen.add((info.st_dev, info.st_ino))
                     total += info.st_blocks * 512
+    finally:
+        os.close(top)
     return total
 
 
-def remove_tree(folder: Path) -> None:
-    """Remove a folder with everything in it; a plain user's own unreadable folders, too. Gone already: fine."""
-
-    def retry(function: Callable[..., Any], path: str, info: Any) -> None:
-        if isinstance(info[1], FileNotFoundError):
-            return
-        if not isinstance(info[1], PermissionError):
-            raise info[1]
-        os.chmod(os.path.dirname(path), 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.chmod(path, 0o700)
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
-
-    shutil.rmtree(folder, onerror=retry)
+def _infos(top: int, path: bytes) -> list[tuple[bytes, os.stat_result]]:
+    """What is in a folder below the open folder `top`; `path` is empty or ends in a slash, and may be longer than a path's limit."""
+    fd = os.dup(top)
+    try:
+        while path:
+            cut = path.rfind(b"/", 0, _PATH_PIECE) + 1
+            fd, above = os.open(path[:cut], _OPEN_FOLDER, dir_fd=fd), fd
+            os.close(above)
+            path = path[cut:]
+        return [(name, os.lstat(name, dir_fd=fd)) for name in map(os.fsencode, os.listdir(fd))]
+    except PermissionError:
+        return []
+    finally:
+        os.close(fd)
 
 
 def _children(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from openmodal._spec import Copy
-from openmodal.build.names import digest
+from openmodal.build.names import DEEPEST, digest
 from openmodal.errors import ImageBuildError, InvalidError
 
 if TYPE_CHECKING:
@@ -169,6 +169,8 @@ class _Walk:
 
     def into(self, folder: str, prefix: str, below: str) -> None:
         """Take what is in a folder; `prefix` is its name from the source on, `below` from where patterns count."""
+        if prefix.count("/") > DEEPEST:
+            raise InvalidError(f"{folder[:80]!r}… lies deeper than {DEEPEST} folders; leave it out with ignore=")
         with os.scandir(folder) as entries:
             for item in entries:
                 info = item.stat(follow_symlinks=False)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FORMAT = "1"
 """Part of every key: changed when the same step begins to mean something else."""
 
+DEEPEST = 256
+"""Folders in folders, of what is copied, packed or unpacked: nobody's code is deeper, and each level costs stack or descriptors."""
+
 
 def architecture() -> str:
     """This machine's, as registries and Debian call it."""

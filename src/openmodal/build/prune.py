@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from openmodal._spec import Built, Root
+from openmodal._trash import going_on, tell
 from openmodal.build import put
 from openmodal.build.base import TRUST
 from openmodal.build.layers import Layers, Meta, remove_tree, size_of
@@ -42,17 +43,22 @@ def prune(store: Layers, *, budget: int | None = None, unused_for: float = 0.0, 
         caches: the folders of package downloads, too.
 
     Safe at any time, from many processes. What is in use stays, and is tried again by the next call.
+
+    Raises:
+        EngineError: something could not be removed; all else is.
     """
-    leftovers = store.collect()
+    failed: list[str] = []
+    leftovers = store.collect(failed)
     with store.guard("prune"):
         layers = _layers(store)
         images = sorted(_images(store), key=lambda image: image.used)
         for image in _to_forget(images, layers, budget, time.time() - unused_for):
             image.file.unlink(missing_ok=True)
-        count, freed = _sweep(store, layers)
+        count, freed = _sweep(store, layers, failed)
         put.forget(store)
         if caches:
-            freed += _drop_caches(store)
+            freed += _drop_caches(store, failed)
+    tell(failed)
     return Pruned(count, freed, leftovers)
 
 
@@ -106,7 +112,7 @@ def _to_forget(images: list[_Image], layers: dict[str, Meta], budget: int | None
     return old
 
 
-def _sweep(store: Layers, layers: dict[str, Meta]) -> tuple[int, int]:
+def _sweep(store: Layers, layers: dict[str, Meta], failed: list[str]) -> tuple[int, int]:
     """Remove layers that no image has and no layer stands on, until there is none."""
     wanted = {key for image in _images(store) for key in image.layers}
     # The layer of certificate authorities belongs to no image and lies on top of any; it is small and stays.
@@ -117,7 +123,9 @@ def _sweep(store: Layers, layers: dict[str, Meta]) -> tuple[int, int]:
         progress = False
         parents = {meta.parent for meta in left.values()}
         for key in [key for key in left if key not in wanted and key not in parents]:
-            removed = _remove(store, key)
+            removed = False
+            with going_on(failed):
+                removed = _remove(store, key)
             count, freed = count + removed, freed + removed * left[key].size
             if removed:
                 del left[key]
@@ -150,12 +158,13 @@ def _remove_held(store: Layers, key: str) -> bool:
     return True
 
 
-def _drop_caches(store: Layers) -> int:
+def _drop_caches(store: Layers, failed: list[str]) -> int:
     freed = 0
     folder = store.path / "cache"
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
         if held := try_lock(store.path / "locks" / f"cache-{name}"):
-            with held:
-                freed += size_of(folder / name)
+            with held, going_on(failed):
+                size = size_of(folder / name)
                 remove_tree(folder / name)
+                freed += size
     return freed

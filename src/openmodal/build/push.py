@@ -25,9 +25,10 @@ from openmodal._spec import Root
 from openmodal.build import credentials, names
 from openmodal.build.layers import Layers
 from openmodal.build.merged import is_opaque, is_whiteout
+from openmodal.build.names import DEEPEST
 from openmodal.build.reference import MANIFESTS, Descriptor, ImageConfig, Manifest, Reference, RootFs, RunConfig
 from openmodal.build.registry import Client
-from openmodal.errors import RegistryError
+from openmodal.errors import ImageBuildError, RegistryError
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -247,6 +248,8 @@ def pack(folder: Path, file: IO[bytes]) -> Blob:
 
 def _walk(folder: Path, prefix: str = "") -> Iterator[str]:
     """Every name below, folders before what is in them, always in the same order."""
+    if prefix.count("/") > DEEPEST:
+        raise ImageBuildError(f"{prefix[:80]!r}… lies deeper than {DEEPEST} folders, which no registry's image may")
     for name in sorted(os.listdir(folder / prefix)):
         path = prefix + name
         yield path

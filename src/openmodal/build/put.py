@@ -16,6 +16,7 @@ from openmodal._spec import Copy
 from openmodal.build import local
 from openmodal.build.local import Entry
 from openmodal.build.merged import Found, Merged
+from openmodal.build.names import DEEPEST
 from openmodal.errors import ImageBuildError, InvalidError
 
 if TYPE_CHECKING:
@@ -256,6 +257,8 @@ class _Taking:
 
     def inside(self, folder: Found, path: str) -> None:
         """Copy what is in a folder."""
+        if path.count("/") > DEEPEST:
+            raise ImageBuildError(f"{path[:80]!r}… lies deeper than {DEEPEST} folders; copy what is above it only")
         for child in self._source.children(folder):
             self.take(child, f"{path.rstrip('/')}/{os.path.basename(child.name)}")
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
 
+from openmodal import _trash
+from openmodal.build.names import DEEPEST
 from openmodal.build.tar import HostileTar, Member, Reader, shown
 from openmodal.errors import EngineError
 
@@ -38,7 +39,7 @@ class Limits(msgspec.Struct, frozen=True):
     ratio_floor: int = 512 << 20
     name: int = 255
     path: int = 4096
-    depth: int = 256
+    depth: int = DEEPEST
 
 
 class _OpenHow(ctypes.Structure):
@@ -215,7 +216,7 @@ class Unpacker:
             return False
         self._forget_below()
         if stat.S_ISDIR(info.st_mode):
-            shutil.rmtree(name, dir_fd=parent)
+            _trash.remove(os.fsdecode(name), dir_fd=parent)
         else:
             os.unlink(name, dir_fd=parent)
         return not stat.S_ISDIR(info.st_mode)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import click
 
-from openmodal import _config
+from openmodal import _config, _trash
 from openmodal.cli import _output
 from openmodal.cli._session import Session, engine_options, json_option, pass_session
 from openmodal.errors import UnsupportedError
@@ -23,13 +23,18 @@ def gc(session: Session, check: bool, as_json: bool) -> int:
 
     Of the engine that is named; else of all that this machine has.
     """
-    found = [line for engine in _engines(session) for line in engine.gc(check=check)]
+    found: list[str] = []
+    failed: list[str] = []
+    for engine in _engines(session):
+        with _trash.going_on(failed):
+            found += engine.gc(check=check)
     if as_json:
-        _output.emit({"left" if check else "removed": list(found)})
-    elif not found:
+        _output.emit({"left" if check else "removed": found})
+    elif not found and not failed:
         click.echo("Nothing is left behind.")
     for line in () if as_json else found:
         click.echo(f"{'left behind' if check else 'removed'}: {_output.printable(line)}")
+    _trash.tell(failed)
     return 1 if check and found else 0
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from openmodal import _config
+from openmodal import _config, _trash
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, Streamed, until_end
 from openmodal._spec import Built, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
@@ -160,16 +160,22 @@ class Docker:
         """Remove what crashes left: containers that ended and nobody looked at, folders without one; return what was removed.
 
         `check`: only tell what would be removed.
+
+        Raises:
+            EngineError: something could not be removed; all else is.
         """
+        failed: list[str] = []
         with self._daemon.open() as api:
             known = container.names(api.get("/containers/json", all=True, filters=container.labels(container.ID)))
             dead = [id for id, item in known.items() if item["State"] != "running" and self._may_collect(id, item)]
             orphans = [id for id in self._store.ids() if id not in known and not self._store.alive(id)]
             if not check:
                 for id in (*dead, *orphans):
-                    self._collect(api, id)
-                with contextlib.suppress(FileNotFoundError):
+                    with _trash.going_on(failed):
+                        self._collect(api, id)
+                with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
                     self._store.prune_ended()
+        _trash.tell(failed)
         return [f"sandbox {id}" for id in (*dead, *orphans)]
 
     def images(self) -> Sequence[Built]:

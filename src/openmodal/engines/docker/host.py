@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmodal import _config
+from openmodal import _binary, _config
 from openmodal._spec import Root, SandboxSpec
 from openmodal.build.base import BUNDLE, TRUST_VARIABLES
 from openmodal.build.layers import Layers
-from openmodal.engines import asked, machine, native
+from openmodal.engines import asked, machine
 from openmodal.engines.docker import container, links
 from openmodal.engines.docker.container import setup
 from openmodal.engines.docker.daemon import Daemon
@@ -82,7 +82,7 @@ class Host:
         Raises:
             EngineError: it cannot be done.
         """
-        program = native.find(layers.path, self.info["Architecture"])
+        program = _binary.find(layers.path, self.info["Architecture"])
         command = [program, "wall", found["NetworkSettings"]["SandboxKey"], found["ResolvConfPath"]]
         done = subprocess.run(command, input=setup({}, denied, caged=False), capture_output=True, check=False)
         if done.returncode:
@@ -102,7 +102,7 @@ class Host:
         """What the container gets, its environment, and the image that it is made of."""
         bundle = _config.authorities()
         trust = dict.fromkeys(TRUST_VARIABLES, f"/{BUNDLE}") if bundle else {}
-        agent = Path(native.find(layers.path, self.info["Architecture"]))
+        agent = Path(_binary.find(layers.path, self.info["Architecture"]))
         files = {links.AGENT: agent, **({f"/{BUNDLE}": bundle} if bundle else {})}
         image = root.layers[0]
         gvisor = "" if spec.runtime == "native" else self.gvisor(network=not spec.network.block)

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openmodal import _config, _wire
+from openmodal import _binary, _config, _wire
 from openmodal._command import Command
 from openmodal._dual import Blocking
 from openmodal._link import Link, Links
 from openmodal._spec import ExecSpec, Network, Status
 from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
-from openmodal.engines import native
 from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import egress, host, launch, mirrors, network, plan
 from openmodal.errors import EngineError
@@ -46,7 +45,7 @@ class Booth:
         lowers, env = host.over_trust(engine.layers, request.layers, request.env)
         with engine.store.new(status) as folder:
             net, servers = await self._net(folder)
-            await launch.start(native.find(engine.store.state), self._box(folder, lowers, env, net, servers))
+            await launch.start(_binary.find(engine.store.state), self._box(folder, lowers, env, net, servers))
         try:
             await self._tell_of_network()
             if request.workdir:
@@ -71,7 +70,7 @@ class Booth:
         if private := await Blocking(mirrors.private):
             lines = egress.prepare(_INTERNET, folder, folder / "egress.log", private)
             return [*lines, *host.in_machines_network()], host.resolvers(_INTERNET)
-        lines = await host.net(native.find(self._engine.store.state), degraded=_may_lack_network())
+        lines = await host.net(_binary.find(self._engine.store.state), degraded=_may_lack_network())
         return lines, host.resolvers(Network())
 
     async def _tell_of_network(self) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from openmodal import _config
-from openmodal.engines import groups, native
+from openmodal import _binary, _config, _idmap
+from openmodal.engines import groups
 from openmodal.engines.check import Check
 from openmodal.engines.embedded import cgroup, container, gvisor, network, rootless
 from openmodal.errors import EngineError
@@ -108,7 +108,7 @@ def kernel(machine: Machine) -> Check:
 def program(machine: Machine) -> Check:
     """The native program, for this CPU."""
     try:
-        path = native.find(machine.state)
+        path = _binary.find(machine.state)
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (EngineError, OSError, subprocess.TimeoutExpired) as error:
         return Check("native program", False, str(error), "install gcc and reinstall openmodal", required=True)
@@ -169,7 +169,7 @@ def user(machine: Machine) -> Check:
     if machine.is_root:
         return Check("user ids", True, "root: each sandbox gets 65,536 ids of its own")
     helper = machine.which("newuidmap")
-    ranges = [rootless.subordinate(machine.text(f"etc/{name}"), machine.uid) for name in ("subuid", "subgid")]
+    ranges = [_idmap.subordinate(machine.text(f"etc/{name}"), machine.uid) for name in ("subuid", "subgid")]
     if helper and all(ranges):
         return Check("user ids", True, "your sub-ids, shared by your sandboxes")
     remedy = (

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openmodal import _config
+from openmodal import _binary, _config, _trash
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
 from openmodal._spec import Built, Egress, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
@@ -23,7 +23,7 @@ from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
-from openmodal.engines import asked, machine, native
+from openmodal.engines import asked, machine
 from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.errors import (
@@ -87,7 +87,7 @@ class Embedded:
             if runsc:
                 box = gvisor.inside(box, runsc)
             try:
-                await launch.start(native.find(self._store.state), box, held.fd)
+                await launch.start(_binary.find(self._store.state), box, held.fd)
             except BaseException:  # its supervisor clears up, unless it was killed
                 cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
                 raise
@@ -174,6 +174,9 @@ class Embedded:
 
         Groups with processes may be of a sandbox in another state folder, and a new one's are still empty: both are left alone.
         `check`: only tell what would be removed.
+
+        Raises:
+            EngineError: something could not be removed; all else is.
         """
         # The groups before the ids: so a sandbox that is made meanwhile is not taken for dead.
         groups = cgroup.leftovers(host.hierarchies())
@@ -181,13 +184,20 @@ class Embedded:
         dead = [id for id in ids if not self._store.alive(id)]
         orphans = {id: found for id, found in groups.items() if id not in ids and all(map(cgroup.abandoned, found))}
         if not check:
-            dead = [id for id in dead if self._reap(id, self._store.status(id))]
+            failed: list[str] = []
+            dead = [id for id in dead if self._reaped(id, failed)]
             orphans = {id: found for id, found in orphans.items() if cgroup.remove(found)}
-            self._layers.collect()
-            with contextlib.suppress(FileNotFoundError):
+            self._layers.collect(failed)
+            with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
                 self._store.prune_ended()
-                self._store.sweep()
+            self._store.sweep(failed)
+            _trash.tell(failed)
         return [*(f"sandbox {id}" for id in dead), *(f"control groups of {id}" for id in orphans)]
+
+    def _reaped(self, id: str, failed: list[str]) -> bool:
+        with _trash.going_on(failed):
+            return self._reap(id, self._store.status(id)) is not None
+        return False
 
     def images(self) -> Sequence[Built]:
         """The images that are built."""
@@ -210,8 +220,8 @@ class Embedded:
             return None
         end = self._store.end(id) or EndRecord("lost", 137, time.time(), "its supervisor was killed")
         cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
+        self._store.write_end(id, end)
         if status:
-            self._store.write_end(id, end)
             with contextlib.suppress(FileNotFoundError):
                 (folder / "status.json").rename(self._store.ended / f"{id}.status")
         self._store.remove(folder)
@@ -274,7 +284,7 @@ class Embedded:
 
     async def _net(self, spec: SandboxSpec, id: str, folder: Path) -> plan.Lines:
         """What a sandbox reaches, and how."""
-        wanted, program = spec.network, native.find(self._store.state)
+        wanted, program = spec.network, _binary.find(self._store.state)
         if wanted.block:
             return [("net", "none")]
         if wanted.listed:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from openmodal import _config
+from openmodal import _config, _idmap
 from openmodal._dual import Blocking
 from openmodal._spec import Network
 from openmodal.build.base import trust_layer
@@ -26,7 +26,7 @@ def ids() -> plan.Lines:
         EngineError: root is root of a container only, that lacks what a box takes.
     """
     if os.geteuid() != 0:
-        return rootless.id_lines()
+        return _idmap.lines()
     _require_rights()
     machine = _config.machine()
     machine.mkdir(mode=0o700, parents=True, exist_ok=True)

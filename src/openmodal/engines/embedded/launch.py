@@ -10,11 +10,11 @@ import struct
 import time
 from pathlib import Path
 
+from openmodal import _binary
 from openmodal._dual import readable, run_sync
 from openmodal._link import connected
 from openmodal._spec import EndRecord
 from openmodal._store import parse_record
-from openmodal.engines import native
 from openmodal.engines.embedded import plan
 from openmodal.errors import DiskFullError, EngineError
 
@@ -101,7 +101,7 @@ async def _launch(program: str, plan_bytes: bytes, held: int) -> None:
 
 def _started(program: str, plan_fd: int, report_end: int, held: int) -> int:
     try:
-        return native.start(program, ("box",), plan_fd, report_end, held)
+        return _binary.start(program, ("box",), plan_fd, report_end, held)
     except OSError as error:
         raise EngineError(
             f"the native program {program} cannot be started: {error.strerror}; reinstall openmodal"

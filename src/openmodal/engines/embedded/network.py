@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from openmodal import _binary
 from openmodal.engines import machine
 from openmodal.engines.machine import DENIED
 from openmodal.errors import EngineError
@@ -39,13 +40,12 @@ NEVER = (*machine.NEVER, "10.251.0.0/16")
 MOST_CONNECTIONS = 2500
 """Of one sandbox at a time: all share the router's table of connections."""
 
-_ADMIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PUBLIC_RESOLVERS = ("1.1.1.1", "8.8.8.8")
 
 
 def tool(*names: str) -> str | None:
     """The first of these programs that is installed where an administrator's are."""
-    return next((path for name in names if (path := shutil.which(name, path=_ADMIN_PATH))), None)
+    return next((path for name in names if (path := shutil.which(name, path=_binary.PATH))), None)
 
 
 def resolvers(root: Path = Path("/")) -> tuple[str, ...]:

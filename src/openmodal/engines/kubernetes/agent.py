@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openmodal.engines import native
+from openmodal import _binary
 from openmodal.engines.kubernetes import pods
 from openmodal.engines.kubernetes.api import Api, ApiError, Json
 from openmodal.engines.kubernetes.settings import Settings
@@ -16,7 +16,7 @@ def binary(settings: Settings) -> bytes:
         EngineError: this installation has none.
     """
     try:
-        return native.content(settings.cpu)
+        return _binary.content(settings.cpu)
     except EngineError as error:
         raise EngineError(f"{error}, or set kubernetes.architecture to the nodes' CPU") from error
 

@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 
 import msgspec
 
-from openmodal import _config, _wire
+from openmodal import _config, _trash, _wire
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, SocketStream, until_end
 from openmodal._spec import EndRecord, Info, PoolStatus, Recipe, Report, Resources, Root, SandboxSpec, Status
@@ -198,8 +198,13 @@ class Kubernetes:
         """Remove the pods of sandboxes that ended while nobody looked, and of probes that were killed; return what was removed.
 
         `check`: only tell.
+
+        Raises:
+            EngineError: something could not be removed; all else is.
         """
         from openmodal._dual import run_sync
+
+        failed: list[str] = []
 
         cluster = self._api()
         left = [found for found in self._listed(cluster) if not found.deleting]
@@ -208,10 +213,14 @@ class Kubernetes:
         if not check:
             self._store.prepare()
             for id in ended:
-                run_sync(self._settle(cluster, id))
-            self._store.prune_ended()
+                with _trash.going_on(failed):
+                    run_sync(self._settle(cluster, id))
+            with _trash.going_on(failed):
+                self._store.prune_ended()
             for name in probes:
-                cluster.delete(cluster.pods(name))
+                with _trash.going_on(failed):
+                    cluster.delete(cluster.pods(name))
+        _trash.tell(failed)
         return [*(f"sandbox {id}" for id in ended), *(f"pod {name}" for name in probes)]
 
     # --------------------------------------------------------------------------------------------------- links

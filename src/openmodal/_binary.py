@@ -13,6 +13,9 @@ from pathlib import Path
 
 from openmodal.errors import EngineError
 
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where an administrator's programs are."""
+
 _ALL_SIGNALS = [n for n in signal.Signals if n not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
@@ -27,6 +30,18 @@ def find(state: Path, cpu: str = "") -> str:
             raise EngineError(f"OPENMODAL_AGENT is {chosen!r}, which cannot be executed; build it with native/build.py")
         return chosen
     return _executable(state, cpu or platform.machine())
+
+
+def own(state: Path) -> str:
+    """The program for this machine's own house-keeping: this installation's, whatever is chosen for sandboxes; else that.
+
+    Raises:
+        EngineError: there is none, or it cannot be executed.
+    """
+    try:
+        return _executable(state, platform.machine())
+    except EngineError:
+        return find(state)
 
 
 def content(cpu: str) -> bytes:
@@ -51,7 +66,7 @@ def _executable(state: Path, cpu: str) -> str:
 
 def _packaged(cpu: str) -> Path:
     machine = _machine(cpu)
-    path = Path(__file__).parents[1] / "_native" / f"openmodal-agent-{machine}"
+    path = Path(__file__).parent / "_native" / f"openmodal-agent-{machine}"
     if not path.exists():
         remedy = "install a release wheel of openmodal, which has it for both CPUs"
         if machine == _machine(platform.machine()):
@@ -90,7 +105,6 @@ def start(program: str, arguments: Sequence[str], stdin: int, stdout: int, held:
     ]
     if held >= 0:
         actions.append((os.POSIX_SPAWN_DUP2, held, 3))
-    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
     return os.posix_spawn(
-        program, [program, *arguments], environment, file_actions=actions, setsigmask=[], setsigdef=_ALL_SIGNALS
+        program, [program, *arguments], {"PATH": PATH}, file_actions=actions, setsigmask=[], setsigdef=_ALL_SIGNALS
     )
