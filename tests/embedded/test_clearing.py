@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -44,7 +46,7 @@ def depth(folder: Path) -> int:
     levels, fd = 0, os.open(folder, os.O_RDONLY)
     while below := [name for name in os.listdir(fd) if not os.path.islink(name)]:
         try:
-            fd, above = os.open(sorted(below)[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd), fd
+            fd, above = os.open(min(below), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd), fd
         except NotADirectoryError:
             break
         os.close(above)
@@ -123,3 +125,19 @@ def test_deep_folders_in_a_layer_and_a_cache_are_pruned(tmp_path: Path) -> None:
 def made_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
+
+
+def test_terminate_returns_when_the_sandbox_is_gone_whoever_ends_it(engine: Embedded, create: Create) -> None:
+    """J19: a supervisor that is ending listens no more, and still has its lock and folder; here the test stands for it."""
+    sandbox = create()
+    folder = bury(engine, sandbox)
+    fd = os.open(folder / "lock", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as thread:
+        call = thread.submit(sandbox.terminate)
+        with pytest.raises(TimeoutError):
+            call.result(1)
+        os.close(fd)
+        call.result(30)
+    assert not folder.exists()
+    assert sandbox.poll() == 137

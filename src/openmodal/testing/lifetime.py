@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -170,6 +172,19 @@ class TestTermination:
         for call in calls:
             call.result(30)
         assert sandbox.poll() == 137
+
+    def test_each_of_many_that_terminate_finds_it_ended(self, create: Create, engine: Engine) -> None:
+        """The second one could return while the first was still at it, and `poll` said None."""
+
+        def end(id: str, delay: float) -> int | None:
+            time.sleep(delay)
+            Sandbox.from_id(id, engine=engine).terminate()
+            return Sandbox.from_id(id, engine=engine).poll()
+
+        with ThreadPoolExecutor(8) as threads:
+            for _ in range(3):
+                id = create().id
+                assert set(threads.map(end, [id] * 8, [0.002 * number for number in range(8)])) == {137}
 
     @promise("many_processes")
     def test_another_process_terminates_while_a_command_runs(

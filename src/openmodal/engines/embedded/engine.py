@@ -120,8 +120,10 @@ class Embedded:
         try:
             await launch.ask(self._store.folder(id), b"t", launch.STOP_SECONDS)
         except (ConnectionError, FileNotFoundError):
-            pass  # it has ended, or was never there
+            pass  # it has ended, or was never there, or somebody else ends it and its supervisor listens no more
         except TimeoutError:
+            await self._kill(id)
+        if not await self._ended(id):
             await self._kill(id)
         self._reap(id, self._store.status(id))
 
@@ -231,9 +233,16 @@ class Embedded:
         """End a sandbox whose supervisor does not answer: kill everything in its groups, then the supervisor."""
         cgroup.kill(cgroup.leftovers(host.hierarchies()).get(id, []))
         await launch.kill_supervisor(self._store.folder(id))
+        await self._ended(id)
+
+    async def _ended(self, id: str) -> bool:
+        """Wait until nobody holds the sandbox any more; whether that is so within the time for an end."""
         deadline = time.monotonic() + launch.STOP_SECONDS
-        while self._store.alive(id) and time.monotonic() < deadline:
-            await Sleep(0.01)
+        while alive := self._store.alive(id):
+            if time.monotonic() > deadline:
+                break
+            await Sleep(0.005)
+        return not alive
 
     # ------------------------------------------------------------------------------------------------- boxes
 
