@@ -526,17 +526,25 @@ static void make_record(struct box *box) {
              (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000), sentence_of(box->reason));
 }
 
-static void write_record(const struct box *box) {
+static bool write_record(const struct box *box) {
     if (box->plan->record == NULL)
-        return;
+        return true;
     char *part = must_format("%s.part", box->plan->record);
     AUTO_FD int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (fd < 0 || !write_all(fd, box->record, strlen(box->record)) || rename(part, box->plan->record) != 0)
+    bool written = fd >= 0 && write_all(fd, box->record, strlen(box->record)) && rename(part, box->plan->record) == 0;
+    if (!written)
         unlink(part);
     free(part);
     char *status = must_format("%s.status", box->plan->record); /* what it was, for those who ask later */
     renameat(box->folder, "status.json", AT_FDCWD, status);
     free(status);
+    return written;
+}
+
+/* A full disk: what the sandbox has filled it with makes room for telling how it ended, before its folder goes. */
+static void make_room(struct box *box) {
+    if (!box->plan->keep)
+        trash_remove(box->plan->upper, true, answer_in_time, box);
 }
 
 static void answer_clients(struct box *box) {
@@ -590,9 +598,13 @@ static void finish(struct box *box) {
     box->agent_listener = -1;
     take_down(box);
     make_record(box);
-    write_record(box);
+    bool recorded = write_record(box);
     close(box->control_listener);
     await_detached(box);
+    if (!recorded) {
+        in_userns(box, make_room);
+        write_record(box);
+    }
     in_userns(box, discard_all);
     answer_clients(box);
     reap(&box->detacher);

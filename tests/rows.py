@@ -20,9 +20,9 @@ CATALOGUE = {
     "F": "1 2 4 5 7 8 10 11 13 14 16 17",
     "G": "1 2 4 5 7 8 10 11 13 14 16 17 19 20",
     "H": "1 2 4 5 7 8 10 11 13 14 16 17 19 20",
-    "I": "1 2 4 5 7 8 10 11 13 14 16 17 19 20 22 23 31",
-    "J": "1 2 4 5 7 8 10 11 13 14 16 17 19 20",
-    "K": "1 2 4 5 7 8 10",
+    "I": "1 2 4 5 7 8 10 11 13 14 16 17 19 20 22 23 31 32",
+    "J": "1 2 4 5 7 8 10 11 13 14 16 17 19 20 22",
+    "K": "1 2 4 5 7 8 10 11 13",
 }
 """What an attacker may try: A identity, B /proc and /sys, C system calls, D devices, E control groups, F files and neighbours,
 G network, H files and images from hostile hands, I exhaustion, J lifecycle, K state and local users."""

@@ -1,4 +1,4 @@
-"""The native program: where it is, and how it is started."""
+"""The native program: where it is, and how it and other programs of this machine are started."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from openmodal.errors import EngineError
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where an administrator's programs are."""
+
+MOST_SECONDS = 60.0
+"""That a program may take of which a sandbox waits."""
 
 _ALL_SIGNALS = [n for n in signal.Signals if n not in (signal.SIGKILL, signal.SIGSTOP)]
 
@@ -108,3 +112,18 @@ def start(program: str, arguments: Sequence[str], stdin: int, stdout: int, held:
     return os.posix_spawn(
         program, [program, *arguments], {"PATH": PATH}, file_actions=actions, setsigmask=[], setsigdef=_ALL_SIGNALS
     )
+
+
+def run(command: Sequence[str], text: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run a program of this machine to its end. One that hangs is ended, not waited for.
+
+    Raises:
+        EngineError: it has not ended in time.
+    """
+    try:
+        return subprocess.run(command, input=text, capture_output=True, check=False, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        name = " ".join(map(os.path.basename, command[:2]))
+        raise EngineError(
+            f"{name!r} has not ended within {MOST_SECONDS:.0f} s and was killed; is the machine overloaded, or does somebody hold a lock?"
+        ) from error

@@ -46,8 +46,14 @@ class Store:
         """Make the folders, private to this user.
 
         Raises:
-            EngineError: they cannot be made, or belong to somebody else.
+            EngineError: they cannot be made, belong to somebody else, or others may put their own in their place.
         """
+        for parent in _parents(self.state):
+            if reason := _open_to_others(parent):
+                raise EngineError(
+                    f"the state folder {self.state} is not safe, because {parent} {reason}: whoever may write there can replace it; "
+                    "set OPENMODAL_HOME to a folder that only you and root can reach"
+                )
         try:
             self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.sandboxes, self.ended):
@@ -127,10 +133,7 @@ class Store:
 
     def write_status(self, status: Status) -> None:
         """Replace status.json at once."""
-        folder = self.folder(status.id)
-        new = folder / "status.new"
-        new.write_bytes(msgspec.json.encode(status))
-        new.rename(folder / "status.json")
+        _write(self.folder(status.id) / "status.json", msgspec.json.encode(status))
 
     def status(self, id: str) -> Status | None:
         """What a sandbox is, or was; None if nothing (whole) is known of it."""
@@ -166,20 +169,20 @@ class Store:
         """Note how a sandbox ended, unless its supervisor has."""
         text = f"reason={end.reason}\nreturncode={end.returncode}\nended={end.ended}\ntext={end.text}\n"
         new = self.ended / f".{id}.{os.urandom(8).hex()}"  # threads of one process may do the same
-        new.write_text(text)
         try:
+            new.write_text(text)
             os.link(new, self.ended / id)
         except FileExistsError:
             pass
         finally:
-            new.unlink()
+            new.unlink(missing_ok=True)
 
     def write_ended(self, status: Status, end: EndRecord, stdout: bytes = b"", stderr: bytes = b"") -> None:
         """Note all that is to be known of a sandbox that has no folder here and has ended; the first who does it is right."""
         for name, data in (("stdout", stdout), ("stderr", stderr)):
             if data:
-                (self.ended / f"{status.id}.{name}").write_bytes(data)
-        (self.ended / f"{status.id}.status").write_bytes(msgspec.json.encode(status))
+                _write(self.ended / f"{status.id}.{name}", data)
+        _write(self.ended / f"{status.id}.status", msgspec.json.encode(status))
         self.write_end(status.id, end)
 
     def main_output(self, id: str, stream: int) -> bytes:
@@ -220,6 +223,32 @@ class Store:
     def remove(folder: Path) -> None:
         """Remove a sandbox's folder, whatever is in it; others may be doing the same, and its box may still be writing into it."""
         _trash.remove(folder)
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Replace a file at once: old or new, never torn, and nothing beside it if there is no room."""
+    new = file.with_name(f".{file.name}.{os.urandom(8).hex()}")  # threads of one process may do the same
+    try:
+        new.write_bytes(data)
+        new.rename(file)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _parents(folder: Path) -> list[Path]:
+    """Every folder on the way to this one that is there, with those that links lead through."""
+    found = {*folder.absolute().parents, *Path(os.path.realpath(folder)).parents}
+    return sorted(parent for parent in found if parent.exists())
+
+
+def _open_to_others(folder: Path) -> str:
+    """Why others than this user and root may rename what is in a folder; "" if they may not. As sshd's StrictModes has it."""
+    info = os.stat(folder)
+    if info.st_uid not in (0, os.geteuid()):
+        return f"belongs to user {info.st_uid}"
+    if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
+        return f"may be written by everybody (mode {stat.S_IMODE(info.st_mode):o})"
+    return ""
 
 
 def _make_private(folder: Path) -> None:

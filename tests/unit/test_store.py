@@ -64,6 +64,36 @@ def test_somebody_elses_state_folder_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "state").prepare()
 
 
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "safe"), [(0o777, False), (0o707, False), (0o1777, True), (0o775, True), (0o755, True)]
+)
+def test_a_state_folder_that_others_can_replace_is_refused(tmp_path: Path, mode: int, safe: bool, linked: bool) -> None:
+    """K11: a parent that everybody may write to, directly or behind a link. In a sticky one, as /tmp is, nobody renames others' things."""
+    home = tmp_path / "open" / "inner"
+    home.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(home)
+    home.parent.chmod(mode)
+    store = Store((tmp_path / "link" if linked else home) / "state")
+    if safe:
+        store.prepare()
+        return
+    with pytest.raises(
+        EngineError, match=rf"{home.parent} may be written by everybody \(mode {mode:o}\).*OPENMODAL_HOME"
+    ):
+        store.prepare()
+    assert not (home / "state").exists()
+
+
+@pytest.mark.root
+def test_a_state_folder_below_somebody_elses_is_refused(tmp_path: Path) -> None:
+    """K11: its owner can replace it, whatever its mode."""
+    (tmp_path / "theirs").mkdir(mode=0o755)
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    with pytest.raises(EngineError, match="theirs belongs to user 65534"):
+        Store(tmp_path / "theirs/mine/state").prepare()
+
+
 @pytest.mark.parametrize("id", ["", ".", "..", "../x", "a/b", "/etc", "a\0", "a\n", "-x", ".hidden", "x" * 100, "ü"])
 def test_what_cannot_be_an_id_is_not_found(store: Store, id: str) -> None:
     with pytest.raises(NotFoundError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +83,7 @@ class Host:
         """
         program = _binary.find(layers.path, self.info["Architecture"])
         command = [program, "wall", found["NetworkSettings"]["SandboxKey"], found["ResolvConfPath"]]
-        done = subprocess.run(command, input=setup({}, denied, caged=False), capture_output=True, check=False)
+        done = _binary.run(command, setup({}, denied, caged=False))
         if done.returncode:
             said = done.stderr.decode("utf-8", "replace").strip().removeprefix("error ")
             raise EngineError(

@@ -6,9 +6,9 @@ It is the one hard limit of bytes and inodes that needs no quotas in the kernel.
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
+from openmodal import _binary
 from openmodal.engines.embedded import network
 from openmodal.errors import DiskFullError, EngineError
 
@@ -38,7 +38,7 @@ def make(folder: Path, mebibytes: int) -> str:
     # No journal: the disk does not outlive the sandbox. Nothing is kept back for root: root in the sandbox is the user.
     options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1"]
     inodes = str(min(_MOST_INODES, size // _BYTES_PER_INODE))
-    done = subprocess.run([mkfs, *options, "-N", inodes, "--", str(path)], capture_output=True, check=False)
+    done = _binary.run([mkfs, *options, "-N", inodes, "--", str(path)])
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip()
         if "No space left" in said:

@@ -222,12 +222,25 @@ class Embedded:
             return None
         end = self._store.end(id) or EndRecord("lost", 137, time.time(), "its supervisor was killed")
         cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
-        self._store.write_end(id, end)
+        if not self._noted(id, end):
+            _trash.remove(folder / "upper")  # what filled the disk makes room for how it ended
+            if not self._noted(id, end):
+                return end  # the folder stays, and tells the same again
         if status:
             with contextlib.suppress(FileNotFoundError):
                 (folder / "status.json").rename(self._store.ended / f"{id}.status")
         self._store.remove(folder)
         return end
+
+    def _noted(self, id: str, end: EndRecord) -> bool:
+        """Note how a sandbox ended; whether there was room for it."""
+        try:
+            self._store.write_end(id, end)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return False
+        return True
 
     async def _kill(self, id: str) -> None:
         """End a sandbox whose supervisor does not answer: kill everything in its groups, then the supervisor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -21,6 +22,7 @@ from openmodal.errors import DiskFullError, EngineError
 STOP_SECONDS = 10.0
 
 _START_SECONDS = 60.0
+_END_SECONDS = 5.0
 
 
 async def start(program: str, box: plan.Box, held: int = -1) -> None:
@@ -109,8 +111,18 @@ def _started(program: str, plan_fd: int, report_end: int, held: int) -> int:
 
 
 def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):  # the host program ignores SIGCHLD
-        os.waitpid(pid, 0)
+    """Wait for the program, which ends soon: it has reported, or its report is closed. One that hangs is killed."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # the host program ignores SIGCHLD
+        process = os.pidfd_open(pid)
+        try:
+            ended = select.poll()
+            ended.register(process, select.POLLIN)
+            if not ended.poll(_END_SECONDS * 1000):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                ended.poll(_END_SECONDS * 1000)
+        finally:
+            os.close(process)
+        os.waitpid(pid, os.WNOHANG)
 
 
 async def _read_to_end(fd: int) -> str:

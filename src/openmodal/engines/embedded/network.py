@@ -18,7 +18,6 @@ import functools
 import ipaddress
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -286,11 +285,11 @@ class Router:
             self._loaded.unlink(missing_ok=True)
             iptables = tool("iptables")
             for table, chain, rule in machine_rules(resolvers()) if iptables else ():
-                subprocess.run([iptables, "-w", "-t", table, "-D", chain, *rule], capture_output=True, check=False)  # type: ignore[list-item]
+                _binary.run([iptables, "-w", "-t", table, "-D", chain, *rule])  # type: ignore[list-item]
 
     def _make(self, wanted: str) -> None:
         new = f"{self.path}.new"
-        subprocess.run([self._agent, "router", "remove", new], capture_output=True, check=False)  # of a crash
+        _binary.run([self._agent, "router", "remove", new])  # of a crash
         _run([self._agent, "router", "make", new, UPLINK_HOST, UPLINK_ROUTER, GATEWAY])
         try:
             self._load(Path(new), wanted)
@@ -327,7 +326,7 @@ class Router:
             _run([nft, "-f", "-"], nft_machine_rules(servers))
             return
         for table, chain, rule in machine_rules(servers) if iptables else ():
-            known = subprocess.run([iptables, "-w", "-t", table, "-C", chain, *rule], capture_output=True, check=False)  # type: ignore[list-item]
+            known = _binary.run([iptables, "-w", "-t", table, "-C", chain, *rule])  # type: ignore[list-item]
             if known.returncode:
                 _run([iptables, "-w", "-t", table, "-I", chain, "1", *rule])  # type: ignore[list-item]
 
@@ -346,7 +345,7 @@ def _default_interfaces(routes: str) -> list[str]:
 
 
 def _run(command: list[str], text: str = "") -> None:
-    done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
+    done = _binary.run(command, text.encode())
     if done.returncode:
         said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
         raise EngineError(f"the sandboxes' network cannot be set up: {os.path.basename(command[0])} said: {said}")
