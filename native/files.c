@@ -216,6 +216,7 @@ static bool serve(struct peer *peer, const struct file_request *request) {
     case FILE_RENAME: change(peer, rename(request->path, request->second) < 0 ? errno : 0); break;
     case FILE_WRITE: transfer_write(peer, request); break;
     case FILE_PUSH: transfer_push(peer, request); break;
+    case FILE_HOLES: break; /* this agent takes them in PUSH */
     default: put_error(&peer->out, ERROR_UNSUPPORTED, "no such file operation"); return false;
     }
     return !peer->failed;
@@ -237,7 +238,7 @@ static void skip_to_end(struct peer *peer) {
     struct frame frame;
     do
         peer_receive(peer, &frame);
-    while (frame.type == FRAME_CHUNK || frame.type == FRAME_ENTRY);
+    while (frame.type == FRAME_CHUNK || frame.type == FRAME_ENTRY || frame.type == FRAME_HOLE);
     if (frame.type != FRAME_END)
         _exit(1);
 }

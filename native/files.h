@@ -22,6 +22,7 @@ struct peer {
     size_t early_size;
     struct buffer in, out;
     bool failed;     /* an ERROR was sent: everything up to END is only read */
+    bool holes;      /* the client takes HOLE frames */
     const char *path;
 };
 void peer_flush(struct peer *peer);

@@ -52,8 +52,9 @@ void transfer_read(struct peer *peer, const struct file_request *request) {
         return;
     }
     put_entry(&peer->out, &entry);
-    ssize_t n;
-    while ((n = read_chunk(fd, MAX_DATA)) > 0)
+    uint64_t left = request->mode ? request->mode : UINT64_MAX;
+    ssize_t n = 0;
+    for (; left && (n = read_chunk(fd, left)) > 0; left -= (uint64_t)n)
         peer_send(peer, FRAME_CHUNK, chunk, (size_t)n);
     if (n < 0)
         peer_fail(peer, errno);
@@ -64,7 +65,7 @@ void transfer_read(struct peer *peer, const struct file_request *request) {
 /* ---- PULL ---- */
 
 /* As many bytes as were told: zeros for what a shrinking file lacks. */
-static void send_content(struct peer *peer, int fd, uint64_t left) {
+static void send_bytes(struct peer *peer, int fd, uint64_t left) {
     while (left) {
         ssize_t n = read_chunk(fd, left);
         if (n <= 0) {
@@ -73,6 +74,41 @@ static void send_content(struct peer *peer, int fd, uint64_t left) {
         }
         peer_send(peer, FRAME_CHUNK, chunk, (size_t)n);
         left -= (uint64_t)n;
+    }
+}
+
+/* Fewer blocks than bytes: only then it is worth asking where they are. */
+static bool is_sparse(int fd) {
+    struct stat info;
+    return fstat(fd, &info) == 0 && info.st_blocks < info.st_size / 512;
+}
+
+/* Where `whence` (SEEK_DATA, SEEK_HOLE) finds something from `at` on, `size` if nowhere; also what a file system without them says. */
+static uint64_t seek_next(int fd, uint64_t at, uint64_t size, int whence) {
+    off_t found = lseek(fd, (off_t)at, whence);
+    if (found < 0)
+        return errno == ENXIO || whence == SEEK_HOLE ? size : at;
+    return (uint64_t)found < size ? (uint64_t)found : size;
+}
+
+static void send_hole(struct peer *peer, uint64_t size) {
+    size_t mark = frame_begin(&peer->out, FRAME_HOLE);
+    put_uint(&peer->out, size, 8);
+    frame_end(&peer->out, mark);
+    if (buffer_size(&peer->out) > MAX_DATA / 4)
+        peer_flush(peer);
+}
+
+static void send_extents(struct peer *peer, int fd, uint64_t size) {
+    for (uint64_t at = 0; at < size;) {
+        uint64_t data = seek_next(fd, at, size, SEEK_DATA);
+        if (data > at)
+            send_hole(peer, data - at);
+        at = data < size ? seek_next(fd, data, size, SEEK_HOLE) : size;
+        if (at == data && at < size)
+            at = size; /* it changes at this moment: the rest goes as it is */
+        lseek(fd, (off_t)data, SEEK_SET);
+        send_bytes(peer, fd, at - data);
     }
 }
 
@@ -99,7 +135,10 @@ static void pull_file(struct peer *peer, int directory, const char *name, const 
         return;
     }
     put_entry(&peer->out, &entry);
-    send_content(peer, fd, entry.size);
+    if (peer->holes && is_sparse(fd))
+        send_extents(peer, fd, entry.size);
+    else
+        send_bytes(peer, fd, entry.size);
 }
 
 static void pull_any(struct peer *peer, int directory, const char *name, const char *path, int depth, int follow);
@@ -146,6 +185,7 @@ static void pull_any(struct peer *peer, int directory, const char *name, const c
 }
 
 void transfer_pull(struct peer *peer, const struct file_request *request) {
+    peer->holes = request->flags & 2;
     pull_any(peer, AT_FDCWD, request->path, "", 0, request->flags & 1 ? 0 : O_NOFOLLOW);
     if (!peer->failed)
         put_plain(&peer->out, FRAME_END);
@@ -325,17 +365,34 @@ static int push_chunk(struct pushing *pushing, const struct frame *frame) {
     return write_all(pushing->placing.fd, frame->payload, frame->size) ? 0 : errno;
 }
 
+/* What is skipped reads as zeros, and the file is as long as if it had been written. */
+static int push_hole(struct pushing *pushing, const struct frame *frame) {
+    struct cursor cursor = cursor_of(frame);
+    uint64_t size = take_uint(&cursor, 8);
+    if (!cursor_done(&cursor) || pushing->placing.fd < 0 || size > pushing->left || size > INT64_MAX)
+        return EINVAL;
+    pushing->left -= size;
+    off_t end = lseek(pushing->placing.fd, (off_t)size, SEEK_CUR);
+    return end < 0 || ftruncate(pushing->placing.fd, end) < 0 ? errno : 0;
+}
+
 static int push_frame(struct pushing *pushing, const struct frame *frame) {
     struct entry entry;
     if (frame->type == FRAME_CHUNK)
         return push_chunk(pushing, frame);
+    if (frame->type == FRAME_HOLE)
+        return push_hole(pushing, frame);
     return decode_entry(frame, &entry) ? push_entry(pushing, &entry) : EINVAL;
+}
+
+static bool belongs_to_tree(const struct frame *frame) {
+    return frame->type == FRAME_CHUNK || frame->type == FRAME_ENTRY || frame->type == FRAME_HOLE;
 }
 
 void transfer_push(struct peer *peer, const struct file_request *request) {
     struct pushing pushing = {.request = request, .root = -1, .parent = -1, .placing = {.directory = -1, .fd = -1}};
     struct frame frame;
-    for (peer_receive(peer, &frame); frame.type == FRAME_CHUNK || frame.type == FRAME_ENTRY; peer_receive(peer, &frame)) {
+    for (peer_receive(peer, &frame); belongs_to_tree(&frame); peer_receive(peer, &frame)) {
         int error = peer->failed ? 0 : push_frame(&pushing, &frame);
         if (!error)
             continue;

@@ -34,6 +34,7 @@ PUBLIC = [
     "SandboxDirectoryNotEmptyError",
     "SandboxError",
     "SandboxFileNotFoundError",
+    "SandboxFileTooLargeError",
     "SandboxFilesystemError",
     "SandboxIsADirectoryError",
     "SandboxNotADirectoryError",

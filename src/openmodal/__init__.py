@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from openmodal.errors import SandboxError as SandboxError
     from openmodal.errors import SandboxFileNotFoundError as SandboxFileNotFoundError
     from openmodal.errors import SandboxFilesystemError as SandboxFilesystemError
+    from openmodal.errors import SandboxFileTooLargeError as SandboxFileTooLargeError
     from openmodal.errors import SandboxIsADirectoryError as SandboxIsADirectoryError
     from openmodal.errors import SandboxNotADirectoryError as SandboxNotADirectoryError
     from openmodal.errors import SandboxNotRunningError as SandboxNotRunningError
@@ -74,6 +75,7 @@ _HOMES = {
         "SandboxDirectoryNotEmptyError",
         "SandboxError",
         "SandboxFileNotFoundError",
+        "SandboxFileTooLargeError",
         "SandboxFilesystemError",
         "SandboxIsADirectoryError",
         "SandboxNotADirectoryError",

@@ -57,6 +57,13 @@ def path(argument: str, value: object) -> str:
     return text
 
 
+def count(argument: str, value: object, most: int) -> int:
+    """A number of bytes, from 0 on."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise InvalidError(f"{argument} must be a whole number of bytes from 0 to {most}, not {value!r}")
+    return value
+
+
 def seconds(argument: str, value: object) -> float:
     """A duration, more than nothing."""
     number = _number(argument, value)

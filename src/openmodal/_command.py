@@ -225,9 +225,10 @@ async def _progress(link: Link, offsets: list[int], sinks: Mapping[int, Sink]) -
         offsets[stream] = offset + len(data)
 
 
-async def contents(link: Link, refused: Callable[[memoryview], Exception]) -> bytes:
-    """The answer to a READ of a file, whole."""
+async def contents(link: Link, refused: Callable[[memoryview], Exception], most: int) -> bytes:
+    """The answer to a READ of at most so many bytes of a file."""
     parts: list[bytes] = []
+    left = most
     while True:
         kind, payload = await link.expect(Kind.ENTRY, Kind.CHUNK, Kind.END)
         if kind == Kind.ERROR:
@@ -236,6 +237,12 @@ async def contents(link: Link, refused: Callable[[memoryview], Exception]) -> by
             return b"".join(parts)
         if kind == Kind.CHUNK:
             parts.append(bytes(payload))
+            left -= len(payload)
+        if left < 0:
+            raise ProtocolError(
+                f"the agent sent more than the {most} bytes of a file that were asked for; if it is older than this SDK, it cannot "
+                "read a part: create a new sandbox"
+            )
 
 
 _REFUSALS: dict[int, type[Error]] = {

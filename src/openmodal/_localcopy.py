@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from openmodal._wire import Entry
-from openmodal.errors import InvalidError, ProtocolError, file_error
+from openmodal.errors import InvalidError, ProtocolError, file_error, too_large
 
 _PIECE = 512 * 1024
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,6 +27,10 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 DEEPEST = 256
 """Folders in folders: each level of what is copied holds a descriptor."""
 
+PER_ENTRY = 4096
+"""What a file, folder or link is counted as, beside its content."""
+
+_LONGEST = (1 << 62) - 1
 _NAME_ITS_TARGET = "give the path that it leads to (os.path.realpath)"
 
 
@@ -81,27 +85,51 @@ def _entry(kind: str, info: os.stat_result, name: bytes, target: bytes = b"") ->
     return Entry(kind, stat.S_IMODE(info.st_mode), 0, 0, size, info.st_mtime_ns, name, target)
 
 
-def pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """Yield exactly `size` bytes of a file.
+def is_sparse(file: IO[bytes]) -> bool:
+    """Whether it has fewer blocks than bytes: then parts of it are holes, which read as zeros and take nothing."""
+    info = os.fstat(file.fileno())
+    return info.st_blocks * 512 < info.st_size
+
+
+def pieces(file: IO[bytes], size: int, *, holes: bool = False) -> Iterator[bytes | int]:
+    """Yield exactly `size` bytes of a file; with `holes`, a hole as its size.
 
     Raises:
         InvalidError: it became shorter meanwhile.
     """
-    left = size
-    while left:
-        data = file.read(min(_PIECE, left))
-        if not data:
-            name = os.readlink(f"/proc/self/fd/{file.fileno()}")
+    fd, at = file.fileno(), 0
+    holes = holes and is_sparse(file)
+    while at < size:
+        data = _next(fd, at, size, os.SEEK_DATA) if holes else at
+        if data > at and os.fstat(fd).st_size >= size:
+            yield data - at
+            at = data
+            continue
+        end = _next(fd, at, size, os.SEEK_HOLE) if holes else size
+        piece = os.pread(fd, min(_PIECE, max(end - at, 1)), at)
+        if not piece:
+            name = os.readlink(f"/proc/self/fd/{fd}")
             raise InvalidError(f"{name!r} became shorter while it was copied; copy it again")
-        left -= len(data)
-        yield data
+        yield piece
+        at += len(piece)
+
+
+def _next(fd: int, at: int, size: int, whence: int) -> int:
+    """Where data or a hole begins from `at` on, `size` if nowhere. A file system that does not know has data only."""
+    try:
+        return min(os.lseek(fd, at, whence), size)
+    except OSError as error:
+        return size if error.errno == errno.ENXIO or whence == os.SEEK_HOLE else at
 
 
 class Receiver:
     """Writes entries below a temporary name beside `target`; `commit` puts it in place, leaving the block without it removes it."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, most: int | None = None) -> None:
+        """`most` bytes are written, and PER_ENTRY for each file, folder and link: empty ones take room, too."""
         self._target = target
+        self._most = most
+        self._left = most or 0
         self._name = target.name or "."
         self._temporary = f".openmodal-{os.urandom(8).hex()}"
         self._parent = -1
@@ -125,8 +153,13 @@ class Receiver:
             os.close(self._parent)
 
     def begin(self, entry: Entry) -> None:
-        """Begin the next entry; `write` gives the bytes of a file."""
+        """Begin the next entry; `write` gives the bytes of a file.
+
+        Raises:
+            SandboxFileTooLargeError: it is more than was to be written at most; so does `write`.
+        """
         self._end_file()
+        self._take(PER_ENTRY)
         if self._root is None:
             self._begin_root(entry)
             return
@@ -143,8 +176,21 @@ class Receiver:
         """Add bytes to the file begun last."""
         if self._file is None:
             raise ProtocolError("the agent sent bytes that belong to no file")
+        self._take(len(data))
         while data:  # a disk that is nearly full takes a part, and says so only by the count
             data = data[self._file.write(data) :]
+
+    def skip(self, size: int) -> None:
+        """Leave a hole in the file begun last."""
+        if self._file is None or size > _LONGEST:
+            raise ProtocolError("the agent sent a hole that belongs to no file")
+        self._file.truncate(self._file.seek(size, os.SEEK_CUR))
+
+    def _take(self, size: int) -> None:
+        self._left -= size
+        if self._most is not None and self._left < 0:
+            text = f"there is more than {self._most} bytes to copy, {PER_ENTRY} for each file counted; raise max_bytes, or copy a part"
+            raise too_large(os.fspath(self._target), self._most, text)
 
     def commit(self) -> None:
         """Put the result in place: a file replaces a file or a link at once, a folder merges into a folder.

@@ -39,6 +39,7 @@ class Kind(IntEnum):
     ENTRY = 0x40
     CHUNK = 0x41
     END = 0x42
+    HOLE = 0x43
 
 
 class Flag(IntFlag):
@@ -93,6 +94,7 @@ class FileOp(IntEnum):
     PULL = 7
     PUSH = 8
     RENAME = 9
+    HOLES = 12
 
 
 class Entry(NamedTuple):
@@ -118,6 +120,7 @@ class Progress(NamedTuple):
 
 _HEAD = struct.Struct("<IB")
 _U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
 _START = struct.Struct("<16sIQ")
 _SIZE = struct.Struct("<HH")
 _IO = struct.Struct("<16sBQQQBIII")
@@ -222,6 +225,10 @@ def entry(item: Entry) -> bytes:
     return frame(Kind.ENTRY, head + _text(item.path) + _text(item.target))
 
 
+def hole(size: int) -> bytes:
+    return frame(Kind.HOLE, _U64.pack(size))
+
+
 class _Reader:
     """Takes a payload apart from front to back."""
 
@@ -264,6 +271,14 @@ def decode_started(payload: memoryview) -> int:
     pid, _ = reader.struct(struct.Struct("<IB"))
     reader.done()
     return pid
+
+
+def decode_hole(payload: memoryview) -> int:
+    """Return how many bytes of a file have no content."""
+    reader = _Reader(payload)
+    (size,) = reader.struct(_U64)
+    reader.done()
+    return int(size)
 
 
 def decode_data(payload: memoryview) -> tuple[int, int, memoryview]:

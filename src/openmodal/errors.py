@@ -26,6 +26,7 @@
         ├── SandboxNotADirectoryError (NotADirectoryError)
         ├── SandboxPermissionError (PermissionError)
         ├── SandboxDirectoryNotEmptyError
+        ├── SandboxFileTooLargeError               more than was asked for at most; `.limit`
         └── SandboxPathAlreadyExistsError (FileExistsError)
 
 A failure of the sandbox is an exception; a failure of the user's command is a value (`returncode`). Each text is one sentence
@@ -169,6 +170,16 @@ class SandboxPathAlreadyExistsError(SandboxFilesystemError, FileExistsError):
     """Something of that name is there already."""
 
 
+class SandboxFileTooLargeError(SandboxFilesystemError):
+    """It is larger than what was to be fetched at most; nothing is left of what was.
+
+    Attributes:
+        limit: how much that was, in bytes (of `list_files`: in entries); None if it was a limit of the sandbox itself.
+    """
+
+    limit: int | None = None
+
+
 _FILE_ERRORS: dict[int, type[SandboxFilesystemError]] = {
     errno.ENOENT: SandboxFileNotFoundError,
     errno.EISDIR: SandboxIsADirectoryError,
@@ -178,9 +189,17 @@ _FILE_ERRORS: dict[int, type[SandboxFilesystemError]] = {
     errno.EROFS: SandboxPermissionError,
     errno.ENOTEMPTY: SandboxDirectoryNotEmptyError,
     errno.EEXIST: SandboxPathAlreadyExistsError,
+    errno.EFBIG: SandboxFileTooLargeError,
 }
 
 
 def file_error(number: int, path: str) -> SandboxFilesystemError:
     """Return the exception for an errno that came from inside a sandbox."""
     return _FILE_ERRORS.get(number, SandboxFilesystemError)(number, os.strerror(number), path)
+
+
+def too_large(path: str, limit: int, text: str) -> SandboxFileTooLargeError:
+    """Return the exception for something whose fetching was ended at a limit; `text` says at which, and what instead."""
+    error = SandboxFileTooLargeError(errno.EFBIG, text, path)
+    error.limit = limit
+    return error

@@ -16,13 +16,26 @@ from openmodal import _args, _wire
 from openmodal._command import contents, exchange, refusal
 from openmodal._dual import Blocking, dual
 from openmodal._link import Link
-from openmodal._localcopy import Receiver, entries, pieces
+from openmodal._localcopy import Receiver, entries, is_sparse, pieces
 from openmodal._wire import Code, Entry, FileOp, Kind
-from openmodal.errors import InvalidError, ProtocolError, file_error
+from openmodal.errors import InvalidError, ProtocolError, UnsupportedError, file_error, too_large
 
 _PIECE = 512 * 1024
 _PARENTS = 1
 _FOLLOW = 1
+_HOLES = 2
+
+READ_MOST = 256 << 20
+"""Bytes that are read into memory at a time, unless `limit=` says otherwise."""
+
+COPY_MOST = 16 << 30
+"""Bytes that are copied to this machine, unless `max_bytes=` says otherwise."""
+
+LIST_MOST = 500_000
+"""Entries of a folder that are listed."""
+
+_LIMIT_MOST = (1 << 32) - 1
+_OFFSET_MOST = (1 << 63) - 1
 
 
 class Agent(Protocol):
@@ -70,18 +83,23 @@ class Filesystem:
         self._agent = agent
 
     @dual
-    async def read_bytes(self, path: str) -> bytes:
-        """Return a file's bytes."""
-        return await self._read(path)
+    async def read_bytes(self, path: str, offset: int = 0, limit: int | None = None) -> bytes:
+        """Return a file's bytes from `offset` on: with `limit` at most so many, else all.
+
+        Raises:
+            SandboxFileTooLargeError: all are more than 256 MiB; read it in parts, or copy it.
+        """
+        return await self._read(path, _args.count("offset", offset, _OFFSET_MOST), limit)
 
     @dual
     async def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return a file's text.
 
         Raises:
+            SandboxFileTooLargeError: it is more than 256 MiB.
             UnicodeDecodeError: it is not text of that encoding; `errors="replace"` reads it anyway.
         """
-        return (await self._read(path)).decode(encoding, errors)
+        return (await self._read(path, 0, None)).decode(encoding, errors)
 
     @dual
     async def write_bytes(self, path: str, data: bytes | bytearray | memoryview) -> None:
@@ -99,7 +117,7 @@ class Filesystem:
 
     @dual
     async def copy_from_local(self, local: str | os.PathLike[str], path: str) -> None:
-        """Copy a local file or folder to `path`: a file is replaced at once, a folder is merged into one that is there.
+        """Copy a local file or folder to `path`: a file is replaced at once, a folder is merged into one that is there. Holes stay holes.
 
         Links in a folder are copied as links; `local` itself must not be one, since a sandbox may have sent it. Local names that the
         other side refuses raise before their parent is complete.
@@ -108,31 +126,43 @@ class Filesystem:
         request = _request(FileOp.PUSH, path, flags=_PARENTS)
 
         async def operation(link: Link) -> None:
-            await link.send(request)
+            holes: bool | None = None
             for entry, file in entries(source):
+                if holes is None:
+                    holes = (file is None or is_sparse(file)) and await _takes_holes(link)
+                    await link.send(request)
                 await link.send(_wire.entry(entry))
-                if file is not None:
-                    for piece in pieces(file, entry.size):
-                        await link.send(_wire.frame(Kind.CHUNK, piece))
+                for piece in pieces(file, entry.size, holes=holes) if file else ():
+                    await link.send(_wire.hole(piece) if isinstance(piece, int) else _wire.frame(Kind.CHUNK, piece))
             await link.send(_wire.frame(Kind.END))
             await _ok(link, path)
 
         await exchange(self._agent, operation)
 
     @dual
-    async def copy_to_local(self, path: str, local: str | os.PathLike[str]) -> None:
-        """Copy a file or folder of the sandbox to the local path `local`.
+    async def copy_to_local(
+        self, path: str, local: str | os.PathLike[str], *, max_bytes: int | None = COPY_MOST
+    ) -> None:
+        """Copy a file or folder of the sandbox to the local path `local`. Holes stay holes.
 
         A local file is replaced only on success. If `path` is a link, what it leads to in the sandbox is copied. Links in a folder are
         copied as links, and lead elsewhere on this machine: do not follow them. `local` itself is never followed: a link to a folder
         is refused, another one replaced. A name that would leave `local` ends the copy.
+
+        Args:
+            max_bytes: as much as is written here at most: content, and 4 KiB for each file, folder and link; by default 16 GiB. None:
+                whatever there is.
+
+        Raises:
+            SandboxFileTooLargeError: there is more than `max_bytes`; nothing is left of it.
         """
         target = Path(local)
-        request = _request(FileOp.PULL, path, flags=_FOLLOW)
+        most = None if max_bytes is None else _args.count("max_bytes", max_bytes, _OFFSET_MOST)
+        request = _request(FileOp.PULL, path, flags=_FOLLOW | _HOLES)
 
         async def operation(link: Link) -> None:
             await link.send(request)
-            with Receiver(target) as receiver:
+            with Receiver(target, most) as receiver:
                 await _receive_tree(link, path, receiver)
                 receiver.commit()
 
@@ -140,7 +170,11 @@ class Filesystem:
 
     @dual
     async def list_files(self, path: str) -> list[FileInfo]:
-        """Return what is in a folder, sorted by name."""
+        """Return what is in a folder, sorted by name.
+
+        Raises:
+            SandboxFileTooLargeError: it has more than 500,000 entries.
+        """
         request = _request(FileOp.LIST, path)
 
         async def operation(link: Link) -> list[FileInfo]:
@@ -148,6 +182,10 @@ class Filesystem:
             found: list[FileInfo] = []
             while (entry := await _entry_or_end(link, path)) is not None:
                 found.append(_info(entry, _join(path, _decode(entry.path))))
+                if len(found) > LIST_MOST:
+                    raise too_large(
+                        path, LIST_MOST, f"the folder has more than {LIST_MOST} entries; list it with a command"
+                    )
             return sorted(found, key=lambda info: info.name)
 
         return await exchange(self._agent, operation)
@@ -211,12 +249,24 @@ class Filesystem:
 
         await exchange(self._agent, operation)
 
-    async def _read(self, path: str) -> bytes:
-        request = _request(FileOp.READ, path)
+    async def _read(self, path: str, offset: int, limit: int | None) -> bytes:
+        if limit == 0:
+            await self._stat(path, follow=True)
+            return b""
+        most = READ_MOST + 1 if limit is None else _args.count("limit", limit, _LIMIT_MOST)
+        request = _request(FileOp.READ, path, mode=most, offset=offset)
 
         async def operation(link: Link) -> bytes:
             await link.send(request)
-            return await contents(link, lambda payload: _file_refusal(payload, path))
+            entry = _wire.decode_entry(await _answer(link, path, Kind.ENTRY))
+            small = limit is not None or entry.size - offset <= READ_MOST
+            data = await contents(link, lambda payload: _file_refusal(payload, path), most) if small else b""
+            if small and (limit is not None or len(data) <= READ_MOST):
+                return data
+            text = (
+                f"it has more than {READ_MOST} bytes; read it in parts, with offset= and limit=, or use copy_to_local"
+            )
+            raise too_large(path, READ_MOST, text)
 
         return await exchange(self._agent, operation)
 
@@ -226,18 +276,34 @@ async def _receive_tree(link: Link, path: str, receiver: Receiver) -> None:
         await Blocking(receiver.begin, entry)
         left = entry.size if entry.kind == "f" else 0
         while left:
-            data = await _answer(link, path, Kind.CHUNK)
-            if not 0 < len(data) <= left:
+            kind, payload = await _told(link, path, Kind.CHUNK, Kind.HOLE)
+            size = _wire.decode_hole(payload) if kind == Kind.HOLE else len(payload)
+            if not 0 < size <= left:
                 raise ProtocolError("the agent sent more of a file than it had announced")
-            left -= len(data)
-            receiver.write(data)
+            left -= size
+            receiver.skip(size) if kind == Kind.HOLE else receiver.write(payload)
+
+
+async def _takes_holes(link: Link) -> bool:
+    """Whether the agent takes HOLE frames: one that is older than this SDK would close the link."""
+    await link.send(_wire.file(FileOp.HOLES, b"/"))
+    kind, payload = await link.expect(Kind.OK)
+    if kind == Kind.OK:
+        return True
+    if isinstance(error := refusal(payload), UnsupportedError):
+        return False
+    raise error
 
 
 async def _answer(link: Link, path: str, kind: Kind) -> memoryview:
-    got, payload = await link.expect(kind)
-    if got == Kind.ERROR:
+    return (await _told(link, path, kind))[1]
+
+
+async def _told(link: Link, path: str, *kinds: Kind) -> tuple[int, memoryview]:
+    kind, payload = await link.expect(*kinds)
+    if kind == Kind.ERROR:
         raise _file_refusal(payload, path)
-    return payload
+    return kind, payload
 
 
 async def _ok(link: Link, path: str) -> None:
@@ -245,9 +311,7 @@ async def _ok(link: Link, path: str) -> None:
 
 
 async def _entry_or_end(link: Link, path: str) -> Entry | None:
-    kind, payload = await link.expect(Kind.ENTRY, Kind.END)
-    if kind == Kind.ERROR:
-        raise _file_refusal(payload, path)
+    kind, payload = await _told(link, path, Kind.ENTRY, Kind.END)
     return None if kind == Kind.END else _wire.decode_entry(payload)
 
 
@@ -256,8 +320,11 @@ def _file_refusal(payload: memoryview, path: str) -> Exception:
     return file_error(code - Code.ERRNO, path) if code > Code.ERRNO else refusal(payload)
 
 
-def _request(operation: FileOp, path: str, *, flags: int = 0, second: bytes = b"") -> bytes:
-    return _wire.file(operation, _wire.encode(_args.path("path", path)), flags=flags, second=second)
+def _request(
+    operation: FileOp, path: str, *, flags: int = 0, mode: int = 0, offset: int = 0, second: bytes = b""
+) -> bytes:
+    named = _wire.encode(_args.path("path", path))
+    return _wire.file(operation, named, flags=flags, mode=mode, offset=offset, second=second)
 
 
 _KINDS = {"f": "file", "d": "directory", "l": "symlink", "o": "other"}

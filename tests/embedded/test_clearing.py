@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,7 +62,8 @@ def test_deep_folders_of_a_dead_sandbox_are_cleared_away(engine: Embedded, creat
     assert sandbox.exec("sh", "-c", f"mkdir /deep; cd /deep; {DEEP.format(hundreds=30)}").returncode == 0
     folder = bury(engine, sandbox)
     assert depth(folder / "upper/deep") == 3000, "the control"
-    {"poll": sandbox.poll, "terminate": sandbox.terminate, "gc": engine.gc}[way]()
+    ways: dict[str, Callable[[], object]] = {"poll": sandbox.poll, "terminate": sandbox.terminate, "gc": engine.gc}
+    ways[way]()
     assert not folder.exists()
     assert sandbox.poll() == 137
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from openmodal.engines.embedded import Embedded, cgroup, host
-from openmodal.errors import ExecTimeoutError, InvalidError, SandboxError
+from openmodal.errors import ExecTimeoutError, InvalidError, SandboxError, SandboxFileTooLargeError
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
 from tests.security import attack, posture
@@ -230,3 +230,18 @@ def test_members_are_all_in_the_group(engine: Embedded, inside: Sandbox) -> None
             <= set(group_file(inside, "memory", "cgroup.procs", "cgroup.procs").split())
         )
     )
+
+
+def test_a_file_of_a_terabyte_takes_nothing_here(create: Create, tmp_path: Path) -> None:
+    """I34: copied as zeros it filled the disk, and reading it the memory."""
+    sandbox = create()
+    sh(sandbox, "mkdir /tmp/t; dd of=/tmp/t/huge bs=1 count=0 seek=1024G; head -c 3000000 /dev/urandom > /tmp/t/full")
+    sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "t", max_bytes=4_000_000)
+    huge = (tmp_path / "t/huge").stat()
+    assert (huge.st_size, huge.st_blocks < 1000) == (1 << 40, True)
+    assert (tmp_path / "t/full").stat().st_size == 3_000_000, "the control"
+    with pytest.raises(SandboxFileTooLargeError):
+        sandbox.filesystem.read_bytes("/tmp/t/huge")
+    with pytest.raises(SandboxFileTooLargeError):
+        sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "less", max_bytes=2_000_000)
+    assert os.listdir(tmp_path) == ["t"]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openmodal._localcopy import DEEPEST, Receiver, entries, pieces
+from openmodal._localcopy import DEEPEST, PER_ENTRY, Receiver, entries, pieces
 from openmodal._wire import Entry
-from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError
+from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError, SandboxFileTooLargeError
 
 
 def entry(kind: str, path: bytes, *, mode: int = 0o644, target: bytes = b"", size: int = 0) -> Entry:
@@ -24,8 +24,8 @@ def entry(kind: str, path: bytes, *, mode: int = 0o644, target: bytes = b"", siz
 ROOT = entry("d", b"", mode=0o755)
 
 
-def receive(target: Path, *items: Entry, data: bytes = b"") -> None:
-    with Receiver(target) as receiver:
+def receive(target: Path, *items: Entry, data: bytes = b"", most: int | None = None) -> None:
+    with Receiver(target, most) as receiver:
         for item in items:
             receiver.begin(item)
             if item.kind == "f" and data:
@@ -254,6 +254,7 @@ def test_what_is_read_is_what_is_received(tmp_path: Path) -> None:
             receiver.begin(item)
             if file:
                 for piece in pieces(file, item.size):
+                    assert isinstance(piece, bytes)
                     receiver.write(memoryview(piece))
         receiver.commit()
     assert (tmp_path / "copy/a/b/file").read_bytes() == (source / "a/b/file").read_bytes()
@@ -280,7 +281,52 @@ def test_a_file_that_becomes_shorter_is_told(tmp_path: Path) -> None:
 def test_a_file_that_becomes_longer_is_cut_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"0123456789")
     with open(tmp_path / "file", "rb") as file:
-        assert b"".join(pieces(file, 4)) == b"0123"
+        assert list(pieces(file, 4)) == [b"0123"]
+
+
+def test_holes_are_told_and_what_is_told_is_made(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb") as made:
+        made.seek(10 << 20)
+        made.write(b"middle")
+        made.truncate(1 << 40)
+    with open(tmp_path / "file", "rb") as file, Receiver(tmp_path / "copy", 1 << 20) as receiver:
+        receiver.begin(entry("f", b"", size=1 << 40))
+        told = list(pieces(file, 1 << 40, holes=True))
+        for piece in told:
+            receiver.skip(piece) if isinstance(piece, int) else receiver.write(memoryview(piece))
+        receiver.commit()
+    assert isinstance(told[0], int)
+    assert b"middle" in b"".join(piece for piece in told if isinstance(piece, bytes))
+    assert sum(piece if isinstance(piece, int) else len(piece) for piece in told) == 1 << 40
+    for name in ("file", "copy"):
+        info = (tmp_path / name).stat()
+        assert (info.st_size, info.st_blocks < 1000) == (1 << 40, True)
+    with open(tmp_path / "copy", "rb") as copy:
+        assert os.pread(copy.fileno(), 8, (10 << 20) - 1) == b"\0middle\0"
+
+
+def test_a_sparse_file_that_becomes_shorter_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", 1 << 20)
+    with open(tmp_path / "file", "rb") as file, pytest.raises(InvalidError, match="shorter"):
+        list(pieces(file, 2 << 20, holes=True))
+
+
+def test_a_hole_without_a_file_is_refused(tmp_path: Path) -> None:
+    for size in (1, 1 << 63):
+        with pytest.raises(ProtocolError), Receiver(tmp_path / "out") as receiver:  # noqa: PT012
+            receiver.begin(entry("f", b"") if size > 1 else ROOT)
+            receiver.skip(size)
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_more_is_written_than_was_wanted(tmp_path: Path) -> None:
+    """Empty files and folders count, too: an agent that lies could send them without end."""
+    receive(tmp_path / "out", ROOT, entry("f", b"a"), data=bytes(100), most=2 * PER_ENTRY + 100)
+    for what in ([entry("f", b"a")], [entry("d", b"a"), entry("d", b"b"), entry("l", b"c", target=b"x")]):
+        with pytest.raises(SandboxFileTooLargeError):
+            receive(tmp_path / "more", ROOT, *what, data=bytes(101), most=2 * PER_ENTRY + 100)
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_what_is_neither_file_nor_folder_is_refused(tmp_path: Path) -> None:

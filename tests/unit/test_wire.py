@@ -257,6 +257,7 @@ def test_the_numbers_are_those_of_the_protocol() -> None:
         "ENTRY": 0x40,
         "CHUNK": 0x41,
         "END": 0x42,
+        "HOLE": 0x43,
     }
     assert [int(flag) for flag in Flag] == [1, 2, 4, 8, 16, 32]
     assert [int(bit) for bit in Want] == [1, 2, 4, 8]

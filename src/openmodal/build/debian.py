@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmodal._spec import Root
-from openmodal.build.layers import disk_full_text, remove_tree
+from openmodal._trash import remove as remove_tree
+from openmodal.build.layers import disk_full_text
 from openmodal.build.names import FORMAT, architecture, digest
 from openmodal.build.output import Tail
 from openmodal.build.reference import HUB, parse

@@ -14,9 +14,10 @@ import msgspec
 
 from openmodal._spec import Built, Root
 from openmodal._trash import going_on, tell
+from openmodal._trash import remove as remove_tree
 from openmodal.build import put
 from openmodal.build.base import TRUST
-from openmodal.build.layers import Layers, Meta, remove_tree, size_of
+from openmodal.build.layers import Layers, Meta, size_of
 from openmodal.build.locks import try_lock
 
 

@@ -19,21 +19,28 @@ _REMOTE = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9_.-]*):(?P<path>/.*)", re.DOT
 @click.command()
 @click.argument("source")
 @click.argument("target")
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=0),
+    help="Copy at most so many bytes to here; 0: any number. [default: 16 GiB]",
+)
 @engine_options
 @pass_session
-def cp(session: Session, source: str, target: str) -> None:
+def cp(session: Session, source: str, target: str, max_bytes: int | None) -> None:
     """Copy files or folders: openmodal sandbox cp ID:/path LOCAL, or LOCAL ID:/path.
 
     Into a folder that exists, SOURCE is put under its own name; otherwise TARGET is its new name. A local link is not followed.
     """
     from openmodal import Sandbox
+    from openmodal.filesystem import COPY_MOST
 
     there, here = split(source), split(target)
     if bool(there) == bool(here):
         raise click.UsageError("one of the two is in a sandbox, written ID:/absolute/path, and the other is local")
     if there:
         sandbox = Sandbox.from_id(there[0], engine=session.engine)
-        sandbox.filesystem.copy_to_local(there[1], _local_target(there[1], target))
+        most = COPY_MOST if max_bytes is None else max_bytes or None
+        sandbox.filesystem.copy_to_local(there[1], _local_target(there[1], target), max_bytes=most)
     elif here:
         sandbox = Sandbox.from_id(here[0], engine=session.engine)
         sandbox.filesystem.copy_from_local(source, _remote_target(sandbox, source, here[1]))

@@ -25,6 +25,7 @@ import pytest
 _MODULES = (
     "apps",
     "basics",
+    "copying",
     "egress",
     "exec",
     "faces",
@@ -41,10 +42,11 @@ pytest.register_assert_rewrite(*(f"openmodal.testing.{name}" for name in _MODULE
 
 from openmodal.testing.apps import TestApp  # noqa: E402
 from openmodal.testing.basics import TestFinding, TestMainCommand, TestNames, TestSandbox  # noqa: E402
+from openmodal.testing.copying import TestCopying  # noqa: E402
 from openmodal.testing.egress import TestAllowLists  # noqa: E402
 from openmodal.testing.exec import TestExec, TestExecInput, TestExecOutput, TestExecTimeout, TestLostLinks  # noqa: E402
 from openmodal.testing.faces import Face  # noqa: E402
-from openmodal.testing.files import TestCopying, TestFileErrors, TestFiles  # noqa: E402
+from openmodal.testing.files import TestFileErrors, TestFiles  # noqa: E402
 from openmodal.testing.fixtures import (  # noqa: E402
     PROMISES,
     Create,

@@ -33,6 +33,7 @@ PROMISES = {
     "cpu": "the limit `cpu` holds",
     "cpu_time": "a command's record tells the CPU time that it really got",
     "disk": "the limit `disk` holds",
+    "holes": "a hole in a file is copied as a hole",
     "idle_timeout": "a sandbox ends when nothing happens in it",
     "init": "nothing that runs in a sandbox can end its process 1",
     "info": "`info` tells which controls and limits hold",

@@ -196,7 +196,7 @@ class Embedded:
             _trash.tell(failed)
         return [*(f"sandbox {id}" for id in dead), *(f"control groups of {id}" for id in orphans)]
 
-    def _reaped(self, id: str, failed: list[str]) -> bool:
+    def _reaped(self, id: str, failed: builtins.list[str]) -> bool:
         with _trash.going_on(failed):
             return self._reap(id, self._store.status(id)) is not None
         return False

@@ -30,6 +30,7 @@ _GVISOR = (
     "what holds gVisor itself cannot be told from inside, which is all that is seen of a pod; its limits are those of the pod: "
     "look at it with kubectl"
 )
+_MOST_READ = 1 << 20  # bytes of one file
 _NO_LIMIT = 1 << 60  # cgroup v1 says a number of this size where it means none
 
 
@@ -39,7 +40,7 @@ async def look(link: Link) -> dict[str, str]:
     for path in (_STATUS, _IDS, *_V1.values(), *_V2.values()):
         await link.send(_wire.file(FileOp.READ, path.encode()))
         try:
-            seen[path] = (await contents(link, refusal)).decode()
+            seen[path] = (await contents(link, refusal, _MOST_READ)).decode()
         except EngineError:  # not of this version of control groups, or (gVisor) of none
             continue
     return seen
