@@ -16,6 +16,8 @@ from tests.native.conftest import Agent
 from tests.native.frames import Closed, Entry, Link, Refused, entry_frame, file_frame, frame
 
 STAT, LIST, MKDIR, REMOVE, READ, WRITE, PULL, PUSH, RENAME = range(1, 10)
+HOLES = 12
+CHUNK, END, HOLE = 0x41, 0x42, 0x43
 HOSTILE = [b"new\nline", b"\xff\xfe", b"-rf", b"sp ace", "ü\u202e".encode(), b"..x", b"$(x)", b"'"]
 
 
@@ -435,3 +437,82 @@ def test_dial_is_a_link(agent: Agent, program: Path) -> None:
 def test_dial_without_an_agent_fails_with_a_sentence(program: Path, tmp_path: Path) -> None:
     done = subprocess.run([program, "dial", tmp_path / "none"], capture_output=True, check=False)
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+
+
+# ---- holes and parts ----
+
+
+def test_a_link_is_followed_if_it_is_what_is_pulled_and_that_was_asked_for(link: Link, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_bytes(b"x")
+    (tmp_path / "folder/inner").symlink_to("file")
+    for name, target in (("link", "folder"), ("again", "link"), ("file", "folder/file"), ("nowhere", "none")):
+        (tmp_path / name).symlink_to(target)
+    for name in ("link", "again"):
+        link.file(PULL, f"{tmp_path}/{name}", flags=1)
+        entries = [item for item in link.until_end() if isinstance(item, Entry)]
+        assert {entry.path: entry.kind for entry in entries} == {b"": "d", b"file": "f", b"inner": "l"}
+    link.file(PULL, f"{tmp_path}/file", flags=1)
+    assert link.until_end()[1:] == [b"x"]
+    link.file(PULL, f"{tmp_path}/nowhere", flags=1)
+    refused(errno.ENOENT, link.until_end)
+
+
+@pytest.mark.parametrize("most", [1, 5, 3_000_000, 0])
+def test_no_more_is_read_than_was_asked_for(link: Link, tmp_path: Path, most: int) -> None:
+    data = os.urandom(2_500_000)
+    (tmp_path / "file").write_bytes(data)
+    link.file(READ, f"{tmp_path}/file", mode=most, offset=7)
+    _, *chunks = link.until_end()
+    assert b"".join(chunk for chunk in chunks if isinstance(chunk, bytes)) == data[7:][: most or None]
+    link.ping()
+
+
+def content(link: Link) -> list[bytes | int]:
+    """What comes of the one file that is pulled; a hole as its size."""
+    assert link.entry().kind == "f"
+    found: list[bytes | int] = []
+    while (answer := link.receive())[0] != END:
+        assert answer[0] in (CHUNK, HOLE)
+        found.append(struct.unpack("<Q", answer[1])[0] if answer[0] == HOLE else answer[1])
+    return found
+
+
+def test_holes_are_told_to_those_who_asked(link: Link, tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb") as file:
+        file.seek(4 << 20)
+        file.write(b"x" * 4096)
+        file.truncate(8 << 20)
+    link.file(PULL, f"{tmp_path}/file", flags=2)
+    assert content(link) == [4 << 20, b"x" * 4096, (4 << 20) - 4096]
+    link.file(PULL, f"{tmp_path}/file")
+    whole = content(link)
+    assert b"".join(piece for piece in whole if isinstance(piece, bytes)) == (tmp_path / "file").read_bytes()
+
+
+def test_holes_are_made_where_they_come(link: Link, tmp_path: Path) -> None:
+    link.file(HOLES, "/")
+    link.ok()
+    hole = frame(HOLE, struct.pack("<Q", 1 << 40))
+    push(link, f"{tmp_path}/file", entry_frame("f", b"", (1 << 40) + 1), hole, frame(CHUNK, b"x"))
+    push(link, f"{tmp_path}/end", entry_frame("f", b"", 1 << 40), hole)
+    assert [(tmp_path / name).stat().st_size - (1 << 40) for name in ("file", "end")] == [1, 0]
+    assert all((tmp_path / name).stat().st_blocks < 100 for name in ("file", "end"))
+
+
+BAD_HOLES = {
+    "before a file": [frame(HOLE, struct.pack("<Q", 1))],
+    "in a folder": [entry_frame("d", b""), frame(HOLE, struct.pack("<Q", 1))],
+    "larger than the file": [entry_frame("f", b"", 5), frame(HOLE, struct.pack("<Q", 6))],
+    "negative": [entry_frame("f", b"", (1 << 64) - 1), frame(HOLE, struct.pack("<Q", 1 << 63))],
+    "cut off": [entry_frame("f", b"", 5), frame(HOLE, b"\1\0")],
+    "too long": [entry_frame("f", b"", 5), frame(HOLE, bytes(9))],
+}
+
+
+@pytest.mark.parametrize("what", BAD_HOLES)
+def test_a_hole_that_does_not_fit_is_refused_and_leaves_nothing(link: Link, tmp_path: Path, what: str) -> None:
+    refused(errno.EINVAL, lambda: push(link, f"{tmp_path}/out", *BAD_HOLES[what]))
+    assert not (tmp_path / "out").is_file()
+    assert nothing_temporary(tmp_path)
+    link.ping()
