@@ -26,7 +26,7 @@ import msgspec
 
 from openmodal import _trash
 from openmodal._spec import EndRecord, Status
-from openmodal.errors import EngineError, NotFoundError
+from openmodal.errors import DiskFullError, EngineError, NotFoundError, no_room
 
 KEEP_ENDED_SECONDS = 24 * 3600.0
 
@@ -133,7 +133,8 @@ class Store:
 
     def write_status(self, status: Status) -> None:
         """Replace status.json at once."""
-        _write(self.folder(status.id) / "status.json", msgspec.json.encode(status))
+        if not _write(self.folder(status.id) / "status.json", msgspec.json.encode(status)):
+            raise DiskFullError(f"the disk of {self.state} is full; make room, or run `openmodal image prune`")
 
     def status(self, id: str) -> Status | None:
         """What a sandbox is, or was; None if nothing (whole) is known of it."""
@@ -165,8 +166,8 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def write_end(self, id: str, end: EndRecord) -> None:
-        """Note how a sandbox ended, unless its supervisor has."""
+    def write_end(self, id: str, end: EndRecord) -> bool:
+        """Note how a sandbox ended, unless its supervisor has; False if the disk is full."""
         text = f"reason={end.reason}\nreturncode={end.returncode}\nended={end.ended}\ntext={end.text}\n"
         new = self.ended / f".{id}.{os.urandom(8).hex()}"  # threads of one process may do the same
         try:
@@ -174,16 +175,33 @@ class Store:
             os.link(new, self.ended / id)
         except FileExistsError:
             pass
+        except OSError as error:
+            if not no_room(error):
+                raise
+            return False
         finally:
             new.unlink(missing_ok=True)
+        return True
 
-    def write_ended(self, status: Status, end: EndRecord, stdout: bytes = b"", stderr: bytes = b"") -> None:
-        """Note all that is to be known of a sandbox that has no folder here and has ended; the first who does it is right."""
-        for name, data in (("stdout", stdout), ("stderr", stderr)):
-            if data:
-                _write(self.ended / f"{status.id}.{name}", data)
-        _write(self.ended / f"{status.id}.status", msgspec.json.encode(status))
-        self.write_end(status.id, end)
+    def write_outputs(self, id: str, stdout: bytes, stderr: bytes) -> bool:
+        """Keep what the main command of an ended sandbox said; False if the disk is full."""
+        outputs = {"stdout": stdout, "stderr": stderr}
+        return all(_write(self.ended / f"{id}.{name}", data) for name, data in outputs.items() if data)
+
+    def write_ended(self, status: Status, end: EndRecord, stdout: bytes = b"", stderr: bytes = b"") -> bool:
+        """Note all that is to be known of a sandbox that has no folder here and has ended; the first who does it is right.
+
+        False if the disk is full: then at most a part is noted.
+        """
+        whole = self.write_outputs(status.id, stdout, stderr)
+        whole &= _write(self.ended / f"{status.id}.status", msgspec.json.encode(status))
+        return self.write_end(status.id, end) and whole
+
+    def not_noted(self, id: str) -> DiskFullError:
+        """What is raised when a sandbox was terminated and the disk has no room to say so."""
+        return DiskFullError(
+            f"sandbox {id} was terminated, but the disk of {self.state} is too full to note that; make room"
+        )
 
     def main_output(self, id: str, stream: int) -> bytes:
         """What was kept of the main command's stdout (1) or stderr (2)."""
@@ -225,14 +243,19 @@ class Store:
         _trash.remove(folder)
 
 
-def _write(file: Path, data: bytes) -> None:
-    """Replace a file at once: old or new, never torn, and nothing beside it if there is no room."""
+def _write(file: Path, data: bytes) -> bool:
+    """Replace a file at once: old or new, never torn; False, with nothing left beside it, if the disk is full."""
     new = file.with_name(f".{file.name}.{os.urandom(8).hex()}")  # threads of one process may do the same
     try:
         new.write_bytes(data)
         new.rename(file)
+    except OSError as error:
+        if not no_room(error):
+            raise
+        return False
     finally:
         new.unlink(missing_ok=True)
+    return True
 
 
 def _parents(folder: Path) -> list[Path]:

@@ -81,6 +81,11 @@ class DiskFullError(EngineError, OSError):
         return str(self.args[1]) if len(self.args) > 1 else super().__str__()
 
 
+def no_room(error: OSError) -> bool:
+    """Whether something failed because a disk, or this user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 class ImageError(Error):
     """An image cannot be made or fetched. Nothing half-made stays in the cache."""
 

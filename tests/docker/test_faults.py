@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +18,11 @@ from openmodal._dual import run_sync
 from openmodal.app import App
 from openmodal.engines.docker.daemon import Daemon
 from openmodal.engines.docker.engine import Docker
-from openmodal.errors import EngineError, SandboxNotRunningError
+from openmodal.errors import DiskFullError, EngineError, SandboxNotRunningError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import Face, open_face
-from openmodal.testing.fixtures import Create, eventually
+from openmodal.testing.fixtures import Create, creating, eventually
 from tests.docker.dockerd import bridge, dockerd
 
 
@@ -141,3 +143,29 @@ def test_a_tar_of_nothing_is_a_tar() -> None:
 
     with tarfile.open(fileobj=io.BytesIO(context.empty())) as tar:
         assert tar.getmembers() == []
+
+
+@pytest.mark.root
+def test_ends_are_told_although_the_disk_here_is_full(daemon: Daemon, image: Image, tmp_path: Path) -> None:
+    """The record could not be written: poll raised OSError, and terminate did so before it ended anything."""
+    home = tmp_path / "home"
+    home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "openmodal-test", str(home)], check=True)
+    try:
+        engine = Docker(home, daemon=daemon)
+        with creating(app=App("full"), image=image, engine=engine, timeout=300) as create:
+            ended, running = create("sh", "-c", "exit 3"), create()
+            with open(home / "fill", "wb", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            eventually(lambda: ended.poll() is not None)
+            assert [Sandbox.from_id(ended.id, engine=engine).poll() for _ in range(2)] == [3, 3]
+            with contextlib.suppress(DiskFullError):
+                running.terminate()
+            with daemon.open() as api:
+                left = [item["Names"] for item in api.get("/containers/json", all=True)]
+            assert not [names for names in left if f"/{running.id}" in names], "it is gone all the same"
+            (home / "fill").unlink()
+            assert Sandbox.from_id(ended.id, engine=engine).poll() == 3
+    finally:
+        subprocess.run(["umount", str(home)], check=True)

@@ -12,7 +12,7 @@ import pytest
 def remove(program: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        command = [program, "remove", *arguments]
+        command = [str(program), "remove", *arguments]
         return subprocess.run(command, stdin=at, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
     finally:
         os.close(at)

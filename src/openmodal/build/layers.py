@@ -14,7 +14,6 @@ A folder under `tmp` is locked by its owner, so what a killed process left is kn
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import secrets
 import stat
@@ -30,7 +29,7 @@ from openmodal import _trash
 from openmodal._spec import Root
 from openmodal._trash import remove as remove_tree
 from openmodal.build.locks import Lock, lock, lock_folder, try_lock
-from openmodal.errors import DiskFullError
+from openmodal.errors import DiskFullError, no_room
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_PIECE = 2048  # bytes; PATH_MAX is 4096
@@ -251,7 +250,7 @@ def disk_full_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, DiskFullError):
+        if not no_room(error) or isinstance(error, DiskFullError):
             raise
         raise DiskFullError(disk_full_text(path)) from error
 

@@ -372,27 +372,26 @@ class Docker:
                 return  # a container of that name that is none of ours
             if found and found["State"]["Running"]:
                 # Noted first: whoever sees its links break asks why.
-                self._store.write_end(id, EndRecord("terminated", 137, time.time(), "it was terminated"))
+                end = EndRecord("terminated", 137, time.time(), "it was terminated")
+                noted = self._store.write_end(id, end)
                 self._clear(api, id)
+                if not noted and not self._store.write_end(id, end):
+                    raise self._store.not_noted(id)
             elif found or self._store.folder(id).exists():
                 self._collect(api, id)
 
     def _collect(self, api: Api, id: str) -> EndRecord:
         """Keep how a container ended, and what its main command said, and clear it away. Others may be doing the same."""
-        end = EndRecord("lost", 137, time.time(), "its container was removed by hand")
+        end, noted = EndRecord("lost", 137, time.time(), "its container was removed by hand"), True
         if found := self._found(api, id):
             with contextlib.suppress(MissingError, ConflictError):  # who removes it has noted more than we can
                 log = self._log(api, id)
                 end, stderr = container.end_of(found["State"], log[2], _seconds(found["State"]["FinishedAt"]))
-                self._keep(id, stdout=log[1], stderr=stderr)
-        self._store.write_end(id, end)
+                noted = self._store.write_outputs(id, log[1], stderr)
+        if not noted or not self._store.write_end(id, end):
+            return end  # the container stays, and tells the same again
         self._clear(api, id)
         return self._store.end(id) or end
-
-    def _keep(self, id: str, **outputs: bytes) -> None:
-        for name, output in outputs.items():
-            if output:
-                (self._store.ended / f"{id}.{name}").write_bytes(output)
 
     def _clear(self, api: Api, id: str) -> None:
         self._remove(id, api)

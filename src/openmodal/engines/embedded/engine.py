@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from openmodal.errors import (
     InvalidError,
     NotFoundError,
     UnsupportedError,
+    no_room,
 )
 
 if TYPE_CHECKING:
@@ -222,25 +222,15 @@ class Embedded:
             return None
         end = self._store.end(id) or EndRecord("lost", 137, time.time(), "its supervisor was killed")
         cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
-        if not self._noted(id, end):
+        if not self._store.write_end(id, end):
             _trash.remove(folder / "upper")  # what filled the disk makes room for how it ended
-            if not self._noted(id, end):
+            if not self._store.write_end(id, end):
                 return end  # the folder stays, and tells the same again
         if status:
             with contextlib.suppress(FileNotFoundError):
                 (folder / "status.json").rename(self._store.ended / f"{id}.status")
         self._store.remove(folder)
         return end
-
-    def _noted(self, id: str, end: EndRecord) -> bool:
-        """Note how a sandbox ended; whether there was room for it."""
-        try:
-            self._store.write_end(id, end)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            return False
-        return True
 
     async def _kill(self, id: str) -> None:
         """End a sandbox whose supervisor does not answer: kill everything in its groups, then the supervisor."""
@@ -342,7 +332,7 @@ def _full_disk_is_told(state: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, EngineError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, EngineError) or not no_room(error):
             raise
         raise DiskFullError(
             f"the disk of {state} is full; make room, run `openmodal image prune`, or set OPENMODAL_HOME to another disk"

@@ -149,8 +149,10 @@ class Kubernetes:
         if found is None:
             return
         self._store.prepare()
-        self._store.write_ended(found.status, EndRecord("terminated", 137, time.time(), ""))
+        noted = self._store.write_ended(found.status, EndRecord("terminated", 137, time.time(), ""))
         await Blocking(cluster.delete, cluster.pods(found.pod))
+        if not noted:
+            raise self._store.not_noted(id)
 
     async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -298,7 +300,8 @@ class Kubernetes:
             return None
         outputs = (told.stdout, told.stderr) if told else (b"", b"")
         self._store.prepare()
-        self._store.write_ended(found.status, end, *outputs)
+        if not self._store.write_ended(found.status, end, *outputs):
+            return end  # the pod stays, and tells the same again
         await Blocking(cluster.delete, cluster.pods(found.pod), grace=0)
         return self._store.end(id)
 
