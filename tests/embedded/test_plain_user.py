@@ -117,6 +117,29 @@ assert list((engine.layers.path / "layers").iterdir()) == []
 print(owner)
 """
 
+CANCELLING = """
+import asyncio
+import openmodal
+from openmodal.engines import load
+
+image = openmodal.Image.from_scratch().add_local_file("/bin/busybox", "/bin/busybox")
+image.build()
+
+async def main():
+    for number in range(23):
+        creating = asyncio.ensure_future(openmodal.Sandbox.create.aio(image=image, timeout=60, block_network=True))
+        await asyncio.sleep(0.003 * number)
+        creating.cancel()
+        try:
+            await (await creating).terminate.aio()
+        except asyncio.CancelledError:
+            pass
+
+asyncio.run(main())
+load("embedded").gc()
+print("done")
+"""
+
 
 @pytest.fixture
 def home() -> Iterator[Path]:
@@ -165,6 +188,15 @@ def test_allow_lists_work_for_a_plain_user(home: Path, tmp_path: Path) -> None:
 def test_a_plain_user_can_clear_away_whatever_a_sandbox_has_made(home: Path, machine: str, owner: int) -> None:
     """J20: poll, terminate and gc raised PermissionError for good: folders without rights, and files of ids that are not the user's."""
     run_as_user(home, CLEARING, expected=f"{owner}\n", machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
+
+
+@pytest.mark.root
+@pytest.mark.embedded
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("machine", [TUN, RANGES], ids=["single", "sub"])
+def test_cancelled_creations_leave_a_plain_user_nothing(home: Path, machine: str) -> None:
+    """J20: of 23, 7 left a folder that nobody could remove."""
+    run_as_user(home, CANCELLING, machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
 
 
 def run_as_user(home: Path, program: str, *, expected: str = "done\n", machine: str = TUN, **variables: str) -> None:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,9 +184,10 @@ class TestFiles:
         assert [files.read_bytes("/tmp/file", offset, limit) for offset, limit in parts] == [
             *(b"0123456789"[offset:][:limit] for offset, limit in parts)
         ]
-        for wrong in ({"offset": -1}, {"limit": -1}, {"limit": 1 << 40}, {"offset": 1.5}):
+        wrong: list[tuple[Any, Any]] = [(-1, None), (1.5, None), (0, -1), (0, 1 << 40), (0, "1")]
+        for offset, limit in wrong:
             with pytest.raises(InvalidError, match="bytes"):
-                files.read_bytes("/tmp/file", **wrong)
+                files.read_bytes("/tmp/file", offset, limit)
 
     def test_a_huge_file_does_not_fill_the_memory_of_who_reads_it(self, sandbox: Sandbox) -> None:
         files = sandbox.filesystem
