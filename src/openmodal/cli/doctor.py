@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -84,11 +85,11 @@ def _sandbox() -> list[Check]:
 
 def _names(sandbox: Sandbox) -> Check:
     """Whether names resolve in it: asked by the native program itself, for there is nothing else in it."""
-    from openmodal import _config
-    from openmodal.engines import native
+    from openmodal import _binary, _config
     from openmodal.engines.check import Check
 
-    sandbox.filesystem.copy_from_local(native.find(_config.state()), "/openmodal-agent")
+    program = os.path.realpath(_binary.find(_config.state()))  # some installers make links, which no copy follows
+    sandbox.filesystem.copy_from_local(program, "/openmodal-agent")
     answered = sandbox.exec("/openmodal-agent", "ask", "example.com").wait() == 0
     text = "a sandbox's name server answers" if answered else "no name server answers a sandbox"
     remedy = "name a server in /etc/resolv.conf that answers from elsewhere than this machine's loopback; for a firewall, let it be asked"
