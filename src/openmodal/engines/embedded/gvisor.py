@@ -23,7 +23,9 @@ REMEDY = (
     "apt-get install runsc (Debian 12: from bookworm-backports), or see https://gvisor.dev/docs/user_guide/install/"
 )
 
-LACKS = frozenset({"cpu_time", "init", "memory_offender", "network_allowlists", "network_lists", "pids", "proc"})
+LACKS = frozenset(
+    {"cgroup", "cpu_time", "init", "memory_offender", "network_allowlists", "network_lists", "pids", "proc"}
+)
 """Promises of the contract that a sandbox in gVisor does not keep; docs/sandboxes.md tells why."""
 
 # Descriptors that the box starts runsc with (RUNTIME_LINK … in native/runtime.h), and the link's number in the sandbox.
