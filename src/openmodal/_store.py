@@ -164,7 +164,7 @@ class Store:
         """Note how a sandbox ended, unless its supervisor has."""
         text = f"reason={end.reason}\nreturncode={end.returncode}\nended={end.ended}\ntext={end.text}\n"
         new = self.ended / f".{id}.{os.urandom(8).hex()}"  # threads of one process may do the same
-        new.write_text(text)
+        new.write_text(text, "utf-8")
         try:
             os.link(new, self.ended / id)
         except FileExistsError:
@@ -222,6 +222,13 @@ class Store:
         raise EngineError(
             f"the folder {folder} cannot be removed because something keeps writing into it; run `openmodal gc`"
         )
+
+
+def make_folder(folder: Path, mode: int = 0o755) -> Path:
+    """Make a folder of exactly that mode: what is seen in images and sandboxes must not depend on the caller's umask."""
+    folder.mkdir(mode=mode)
+    folder.chmod(mode)
+    return folder
 
 
 def _make_private(folder: Path) -> None:

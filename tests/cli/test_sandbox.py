@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 
 import pytest
 
-from tests.cli.conftest import CommandLine
+from tests.cli.conftest import COMMAND, CommandLine
 
 pytestmark = pytest.mark.embedded
 
@@ -50,6 +52,40 @@ def test_logs_show_the_main_commands_output(openmodal: CommandLine) -> None:
     id = openmodal("--local", "run", "--detach", program).strip()
     done = openmodal.run("--local", "sandbox", "logs", id)
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
+
+
+def test_logs_are_shown_in_any_encoding(openmodal: CommandLine) -> None:
+    program = openmodal.program("print(create('sh', '-c', 'echo tür').id)\n")
+    id = openmodal("--local", "run", "--detach", program).strip()
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert openmodal("--local", "sandbox", "logs", id, env=ascii_only) == "t\\xfcr\n"
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "0<&- 2>&-", "0<&- >&- 2>&-"])
+def test_streams_that_nobody_reads_change_no_outcome(openmodal: CommandLine, sandbox: str, streams: str) -> None:
+    """Messages went to a stderr that is closed or full, and what was to be done was not, or told as failed."""
+    program = openmodal.program(
+        "import os; image = image.run_commands(': ' + os.urandom(8).hex()); create(); exit(7)\n"
+    )
+    for arguments, code in (
+        (f"--local run {program}", 7),
+        ("--local sandbox list", 0),
+        ("--local nonsense", 2),
+        (f"--local sandbox exec {sandbox} sh -c 'exit 3'", 3),
+        (f"--local sandbox stop {sandbox}", 0),
+    ):
+        line = f"{shlex.join(COMMAND)} {arguments} {streams}"
+        assert subprocess.run(["sh", "-c", line], cwd=openmodal.folder, timeout=60, check=False).returncode == code, (
+            line
+        )
+    assert openmodal.running() == []
+
+
+def test_output_that_nothing_takes_is_an_error_in_one_sentence(openmodal: CommandLine, sandbox: str) -> None:
+    for arguments in ("--version", "--help", "--local sandbox list", "--local sandbox list --json"):
+        line = f"{shlex.join(COMMAND)} {arguments} >/dev/full"
+        done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (1, "Error: no space left on device\n")
 
 
 def test_logs_of_a_sandbox_without_main_command_say_so(openmodal: CommandLine) -> None:

@@ -47,12 +47,13 @@ class Entry(msgspec.Struct, frozen=True):
         return 0o755 if self.is_folder or self.mode & 0o100 else 0o644
 
     def described(self, content: str) -> list[str]:
-        """What of it goes into a digest."""
+        """What of it goes into a digest: bytes of names, which read alike in every locale."""
+        name = _of_bytes(self.name)
         if self.is_folder:
-            return [self.name, "folder"]
+            return [name, "folder"]
         if self.is_link:
-            return [self.name, "link", self.link]
-        return [self.name, oct(self.permissions), content]
+            return [name, "link", _of_bytes(self.link)]
+        return [name, oct(self.permissions), content]
 
 
 class Scan(msgspec.Struct, frozen=True):
@@ -228,7 +229,11 @@ class _Memo:
 
 
 def _escaped(name: str) -> str:
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _of_bytes(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def base_name(path: str) -> str:

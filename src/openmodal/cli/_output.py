@@ -5,23 +5,31 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+
+def tell(text: str, *, newline: bool = True) -> None:
+    """Say something on stderr. Whether anybody takes it changes nothing: commands do what they are for, and exit as they would."""
+    from openmodal.build.progress import Quiet
+
+    Quiet(sys.stderr).write(text + "\n" * newline)
 
 
 def emit(value: object) -> None:
     """Print JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
     """Print rows under column names. `empty` is said on stderr when there are none."""
     found = [[printable(cell) for cell in row] for row in rows]
     if not found:
-        print(empty, file=sys.stderr)
+        tell(empty)
     elif sys.stdout.isatty():
         _draw(columns, found)
     else:
         for row in (columns, *found):
-            print("\t".join(row))
+            print(encodable("\t".join(row), sys.stdout))
 
 
 def _draw(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -40,6 +48,12 @@ def _draw(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def printable(text: str) -> str:
     """A text that somebody else chose, fit for a terminal and one line: control characters are shown, not obeyed."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """A text as the stream can take it: what its encoding lacks is written as an escape."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def count(number: int, thing: str) -> str:

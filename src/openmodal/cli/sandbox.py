@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -110,7 +110,7 @@ def exec_(session: Session, /, id: str, command: tuple[str, ...], interactive: b
     try:
         return _terminal.attach(process, stdin=interactive or tty, pty=tty)
     except ExecTimeoutError as error:
-        click.echo(f"Error: {error}", err=True)
+        _output.tell(f"Error: {error}")
         return 124
 
 
@@ -130,14 +130,14 @@ def logs(session: Session, id: str) -> None:
     errors = threading.Thread(target=_print, args=(sandbox.stderr, sys.stderr), daemon=True)
     first = sandbox.stdout.read_some()  # here, where an exception is seen: there may be no main command
     errors.start()
-    sys.stdout.write(first)
+    sys.stdout.write(_output.encodable(first, sys.stdout))
     _print(sandbox.stdout, sys.stdout)
     errors.join()
 
 
-def _print(reader: StreamReader[str], to: Any) -> None:
+def _print(reader: StreamReader[str], to: TextIO) -> None:
     while text := reader.read_some():
-        to.write(text)
+        to.write(_output.encodable(text, to))
         to.flush()
 
 

@@ -19,7 +19,7 @@ from openmodal import _config
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
 from openmodal._spec import Built, Egress, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
-from openmodal._store import Store
+from openmodal._store import Store, make_folder
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
@@ -252,8 +252,8 @@ class Embedded:
             id=id,
             folder=folder,
             lowers=lowers,
-            upper=str(_made(folder / "upper")),
-            work=str(_made(folder / "work")),
+            upper=str(make_folder(folder / "upper")),
+            work=str(make_folder(folder / "work")),
             ids=host.ids(),
             net=await self._net(spec, id, folder),
             servers=network.resolv_conf(host.resolvers(spec.network)),
@@ -322,8 +322,3 @@ def _around(spec: SandboxSpec, limits: asked.Limits) -> asked.Limits:
     if spec.runtime == "gvisor":
         return asked.around_gvisor(limits)
     return asked.around_gate(limits) if spec.network.listed else limits
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(mode=0o755)
-    return folder

@@ -36,7 +36,7 @@ _CAPABILITIES = "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SE
 # The one that runsc is started in; without a path it would make an empty one.
 _NETWORK = {"type": "network", "path": "/proc/self/ns/net"}
 
-_RLIMITS = "CORE NOFILE NPROC MEMLOCK SIGPENDING MSGQUEUE NICE RTPRIO STACK"
+_RLIMITS = "CORE NOFILE NPROC MEMLOCK SIGPENDING MSGQUEUE NICE RTPRIO STACK CPU FSIZE DATA AS RSS"
 
 # How the sandbox is closed (docs/sandboxes.md).
 _OPTIONS = (

@@ -15,6 +15,8 @@ Lines = list[tuple[str, str]]
 
 HOSTNAME_MAX = 63  # Linux takes 64; a DNS label has 63
 
+_UNLIMITED = (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_RSS)
+
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
 
 
@@ -122,8 +124,12 @@ def rlimits(limits: Limits) -> list[tuple[int, int, int]]:
         resource.RLIMIT_NICE: (0, 0),
         resource.RLIMIT_RTPRIO: (0, 0),
         resource.RLIMIT_STACK: (8 << 20, resource.RLIM_INFINITY),
+        # What the caller's `ulimit` says is about the caller.
+        **dict.fromkeys(_UNLIMITED, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)),
     }
-    infinity = (1 << 64) - 1
-    return [
-        (number, soft, infinity if hard == resource.RLIM_INFINITY else hard) for number, (soft, hard) in wanted.items()
-    ]
+    return [(number, _plain(soft), _plain(hard)) for number, (soft, hard) in wanted.items()]
+
+
+def _plain(limit: int) -> int:
+    """The kernel's number for no limit, which Python tells as -1."""
+    return (1 << 64) - 1 if limit == resource.RLIM_INFINITY else limit
