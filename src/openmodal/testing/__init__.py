@@ -66,7 +66,7 @@ from openmodal.testing.images import TestImages  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
-from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
+from openmodal.testing.spawn import TestFlow, TestInterrupted, TestSpawn, TestStdin, TestTerminal  # noqa: E402
 
 __all__ = [
     "PROMISES",
@@ -87,6 +87,7 @@ __all__ = [
     "TestFinding",
     "TestFlow",
     "TestImages",
+    "TestInterrupted",
     "TestIsolation",
     "TestLifetime",
     "TestLimits",
