@@ -85,6 +85,17 @@ class Spool:
         self._file.seek(at)
         return self._file.read(most)
 
+    def __getstate__(self) -> tuple[bytes, int]:
+        at = self._file.tell()
+        whole = self.read(0, -1)
+        self._file.seek(at)
+        return whole, self.dropped
+
+    def __setstate__(self, state: tuple[bytes, int]) -> None:
+        self.__init__()  # type: ignore[misc]  (as pickle makes it, it has nothing yet)
+        self.write(memoryview(state[0]))
+        self.dropped = state[1]
+
     def _spill(self) -> None:
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with us)
         weakref.finalize(self, file.close).atexit = False

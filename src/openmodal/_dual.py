@@ -239,6 +239,15 @@ class Call(Generic[P, T]):
     def __doc__(self) -> str | None:  # type: ignore[override]
         return self.core.__doc__
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its object and name, so that `executor.submit(sandbox.exec, "ls")` reaches another process."""
+        return _bound, (getattr(self.core, "__self__", None), getattr(self.core, "__name__", ""))
+
+
+def _bound(obj: object, name: str) -> object:
+    found = getattr(obj, name)
+    return found if isinstance(found, Call) else Call(found)
+
 
 class dual(Generic[P, T]):  # noqa: N801  (it is used like a keyword)
     """Give a coroutine method, or a classmethod, its blocking face and its `.aio` face."""

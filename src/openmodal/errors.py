@@ -29,7 +29,7 @@
         └── SandboxPathAlreadyExistsError (FileExistsError)
 
 A failure of the sandbox is an exception; a failure of the user's command is a value (`returncode`). Each text is one sentence
-that names the cause and, where there is one, the remedy.
+that names the cause and, where there is one, the remedy. They can be pickled, as everything public: another process gets them whole.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ class DiskFullError(EngineError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[1]) if len(self.args) > 1 else super().__str__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self),), self.__dict__
 
 
 class ImageError(Error):
@@ -132,6 +135,9 @@ class ExecTimeoutError(ExecError, TimeoutError):
     def __init__(self, text: str, process: Process[Any]) -> None:
         super().__init__(text)
         self.process = process
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.process), self.__dict__
 
 
 class StdinClosedError(ExecError, BrokenPipeError):

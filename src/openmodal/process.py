@@ -94,6 +94,9 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
         self._ended = False
         self._reading = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reading": False}  # it is another thread's, of this process
+
     @property
     def dropped(self) -> int:
         """How many bytes were lost because nobody read while the command wrote more than 8 MiB."""
@@ -240,6 +243,8 @@ class StreamWriter:
 class Process(Generic[AnyStr]):
     """A command in a sandbox: finished, when it comes from `exec`; perhaps running, when it comes from `spawn`.
 
+    It can be pickled: a finished one with its output, another as a handle that goes on where this one is.
+
     Attributes:
         args: its argv.
         pid: its process id inside the sandbox; 0 if it could not be executed.
@@ -278,7 +283,11 @@ class Process(Generic[AnyStr]):
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether the kernel killed it, or one of its descendants, for the sandbox's memory limit."""
+        """Whether the kernel killed it, or one of its descendants, for the sandbox's memory limit.
+
+        The kernel tells only that something in the sandbox was killed: of several commands that ran meanwhile, these are told: who died or
+        failed, and who exited well and had a process that held an eighth of the memory.
+        """
         return bool(self._record and self._record.out_of_memory)
 
     @property

@@ -62,11 +62,12 @@ from openmodal.testing.fixtures import (  # noqa: E402
     sandbox,
     sandboxes,
 )
+from openmodal.testing.handles import TestInterrupted, TestOtherProcesses  # noqa: E402
 from openmodal.testing.images import TestImages  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
-from openmodal.testing.spawn import TestFlow, TestInterrupted, TestSpawn, TestStdin, TestTerminal  # noqa: E402
+from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
 
 __all__ = [
     "PROMISES",
@@ -96,6 +97,7 @@ __all__ = [
     "TestMistakes",
     "TestNames",
     "TestNetwork",
+    "TestOtherProcesses",
     "TestSandbox",
     "TestSpawn",
     "TestStdin",

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import itertools
-import os
 import random
 import signal
 import time
-from collections.abc import Callable, Coroutine
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 import pytest
 
@@ -20,7 +15,7 @@ from openmodal.process import StreamType
 from openmodal.sandbox import Sandbox
 from openmodal.testing.exec import DAEMONS
 from openmodal.testing.faces import Face, plain
-from openmodal.testing.fixtures import Create, eventually, running
+from openmodal.testing.fixtures import eventually, running
 
 BUFFER = 8 << 20
 
@@ -173,74 +168,6 @@ class TestSpawn:
         process.stdin.close()
         process.wait()
         assert "returncode 0" in repr(process)
-
-
-class TestInterrupted:
-    """Who is interrupted while he runs or starts a command has no handle to it: nothing of it lives on."""
-
-    COMMAND = ("sh", "-c", f"{DAEMONS} while :; do sleep 54321; done")
-
-    @pytest.mark.parametrize("stdin", [None, "x" * 5_000_000], ids=["no input", "input that nobody reads"])
-    def test_an_exec_that_is_cancelled_is_killed_with_its_descendants(
-        self, sandbox: Sandbox, face: Face, stdin: str | None
-    ) -> None:
-        other = sandbox.spawn("sleep", "999")
-        if face.name == "async":
-            call = face.start(sandbox.exec, *self.COMMAND, stdin=stdin)
-            eventually(lambda: len(running(sandbox, "sleep 54321")) >= 3)
-            call.cancel()
-        else:
-            watch = face.start(_when_it_runs, sandbox, lambda: os.kill(os.getpid(), signal.SIGINT))
-            with pytest.raises(KeyboardInterrupt):
-                sandbox.exec(*self.COMMAND, stdin=stdin)
-            watch.result()
-            assert running(sandbox, "54321") == [], "it is dead when the call returns"
-        eventually(lambda: running(sandbox, "54321") == [])
-        assert other.poll() is None, "others are spared"
-
-    @pytest.mark.parametrize("call", ["exec", "spawn"])
-    def test_at_whatever_instant_nothing_lives_on(self, create: Create, call: str) -> None:
-        for instant in range(8):
-            sandbox = plain(create())
-            with sandbox:
-                core = getattr(sandbox, call).core(*self.COMMAND, stdout=StreamType.DEVNULL, timeout=3)
-                if not _interrupted(core, instant):
-                    assert instant > 0 or call == "spawn", "only a start may be over before it waits"
-                    return
-                eventually(lambda: running(sandbox, "54321") == [])  # noqa: B023
-
-    def test_an_input_that_cannot_be_read_ends_the_command(self, sandbox: Sandbox) -> None:
-        class Broken(io.BytesIO):
-            def read(self, size: int | None = -1) -> bytes:
-                raise ZeroDivisionError
-
-        with pytest.raises(ZeroDivisionError):
-            sandbox.exec(*self.COMMAND, stdin=Broken())
-        eventually(lambda: running(sandbox, "54321") == [])
-
-
-def _when_it_runs(sandbox: Sandbox, act: Callable[[], object]) -> None:
-    eventually(lambda: len(running(sandbox, "sleep 54321")) >= 3)
-    act()
-
-
-def _interrupted(core: Coroutine[Any, Any, Any], instant: int) -> bool:
-    """Run core code to its end in this thread, with Ctrl-C at its n-th wait; False if it ended before."""
-    resume: Callable[[], Any] = partial(core.send, None)
-    for waits in itertools.count():
-        try:
-            effect = resume()
-        except (StopIteration, ExecTimeoutError):
-            return False
-        except KeyboardInterrupt:
-            return True
-        try:
-            if waits == instant:
-                raise KeyboardInterrupt
-            resume = partial(core.send, effect.block())
-        except BaseException as error:  # noqa: BLE001  (it belongs to the core's await)
-            resume = partial(core.throw, error)
-    raise AssertionError
 
 
 class TestStdin:
