@@ -97,6 +97,13 @@ uint64_t oom_kills(void) {
     return 0;
 }
 
+static uint64_t read_memory(void) {
+    char text[256] = "";
+    AUTO_FD int fd = openat(agent.proc, "meminfo", O_RDONLY | O_CLOEXEC);
+    const char *word = fd >= 0 && read(fd, text, sizeof text - 1) > 0 ? strstr(text, "MemTotal:") : NULL;
+    return word ? strtoull(word + 9, NULL, 10) : UINT64_MAX;
+}
+
 /* ---- setting up ---- */
 
 static void take_signals(void) {
@@ -156,6 +163,7 @@ static bool set_up(const struct agent_config *config) {
     agent.proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     agent.pts = open("/dev/pts", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     agent.oom = open_oom();
+    agent.memory_kib = read_memory();
     raise_descriptor_limit();
     take_signals();
     return agent.epoll >= 0 && agent.proc >= 0 && signals.fd >= 0;

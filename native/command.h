@@ -43,6 +43,8 @@ struct command {
     pid_t monitor;   /* 0: gone, and with it the last descendant */
     pid_t leader;
     uint64_t deadline, oom_before;
+    uint64_t started_as; /* the number of its start */
+    bool first_alone;    /* no other ran when it started */
     uint64_t version; /* counts news: a request that waits is looked at again when it changed */
     struct record record;
     uint32_t error_code; /* COMMAND_FAILED */

@@ -27,6 +27,8 @@ struct agent {
     int oom_adj_self, oom_adj_command; /* our own oom_score_adj, and that of commands */
     uint64_t nofile;                   /* the soft limit that commands get; ours is raised */
     uint64_t now;                      /* now_ms() of this turn of the loop */
+    uint64_t memory_kib;               /* what /proc/meminfo calls all */
+    uint64_t starts;                   /* commands started so far */
     uint64_t active;                   /* when somebody last asked something, and might */
     uint64_t deaf_until;               /* no connection is taken before: there were no descriptors for one */
     bool hunting;                      /* a monitor was killed: its orphans are ours now, and are to die */
