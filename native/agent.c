@@ -286,9 +286,11 @@ void agent_end(const char *reason, int returncode, uint64_t grace_ms) {
         agent.end_by = agent.now + grace_ms;
 }
 
+/* The main command does not count: it is mostly one that waits (a server, sleep), and would keep every sandbox for its whole lifetime.
+ * Who reads its output, or writes to it, does: that is a request. */
 static bool is_idle(void) {
     for (struct command *command = commands; command; command = command->next)
-        if (command->state == COMMAND_RUNNING || command->state == COMMAND_STARTING)
+        if ((command->state == COMMAND_RUNNING || command->state == COMMAND_STARTING) && memcmp(command->id, main_id, ID_SIZE) != 0)
             return false;
     return !links_busy();
 }

@@ -97,7 +97,8 @@ class Sandbox(DualContext):
             tags: labels for `list`.
             env, secrets: variables of every command; `env` beats `secrets`, both beat the image's.
             timeout: its lifetime in seconds.
-            idle_timeout: seconds without a command, request or file transfer after which it ends.
+            idle_timeout: seconds without a command, request or file transfer after which it ends. Its main command does not count;
+                reading its output, or writing to it, does.
             workdir: where commands start; None: the image's, or "/".
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
             gpu: how many GPUs it has, or their type and number: "T4", "A100:2", "any" (docs/kubernetes.md).
