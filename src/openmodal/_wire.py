@@ -150,7 +150,7 @@ def setup(token: str, spec: SandboxSpec, user: str, main_flags: int) -> bytes:
     return frame(
         Kind.SETUP,
         _text(token.encode())
-        + struct.pack("<QQ", _milliseconds(spec.timeout), _milliseconds(spec.idle_timeout))
+        + struct.pack("<QQ", milliseconds(spec.timeout), milliseconds(spec.idle_timeout))
         + _text(encode(user))
         + _text(encode(spec.workdir))
         + _U32.pack(main_flags)
@@ -159,9 +159,9 @@ def setup(token: str, spec: SandboxSpec, user: str, main_flags: int) -> bytes:
     )
 
 
-def _milliseconds(seconds: float | None) -> int:
-    """Rounded up: 0 means without end."""
-    return int((seconds or 0) * 1000 + 0.999)
+def milliseconds(seconds: float | None) -> int:
+    """Rounded up, so that nothing ends too early, or never: 0 means without end."""
+    return max(int(seconds * 1000 + 0.999), 1) if seconds else 0
 
 
 def encode(value: str) -> bytes:
@@ -173,7 +173,7 @@ def start(command: bytes, spec: ExecSpec) -> bytes:
     env = [encode(f"{name}={value}") for name, value in spec.env]
     return frame(
         Kind.START,
-        _START.pack(command, spec.flags, _milliseconds(spec.timeout))
+        _START.pack(command, spec.flags, milliseconds(spec.timeout))
         + _text(encode(spec.user))
         + _text(encode(spec.workdir))
         + _SIZE.pack(spec.rows, spec.columns)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, AnyStr, Generic, Protocol, cast
 
-from openmodal import _wire
+from openmodal import _args, _wire
 from openmodal._command import Command, Spool
 from openmodal._dual import DualIterator, dual
 from openmodal._spec import ExitRecord
@@ -326,15 +326,12 @@ class Process(Generic[AnyStr]):
     @dual
     async def send_signal(self, signal: int) -> None:
         """Send a signal to the command's own process. Does nothing if it has ended."""
-        if not 1 <= signal <= 64:
-            raise InvalidError(f"there is no signal {signal}; use 1 to 64, for example signal.SIGTERM")
-        await self._signal(signal, tree=False)
+        await self._signal(_args.whole("signal", signal, 1, 64), tree=False)
 
     @dual
     async def resize(self, rows: int, columns: int) -> None:
         """Tell the command's terminal its new size. Needs pty=True."""
-        if not (1 <= rows <= 65535 and 1 <= columns <= 65535):
-            raise InvalidError(f"a terminal cannot have {rows} rows and {columns} columns; use 1 to 65535")
+        rows, columns = _args.whole("rows", rows, 1, 65535), _args.whole("columns", columns, 1, 65535)
         await self._command.ask(_wire.resize(self._command.id, rows, columns))
 
     async def _signal(self, signal: int, *, tree: bool) -> None:

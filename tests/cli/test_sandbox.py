@@ -141,6 +141,38 @@ def test_images_are_built_listed_and_pruned_but_not_under_a_running_sandbox(open
     assert "has no image 'x'" in openmodal.error("--local", "image", "build", "images.py::x")
 
 
+@pytest.mark.parametrize("days", ["-1", "nan", "inf", "1e300", "-inf", "x"])
+def test_prune_refuses_ages_that_cannot_be_and_removes_nothing(openmodal: CommandLine, days: str) -> None:
+    """`--older -1` removed every image without a word."""
+    key = openmodal("--local", "image", "build", f"{openmodal.program('')}::image").strip()
+    done = openmodal.run("--local", "image", "prune", f"--older={days}")
+    assert done.returncode in (1, 2)
+    assert "--older" in done.stderr
+    assert openmodal.run("--local", "image", "prune", "--older", "3", "--all").returncode == 2
+    assert key in {image["key"] for image in json.loads(openmodal("--local", "image", "list", "--json"))}
+
+
+def test_what_ends_many_asks_in_a_terminal_and_only_there(openmodal: CommandLine, sandbox: str) -> None:
+    def asked(arguments: str, answer: str) -> tuple[int, str]:
+        typed = f"{shlex.join(COMMAND)} --local {arguments}"
+        with subprocess.Popen(
+            ["script", "-qec", typed, "/dev/null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as child:
+            shown, _ = child.communicate(answer, timeout=60)
+        return child.returncode, shown
+
+    code, shown = asked("sandbox stop --app cli", "n\n")
+    assert (code, openmodal.running()) == (1, [sandbox])
+    assert sandbox in shown
+    assert "End 1 sandbox?" in shown
+    key = openmodal("--local", "image", "list", "--json")
+    assert asked("image prune --all", "\n")[0] == 1, "no is the default"
+    assert openmodal("--local", "image", "list", "--json") == key
+    assert asked("sandbox stop --app cli --yes", "")[0] == 0
+    assert openmodal.running() == []
+    assert openmodal("--local", "sandbox", "stop", "--app", "cli") == "", "in a pipe nobody is asked"
+
+
 def test_a_dockerfile_is_built(openmodal: CommandLine) -> None:
     (openmodal.folder / "Dockerfile").write_text("FROM scratch\nENV A=1\n", encoding="utf-8")
     assert len(openmodal("--local", "image", "build", "Dockerfile").strip()) == 64

@@ -7,12 +7,25 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+import click
+
 
 def tell(text: str, *, newline: bool = True) -> None:
     """Say something on stderr. Whether anybody takes it changes nothing: commands do what they are for, and exit as they would."""
     from openmodal.build.progress import Quiet
 
     Quiet(sys.stderr).write(text + "\n" * newline)
+
+
+def agreed(lines: Sequence[str], question: str, *, yes: bool) -> bool:
+    """Show what is to go and, in a terminal, ask whether it may. A program in a pipe has said so by its command."""
+    for line in lines:
+        tell(printable(line))
+    asks = bool(lines) and not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    if asks and not click.confirm(question, err=True):
+        tell("Nothing was done.")
+        return False
+    return True
 
 
 def emit(value: object) -> None:

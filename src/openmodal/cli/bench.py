@@ -24,7 +24,7 @@ Figures = dict[str, list[float]]
 
 @click.command()
 @click.option(
-    "--rounds", type=click.IntRange(1), default=20, show_default=True, help="How often each step is measured."
+    "--rounds", type=click.IntRange(1, 100_000), default=20, show_default=True, help="How often each step is measured."
 )
 @click.option(
     "--image", metavar="NAME", help="An image of a registry, or FILE.py::NAME; Debian with Python if left out."

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openmodal import _config
+from openmodal import _args, _config
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
 from openmodal._spec import Built, Egress, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
@@ -199,7 +199,7 @@ class Embedded:
         """Remove images that were not used for so many seconds. What running sandboxes stand on stays."""
         from openmodal.build.prune import prune
 
-        return prune(self._layers, unused_for=unused_for, caches=caches)
+        return prune(self._layers, unused_for=_args.age("unused_for", unused_for), caches=caches)
 
     def _reap(self, id: str, status: Status | None, *, gone: bool = True) -> EndRecord | None:
         """Clear away a sandbox whose supervisor is dead. None if there is nothing to clear, or it lives."""

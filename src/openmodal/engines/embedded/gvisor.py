@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from openmodal._wire import Flag
+from openmodal._wire import Flag, milliseconds
 from openmodal.engines import asked
 from openmodal.engines.embedded import network, plan
 from openmodal.errors import EngineError, InvalidError
@@ -118,7 +118,7 @@ def _agent(box: plan.Box) -> list[str]:
     """The agent's command line (docs/protocol.md, section 4)."""
     options = {
         "--control-fd": str(_LINK_INSIDE),
-        "--idle-ms": str(plan.milliseconds(box.idle or 0)),
+        "--idle-ms": str(milliseconds(box.idle)),
         "--user": box.user,
         "--workdir": box.workdir,
         "--pids": str(box.limits.pids),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openmodal._wire import Flag
+from openmodal._wire import Flag, milliseconds
 from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import cgroup
 
@@ -64,7 +64,7 @@ def encode(box: Box) -> bytes:
         ("resolv", box.servers),
         ("hosts", _HOSTS.format(hostname=hostname(box.id))),
         ("timeout_ms", str(milliseconds(box.timeout))),
-        ("idle_ms", str(milliseconds(box.idle or 0))),
+        ("idle_ms", str(milliseconds(box.idle))),
         *_groups(box.groups),
         *(("rlimit", f"{number} {soft} {hard}") for number, soft, hard in rlimits(box.limits)),
         ("memory", str(box.limits.memory)),
@@ -102,11 +102,6 @@ def _groups(groups: cgroup.Plan) -> Lines:
 def hostname(id: str) -> str:
     """The host name of a sandbox."""
     return id[-HOSTNAME_MAX:].lstrip("-._") or "sandbox"
-
-
-def milliseconds(seconds: float) -> int:
-    """Rounded up: nothing ends too early."""
-    return int(seconds * 1000 + 0.999)
 
 
 def rlimits(limits: Limits) -> list[tuple[int, int, int]]:
