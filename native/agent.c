@@ -214,7 +214,7 @@ static const uint8_t main_id[ID_SIZE];
 
 static void start_main(void) {
     static char *no_env[1];
-    struct start_request start = {.flags = agent.config->main_flags, .user = "", .workdir = "", .argv = agent.config->argv, .env = no_env};
+    struct start_request start = {.keep = KEEP_UNSAID, .flags = agent.config->main_flags, .user = "", .workdir = "", .argv = agent.config->argv, .env = no_env};
     uint32_t code;
     const char *sentence;
     if (!command_start(&start, &code, &sentence)) {

@@ -101,6 +101,7 @@ bool decode_start(const struct frame *frame, struct start_request *start) {
     start->columns = (uint16_t)take_uint(&cursor, 2);
     start->argv = take_list(&cursor);
     start->env = take_list(&cursor);
+    start->keep = start->flags & START_KEEP ? take_uint(&cursor, 8) : KEEP_UNSAID;
     return cursor_done(&cursor);
 }
 

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ID_SIZE = 16, FRAME_HEADER = 5, MAX_DATA = 1 << 20, MAX_FRAME = MAX_DATA + (64 << 10) };
+enum { KEEP_UNSAID = 64 << 20, ID_SIZE = 16, FRAME_HEADER = 5, MAX_DATA = 1 << 20, MAX_FRAME = MAX_DATA + (64 << 10) };
 
 enum frame_type {
     FRAME_HELLO = 0x01, FRAME_AUTH = 0x02,
@@ -24,10 +24,10 @@ enum error_code {
 
 enum start_flag {
     START_PTY = 1, START_STDIN = 2, START_STDOUT_NULL = 4, START_STDERR_NULL = 8, START_STDERR_TO_STDOUT = 16,
-    START_ATTACHED = 32, START_ALL_FLAGS = 63,
+    START_ATTACHED = 32, START_KEEP = 64, START_ALL_FLAGS = 127,
 };
 
-enum want { WANT_STDOUT = 1, WANT_STDERR = 2, WANT_EXIT = 4, WANT_STDIN = 8 };
+enum want { WANT_STDOUT = 1, WANT_STDERR = 2, WANT_EXIT = 4, WANT_STDIN = 8, WANT_PEEK = 16 };
 enum progress { AT_STDOUT_END = 1, AT_STDERR_END = 2, HAS_EXIT = 4, STDIN_CLOSED = 8 };
 
 enum file_operation {
@@ -65,7 +65,7 @@ char **take_list(struct cursor *cursor);
 struct start_request {
     uint8_t id[ID_SIZE];
     uint32_t flags;
-    uint64_t timeout_ms;
+    uint64_t timeout_ms, keep; /* `keep`: bytes of unread output that may go to the disk, per stream */
     const char *user, *workdir;
     uint16_t rows, columns;
     char **argv, **env;

@@ -35,6 +35,7 @@ PUBLIC = [
     "ImageError",
     "InvalidError",
     "NotFoundError",
+    "OutputLostWarning",
     "Pool",
     "Process",
     "ProtocolError",

@@ -50,6 +50,7 @@ class Flag(IntFlag):
     STDERR_NULL = 8
     STDERR_TO_STDOUT = 16
     ATTACHED = 32
+    KEEP = 64
 
 
 class Want(IntFlag):
@@ -59,6 +60,7 @@ class Want(IntFlag):
     STDERR = 2
     EXIT = 4
     STDIN = 8
+    PEEK = 16
 
 
 class State(IntFlag):
@@ -170,15 +172,17 @@ def encode(value: str) -> bytes:
 
 
 def start(command: bytes, spec: ExecSpec) -> bytes:
+    keep = b"" if spec.keep is None else struct.pack("<Q", spec.keep)
     env = [encode(f"{name}={value}") for name, value in spec.env]
     return frame(
         Kind.START,
-        _START.pack(command, spec.flags, milliseconds(spec.timeout))
+        _START.pack(command, spec.flags | (Flag.KEEP if keep else 0), milliseconds(spec.timeout))
         + _text(encode(spec.user))
         + _text(encode(spec.workdir))
         + _SIZE.pack(spec.rows, spec.columns)
         + _list([encode(arg) for arg in spec.argv])
-        + _list(env),
+        + _list(env)
+        + keep,
     )
 
 

@@ -144,6 +144,10 @@ class StdinClosedError(ExecError, BrokenPipeError):
     """The command has exited or closed its standard input."""
 
 
+class OutputLostWarning(RuntimeWarning):
+    """Some of a command's output was lost before it was read; `StreamReader.dropped` counts. No error, for the rest is there."""
+
+
 class SandboxFilesystemError(Error, OSError):
     """A file operation inside a sandbox failed; `errno` and `filename` are set as for any OSError."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import signal as signals
+import warnings
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, AnyStr, Generic, Protocol, cast
@@ -17,7 +18,14 @@ from openmodal._command import Command, Spool
 from openmodal._dual import DualIterator, dual
 from openmodal._spec import ExitRecord
 from openmodal._wire import State, Want
-from openmodal.errors import ExecError, ExecTimeoutError, InvalidError, NotFoundError, StdinClosedError
+from openmodal.errors import (
+    ExecError,
+    ExecTimeoutError,
+    InvalidError,
+    NotFoundError,
+    OutputLostWarning,
+    StdinClosedError,
+)
 
 _PIECE = 256 * 1024
 
@@ -93,13 +101,17 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
         self._rest: AnyStr = self._empty
         self._ended = False
         self._reading = False
+        self._told = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reading": False}  # it is another thread's, of this process
 
     @property
     def dropped(self) -> int:
-        """How many bytes were lost because nobody read while the command wrote more than 8 MiB."""
+        """How many bytes were lost because nobody read while the command wrote more than is kept, see `keep` of `spawn`.
+
+        The read that comes to the gap warns, with an OutputLostWarning, and goes on behind it.
+        """
         return self._source.dropped
 
     @dual
@@ -152,7 +164,21 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
         finally:
             self._reading = False
         self._ended = not data
-        return cast("AnyStr", self._decode(data, self._ended))
+        piece = cast("AnyStr", self._decode(data, self._ended))
+        if self._source.dropped > self._told:
+            self._warn(piece)
+        return piece
+
+    def _warn(self, piece: AnyStr) -> None:
+        lost, self._told = self._source.dropped - self._told, self._source.dropped
+        self._rest = piece  # a warning may be made an exception: then the next read gives what came
+        warnings.warn(
+            f"{lost} bytes of output were lost here, because nobody read while the command wrote more than is kept; read sooner, or "
+            "keep more: spawn(…, keep=MiB)",
+            OutputLostWarning,
+            stacklevel=2,
+        )
+        self._rest = self._empty
 
     def _joined(self, pieces: list[AnyStr], *more: AnyStr) -> AnyStr:
         empty: Any = self._empty  # no checker knows that str joins str and bytes join bytes
