@@ -155,6 +155,7 @@ bool decode_file(const struct frame *frame, struct file_request *file) {
     file->offset = take_uint(&cursor, 8);
     file->path = take_text(&cursor);
     file->second = take_text(&cursor);
+    file->user = file->flags & FILE_AS_USER ? take_text(&cursor) : file->second + strlen(file->second);
     return cursor_done(&cursor);
 }
 

@@ -31,8 +31,11 @@ enum want { WANT_STDOUT = 1, WANT_STDERR = 2, WANT_EXIT = 4, WANT_STDIN = 8, WAN
 enum progress { AT_STDOUT_END = 1, AT_STDERR_END = 2, HAS_EXIT = 4, STDIN_CLOSED = 8 };
 
 enum file_operation {
-    FILE_STAT = 1, FILE_LIST, FILE_MKDIR, FILE_REMOVE, FILE_READ, FILE_WRITE, FILE_PULL, FILE_PUSH, FILE_RENAME
+    FILE_STAT = 1, FILE_LIST, FILE_MKDIR, FILE_REMOVE, FILE_READ, FILE_WRITE, FILE_PULL, FILE_PUSH, FILE_RENAME,
+    FILE_CHMOD, FILE_CHOWN
 };
+
+enum file_flag { FILE_AS_USER = 0x100 };
 
 /* One frame inside somebody's buffer. */
 struct frame {
@@ -99,7 +102,7 @@ struct file_request {
     uint8_t operation;
     uint32_t flags, mode;
     uint64_t offset;
-    char *path, *second;
+    char *path, *second, *user; /* `user` "": the sandbox's default one */
 };
 bool decode_file(const struct frame *frame, struct file_request *file);
 

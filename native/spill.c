@@ -4,21 +4,7 @@
 #include "util.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
 #include <unistd.h>
-
-/* Not every file system (gVisor's, older overlays) makes files without a name. */
-static int open_nameless(void) {
-    char name[] = "/.openmodal-XXXXXX";
-    int fd = open("/", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (fd >= 0)
-        return fd;
-    fd = mkostemp(name, O_CLOEXEC);
-    if (fd >= 0)
-        unlink(name);
-    return fd;
-}
 
 static bool write_at(int fd, const uint8_t *bytes, size_t size, uint64_t position) {
     while (size) {
@@ -35,7 +21,7 @@ static bool write_at(int fd, const uint8_t *bytes, size_t size, uint64_t positio
 }
 
 void spill_add(struct spill *spill, uint64_t offset, const struct iovec *pieces, int count) {
-    if (spill->most && !spill->broken && spill->fd < 0 && (spill->fd = open_nameless()) < 0)
+    if (spill->most && !spill->broken && spill->fd < 0 && (spill->fd = open_nameless("/")) < 0)
         spill->broken = errno;
     if (spill->start == spill->end && !spill->broken)
         spill->base = spill->start = spill->end = offset;

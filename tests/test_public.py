@@ -142,7 +142,7 @@ def test_everything_public_survives_being(name: str, how: str) -> None:
     after = COPIES[how](before)
     assert type(after) is type(before)
     if not isinstance(before, ExecTimeoutError | StreamReader | StreamWriter):
-        assert repr(after) == repr(before) or type(before).__repr__ is object.__repr__
+        assert repr(after) == repr(before) or " object at 0x" in repr(before)
     if isinstance(before, BaseException):
         assert str(after) == str(before)
         assert set(vars(after)) == set(vars(before))

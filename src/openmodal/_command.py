@@ -69,10 +69,11 @@ class Sink(Protocol):
 class Spool:
     """Bytes kept in memory and, beyond SPOOL_LIMIT, in a temporary file without a name, which goes when we go."""
 
-    def __init__(self) -> None:
-        self.dropped = 0
+    def __init__(self, whole: bytes = b"", dropped: int = 0) -> None:
+        self.dropped = dropped
         self._file: IO[bytes] = io.BytesIO()
         self._spilled = False
+        self.write(memoryview(whole))
 
     def write(self, data: memoryview) -> None:
         if not self._spilled and self._file.tell() + len(data) > SPOOL_LIMIT:
@@ -85,16 +86,11 @@ class Spool:
         self._file.seek(at)
         return self._file.read(most)
 
-    def __getstate__(self) -> tuple[bytes, int]:
+    def __reduce__(self) -> tuple[type[Spool], tuple[bytes, int]]:
         at = self._file.tell()
         whole = self.read(0, -1)
         self._file.seek(at)
-        return whole, self.dropped
-
-    def __setstate__(self, state: tuple[bytes, int]) -> None:
-        self.__init__()  # type: ignore[misc]  (as pickle makes it, it has nothing yet)
-        self.write(memoryview(state[0]))
-        self.dropped = state[1]
+        return type(self), (whole, self.dropped)
 
     def _spill(self) -> None:
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with us)

@@ -95,6 +95,8 @@ class FileOp(IntEnum):
     PULL = 7
     PUSH = 8
     RENAME = 9
+    CHMOD = 10
+    CHOWN = 11
 
 
 class Entry(NamedTuple):
@@ -117,6 +119,8 @@ class Progress(NamedTuple):
     stdin: int
     record: ExitRecord | None
 
+
+_AS_USER = 0x100
 
 _HEAD = struct.Struct("<IB")
 _U32 = struct.Struct("<I")
@@ -216,9 +220,18 @@ def release(command: bytes) -> bytes:
 
 
 def file(
-    operation: FileOp, path: bytes, *, flags: int = 0, mode: int = 0, offset: int = 0, second: bytes = b""
+    operation: FileOp,
+    path: bytes,
+    *,
+    flags: int = 0,
+    mode: int = 0,
+    offset: int = 0,
+    second: bytes = b"",
+    user: bytes = b"",
 ) -> bytes:
-    return frame(Kind.FILE, _FILE.pack(operation, flags, mode, offset) + _text(path) + _text(second))
+    """Return a FILE frame; `user` empty: the sandbox's default one."""
+    head = _FILE.pack(operation, flags | (_AS_USER if user else 0), mode, offset)
+    return frame(Kind.FILE, head + _text(path) + _text(second) + (_text(user) if user else b""))
 
 
 def entry(item: Entry) -> bytes:

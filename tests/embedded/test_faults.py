@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from openmodal import _config
+from openmodal import _config, _wire
+from openmodal._dual import run_sync
 from openmodal.app import App
 from openmodal.engines.embedded import Embedded
 from openmodal.errors import (
@@ -573,6 +574,31 @@ class TestPrivacy:
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    def test_commands_cannot_look_into_who_moves_files_for_their_user(self, create: Create, image: Image) -> None:
+        """It has their user's id, and the connection to this program."""
+        sandbox = create(image=image.user("agent"))
+        transfer = sandbox.lease()
+        link = run_sync(transfer.__aenter__())
+        run_sync(link.send(_wire.file(_wire.FileOp.WRITE, b"/home/agent/file")))
+        script = """
+            sleep 99 & mine=$!
+            for p in /proc/[0-9]*; do
+                grep -q "^PPid:.1$" $p/status && grep -q "^Uid:.1000.1000.1000.1000" $p/status && its=${p#/proc/}
+            done
+            for p in $mine $its; do
+                ls /proc/$p/fd >/dev/null 2>&1; echo $?
+                head -c1 /proc/$p/environ >/dev/null 2>&1; echo $?
+            done
+            kill -STOP $its
+        """
+        mine_fd, mine_environ, *its = sandbox.exec("sh", "-c", script).stdout.read().split()
+        assert (mine_fd, mine_environ) == ("0", "0"), "the control: what is the user's own"
+        assert its == ["1", "1"]
+        run_sync(link.send(_wire.frame(_wire.Kind.END)))
+        assert run_sync(link.receive())[0] == _wire.Kind.OK, "a worker that is stopped is woken"
+        run_sync(transfer.__aexit__(None, None, None))
+        assert sandbox.exec("stat", "-c", "%U", "/home/agent/file").stdout.read() == "agent\n"
 
     def test_secrets_are_in_no_file_and_no_command_line(self, engine: Embedded, create: Create) -> None:
         canary = secrets.token_hex(12)

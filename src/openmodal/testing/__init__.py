@@ -67,6 +67,7 @@ from openmodal.testing.images import TestImages  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
+from openmodal.testing.owners import TestOwners  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
 
 __all__ = [
@@ -98,6 +99,7 @@ __all__ = [
     "TestNames",
     "TestNetwork",
     "TestOtherProcesses",
+    "TestOwners",
     "TestSandbox",
     "TestSpawn",
     "TestStdin",

@@ -12,7 +12,7 @@ import pickle
 import signal
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -23,7 +23,6 @@ from openmodal.testing.exec import DAEMONS
 from openmodal.testing.faces import Face, plain
 from openmodal.testing.fixtures import Create, eventually, python, running
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -71,10 +70,14 @@ class TestInterrupted:
         eventually(lambda: running(sandbox, "54321") == [])
 
 
+def _pickled(thing: Any) -> Any:
+    return pickle.loads(pickle.dumps(thing))
+
+
 class TestOtherProcesses:
     """Handles and errors are the same in another process (pickle), and as copies."""
 
-    def elsewhere(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Exception:
+    def elsewhere(self, call: Callable[[], T]) -> T | Exception:
         """Call it in another process, as a process pool does; return the result, or what it raised."""
         source = """
             call = pickle.loads(base64.b64decode(argv[0]))
@@ -84,21 +87,21 @@ class TestOtherProcesses:
                 done = error
             print(base64.b64encode(pickle.dumps(done)).decode())
         """
-        packed = base64.b64encode(pickle.dumps(partial(function, *args, **kwargs))).decode()
+        packed = base64.b64encode(pickle.dumps(call)).decode()
         return cast("T | Exception", pickle.loads(base64.b64decode(python(source, packed))))
 
     def test_a_call_that_another_process_makes_gives_its_result(self, sandbox: Sandbox) -> None:
-        process = self.elsewhere(plain(sandbox).exec, "sh", "-c", "echo out; echo err >&2; exit 5")
+        process = self.elsewhere(partial(plain(sandbox).exec, "sh", "-c", "echo out; echo err >&2; exit 5"))
         assert isinstance(process, Process)
         assert (process.returncode, process.stdout.read(), process.stderr.read()) == (5, "out\n", "err\n")
 
     def test_an_error_of_another_process_comes_whole(self, sandbox: Sandbox) -> None:
         """Unpickling it failed, and a multiprocessing.Pool then waits for ever."""
-        late = self.elsewhere(plain(sandbox).exec, "sh", "-c", "echo partial; sleep 9", timeout=0.5)
+        late = self.elsewhere(partial(plain(sandbox).exec, "sh", "-c", "echo partial; sleep 9", timeout=0.5))
         assert isinstance(late, ExecTimeoutError)
         assert late.process.timed_out
         assert late.process.stdout.read() == "partial\n"
-        missing = self.elsewhere(plain(sandbox).filesystem.read_text, "/nothing")
+        missing = self.elsewhere(partial(plain(sandbox).filesystem.read_text, "/nothing"))
         assert isinstance(missing, FileNotFoundError)
         assert (missing.errno, missing.filename) == (errno.ENOENT, "/nothing")
 
@@ -121,7 +124,7 @@ class TestOtherProcesses:
         assert again.stdout.readline() == "two\n"
         assert (again.wait(), process.wait()) == (4, 4)
 
-    @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+    @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, _pickled])
     def test_copies_of_a_sandbox_are_the_same_sandbox(self, sandbox: Sandbox, how: Callable[[Any], Any]) -> None:
         again = how(plain(sandbox))
         assert again.id == sandbox.id

@@ -288,7 +288,7 @@ class TestFlow:
 
     def test_unread_output_leaves_no_file(self, sandbox: Sandbox) -> None:
         sandbox.spawn("seq", "1", "3000000").wait()
-        assert not [info.name for info in sandbox.filesystem.list_files("/") if "openmodal" in info.name]
+        assert not [info.name for info in sandbox.filesystem.list_files("/") if info.name.startswith(".openmodal-")]
 
     def test_what_fits_is_not_dropped_without_a_reader(self, sandbox: Sandbox) -> None:
         process = sandbox.spawn("seq", "1", "1000000")
