@@ -72,38 +72,6 @@ void watch_end(struct watch *watch) {
             batch[i].data.ptr = NULL;
 }
 
-/* ---- the kernel's count of kills for memory ---- */
-
-static int open_oom(void) {
-    if (agent.config->oom_fd >= 0)
-        return agent.config->oom_fd;
-    int fd = open("/sys/fs/cgroup/memory.events", O_RDONLY | O_CLOEXEC);
-    return fd >= 0 ? fd : open("/sys/fs/cgroup/memory/memory.oom_control", O_RDONLY | O_CLOEXEC);
-}
-
-uint64_t oom_kills(void) {
-    char text[1024];
-    const char *word = agent.config->oom_word ? agent.config->oom_word : "oom_kill";
-    ssize_t size = agent.oom < 0 ? -1 : pread(agent.oom, text, sizeof text - 1, 0);
-    if (size <= 0)
-        return 0;
-    text[size] = 0;
-    size_t length = strlen(word);
-    for (const char *line = text; line; line = strchr(line, '\n')) {
-        line += *line == '\n';
-        if (strncmp(line, word, length) == 0 && line[length] == ' ')
-            return strtoull(line + length, NULL, 10);
-    }
-    return 0;
-}
-
-static uint64_t read_memory(void) {
-    char text[256] = "";
-    AUTO_FD int fd = openat(agent.proc, "meminfo", O_RDONLY | O_CLOEXEC);
-    const char *word = fd >= 0 && read(fd, text, sizeof text - 1) > 0 ? strstr(text, "MemTotal:") : NULL;
-    return word ? strtoull(word + 9, NULL, 10) : UINT64_MAX;
-}
-
 /* ---- setting up ---- */
 
 static void take_signals(void) {
@@ -162,8 +130,7 @@ static bool set_up(const struct agent_config *config) {
     agent.epoll = epoll_create1(EPOLL_CLOEXEC);
     agent.proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     agent.pts = open("/dev/pts", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    agent.oom = open_oom();
-    agent.memory_kib = read_memory();
+    oom_open();
     raise_descriptor_limit();
     take_signals();
     return agent.epoll >= 0 && agent.proc >= 0 && signals.fd >= 0;

@@ -41,4 +41,5 @@ extern struct agent agent;
 struct setup_request;
 void agent_set_up(const struct setup_request *setup); /* keeps what it points to; the lifetime begins now */
 void agent_end(const char *reason, int returncode, uint64_t grace_ms); /* the first reason counts */
+void oom_open(void);
 uint64_t oom_kills(void);                                              /* the kernel's counter, 0 when there is none */
