@@ -73,31 +73,6 @@ void watch_end(struct watch *watch) {
             batch[i].data.ptr = NULL;
 }
 
-/* ---- the kernel's count of kills for memory ---- */
-
-static int open_oom(void) {
-    if (agent.config->oom_fd >= 0)
-        return agent.config->oom_fd;
-    int fd = open("/sys/fs/cgroup/memory.events", O_RDONLY | O_CLOEXEC);
-    return fd >= 0 ? fd : open("/sys/fs/cgroup/memory/memory.oom_control", O_RDONLY | O_CLOEXEC);
-}
-
-uint64_t oom_kills(void) {
-    char text[1024];
-    const char *word = agent.config->oom_word ? agent.config->oom_word : "oom_kill";
-    ssize_t size = agent.oom < 0 ? -1 : pread(agent.oom, text, sizeof text - 1, 0);
-    if (size <= 0)
-        return 0;
-    text[size] = 0;
-    size_t length = strlen(word);
-    for (const char *line = text; line; line = strchr(line, '\n')) {
-        line += *line == '\n';
-        if (strncmp(line, word, length) == 0 && line[length] == ' ')
-            return strtoull(line + length, NULL, 10);
-    }
-    return 0;
-}
-
 /* ---- setting up ---- */
 
 static void take_signals(void) {
@@ -156,7 +131,7 @@ static bool set_up(const struct agent_config *config) {
     agent.epoll = epoll_create1(EPOLL_CLOEXEC);
     agent.proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     agent.pts = open("/dev/pts", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    agent.oom = open_oom();
+    oom_open();
     raise_descriptor_limit();
     take_signals();
     return agent.epoll >= 0 && agent.proc >= 0 && signals.fd >= 0;
@@ -207,7 +182,7 @@ static const uint8_t main_id[ID_SIZE];
 
 static void start_main(void) {
     static char *no_env[1];
-    struct start_request start = {.flags = agent.config->main_flags, .user = "", .workdir = "", .argv = agent.config->argv, .env = no_env};
+    struct start_request start = {.keep = KEEP_UNSAID, .flags = agent.config->main_flags, .user = "", .workdir = "", .argv = agent.config->argv, .env = no_env};
     uint32_t code;
     const char *sentence;
     if (!command_start(&start, &code, &sentence)) {
@@ -279,9 +254,11 @@ void agent_end(const char *reason, int returncode, uint64_t grace_ms) {
         agent.end_by = agent.now + grace_ms;
 }
 
+/* The main command does not count: it is mostly one that waits (a server, sleep), and would keep every sandbox for its whole lifetime.
+ * Who reads its output, or writes to it, does: that is a request. */
 static bool is_idle(void) {
     for (struct command *command = commands; command; command = command->next)
-        if (command->state == COMMAND_RUNNING || command->state == COMMAND_STARTING)
+        if ((command->state == COMMAND_RUNNING || command->state == COMMAND_STARTING) && memcmp(command->id, main_id, ID_SIZE) != 0)
             return false;
     return !links_busy();
 }

@@ -20,7 +20,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-enum { BUCKETS = 1024 };
+enum { BUCKETS = 1024, BIG_SHARE = 8 };
 
 struct command *commands;
 static struct command *buckets[BUCKETS];
@@ -202,16 +202,28 @@ static void close_theirs(const int theirs[3]) {
 
 static void report_ready(struct watch *watch, uint32_t events);
 
+static bool runs(const struct command *command) {
+    return command->state == COMMAND_RUNNING || command->state == COMMAND_STARTING;
+}
+
+static bool any_runs(void) {
+    const struct command *command = commands;
+    while (command && !runs(command))
+        command = command->next;
+    return command;
+}
+
 static struct command *command_make(const struct start_request *start, pid_t monitor, const int ours[3], int report) {
     struct command *command = must_alloc(sizeof *command);
-    *command = (struct command){.flags = start->flags, .monitor = monitor, .deadline = NEVER, .oom_before = oom_kills()};
+    *command = (struct command){.flags = start->flags, .monitor = monitor, .deadline = NEVER, .oom_before = oom_kills(),
+                                .started_as = ++agent.starts, .first_alone = !any_runs()};
     memcpy(command->id, start->id, ID_SIZE);
     if (start->timeout_ms && start->timeout_ms < NEVER - agent.now)
         command->deadline = agent.now + start->timeout_ms;
     command->report = (struct watch){.fd = report, .ready = report_ready};
     watch_set(&command->report, EPOLLIN);
-    stream_open(command, &command->out[0], ours[1]);
-    stream_open(command, &command->out[1], ours[2]);
+    stream_open(command, &command->out[0], ours[1], start->keep);
+    stream_open(command, &command->out[1], ours[2], start->keep);
     input_open(command, ours[0]);
     table_add(command);
     return command;
@@ -268,6 +280,16 @@ struct command *command_start(const struct start_request *start, uint32_t *code,
 
 /* ---- what the monitor tells ---- */
 
+/* The kernel tells that something in the sandbox was killed for memory, and not what. A command that dies of it, or says that something
+ * went wrong, lost a process to it. One that exits with 0 did if it was alone, or if one of its processes (the shell that waited for it
+ * inherited its peak) had an eighth of the memory; else it was another command's. */
+static bool lost_to_memory(const struct command *command) {
+    const struct record *record = &command->record;
+    bool alone = command->first_alone && command->started_as == agent.starts;
+    bool big = record->rss_kib >= agent.memory_kib / BIG_SHARE;
+    return oom_kills() > command->oom_before && (record->killed || record->code || alone || big);
+}
+
 static void set_record(struct command *command, const struct report *report) {
     struct record *record = &command->record;
     record->killed = WIFSIGNALED(report->status) || command->timed_out;
@@ -278,8 +300,7 @@ static void set_record(struct command *command, const struct report *report) {
     record->ended_us = report->at_us;
     record->cpu_us = report->cpu_us;
     record->rss_kib = report->rss_kib;
-    /* The victim may have been a child of the command, which then exits as it likes, but hardly with 0. */
-    record->oom = !command->timed_out && (record->killed || record->code) && oom_kills() > command->oom_before;
+    record->oom = !command->timed_out && lost_to_memory(command);
 }
 
 static void command_exited(struct command *command, const struct report *report) {

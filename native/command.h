@@ -3,6 +3,7 @@
 
 #include "frame.h"
 #include "ring.h"
+#include "spill.h"
 #include "state.h"
 
 enum { MAX_COMMANDS = 4096, OUTPUT_KEPT = 8 << 20, OUTPUT_SLACK = 256 << 10, STDIN_KEPT = 1 << 20 };
@@ -13,6 +14,7 @@ struct stream {
     struct command *command;
     struct watch watch;
     struct ring ring;
+    struct spill spill; /* what came before, if nobody read it */
     bool attached, pty;
     bool ended;         /* nothing will be added; what still comes is thrown away */
     int64_t rest;       /* the command has exited and so many bytes are still to be read; -1: it has not */
@@ -43,6 +45,8 @@ struct command {
     pid_t monitor;   /* 0: gone, and with it the last descendant */
     pid_t leader;
     uint64_t deadline, oom_before;
+    uint64_t started_as; /* the number of its start */
+    bool first_alone;    /* no other ran when it started */
     uint64_t version; /* counts news: a request that waits is looked at again when it changed */
     struct record record;
     uint32_t error_code; /* COMMAND_FAILED */
@@ -79,6 +83,9 @@ int command_resize(struct command *command, uint16_t rows, uint16_t columns);
 bool command_feed(struct command *command, uint64_t offset, const uint8_t *data, size_t size, bool ends);
 
 /* Streams. */
+uint64_t stream_next(const struct stream *stream, uint64_t offset);       /* the first that is kept, from there on */
+size_t stream_available(const struct stream *stream, uint64_t offset);    /* how many from such an offset on are in one place */
+bool stream_is_spilled(const struct stream *stream, uint64_t offset);
 bool stream_at_end(const struct stream *stream, uint64_t offset);
 void stream_received(struct command *command, int which, uint64_t offset); /* everything before `offset` may be forgotten */
 void command_attach(struct command *command, const void *link, uint8_t streams);

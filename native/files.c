@@ -3,14 +3,17 @@
 #include "files.h"
 #include "place.h"
 #include "state.h"
+#include "users.h"
 #include "util.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -68,6 +71,14 @@ void peer_receive(struct peer *peer, struct frame *frame) {
         memcpy(&length, buffer_at(&peer->in), 4); /* little-endian, as every machine this is built for */
     if (length && peer_read(peer, length))
         frame_peek(buffer_at(&peer->in), 4 + length, frame);
+}
+
+static void peer_refuse(struct peer *peer, const char *user, const char *why) {
+    char sentence[512];
+    snprintf(sentence, sizeof sentence, "user '%.200s' %s", user, why);
+    put_error(&peer->out, ERROR_INVALID, sentence);
+    peer_flush(peer);
+    peer->failed = true;
 }
 
 void peer_fail(struct peer *peer, int error) {
@@ -132,6 +143,39 @@ static void do_list(struct peer *peer, const struct file_request *request) {
     }
     closedir(listing);
     put_plain(&peer->out, FRAME_END);
+}
+
+/* ---- whose files ---- */
+
+/* As for commands: without a user asked for nothing is changed at all. Afterwards the kernel decides what may be done. */
+static bool become(const char *spec, const char **why) {
+    struct user user;
+    if (!*spec)
+        spec = agent.config->user ? agent.config->user : "";
+    bool is_root = geteuid() == 0 && getegid() == 0 && (strcmp(spec, "root") == 0 || strcmp(spec, "0") == 0);
+    if (!*spec || is_root)
+        return true;
+    if (!user_look_up(spec, &user, why))
+        return false;
+    *why = "cannot be changed to: the sandbox has no such id, or no right to change it";
+    if (geteuid() != user.uid &&
+        (setgroups(user.group_count, user.groups) < 0 || setresgid(user.gid, user.gid, user.gid) < 0 ||
+         setresuid(user.uid, user.uid, user.uid) < 0))
+        return false;
+    prctl(PR_SET_DUMPABLE, 0); /* the change may have made us the user's to look into, and the link is not for his eyes */
+    return true;
+}
+
+/* The owner's name or number; a group only if one is named. */
+static int do_chown(struct peer *peer, const struct file_request *request) {
+    struct user user;
+    const char *why;
+    if (!user_look_up(request->second, &user, &why)) {
+        peer_refuse(peer, request->second, why);
+        return 0;
+    }
+    gid_t gid = strchr(request->second, ':') ? user.gid : (gid_t)-1;
+    return chown(request->path, user.uid, gid) < 0 ? errno : 0;
 }
 
 /* ---- changes ---- */
@@ -215,6 +259,8 @@ static bool serve(struct peer *peer, const struct file_request *request) {
     case FILE_MKDIR: change(peer, do_mkdir(request)); break;
     case FILE_REMOVE: change(peer, do_remove(request)); break;
     case FILE_RENAME: change(peer, rename(request->path, request->second) < 0 ? errno : 0); break;
+    case FILE_CHMOD: change(peer, chmod(request->path, request->mode & 07777) < 0 ? errno : 0); break;
+    case FILE_CHOWN: change(peer, do_chown(peer, request)); break;
     case FILE_WRITE: transfer_write(peer, request); break;
     case FILE_PUSH: transfer_push(peer, request); break;
     case FILE_HOLES: break; /* this agent takes them in PUSH */
@@ -264,6 +310,13 @@ _Noreturn void files_serve(int link, const struct frame *frame, uint8_t *early, 
     if (!found) {
         put_error(&peer.out, ERROR_INVALID, "a path of the sandbox is not empty");
         peer_flush(&peer);
+        if (receives)
+            skip_to_end(&peer);
+        _exit(0);
+    }
+    const char *why;
+    if (!become(request.user, &why)) {
+        peer_refuse(&peer, *request.user ? request.user : agent.config->user, why);
         if (receives)
             skip_to_end(&peer);
         _exit(0);

@@ -101,6 +101,7 @@ bool decode_start(const struct frame *frame, struct start_request *start) {
     start->columns = (uint16_t)take_uint(&cursor, 2);
     start->argv = take_list(&cursor);
     start->env = take_list(&cursor);
+    start->keep = start->flags & START_KEEP ? take_uint(&cursor, 8) : KEEP_UNSAID;
     return cursor_done(&cursor);
 }
 
@@ -154,6 +155,7 @@ bool decode_file(const struct frame *frame, struct file_request *file) {
     file->offset = take_uint(&cursor, 8);
     file->path = take_text(&cursor);
     file->second = take_text(&cursor);
+    file->user = file->flags & FILE_AS_USER ? take_text(&cursor) : file->second + strlen(file->second);
     return cursor_done(&cursor);
 }
 

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ID_SIZE = 16, FRAME_HEADER = 5, MAX_DATA = 1 << 20, MAX_FRAME = (2 << 20) + (64 << 10) };
+enum { KEEP_UNSAID = 64 << 20, ID_SIZE = 16, FRAME_HEADER = 5, MAX_DATA = 1 << 20, MAX_FRAME = (2 << 20) + (64 << 10) };
 
 enum frame_type {
     FRAME_HELLO = 0x01, FRAME_AUTH = 0x02,
@@ -24,16 +24,18 @@ enum error_code {
 
 enum start_flag {
     START_PTY = 1, START_STDIN = 2, START_STDOUT_NULL = 4, START_STDERR_NULL = 8, START_STDERR_TO_STDOUT = 16,
-    START_ATTACHED = 32, START_ALL_FLAGS = 63,
+    START_ATTACHED = 32, START_KEEP = 64, START_ALL_FLAGS = 127,
 };
 
-enum want { WANT_STDOUT = 1, WANT_STDERR = 2, WANT_EXIT = 4, WANT_STDIN = 8 };
+enum want { WANT_STDOUT = 1, WANT_STDERR = 2, WANT_EXIT = 4, WANT_STDIN = 8, WANT_PEEK = 16 };
 enum progress { AT_STDOUT_END = 1, AT_STDERR_END = 2, HAS_EXIT = 4, STDIN_CLOSED = 8 };
 
 enum file_operation {
     FILE_STAT = 1, FILE_LIST, FILE_MKDIR, FILE_REMOVE, FILE_READ, FILE_WRITE, FILE_PULL, FILE_PUSH, FILE_RENAME,
-    FILE_HOLES = 12
+    FILE_CHMOD, FILE_CHOWN, FILE_HOLES
 };
+
+enum file_flag { FILE_AS_USER = 0x100 };
 
 /* One frame inside somebody's buffer. */
 struct frame {
@@ -66,7 +68,7 @@ char **take_list(struct cursor *cursor);
 struct start_request {
     uint8_t id[ID_SIZE];
     uint32_t flags;
-    uint64_t timeout_ms;
+    uint64_t timeout_ms, keep; /* `keep`: bytes of unread output that may go to the disk, per stream */
     const char *user, *workdir;
     uint16_t rows, columns;
     char **argv, **env;
@@ -100,7 +102,7 @@ struct file_request {
     uint8_t operation;
     uint32_t flags, mode;
     uint64_t offset;
-    const char *path, *second;
+    const char *path, *second, *user; /* `user` "": the sandbox's default one */
 };
 bool decode_file(const struct frame *frame, struct file_request *file);
 

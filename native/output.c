@@ -49,8 +49,12 @@ static void grow_busy_pipe(struct stream *stream, size_t count) {
 static void stream_added(struct stream *stream, size_t count) {
     struct ring *ring = &stream->ring;
     ring_added(ring, count);
-    if (!stream->attached && ring_size(ring) > OUTPUT_KEPT)
+    if (!stream->attached && ring_size(ring) > OUTPUT_KEPT) {
+        struct iovec pieces[2];
+        int too_many = ring_bytes(ring, ring->start, ring_size(ring) - OUTPUT_KEPT, pieces);
+        spill_add(&stream->spill, ring->start, pieces, too_many);
         ring_drop(ring, ring->end - OUTPUT_KEPT);
+    }
     if (stream->rest >= 0)
         stream->rest -= (int64_t)count;
     grow_busy_pipe(stream, count);
@@ -92,8 +96,9 @@ static void stream_ready(struct watch *watch, uint32_t events) {
     stream_read(container_of(watch, struct stream, watch));
 }
 
-void stream_open(struct command *command, struct stream *stream, int fd) {
+void stream_open(struct command *command, struct stream *stream, int fd, uint64_t keep) {
     stream->command = command;
+    stream->spill = (struct spill){.fd = -1, .most = keep};
     stream->watch = (struct watch){.fd = fd, .ready = stream_ready};
     stream->ring.room = OUTPUT_KEPT + OUTPUT_SLACK;
     stream->rest = -1;
@@ -123,6 +128,7 @@ void stream_finish(struct stream *stream) {
 void stream_abandon(struct stream *stream) {
     stream->ended = true;
     ring_free(&stream->ring);
+    spill_free(&stream->spill);
     if (stream->watch.fd >= 0)
         watch_set(&stream->watch, EPOLLIN);
 }
@@ -130,6 +136,22 @@ void stream_abandon(struct stream *stream) {
 void stream_close(struct stream *stream) {
     watch_end(&stream->watch);
     ring_free(&stream->ring);
+    spill_free(&stream->spill);
+}
+
+bool stream_is_spilled(const struct stream *stream, uint64_t offset) {
+    return offset >= stream->spill.start && offset < stream->spill.end;
+}
+
+uint64_t stream_next(const struct stream *stream, uint64_t offset) {
+    const struct spill *spill = &stream->spill;
+    if (spill->start < spill->end && offset < spill->start)
+        return spill->start;
+    return offset >= stream->ring.start || stream_is_spilled(stream, offset) ? offset : stream->ring.start;
+}
+
+size_t stream_available(const struct stream *stream, uint64_t offset) {
+    return (size_t)((stream_is_spilled(stream, offset) ? stream->spill.end : stream->ring.end) - offset);
 }
 
 bool stream_at_end(const struct stream *stream, uint64_t offset) {
@@ -138,6 +160,7 @@ bool stream_at_end(const struct stream *stream, uint64_t offset) {
 
 void stream_received(struct command *command, int which, uint64_t offset) {
     struct stream *stream = &command->out[which];
+    spill_drop(&stream->spill, offset);
     ring_drop(&stream->ring, offset < stream->ring.end ? offset : stream->ring.end);
     if (stream->watch.fd >= 0 && !stream->watch.events)
         watch_set(&stream->watch, EPOLLIN);

@@ -48,11 +48,32 @@ static int open_temporary(struct placing *placing) {
     return placing->fd < 0 ? EEXIST : 0;
 }
 
+/* A file that appears under its name is its writer's. So who is not root writes into another's file, and into his own in a folder
+ * where he may make none: then it is not exchanged at once. */
+static int open_copy(struct placing *placing) {
+    static const char *const folders[] = {"/tmp", "/var/tmp"};
+    for (size_t i = 0; i < sizeof folders / sizeof *folders && placing->fd < 0; i++)
+        placing->fd = open_nameless(folders[i]);
+    return placing->fd < 0 ? errno : 0;
+}
+
+/* Renaming over a file asks only the folder; writing is to ask the file. */
+static int open_for(struct placing *placing) {
+    bool foreign = placing->replaces && geteuid() && placing->uid != geteuid();
+    if (placing->replaces && faccessat(placing->directory, placing->name, W_OK, 0) < 0)
+        return errno;
+    int error = foreign ? EACCES : open_temporary(placing);
+    if (error != EACCES || !placing->replaces)
+        return error;
+    *placing->temporary = 0;
+    return open_copy(placing);
+}
+
 int place_begin(struct placing *placing, int directory, char *name) {
     *placing = (struct placing){.directory = directory, .fd = -1, .name = name};
     int error = look_at_replaced(placing);
     if (!error)
-        error = open_temporary(placing);
+        error = open_for(placing);
     if (error)
         place_abort(placing);
     return error;
@@ -66,26 +87,31 @@ static void place_close(struct placing *placing) {
 }
 
 void place_abort(struct placing *placing) {
-    if (placing->fd >= 0)
+    if (placing->fd >= 0 && *placing->temporary)
         unlinkat(placing->directory, placing->temporary, 0);
     place_close(placing);
 }
 
 /* A container engine binds files like /etc/hosts; such a mount cannot be renamed over, only written into. */
-static int write_into(struct placing *placing) {
-    AUTO_FD int from = openat(placing->directory, placing->temporary, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    AUTO_FD int to = openat(placing->directory, placing->name, O_WRONLY | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+static int write_into(struct placing *placing, int from, uint32_t mode) {
+    AUTO_FD int to = openat(placing->directory, placing->name, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    off_t at = 0;
     ssize_t n = -1;
-    if (from >= 0 && to >= 0)
-        while ((n = sendfile(to, from, NULL, 1 << 20)) > 0)
+    if (from >= 0 && to >= 0 && (!mode || fchmod(to, mode & 07777) == 0) && ftruncate(to, 0) == 0)
+        while ((n = sendfile(to, from, &at, 1 << 20)) > 0)
             continue;
     return n < 0 ? errno : 0;
+}
+
+static int write_into_bound(struct placing *placing) {
+    AUTO_FD int from = openat(placing->directory, placing->temporary, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    return write_into(placing, from, 0);
 }
 
 static int rename_over(struct placing *placing) {
     if (renameat(placing->directory, placing->temporary, placing->directory, placing->name) == 0)
         return 0;
-    int error = errno == EBUSY && placing->replaces ? write_into(placing) : errno;
+    int error = errno == EBUSY && placing->replaces ? write_into_bound(placing) : errno;
     unlinkat(placing->directory, placing->temporary, 0);
     return error;
 }
@@ -93,6 +119,11 @@ static int rename_over(struct placing *placing) {
 int place_end(struct placing *placing, uint32_t mode, uint64_t mtime_ns) {
     struct timespec times[2] = {{.tv_nsec = UTIME_NOW}, {(time_t)(mtime_ns / 1000000000), (long)(mtime_ns % 1000000000)}};
     mode_t kept = placing->replaces ? placing->mode : 0644;
+    if (!*placing->temporary) {
+        int error = write_into(placing, placing->fd, mode);
+        place_close(placing);
+        return error;
+    }
     /* The owner first: changing it clears the set-id bits. */
     if (placing->replaces && !mode && fchown(placing->fd, placing->uid, placing->gid) < 0)
         kept &= 0777;

@@ -7,7 +7,7 @@
 
 struct placing {
     int directory, fd;   /* fd -1: nothing is being placed */
-    char temporary[40];
+    char temporary[40];  /* "" if what was written is to be copied into the file that is there */
     char *name;
     bool replaces;       /* a regular file is there */
     mode_t mode;         /* its mode and owner */

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -90,6 +91,7 @@ static enum outcome do_start(struct link *link, const struct frame *frame) {
 
 struct progress_now {
     size_t available[2], taken[2];
+    uint8_t *spilled[2]; /* what is taken, if it comes from the disk */
     bool at_end[2], exited, stdin_moved;
 };
 
@@ -106,15 +108,37 @@ static void look_at_streams(struct command *command, struct io_request *io, stru
         struct stream *stream = &command->out[i];
         if (!(io->want & 1 << i))
             continue;
-        if (io->offset[i] < stream->ring.start)
-            io->offset[i] = stream->ring.start;
-        now->available[i] = (size_t)(stream->ring.end - io->offset[i]);
+        io->offset[i] = stream_next(stream, io->offset[i]);
+        now->available[i] = stream_available(stream, io->offset[i]);
     }
     share(now, io->max < MAX_DATA ? io->max : MAX_DATA);
     for (int i = 0; i < 2; i++)
         now->at_end[i] = io->want & 1 << i && stream_at_end(&command->out[i], io->offset[i] + now->taken[i]);
     bool out_done = !(io->want & WANT_STDOUT) || now->at_end[0], err_done = !(io->want & WANT_STDERR) || now->at_end[1];
     now->exited = io->want & WANT_EXIT && command->state == COMMAND_EXITED && out_done && err_done;
+}
+
+static void free_spilled(struct progress_now *now) {
+    for (int i = 0; i < 2; i++) {
+        free(now->spilled[i]);
+        now->spilled[i] = NULL;
+    }
+}
+
+/* False when the disk did not give something back: it is lost then, as what was never kept, and the offsets tell. */
+static bool fetch_spilled(struct command *command, const struct io_request *io, struct progress_now *now) {
+    for (int i = 0; i < 2; i++) {
+        struct stream *stream = &command->out[i];
+        if (!now->taken[i] || now->spilled[i] || !stream_is_spilled(stream, io->offset[i]))
+            continue;
+        now->spilled[i] = must_alloc(now->taken[i]);
+        if (spill_read(&stream->spill, io->offset[i], now->spilled[i], now->taken[i]))
+            continue;
+        spill_free(&stream->spill);
+        free_spilled(now);
+        return false;
+    }
+    return true;
 }
 
 static bool is_answerable(const struct io_request *io, const struct progress_now *now) {
@@ -166,7 +190,10 @@ static void answer_io(struct link *link, struct command *command, const struct i
         size_t mark = heads.end;
         put_data_header(&heads, (uint8_t)(i + 1), io->offset[i], now->taken[i]);
         part[count++] = (struct iovec){heads.bytes + mark, heads.end - mark};
-        count += ring_bytes(&command->out[i].ring, io->offset[i], now->taken[i], part + count);
+        if (now->spilled[i])
+            part[count++] = (struct iovec){now->spilled[i], now->taken[i]};
+        else
+            count += ring_bytes(&command->out[i].ring, io->offset[i], now->taken[i], part + count);
         size += now->taken[i];
     }
     size_t mark = heads.end;
@@ -186,7 +213,7 @@ static bool begin_io(struct link *link, struct command *command, const struct io
     if (streams)
         command_attach(command, link, streams);
     for (int i = 0; i < 2; i++)
-        if (streams & 1 << i)
+        if (streams & 1 << i && !(io->want & WANT_PEEK))
             stream_received(command, i, io->offset[i]);
     link->timed = true;
     link->deadline = io->wait_ms == UINT32_MAX ? NEVER : agent.now + io->wait_ms;
@@ -216,10 +243,13 @@ static enum outcome do_io(struct link *link, const struct frame *frame) {
             return answer_error(link, ERROR_INVALID, "the stdin offset lies behind what was accepted");
         now.stdin_moved = stdin_moved(command, &io);
     }
-    look_at_streams(command, &io, &now);
+    do
+        look_at_streams(command, &io, &now);
+    while (!fetch_spilled(command, &io, &now));
     if (!is_answerable(&io, &now) && agent.now < link->deadline)
         return wait_for(link, command);
     answer_io(link, command, &io, &now);
+    free_spilled(&now);
     return DONE;
 }
 

@@ -27,6 +27,8 @@ struct agent {
     int oom_adj_self, oom_adj_command; /* our own oom_score_adj, and that of commands */
     uint64_t nofile;                   /* the soft limit that commands get; ours is raised */
     uint64_t now;                      /* now_ms() of this turn of the loop */
+    uint64_t memory_kib;               /* what /proc/meminfo calls all */
+    uint64_t starts;                   /* commands started so far */
     uint64_t active;                   /* when somebody last asked something, and might */
     uint64_t deaf_until;               /* no connection is taken before: there were no descriptors for one */
     bool hunting;                      /* a monitor was killed: its orphans are ours now, and are to die */
@@ -39,4 +41,5 @@ extern struct agent agent;
 struct setup_request;
 void agent_set_up(const struct setup_request *setup); /* keeps what it points to; the lifetime begins now */
 void agent_end(const char *reason, int returncode, uint64_t grace_ms); /* the first reason counts */
+void oom_open(void);
 uint64_t oom_kills(void);                                              /* the kernel's counter, 0 when there is none */

@@ -194,3 +194,18 @@ bool parse_u64(const char *text, uint64_t *value) {
     *value = sum;
     return true;
 }
+
+/* Not every file system (gVisor's, older overlays) makes files without a name. */
+int open_nameless(const char *folder) {
+    int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd >= 0)
+        return fd;
+    char *name = must_format("%s/.openmodal-XXXXXX", folder);
+    fd = mkostemp(name, O_CLOEXEC);
+    int why = errno;
+    if (fd >= 0)
+        unlink(name);
+    free(name);
+    errno = why;
+    return fd;
+}

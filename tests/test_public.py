@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import inspect
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import openmodal
 import openmodal.errors
+from openmodal._command import Command, Spool
+from openmodal.engines import load
+from openmodal.errors import ExecTimeoutError, SandboxFilesystemError, file_error
+from openmodal.process import Kept, StreamReader, StreamWriter, timed_out
 
 PUBLIC = [
     "AlreadyExistsError",
@@ -26,6 +35,7 @@ PUBLIC = [
     "ImageError",
     "InvalidError",
     "NotFoundError",
+    "OutputLostWarning",
     "Pool",
     "Process",
     "ProtocolError",
@@ -82,6 +92,62 @@ def test_every_exception_is_exported_and_is_in_the_drawn_tree() -> None:
     assert set(errors) <= set(PUBLIC)
     missing = [name for name in errors if f" {name}" not in f" {openmodal.errors.__doc__}".replace("\n", " ")]
     assert not missing
+
+
+def an_instance(name: str) -> Any:
+    """Something of a public class, as users come to have it."""
+    value = getattr(openmodal, name)
+    sandbox = openmodal.Sandbox("app-00000000", load("embedded"))
+    made: dict[str, Callable[[], object]] = {
+        "App": lambda: value("name"),
+        "ExecTimeoutError": lambda: timed_out(an_instance("Process")),
+        "FileInfo": lambda: value("/a/b", "b", "file", 1, 0o644, 0, 0, 1.5, ""),
+        "Filesystem": lambda: sandbox.filesystem,
+        "Image": lambda: value.debian_slim().apt_install("git"),
+        "ImageBuildError": lambda: value("text", step="RUN false", output="lines"),
+        "Pool": lambda: value("name", load("kubernetes")),
+        "Process": lambda: value(
+            Command(sandbox, b"i" * 16),
+            ("x",),
+            pid=1,
+            stdout=Kept(Spool()),
+            stderr=Kept(Spool()),
+            text=True,
+            stdin=True,
+        ),
+        "Sandbox": lambda: sandbox,
+        "Secret": lambda: value({"NAME": "value"}),
+        "StreamReader": lambda: sandbox.stdout,
+        "StreamType": lambda: value.STDOUT,
+        "StreamWriter": lambda: sandbox.stdin,
+    }
+    if name in made:
+        return made[name]()
+    return file_error(errno.ENOENT, "/x") if issubclass(value, SandboxFilesystemError) else value("text")
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copied": copy.copy,
+    "copied deeply": copy.deepcopy,
+    **{f"pickled {n}": lambda thing, n=n: pickle.loads(pickle.dumps(thing, n)) for n in range(2, 6)},  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "__version__"])
+def test_everything_public_survives_being(name: str, how: str) -> None:
+    """What only fails when it is unpickled makes a multiprocessing.Pool wait for ever."""
+    before = an_instance(name)
+    if isinstance(before, BaseException):
+        before.add_note("a note")
+    after = COPIES[how](before)
+    assert type(after) is type(before)
+    if not isinstance(before, ExecTimeoutError | StreamReader | StreamWriter):
+        assert repr(after) == repr(before) or " object at 0x" in repr(before)
+    if isinstance(before, BaseException):
+        assert str(after) == str(before)
+        assert set(vars(after)) == set(vars(before))
+        assert getattr(after, "errno", None) == getattr(before, "errno", None)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from openmodal.errors import ImageError as ImageError
     from openmodal.errors import InvalidError as InvalidError
     from openmodal.errors import NotFoundError as NotFoundError
+    from openmodal.errors import OutputLostWarning as OutputLostWarning
     from openmodal.errors import ProtocolError as ProtocolError
     from openmodal.errors import RegistryError as RegistryError
     from openmodal.errors import SandboxDirectoryNotEmptyError as SandboxDirectoryNotEmptyError
@@ -70,6 +71,7 @@ _HOMES = {
         "ImageError",
         "InvalidError",
         "NotFoundError",
+        "OutputLostWarning",
         "ProtocolError",
         "RegistryError",
         "SandboxDirectoryNotEmptyError",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from openmodal._spec import Network
 from openmodal.errors import InvalidError
@@ -19,6 +19,8 @@ COMMAND_BYTES = 2 << 20
 """argv and environment of one command together, with 8 bytes for each string: what Linux takes where a stack has its usual 8 MiB."""
 ARGUMENT_BYTES = 128 << 10
 """One argument or variable, with the NUL at its end (the kernel's MAX_ARG_STRLEN)."""
+
+YEAR = 366 * 24 * 3600
 
 CONTROLS = ("limits", "network", "seccomp")
 """What `allow_degraded=` may name: limits of memory, processes and CPU; a network; the filter of system calls."""
@@ -76,8 +78,8 @@ def count(argument: str, value: object, most: int) -> int:
 def seconds(argument: str, value: object) -> float:
     """A duration, more than nothing."""
     number = _number(argument, value)
-    if number <= 0 or number > 366 * 24 * 3600:
-        raise InvalidError(f"{argument} must be more than 0 and at most a year of seconds, not {value!r}")
+    if number <= 0 or number > YEAR:
+        raise InvalidError(f"{argument} must be more than 0 and at most a year of seconds, not {_shown(value)}")
     return number
 
 
@@ -91,7 +93,7 @@ def cores(value: object) -> float | None:
         return None
     number = _number("cpu", value)
     if not 0.01 <= number <= 4096:
-        raise InvalidError(f"cpu must be a number of cores from 0.01 on, not {value!r}")
+        raise InvalidError(f"cpu must be a number of cores from 0.01 to 4096, not {_shown(value)}")
     return number
 
 
@@ -99,9 +101,30 @@ def mebibytes(argument: str, value: object, least: int) -> int | None:
     """A size in MiB."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1 << 40:
-        raise InvalidError(f"{argument} must be a whole number of MiB, {least} or more, not {value!r}")
+    if not _is_whole(value) or not least <= value < 1 << 24:
+        raise InvalidError(
+            f"{argument} must be a whole number of MiB, {least} or more and less than 16 TiB, not {_shown(value)}"
+        )
     return value
+
+
+def whole(argument: str, value: object, least: int, most: int) -> int:
+    """A count."""
+    if not _is_whole(value) or not least <= value <= most:
+        raise InvalidError(f"{argument} must be a whole number from {least} to {most}, not {_shown(value)}")
+    return value
+
+
+def age(argument: str, value: object) -> float:
+    """Seconds ago: what a negative one would mean is everything, and what deletes must not guess."""
+    number = _number(argument, value)
+    if not 0 <= number <= 100 * YEAR:
+        raise InvalidError(f"{argument} must be from 0 seconds to a hundred years, not {_shown(value)}")
+    return number
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def gpu(value: object) -> tuple[int, str]:
@@ -126,9 +149,23 @@ def runtime(value: object) -> str:
 
 
 def _number(argument: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidError(f"{argument} must be a number, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        raise InvalidError(f"{argument} must be a number, not {_shown(value)}")
     return float(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def _shown(value: object) -> str:
+    """A wrong value for an error's text; Python refuses to print the longest ints."""
+    return (
+        f"an int of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 128 else repr(value)
+    )
 
 
 def network(block: object, cidrs: object, domains: object) -> Network:

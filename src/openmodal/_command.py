@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import signal
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import IO, Any, Protocol, TypeVar, cast
 
 from openmodal import _wire
-from openmodal._dual import Blocking, Sleep
+from openmodal._dual import Blocking, Sleep, within
 from openmodal._link import Link
 from openmodal._spec import ExecSpec, ExitRecord
 from openmodal._wire import Code, Kind, Progress, State, Want
@@ -23,6 +25,7 @@ SPOOL_LIMIT = 16 << 20
 """Output beyond so many bytes per stream goes to a temporary file."""
 
 _PIECE = 256 * 1024
+_KILL_SECONDS = 5.0
 _RECONNECT_SECONDS = 30.0
 
 
@@ -66,10 +69,11 @@ class Sink(Protocol):
 class Spool:
     """Bytes kept in memory and, beyond SPOOL_LIMIT, in a temporary file without a name, which goes when we go."""
 
-    def __init__(self) -> None:
-        self.dropped = 0
+    def __init__(self, whole: bytes = b"", dropped: int = 0) -> None:
+        self.dropped = dropped
         self._file: IO[bytes] = io.BytesIO()
         self._spilled = False
+        self.write(memoryview(whole))
 
     def write(self, data: memoryview) -> None:
         if not self._spilled and self._file.tell() + len(data) > SPOOL_LIMIT:
@@ -81,6 +85,12 @@ class Spool:
         """Return bytes from `at` on. Not to be mixed with `write`."""
         self._file.seek(at)
         return self._file.read(most)
+
+    def __reduce__(self) -> tuple[type[Spool], tuple[bytes, int]]:
+        at = self._file.tell()
+        whole = self.read(0, -1)
+        self._file.seek(at)
+        return type(self), (whole, self.dropped)
 
     def _spill(self) -> None:
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with us)
@@ -132,16 +142,16 @@ class Command:
         self.id = id
 
     async def start(self, spec: ExecSpec) -> int:
-        """Start it, once; return its process id in the sandbox (0: it could not be executed; its record tells)."""
+        """Start it, once; return its process id in the sandbox (0: it could not be executed; its record tells).
 
-        async def operation(link: Link) -> int:
-            await link.send(_wire.start(self.id, spec))
-            return await _started(link)
-
-        return await exchange(self.agent, operation)
+        Who is interrupted has no handle to it, so it is killed.
+        """
+        request = _wire.start(self.id, spec)
+        async with self._killed_if_interrupted():
+            return await exchange(self.agent, lambda link: _start(link, request))
 
     async def run(self, spec: ExecSpec, feed: Feed | None, sinks: Mapping[int, Sink]) -> tuple[int, ExitRecord]:
-        """Start it and take its output until it has ended; return its process id and its record."""
+        """Start it and take its output until it has ended; return its process id and its record. Killed if interrupted."""
         request = _wire.start(self.id, spec)
         offsets = [0, 0, 0]
 
@@ -149,14 +159,37 @@ class Command:
             if feed:
                 feed.on_new_link()
             # START and the first IO go together: a command that ends soon costs one round trip.
-            await link.send(request, await _next_io(self.id, offsets, feed))
-            pid = await _started(link)
+            pid = await _start(link, request, await _next_io(self.id, offsets, feed))
             while not (record := (await _progress(link, offsets, sinks)).record):
                 await link.send(await _next_io(self.id, offsets, feed))
             await link.send(_wire.release(self.id))
             return pid, record
 
-        return await exchange(self.agent, operation)
+        async with self._killed_if_interrupted():
+            return await exchange(self.agent, operation)
+
+    @asynccontextmanager
+    async def _killed_if_interrupted(self) -> AsyncIterator[None]:
+        """Kill the command with all its descendants if the block ends by anything but its result or what the sandbox says.
+
+        That is Ctrl-C, a task's cancellation, a full disk here, a stdin that cannot be read. It takes some seconds at most.
+        """
+        try:
+            yield
+        except (
+            Error,
+            GeneratorExit,
+        ):  # it never ran, or its sandbox ended; a coroutine that is closed may wait for nothing
+            raise
+        except BaseException:
+            with contextlib.suppress(Error, OSError):
+                await within(_KILL_SECONDS, exchange(self.agent, self._kill))
+            raise
+
+    async def _kill(self, link: Link) -> None:
+        await link.send(_wire.kill(self.id, signal.SIGKILL, tree=True))
+        await link.expect(Kind.OK)
+        await link.send(_wire.release(self.id))
 
     async def io(
         self,
@@ -199,6 +232,22 @@ async def _next_io(id: bytes, offsets: list[int], feed: Feed | None) -> bytes:
         return _wire.io(id, want, stdout=stdout, stderr=stderr, stdin=stdin)
     data, ends = await feed.piece(stdin)
     return _wire.io(id, want | Want.STDIN, stdout=stdout, stderr=stderr, stdin=stdin, data=data, ends=ends)
+
+
+async def _start(link: Link, request: bytes, *more: bytes) -> int:
+    """Send START and what follows it, and return the process id.
+
+    Who is interrupted meanwhile waits for the answer all the same: a KILL goes over another link, and must not overtake it.
+    """
+    try:
+        await link.send(request, *more)
+        return await _started(link)
+    except (Error, ConnectionError, GeneratorExit):
+        raise
+    except BaseException:
+        with contextlib.suppress(Error, OSError):
+            await within(_KILL_SECONDS, _started(link))
+        raise
 
 
 async def _started(link: Link) -> int:

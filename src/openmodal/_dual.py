@@ -24,9 +24,10 @@ import math
 import os
 import select
 import time
+import types
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 if TYPE_CHECKING:
     import asyncio
@@ -132,6 +133,29 @@ class Sleep(Effect[None]):
         await asyncio.sleep(self.seconds)
 
 
+@types.coroutine
+def within(seconds: float, core: Coroutine[Any, Any, T]) -> Generator[Effect[Any], Any, T]:
+    """Await core code for so long: then what it waits for raises TimeoutError. A call in a thread is waited for."""
+    deadline = time.monotonic() + seconds
+    resume: Callable[[], Any] = functools.partial(core.send, None)
+    while True:
+        try:
+            effect = resume()
+        except StopIteration as done:
+            return cast("T", done.value)
+        left = deadline - time.monotonic()
+        if isinstance(effect, AnyOf):
+            own = math.inf if effect.timeout is None else effect.timeout
+            effect = AnyOf(effect.readable, effect.writable, max(0.0, min(own, left)))
+        elif left <= 0:
+            resume = functools.partial(core.throw, TimeoutError())
+            continue
+        try:
+            resume = functools.partial(core.send, (yield effect))
+        except BaseException as error:  # it belongs to the core's await
+            resume = functools.partial(core.throw, error)
+
+
 class Blocking(Effect[T]):
     """Call a blocking function: in place, or in a thread under asyncio.
 
@@ -214,6 +238,15 @@ class Call(Generic[P, T]):
     @property
     def __doc__(self) -> str | None:  # type: ignore[override]
         return self.core.__doc__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its object and name, so that `executor.submit(sandbox.exec, "ls")` reaches another process."""
+        return _bound, (getattr(self.core, "__self__", None), getattr(self.core, "__name__", ""))
+
+
+def _bound(obj: object, name: str) -> object:
+    found = getattr(obj, name)
+    return found if isinstance(found, Call) else Call(found)
 
 
 class dual(Generic[P, T]):  # noqa: N801  (it is used like a keyword)

@@ -25,6 +25,7 @@ class SpawnOptions(TypedDict, total=False):
         user: "name", "uid", "name:group" or "uid:gid"; None: the image's user.
         pty: give it a terminal (24 rows of 80 columns, see `Process.resize`); stdout and stderr are then one.
         stdout, stderr: StreamType.PIPE, DEVNULL, or (stderr) STDOUT.
+        keep: how many MiB of each stream's output, beyond the newest 8, wait on the sandbox's disk while nobody reads; 64.
         bufsize: accepted for compatibility; iteration gives lines in any case.
     """
 
@@ -36,6 +37,7 @@ class SpawnOptions(TypedDict, total=False):
     pty: bool
     stdout: StreamType
     stderr: StreamType
+    keep: int | None
     bufsize: int
 
 
@@ -106,6 +108,7 @@ def exec_spec(function: str, argv: tuple[str, ...], options: dict[str, Any], fla
     known = (*SpawnOptions.__annotations__, "text", *(("stdin",) if function == "exec" else ()))
     _args.unknown(function, options, known)
     workdir, user = options.get("workdir"), options.get("user")
+    keep = _args.mebibytes("keep", options.get("keep"), 0)
     spec = ExecSpec(
         argv=_args.argv(function, argv),
         env=environment(options.get("env"), options.get("secrets", ())),
@@ -113,6 +116,7 @@ def exec_spec(function: str, argv: tuple[str, ...], options: dict[str, Any], fla
         workdir=_args.path("workdir", workdir) if workdir is not None else "",
         timeout=_args.optional_seconds("timeout", options.get("timeout")),
         flags=flags | _stream_flags(options),
+        keep=None if keep is None else keep << 20,
     )
     _args.command_size(function, spec.argv, spec.env)
     return spec

@@ -198,7 +198,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
-    """A command as asked for. `timeout` in seconds."""
+    """A command as asked for. `timeout` in seconds; `keep` in bytes per stream, None: what the agent does by itself."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
@@ -208,6 +208,7 @@ class ExecSpec(msgspec.Struct, frozen=True):
     flags: int = 0
     rows: int = 24
     columns: int = 80
+    keep: int | None = None
 
 
 class ExitRecord(msgspec.Struct, frozen=True):

@@ -171,7 +171,7 @@ class Store:
         text = f"reason={end.reason}\nreturncode={end.returncode}\nended={end.ended}\ntext={end.text}\n"
         new = self.ended / f".{id}.{os.urandom(8).hex()}"  # threads of one process may do the same
         try:
-            new.write_text(text)
+            new.write_text(text, "utf-8")
             os.link(new, self.ended / id)
         except FileExistsError:
             pass
@@ -272,6 +272,13 @@ def _open_to_others(folder: Path) -> str:
     if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
         return f"may be written by everybody (mode {stat.S_IMODE(info.st_mode):o})"
     return ""
+
+
+def make_folder(folder: Path, mode: int = 0o755) -> Path:
+    """Make a folder of exactly that mode: what is seen in images and sandboxes must not depend on the caller's umask."""
+    folder.mkdir(mode=mode)
+    folder.chmod(mode)
+    return folder
 
 
 def _make_private(folder: Path) -> None:

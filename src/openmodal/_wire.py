@@ -51,6 +51,7 @@ class Flag(IntFlag):
     STDERR_NULL = 8
     STDERR_TO_STDOUT = 16
     ATTACHED = 32
+    KEEP = 64
 
 
 class Want(IntFlag):
@@ -60,6 +61,7 @@ class Want(IntFlag):
     STDERR = 2
     EXIT = 4
     STDIN = 8
+    PEEK = 16
 
 
 class State(IntFlag):
@@ -94,6 +96,8 @@ class FileOp(IntEnum):
     PULL = 7
     PUSH = 8
     RENAME = 9
+    CHMOD = 10
+    CHOWN = 11
     HOLES = 12
 
 
@@ -117,6 +121,8 @@ class Progress(NamedTuple):
     stdin: int
     record: ExitRecord | None
 
+
+_AS_USER = 0x100
 
 _HEAD = struct.Struct("<IB")
 _U32 = struct.Struct("<I")
@@ -153,7 +159,7 @@ def setup(token: str, spec: SandboxSpec, user: str, main_flags: int) -> bytes:
     return frame(
         Kind.SETUP,
         _text(token.encode())
-        + struct.pack("<QQ", _milliseconds(spec.timeout), _milliseconds(spec.idle_timeout))
+        + struct.pack("<QQ", milliseconds(spec.timeout), milliseconds(spec.idle_timeout))
         + _text(encode(user))
         + _text(encode(spec.workdir))
         + _U32.pack(main_flags)
@@ -162,9 +168,9 @@ def setup(token: str, spec: SandboxSpec, user: str, main_flags: int) -> bytes:
     )
 
 
-def _milliseconds(seconds: float | None) -> int:
-    """Rounded up: 0 means without end."""
-    return int((seconds or 0) * 1000 + 0.999)
+def milliseconds(seconds: float | None) -> int:
+    """Rounded up, so that nothing ends too early, or never: 0 means without end."""
+    return max(int(seconds * 1000 + 0.999), 1) if seconds else 0
 
 
 def encode(value: str) -> bytes:
@@ -173,15 +179,17 @@ def encode(value: str) -> bytes:
 
 
 def start(command: bytes, spec: ExecSpec) -> bytes:
+    keep = b"" if spec.keep is None else struct.pack("<Q", spec.keep)
     env = [encode(f"{name}={value}") for name, value in spec.env]
     return frame(
         Kind.START,
-        _START.pack(command, spec.flags, _milliseconds(spec.timeout))
+        _START.pack(command, spec.flags | (Flag.KEEP if keep else 0), milliseconds(spec.timeout))
         + _text(encode(spec.user))
         + _text(encode(spec.workdir))
         + _SIZE.pack(spec.rows, spec.columns)
         + _list([encode(arg) for arg in spec.argv])
-        + _list(env),
+        + _list(env)
+        + keep,
     )
 
 
@@ -215,9 +223,18 @@ def release(command: bytes) -> bytes:
 
 
 def file(
-    operation: FileOp, path: bytes, *, flags: int = 0, mode: int = 0, offset: int = 0, second: bytes = b""
+    operation: FileOp,
+    path: bytes,
+    *,
+    flags: int = 0,
+    mode: int = 0,
+    offset: int = 0,
+    second: bytes = b"",
+    user: bytes = b"",
 ) -> bytes:
-    return frame(Kind.FILE, _FILE.pack(operation, flags, mode, offset) + _text(path) + _text(second))
+    """Return a FILE frame; `user` empty: the sandbox's default one."""
+    head = _FILE.pack(operation, flags | (_AS_USER if user else 0), mode, offset)
+    return frame(Kind.FILE, head + _text(path) + _text(second) + (_text(user) if user else b""))
 
 
 def entry(item: Entry) -> bytes:

@@ -51,6 +51,10 @@ class App:
         """A with-block at whose end every sandbox of the app that was created in it ends, unless `detach`."""
         return Run(self, detach=detach, engine=engine)
 
+    def __getstate__(self) -> dict[str, object]:
+        """In another process it is a name and a run; functions belong to the program that was started."""
+        return {**self.__dict__, "entrypoints": {}}
+
     def __repr__(self) -> str:
         return f"<App {self.name}>"
 

@@ -30,7 +30,7 @@
         └── SandboxPathAlreadyExistsError (FileExistsError)
 
 A failure of the sandbox is an exception; a failure of the user's command is a value (`returncode`). Each text is one sentence
-that names the cause and, where there is one, the remedy.
+that names the cause and, where there is one, the remedy. They can be pickled, as everything public: another process gets them whole.
 """
 
 from __future__ import annotations
@@ -79,6 +79,9 @@ class DiskFullError(EngineError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[1]) if len(self.args) > 1 else super().__str__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self),), self.__dict__
 
 
 def no_room(error: OSError) -> bool:
@@ -139,9 +142,16 @@ class ExecTimeoutError(ExecError, TimeoutError):
         super().__init__(text)
         self.process = process
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.process), self.__dict__
+
 
 class StdinClosedError(ExecError, BrokenPipeError):
     """The command has exited or closed its standard input."""
+
+
+class OutputLostWarning(RuntimeWarning):
+    """Some of a command's output was lost before it was read; `StreamReader.dropped` counts. No error, for the rest is there."""
 
 
 class SandboxFilesystemError(Error, OSError):

@@ -77,10 +77,23 @@ class FileInfo:
 
 
 class Filesystem:
-    """The files of a sandbox. Errors are SandboxFilesystemError and, at the same time, the builtin OSError of that meaning."""
+    """The files of a sandbox, as the image's user may see and change them, or another one (`as_user`).
 
-    def __init__(self, agent: Agent) -> None:
+    Errors are SandboxFilesystemError and, at the same time, the builtin OSError of that meaning.
+    """
+
+    def __init__(self, agent: Agent, user: str = "") -> None:
         self._agent = agent
+        self._user = _wire.encode(user)
+
+    def as_user(self, user: str) -> Filesystem:
+        """The same files, as another user: "name", "uid", "name:group" or "uid:gid"; what is made belongs to that user.
+
+        A user that is not in the sandbox is an InvalidError when it is used.
+        """
+        if not _args.string("user", user):
+            raise InvalidError("user is empty; write a name or number such as 'root', 'agent' or '1000:1000'")
+        return Filesystem(self._agent, user)
 
     @dual
     async def read_bytes(self, path: str, offset: int = 0, limit: int | None = None) -> bytes:
@@ -102,18 +115,26 @@ class Filesystem:
         return (await self._read(path, 0, None)).decode(encoding, errors)
 
     @dual
-    async def write_bytes(self, path: str, data: bytes | bytearray | memoryview) -> None:
-        """Write a file: missing parents are made; readers see the old content or the new, nothing between."""
+    async def write_bytes(self, path: str, data: bytes | bytearray | memoryview, *, mode: int | None = None) -> None:
+        """Write a file: missing parents are made; readers see the old content or the new, nothing between.
+
+        A file that is there asks whether it may be written to. Another user's that may be stays that user's: it is written into.
+
+        Args:
+            path: the file.
+            data: its new content.
+            mode: its permission bits, such as 0o600; None: those of the file that is there, else 0o644.
+        """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidError(f"write_bytes needs bytes, not {type(data).__name__}; write_text writes str")
-        await self._write(path, data)
+        await self._write(path, data, mode)
 
     @dual
-    async def write_text(self, path: str, text: str, encoding: str = "utf-8") -> None:
+    async def write_text(self, path: str, text: str, encoding: str = "utf-8", *, mode: int | None = None) -> None:
         """Write a text file, as `write_bytes` does."""
         if not isinstance(text, str):
             raise InvalidError(f"write_text needs a str, not {type(text).__name__}; write_bytes writes bytes")
-        await self._write(path, text.encode(encoding))
+        await self._write(path, text.encode(encoding), mode)
 
     @dual
     async def copy_from_local(self, local: str | os.PathLike[str], path: str) -> None:
@@ -123,7 +144,7 @@ class Filesystem:
         other side refuses raise before their parent is complete.
         """
         source = Path(local)
-        request = _request(FileOp.PUSH, path, flags=_PARENTS)
+        request = self._request(FileOp.PUSH, path, flags=_PARENTS)
 
         async def operation(link: Link) -> None:
             holes: bool | None = None
@@ -158,7 +179,7 @@ class Filesystem:
         """
         target = Path(local)
         most = None if max_bytes is None else _args.count("max_bytes", max_bytes, _OFFSET_MOST)
-        request = _request(FileOp.PULL, path, flags=_FOLLOW | _HOLES)
+        request = self._request(FileOp.PULL, path, flags=_FOLLOW | _HOLES)
 
         async def operation(link: Link) -> None:
             await link.send(request)
@@ -175,7 +196,7 @@ class Filesystem:
         Raises:
             SandboxFileTooLargeError: it has more than 500,000 entries.
         """
-        request = _request(FileOp.LIST, path)
+        request = self._request(FileOp.LIST, path)
 
         async def operation(link: Link) -> list[FileInfo]:
             await link.send(request)
@@ -205,23 +226,40 @@ class Filesystem:
         return True
 
     @dual
-    async def make_directory(self, path: str, *, create_parents: bool = True) -> None:
-        """Make a folder, by default with its parents and without an error if it is there."""
-        await self._ask(_request(FileOp.MKDIR, path, flags=int(create_parents)), path)
+    async def make_directory(self, path: str, *, create_parents: bool = True, mode: int | None = None) -> None:
+        """Make a folder, by default with its parents and without an error if it is there; `mode` None: 0o755."""
+        await self._ask(self._request(FileOp.MKDIR, path, flags=int(create_parents), mode=_bits(mode)), path)
+
+    @dual
+    async def chmod(self, path: str, mode: int) -> None:
+        """Change the permission bits of a file or folder, such as 0o755."""
+        await self._ask(self._request(FileOp.CHMOD, path, mode=_args.whole("mode", mode, 0, 0o7777)), path)
+
+    @dual
+    async def chown(self, path: str, owner: str) -> None:
+        """Give a file or folder to another user: "name" or "uid" (its group stays), "name:group" or "uid:gid". Mostly root's to do."""
+        second = _wire.encode(_args.string("owner", owner))
+        await self._ask(self._request(FileOp.CHOWN, path, second=second), path)
 
     @dual
     async def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, a link, or an empty folder; `recursive` also what is in a folder."""
-        await self._ask(_request(FileOp.REMOVE, path, flags=int(recursive)), path)
+        await self._ask(self._request(FileOp.REMOVE, path, flags=int(recursive)), path)
 
     @dual
     async def rename(self, path: str, new_path: str) -> None:
         """Give a file or folder another name in the same file system, replacing a file of that name."""
         second = _wire.encode(_args.path("new_path", new_path))
-        await self._ask(_request(FileOp.RENAME, path, second=second), path)
+        await self._ask(self._request(FileOp.RENAME, path, second=second), path)
+
+    def _request(
+        self, operation: FileOp, path: str, *, flags: int = 0, mode: int = 0, offset: int = 0, second: bytes = b""
+    ) -> bytes:
+        where = _wire.encode(_args.path("path", path))
+        return _wire.file(operation, where, flags=flags, mode=mode, offset=offset, second=second, user=self._user)
 
     async def _stat(self, path: str, *, follow: bool) -> FileInfo:
-        request = _request(FileOp.STAT, path, flags=_FOLLOW if follow else 0)
+        request = self._request(FileOp.STAT, path, flags=_FOLLOW if follow else 0)
 
         async def operation(link: Link) -> FileInfo:
             await link.send(request)
@@ -236,8 +274,8 @@ class Filesystem:
 
         await exchange(self._agent, operation)
 
-    async def _write(self, path: str, data: bytes | bytearray | memoryview) -> None:
-        request = _request(FileOp.WRITE, path, flags=_PARENTS)
+    async def _write(self, path: str, data: bytes | bytearray | memoryview, mode: int | None) -> None:
+        request = self._request(FileOp.WRITE, path, flags=_PARENTS, mode=_bits(mode))
         view = memoryview(data).cast("B")
 
         async def operation(link: Link) -> None:
@@ -254,7 +292,7 @@ class Filesystem:
             await self._stat(path, follow=True)
             return b""
         most = READ_MOST + 1 if limit is None else _args.count("limit", limit, _LIMIT_MOST)
-        request = _request(FileOp.READ, path, mode=most, offset=offset)
+        request = self._request(FileOp.READ, path, mode=most, offset=offset)
 
         async def operation(link: Link) -> bytes:
             await link.send(request)
@@ -320,11 +358,9 @@ def _file_refusal(payload: memoryview, path: str) -> Exception:
     return file_error(code - Code.ERRNO, path) if code > Code.ERRNO else refusal(payload)
 
 
-def _request(
-    operation: FileOp, path: str, *, flags: int = 0, mode: int = 0, offset: int = 0, second: bytes = b""
-) -> bytes:
-    named = _wire.encode(_args.path("path", path))
-    return _wire.file(operation, named, flags=flags, mode=mode, offset=offset, second=second)
+def _bits(mode: int | None) -> int:
+    """Permission bits as a request has them, where 0 stands for none said."""
+    return 0 if mode is None else _args.whole("mode", mode, 1, 0o7777)
 
 
 _KINDS = {"f": "file", "d": "directory", "l": "symlink", "o": "other"}

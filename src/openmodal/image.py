@@ -372,7 +372,12 @@ def _local(argument: str, value: str | os.PathLike[str]) -> str:
     path = os.fspath(value)
     if not isinstance(path, str) or not path:
         raise InvalidError(f"{argument} must be a path of this machine, not {value!r}")
-    return os.path.abspath(_args.string(argument, path))
+    try:
+        return os.path.abspath(_args.string(argument, path))
+    except FileNotFoundError as error:
+        raise InvalidError(
+            f"{argument} is the relative path {path!r}, and this process's working directory is gone; write an absolute path"
+        ) from error
 
 
 def _recipes(bases: Mapping[str, Image]) -> tuple[tuple[str, Recipe], ...]:

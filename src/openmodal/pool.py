@@ -9,7 +9,7 @@ from openmodal._dual import dual
 from openmodal._spec import PoolStatus, Resources
 from openmodal.build.progress import terminal_report
 from openmodal.engines import Engine, Pooling, choose
-from openmodal.errors import InvalidError, NotFoundError, UnsupportedError
+from openmodal.errors import NotFoundError, UnsupportedError
 from openmodal.image import Image, ready
 
 
@@ -50,8 +50,7 @@ class Pool:
             AlreadyExistsError: there is a pool of that name.
             UnsupportedError: the engine keeps no pools; Kubernetes does.
         """
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InvalidError(f"size is {size!r}; a pool keeps at least one sandbox ready")
+        size = _args.whole("size", size, 1, 10_000)
         pooling = _pooling(engine)
         name = _args.name("name", name)
         resources = Resources(

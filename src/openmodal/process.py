@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import codecs
 import signal as signals
+import warnings
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, AnyStr, Generic, Protocol, cast
 
-from openmodal import _wire
+from openmodal import _args, _wire
 from openmodal._command import Command, Spool
 from openmodal._dual import DualIterator, dual
 from openmodal._spec import ExitRecord
 from openmodal._wire import State, Want
-from openmodal.errors import ExecError, ExecTimeoutError, InvalidError, NotFoundError, StdinClosedError
+from openmodal.errors import (
+    ExecError,
+    ExecTimeoutError,
+    InvalidError,
+    NotFoundError,
+    OutputLostWarning,
+    StdinClosedError,
+)
 
 _PIECE = 256 * 1024
 
@@ -93,10 +101,17 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
         self._rest: AnyStr = self._empty
         self._ended = False
         self._reading = False
+        self._told = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reading": False}  # it is another thread's, of this process
 
     @property
     def dropped(self) -> int:
-        """How many bytes were lost because nobody read while the command wrote more than 8 MiB."""
+        """How many bytes were lost because nobody read while the command wrote more than is kept, see `keep` of `spawn`.
+
+        The read that comes to the gap warns, with an OutputLostWarning, and goes on behind it.
+        """
         return self._source.dropped
 
     @dual
@@ -149,7 +164,21 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
         finally:
             self._reading = False
         self._ended = not data
-        return cast("AnyStr", self._decode(data, self._ended))
+        piece = cast("AnyStr", self._decode(data, self._ended))
+        if self._source.dropped > self._told:
+            self._warn(piece)
+        return piece
+
+    def _warn(self, piece: AnyStr) -> None:
+        lost, self._told = self._source.dropped - self._told, self._source.dropped
+        self._rest = piece  # a warning may be made an exception: then the next read gives what came
+        warnings.warn(
+            f"{lost} bytes of output were lost here, because nobody read while the command wrote more than is kept; read sooner, or "
+            "keep more: spawn(…, keep=MiB)",
+            OutputLostWarning,
+            stacklevel=2,
+        )
+        self._rest = self._empty
 
     def _joined(self, pieces: list[AnyStr], *more: AnyStr) -> AnyStr:
         empty: Any = self._empty  # no checker knows that str joins str and bytes join bytes
@@ -240,6 +269,8 @@ class StreamWriter:
 class Process(Generic[AnyStr]):
     """A command in a sandbox: finished, when it comes from `exec`; perhaps running, when it comes from `spawn`.
 
+    It can be pickled: a finished one with its output, another as a handle that goes on where this one is.
+
     Attributes:
         args: its argv.
         pid: its process id inside the sandbox; 0 if it could not be executed.
@@ -278,7 +309,11 @@ class Process(Generic[AnyStr]):
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether the kernel killed it, or one of its descendants, for the sandbox's memory limit."""
+        """Whether the kernel killed it, or one of its descendants, for the sandbox's memory limit.
+
+        The kernel tells only that something in the sandbox was killed: of several commands that ran meanwhile, these are told: who died or
+        failed, and who exited well and had a process that held an eighth of the memory.
+        """
         return bool(self._record and self._record.out_of_memory)
 
     @property
@@ -317,15 +352,12 @@ class Process(Generic[AnyStr]):
     @dual
     async def send_signal(self, signal: int) -> None:
         """Send a signal to the command's own process. Does nothing if it has ended."""
-        if not 1 <= signal <= 64:
-            raise InvalidError(f"there is no signal {signal}; use 1 to 64, for example signal.SIGTERM")
-        await self._signal(signal, tree=False)
+        await self._signal(_args.whole("signal", signal, 1, 64), tree=False)
 
     @dual
     async def resize(self, rows: int, columns: int) -> None:
         """Tell the command's terminal its new size. Needs pty=True."""
-        if not (1 <= rows <= 65535 and 1 <= columns <= 65535):
-            raise InvalidError(f"a terminal cannot have {rows} rows and {columns} columns; use 1 to 65535")
+        rows, columns = _args.whole("rows", rows, 1, 65535), _args.whole("columns", columns, 1, 65535)
         await self._command.ask(_wire.resize(self._command.id, rows, columns))
 
     async def _signal(self, signal: int, *, tree: bool) -> None:

@@ -41,7 +41,7 @@ class Sandbox(DualContext):
 
     Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its
     timeout, also when the process that made it ends; `terminate()`, or the end of a `with` block, ends it earlier. The object itself holds
-    nothing but the id and some connections, and may be used from many threads and after a fork.
+    nothing but the id and some connections, and may be used from many threads, after a fork and, pickled, in other processes.
     """
 
     def __init__(self, id: str, engine: Engine) -> None:
@@ -96,7 +96,8 @@ class Sandbox(DualContext):
             tags: labels for `list`.
             env, secrets: variables of every command; `env` beats `secrets`, both beat the image's.
             timeout: its lifetime in seconds.
-            idle_timeout: seconds without a command, request or file transfer after which it ends.
+            idle_timeout: seconds without a command, request or file transfer after which it ends. Its main command does not count;
+                reading its output, or writing to it, does.
             workdir: where commands start, from the image's on if it is relative; None: the image's, or "/".
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
             gpu: how many GPUs it has, or their type and number: "T4", "A100:2", "any" (docs/kubernetes.md).
@@ -375,6 +376,10 @@ class Sandbox(DualContext):
             raise SandboxNotRunningError(f"sandbox {self._id} does not exist any more; create a new one") from gone
         if self._end:
             raise _ended(self._id, self._end) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied it is the same sandbox; connections, and how far its main command's streams were read, stay here."""
+        return type(self), (self._id, self._engine), {"_end": self._end}
 
     def _stream(self, number: int) -> StreamReader[str]:
         if number not in self._streams:

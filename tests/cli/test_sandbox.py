@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 
 import pytest
 
-from tests.cli.conftest import CommandLine
+from tests.cli.conftest import COMMAND, CommandLine
 
 pytestmark = pytest.mark.embedded
 
@@ -50,6 +52,40 @@ def test_logs_show_the_main_commands_output(openmodal: CommandLine) -> None:
     id = openmodal("--local", "run", "--detach", program).strip()
     done = openmodal.run("--local", "sandbox", "logs", id)
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
+
+
+def test_logs_are_shown_in_any_encoding(openmodal: CommandLine) -> None:
+    program = openmodal.program("print(create('sh', '-c', 'echo tür').id)\n")
+    id = openmodal("--local", "run", "--detach", program).strip()
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert openmodal("--local", "sandbox", "logs", id, env=ascii_only) == "t\\xfcr\n"
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full", "0<&- 2>&-", "0<&- >&- 2>&-"])
+def test_streams_that_nobody_reads_change_no_outcome(openmodal: CommandLine, sandbox: str, streams: str) -> None:
+    """Messages went to a stderr that is closed or full, and what was to be done was not, or told as failed."""
+    program = openmodal.program(
+        "import os; image = image.run_commands(': ' + os.urandom(8).hex()); create(); exit(7)\n"
+    )
+    for arguments, code in (
+        (f"--local run {program}", 7),
+        ("--local sandbox list", 0),
+        ("--local nonsense", 2),
+        (f"--local sandbox exec {sandbox} sh -c 'exit 3'", 3),
+        (f"--local sandbox stop {sandbox}", 0),
+    ):
+        line = f"{shlex.join(COMMAND)} {arguments} {streams}"
+        assert subprocess.run(["sh", "-c", line], cwd=openmodal.folder, timeout=60, check=False).returncode == code, (
+            line
+        )
+    assert openmodal.running() == []
+
+
+def test_output_that_nothing_takes_is_an_error_in_one_sentence(openmodal: CommandLine, sandbox: str) -> None:
+    for arguments in ("--version", "--help", "--local sandbox list", "--local sandbox list --json"):
+        line = f"{shlex.join(COMMAND)} {arguments} >/dev/full"
+        done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (1, "Error: no space left on device\n")
 
 
 def test_logs_of_a_sandbox_without_main_command_say_so(openmodal: CommandLine) -> None:
@@ -119,6 +155,38 @@ def test_images_are_built_listed_and_pruned_but_not_under_a_running_sandbox(open
     assert openmodal("--local", "sandbox", "exec", id, "echo", "alive") == "alive\n"
     openmodal("--local", "sandbox", "stop", id)
     assert "has no image 'x'" in openmodal.error("--local", "image", "build", "images.py::x")
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "inf", "1e300", "-inf", "x"])
+def test_prune_refuses_ages_that_cannot_be_and_removes_nothing(openmodal: CommandLine, days: str) -> None:
+    """`--older -1` removed every image without a word."""
+    key = openmodal("--local", "image", "build", f"{openmodal.program('')}::image").strip()
+    done = openmodal.run("--local", "image", "prune", f"--older={days}")
+    assert done.returncode in (1, 2)
+    assert "--older" in done.stderr
+    assert openmodal.run("--local", "image", "prune", "--older", "3", "--all").returncode == 2
+    assert key in {image["key"] for image in json.loads(openmodal("--local", "image", "list", "--json"))}
+
+
+def test_what_ends_many_asks_in_a_terminal_and_only_there(openmodal: CommandLine, sandbox: str) -> None:
+    def asked(arguments: str, answer: str) -> tuple[int, str]:
+        typed = f"{shlex.join(COMMAND)} --local {arguments}"
+        with subprocess.Popen(
+            ["script", "-qec", typed, "/dev/null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as child:
+            shown, _ = child.communicate(answer, timeout=60)
+        return child.returncode, shown
+
+    code, shown = asked("sandbox stop --app cli", "n\n")
+    assert (code, openmodal.running()) == (1, [sandbox])
+    assert sandbox in shown
+    assert "End 1 sandbox?" in shown
+    key = openmodal("--local", "image", "list", "--json")
+    assert asked("image prune --all", "\n")[0] == 1, "no is the default"
+    assert openmodal("--local", "image", "list", "--json") == key
+    assert asked("sandbox stop --app cli --yes", "")[0] == 0
+    assert openmodal.running() == []
+    assert openmodal("--local", "sandbox", "stop", "--app", "cli") == "", "in a pipe nobody is asked"
 
 
 def test_a_dockerfile_is_built(openmodal: CommandLine) -> None:

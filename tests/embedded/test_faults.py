@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from openmodal import _binary, _config
+from openmodal import _binary, _config, _wire
+from openmodal._dual import run_sync
 from openmodal.app import App
 from openmodal.engines.embedded import Embedded, launch
 from openmodal.errors import (
@@ -30,7 +31,7 @@ from openmodal.errors import (
 )
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
-from openmodal.testing.fixtures import Create, eventually, python
+from openmodal.testing.fixtures import Create, eventually
 
 APP = "faults"
 
@@ -447,50 +448,6 @@ class TestFullDisk:
         make(engine, image).terminate()
 
 
-# ----------------------------------------------------------------------------------- odd surroundings of the SDK
-
-SURROUNDINGS = {
-    "SIGCHLD ignored": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
-    "SIGPIPE default": "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
-    "standard streams closed": "out = os.dup(1); [os.close(fd) for fd in (0, 1, 2)]; sys.stdout = open(out, 'w')",
-    "no working directory": "import tempfile; d = tempfile.mkdtemp(dir='/var/tmp'); os.chdir(d); os.rmdir(d)",
-    "umask 777": "os.umask(0o777)",
-    "umask 0": "os.umask(0)",
-    "few descriptors": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))",
-    "empty PATH": "os.environ['PATH'] = ''",
-    "LANG is C": "os.environ['LC_ALL'] = 'C'; os.environ.pop('LANG', None)",
-    "all signals blocked": "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())",
-    "its own session": "os.getpid() == os.getsid(0) or os.setsid()",
-    "in a thread": "pass",
-    "in a running event loop": "pass",
-    "after a fork": "os.fork() and (os.wait(), os._exit(0))",
-}
-
-
-@pytest.mark.parametrize("surrounding", SURROUNDINGS)
-def test_it_works_with(surrounding: str, engine_name: str, image: Image) -> None:
-    source = f"""
-        def main():
-            with openmodal.Sandbox.create(app=openmodal.App("{APP}"), image=image, engine=argv[0], timeout=60) as sandbox:
-                for n in range(3):
-                    text = sandbox.exec("sh", "-c", "cat; umask", stdin="in").stdout.read()
-                print(text, flush=True)
-        {SURROUNDINGS[surrounding]}
-        if "{surrounding}" == "in a thread":
-            thread = threading.Thread(target=main)
-            thread.start()
-            thread.join()
-        elif "{surrounding}" == "in a running event loop":
-            import asyncio
-            async def wrapped():
-                main()
-            asyncio.run(wrapped())
-        else:
-            main()
-    """
-    assert python(source, engine_name, image=image).strip() == "in0022"
-
-
 def test_a_native_program_that_does_nothing_is_told(
     engine: Embedded, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -563,6 +520,31 @@ class TestPrivacy:
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    def test_commands_cannot_look_into_who_moves_files_for_their_user(self, create: Create, image: Image) -> None:
+        """It has their user's id, and the connection to this program."""
+        sandbox = create(image=image.user("agent"))
+        transfer = sandbox.lease()
+        link = run_sync(transfer.__aenter__())
+        run_sync(link.send(_wire.file(_wire.FileOp.WRITE, b"/home/agent/file")))
+        script = """
+            sleep 99 & mine=$!
+            for p in /proc/[0-9]*; do
+                grep -q "^PPid:.1$" $p/status && grep -q "^Uid:.1000.1000.1000.1000" $p/status && its=${p#/proc/}
+            done
+            for p in $mine $its; do
+                ls /proc/$p/fd >/dev/null 2>&1; echo $?
+                head -c1 /proc/$p/environ >/dev/null 2>&1; echo $?
+            done
+            kill -STOP $its
+        """
+        mine_fd, mine_environ, *its = sandbox.exec("sh", "-c", script).stdout.read().split()
+        assert (mine_fd, mine_environ) == ("0", "0"), "the control: what is the user's own"
+        assert its == ["1", "1"]
+        run_sync(link.send(_wire.frame(_wire.Kind.END)))
+        assert run_sync(link.receive())[0] == _wire.Kind.OK, "a worker that is stopped is woken"
+        run_sync(transfer.__aexit__(None, None, None))
+        assert sandbox.exec("stat", "-c", "%U", "/home/agent/file").stdout.read() == "agent\n"
 
     def test_secrets_are_in_no_file_and_no_command_line(self, engine: Embedded, create: Create) -> None:
         canary = secrets.token_hex(12)

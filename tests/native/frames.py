@@ -8,8 +8,8 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-STDOUT, STDERR, EXIT, STDIN = 1, 2, 4, 8
-PTY, WITH_STDIN, STDOUT_NULL, STDERR_NULL, STDERR_TO_STDOUT, ATTACHED = 1, 2, 4, 8, 16, 32
+STDOUT, STDERR, EXIT, STDIN, PEEK = 1, 2, 4, 8, 16
+PTY, WITH_STDIN, STDOUT_NULL, STDERR_NULL, STDERR_TO_STDOUT, ATTACHED, KEEP = 1, 2, 4, 8, 16, 32, 64
 FOREVER = 0xFFFFFFFF
 
 
@@ -261,9 +261,12 @@ def start_frame(
     rows: int = 24,
     columns: int = 80,
     env: list[str | bytes] | None = None,
+    keep: int | None = None,
 ) -> bytes:
+    flags |= 0 if keep is None else KEEP
     head = struct.pack("<16sIQ", id, flags, timeout) + text(user) + text(workdir) + struct.pack("<HH", rows, columns)
-    return frame(0x10, head + many(list(argv)) + many(env or []))
+    tail = b"" if keep is None else struct.pack("<Q", keep)
+    return frame(0x10, head + many(list(argv)) + many(env or []) + tail)
 
 
 def io_frame(

@@ -17,6 +17,7 @@ from tests.native.conftest import Agent, Start
 from tests.native.frames import (
     ATTACHED,
     EXIT,
+    PEEK,
     PTY,
     STDERR,
     STDERR_NULL,
@@ -271,13 +272,49 @@ def test_with_a_reader_a_full_buffer_blocks(link: Link) -> None:
 
 
 def test_without_a_reader_the_newest_is_kept(link: Link) -> None:
-    id = link.start("sh", "-c", "head -c 20000000 /dev/zero; echo end", flags=0)
+    id = link.start("sh", "-c", "head -c 20000000 /dev/zero; echo end", flags=0, keep=0)
     answer = link.io(id, EXIT)
     assert answer.exit and answer.exit.code == 0
     answer = link.io(id, STDOUT)
     assert answer.offset[1] == 20_000_004 - KEPT
     rest = link.finish(id, out=20_000_000)
     assert rest.stdout == b"end\n"
+
+
+def test_without_a_reader_the_oldest_is_kept_too_and_the_offsets_tell_the_gap(link: Link) -> None:
+    id = link.start("sh", "-c", "seq 10000000 12499999", flags=0, keep=3_000_000)
+    assert link.io(id, EXIT).exit
+    whole = b"".join(b"%d\n" % number for number in range(10_000_000, 12_500_000))
+    got, at = bytearray(), 0
+    jumps = []
+    while data := (answer := link.io(id, STDOUT, out=at)).data.get(1, b""):
+        if answer.offset[1] != at:
+            jumps.append((at, answer.offset[1]))
+        at = answer.offset[1] + len(data)
+        assert data == whole[answer.offset[1] : at]
+        got += data
+    assert jumps == [(3_000_000, len(whole) - KEPT)]
+    assert len(got) == 3_000_000 + KEPT
+
+
+def test_who_only_peeks_may_read_again_until_he_says_what_was_received(agent: Agent) -> None:
+    """A client behind a client reads less than was sent to him when a connection breaks: he asks again, from further back."""
+    link = agent.link()
+    id = link.start("sh", "-c", "seq 10000000 12499999", flags=0)
+    assert link.io(id, EXIT).exit
+    got, acknowledged, cuts = bytearray(), 0, 0
+    while data := link.io(id, STDOUT | PEEK, out=len(got)).data.get(1, b""):
+        got += data
+        if len(got) - acknowledged > 3 << 20:
+            acknowledged = len(got) - (2 << 20)
+            link.io(id, STDOUT, out=acknowledged, most=0, wait=0)
+        if len(got) >> 22 > cuts:
+            cuts += 1
+            link.close()
+            link, got = agent.link(), got[:acknowledged]
+    assert cuts >= 3
+    assert got == b"".join(b"%d\n" % number for number in range(10_000_000, 12_500_000))
+    assert link.io(id, STDOUT, out=0).offset[1] == acknowledged, "what was received is forgotten"
 
 
 def test_a_background_child_does_not_hold_up_the_end(link: Link, tmp_path: Path) -> None:

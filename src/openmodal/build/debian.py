@@ -6,6 +6,7 @@ No mirror is named here: mmdebstrap takes Debian's own, and checks signatures wi
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmodal._spec import Root
+from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
 from openmodal.build.layers import disk_full_text
 from openmodal.build.names import FORMAT, architecture, digest
@@ -60,6 +62,9 @@ Acquire::Languages "none";
 Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
 """
+
+# What packages' scripts see of the caller: how the internet is reached, and nothing that could change the image.
+_KEPT = re.compile(r"PATH|HOME|TMPDIR|APT_CONFIG|SSL_CERT_(FILE|DIR)|\w+_proxy", re.IGNORECASE)
 
 # Packages wait in our cache instead of the mirror's; links where that is possible, because they cost nothing.
 _TAKE_DEBS = (
@@ -141,7 +146,8 @@ def _bootstrap(builder: Builder, suite: str, root: Path) -> None:
         builder.store.cache(cache_name(APT_CACHE), exclusive=True) as cache,
         builder.store.cache(cache_name(APT_LISTS), exclusive=True) as lists,
     ):
-        env = {**os.environ, "LC_ALL": "C", "OPENMODAL_APT": str(cache), "OPENMODAL_LISTS": str(lists)}
+        own = {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
+        env = {**own, "LC_ALL": "C", "OPENMODAL_APT": str(cache), "OPENMODAL_LISTS": str(lists)}
         env["OPENMODAL_DPKG"] = "\n".join(_DPKG)
         argv = [*_tied(), *_command(program, suite, root, _sources(builder, suite))]
         tail = Tail(builder.prints)
@@ -184,7 +190,9 @@ def _tied() -> list[str]:
 
 def _stream(argv: list[str], env: dict[str, str], tail: Tail) -> int:
     pipe = subprocess.PIPE
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, env=env) as process:
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, env=env, cwd="/", umask=0o022
+    ) as process:
         try:
             assert process.stdout is not None
             while data := os.read(process.stdout.fileno(), 65536):
@@ -211,7 +219,7 @@ def _finish(root: Path) -> None:
     # Empty, not missing: something to mount the sandbox's own over.
     for name in ("etc/resolv.conf", "etc/hostname"):
         (root / name).unlink(missing_ok=True)
-        (root / name).touch(mode=0o644)
+        (root / name).touch()
     for name in (
         "var/log/alternatives.log",
         "var/log/bootstrap.log",
@@ -222,6 +230,5 @@ def _finish(root: Path) -> None:
             (root / name).unlink()
     # A sandbox has its own /dev.
     remove_tree(root / "dev")
-    (root / "dev").mkdir()
-    for folder in (root, root / "dev"):
-        folder.chmod(0o755)
+    make_folder(root / "dev")
+    root.chmod(0o755)

@@ -27,6 +27,7 @@ import msgspec
 
 from openmodal import _trash
 from openmodal._spec import Root
+from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
 from openmodal.build.locks import Lock, lock, lock_folder, try_lock
 from openmodal.errors import DiskFullError, no_room
@@ -131,8 +132,7 @@ class Layers:
 
     def publish(self, files: Path, key: str, meta: Meta) -> None:
         """Make a folder under `scratch` the layer of that key, whose claim is held."""
-        wrapper = files.parent / f"layer-{secrets.token_hex(4)}"
-        wrapper.mkdir()
+        wrapper = make_folder(files.parent / f"layer-{secrets.token_hex(4)}")
         os.rename(files, wrapper / "root")
         meta = msgspec.structs.replace(meta, size=size_of(wrapper), made=time.time())
         (wrapper / "meta.json").write_bytes(msgspec.json.encode(meta))
@@ -179,7 +179,9 @@ class Layers:
     def cache(self, name: str, *, exclusive: bool) -> Iterator[Path]:
         """A folder that is kept between builds. If `exclusive`, concurrent builds get one each instead of waiting."""
         with self._cache_slot(name, exclusive) as path:
-            path.mkdir(mode=0o755, exist_ok=True)
+            if not path.is_dir():
+                with suppress(FileExistsError):  # of shared ones, another build was faster
+                    make_folder(path)
             yield path
 
     @contextmanager

@@ -59,12 +59,13 @@ class Entry(msgspec.Struct, frozen=True):
         return self.identity[3]
 
     def described(self, content: str) -> list[str]:
-        """What of it goes into a digest."""
+        """What of it goes into a digest: bytes of names, which read alike in every locale."""
+        name = _of_bytes(self.name)
         if self.is_folder:
-            return [self.name, "folder", *([oct(self.permissions)] if self.permissions != 0o755 else [])]
+            return [name, "folder", *([oct(self.permissions)] if self.permissions != 0o755 else [])]
         if self.is_link:
-            return [self.name, "link", self.link]
-        return [self.name, oct(self.permissions), content]
+            return [name, "link", _of_bytes(self.link)]
+        return [name, oct(self.permissions), content]
 
 
 class Scan(msgspec.Struct, frozen=True):
@@ -300,7 +301,11 @@ def note_name(kind: str, source: str) -> str:
 
 def escaped(name: str) -> str:
     """A file's name as UTF-8, which notes are."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _of_bytes(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def base_name(path: str) -> str:

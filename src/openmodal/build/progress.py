@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
 from openmodal._spec import Progress
 
@@ -17,15 +19,57 @@ _WIDTH = 100
 
 
 def terminal_report(file: TextIO | None = None) -> Lines:
-    """A report for people, on stderr: what a program prints on stdout stays its own. Close it, or use it in a `with` block."""
-    stream = sys.stderr if file is None else file
+    """A report for people, on stderr: what a program prints on stdout stays its own. Close it, or use it in a `with` block.
+
+    It is decoration: whatever stderr is, and does, the build goes on.
+    """
+    stream = Quiet(sys.stderr if file is None else file)
     return View(stream) if stream.isatty() else Lines(stream)
+
+
+class Quiet(io.TextIOBase):
+    """A stream for what may be lost: the one below may be None, closed, full, without a reader, of another encoding, or no real file."""
+
+    # What a stream that is none raises, beside OSError and (closed, wrong characters) ValueError.
+    _REFUSALS = (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError)
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._below = file
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The stream's, for what is drawn in a terminal."""
+        found = getattr(self._below, "encoding", None)
+        return found if isinstance(found, str) else "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether somebody looks at it now."""
+        try:
+            return self._below is not None and bool(self._below.isatty())
+        except self._REFUSALS:
+            return False
+
+    def write(self, text: str) -> int:
+        """Write what the stream takes, at once."""
+        if self._below is not None:
+            with contextlib.suppress(*self._REFUSALS):
+                self._write(self._below, text.encode(self.encoding, "backslashreplace"))
+        return len(text)
+
+    def _write(self, below: TextIO, data: bytes) -> None:
+        below.flush()
+        # Past the buffer of a plain file: what a full disk refuses would stay in it, and make Python's exit fail.
+        if type(below) is io.TextIOWrapper and type(below.buffer) is io.BufferedWriter:
+            below.buffer.raw.write(data)
+        else:
+            below.write(data.decode(self.encoding))
+            below.flush()
 
 
 class Lines:
     """One line when a step begins to be made, one when it took long. Cached steps are silent."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: Quiet) -> None:
         self._file = file
         self._begun: tuple[Progress, float] | None = None
         self._shown: Progress | None = None
@@ -76,11 +120,11 @@ class Lines:
 class View(Lines):
     """The step under way with its last lines of output; finished steps stay above. Drawn by the caller's thread only."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: Quiet) -> None:
         from rich.console import Console
 
         super().__init__(file)
-        self._console: Console = Console(file=file, highlight=False)
+        self._console: Console = Console(file=cast("IO[str]", file), highlight=False)
         self._live: Live | None = None
         self._lines: list[str] = []
         self._rest = ""
@@ -111,7 +155,14 @@ class View(Lines):
 
         self._drawn = time.monotonic()
         if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            # It would take over sys.stdout, too, and what another thread prints into a file meanwhile.
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self._live.start()
             self._console.show_cursor(True)  # a build that is killed must not leave a terminal without one
         self._live.update(self._picture(), refresh=True)

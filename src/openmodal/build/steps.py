@@ -30,6 +30,7 @@ from openmodal._spec import (
     Run,
     Scratch,
 )
+from openmodal._store import make_folder
 from openmodal.build import PATH, Options, Runner, RunRequest, local, names, put
 from openmodal.build.layers import Layers, Meta, disk_full_named, disk_full_text
 from openmodal.build.merged import Merged, is_opaque
@@ -242,8 +243,7 @@ class Builder:
             return True
         try:
             with self.store.scratch() as scratch:
-                upper = scratch / "upper"
-                upper.mkdir()
+                upper = make_folder(scratch / "upper")
                 self._as_below(upper, meta.parent)
                 make(upper)
                 self.store.publish(upper, key, meta)
@@ -261,8 +261,7 @@ class Builder:
         upper.chmod(stat.S_IMODE(below.st_mode) if below is not None else 0o755)
 
     def _run_in(self, root: Root, step: Run, text: str, upper: Path) -> None:
-        work = upper.parent / "work"
-        work.mkdir()
+        work = make_folder(upper.parent / "work")
         with ExitStack() as stack:
             binds = tuple((self._cache(stack, target), target) for target in step.caches)
             tail = Tail(self.prints)

@@ -245,7 +245,9 @@ class Unpacker:
             if info is not None and stat.S_ISCHR(info.st_mode):
                 os.unlink(path[-1], dir_fd=parent)
             os.mkdir(path[-1], 0o755, dir_fd=parent)
-            return os.open(path[-1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            made = os.open(path[-1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            os.fchmod(made, 0o755)  # the caller's umask had taken something away
+            return made
         finally:
             os.close(parent)
 

@@ -6,6 +6,8 @@ import os
 
 import click
 
+from openmodal.cli._output import tell
+
 
 def say(error: click.ClickException) -> int:
     """Print what is wrong with the command line in one line, and where help is; return the exit code."""
@@ -14,7 +16,7 @@ def say(error: click.ClickException) -> int:
         return error.exit_code
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     text = error.format_message().replace("\n", " ").rstrip(".")
-    click.echo(f"Error: {text}; `{ctx.command_path} --help` tells more" if ctx else f"Error: {text}", err=True)
+    tell(f"Error: {text}; `{ctx.command_path} --help` tells more" if ctx else f"Error: {text}")
     return error.exit_code
 
 

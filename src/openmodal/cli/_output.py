@@ -5,23 +5,44 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+import click
+
+
+def tell(text: str, *, newline: bool = True) -> None:
+    """Say something on stderr. Whether anybody takes it changes nothing: commands do what they are for, and exit as they would."""
+    from openmodal.build.progress import Quiet
+
+    Quiet(sys.stderr).write(text + "\n" * newline)
+
+
+def agreed(lines: Sequence[str], question: str, *, yes: bool) -> bool:
+    """Show what is to go and, in a terminal, ask whether it may. A program in a pipe has said so by its command."""
+    for line in lines:
+        tell(printable(line))
+    asks = bool(lines) and not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    if asks and not click.confirm(question, err=True):
+        tell("Nothing was done.")
+        return False
+    return True
 
 
 def emit(value: object) -> None:
     """Print JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
     """Print rows under column names. `empty` is said on stderr when there are none."""
     found = [[printable(cell) for cell in row] for row in rows]
     if not found:
-        print(empty, file=sys.stderr)
+        tell(empty)
     elif sys.stdout.isatty():
         _draw(columns, found)
     else:
         for row in (columns, *found):
-            print("\t".join(row))
+            print(encodable("\t".join(row), sys.stdout))
 
 
 def _draw(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -40,6 +61,12 @@ def _draw(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def printable(text: str) -> str:
     """A text that somebody else chose, fit for a terminal and one line: control characters are shown, not obeyed."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """A text as the stream can take it: what its encoding lacks is written as an escape."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def count(number: int, thing: str) -> str:

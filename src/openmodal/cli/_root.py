@@ -11,6 +11,7 @@ from typing import Any, cast
 import click
 
 from openmodal.cli._errors import say, sentence
+from openmodal.cli._output import tell
 from openmodal.cli._session import Session
 
 
@@ -119,8 +120,10 @@ def run(arguments: Sequence[str]) -> int:
     code = outcome() if callable(outcome) else outcome
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        return _reader_is_gone()
+    except OSError as error:
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            tell(f"Error: {sentence(error)}")
+        return _without_output()
     return code
 
 
@@ -135,16 +138,16 @@ def _command(arguments: Sequence[str]) -> int | Callable[[], int]:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
-        return _reader_is_gone()
+        return _without_output()
     except (Error, OSError) as error:
         if session.debug:
             raise
-        click.echo(f"Error: {sentence(error)}", err=True)
+        tell(f"Error: {sentence(error)}")
         return 1
     return 0 if result is None else cast("int | Callable[[], int]", result)
 
 
-def _reader_is_gone() -> int:
-    """`openmodal … | head`: nobody reads on. Python would complain once more when it flushes at exit."""
+def _without_output() -> int:
+    """`openmodal … | head`, or a full disk: nobody takes the rest. Python would complain once more when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import sysconfig
 import traceback
 from pathlib import Path
 from types import TracebackType
+
+from openmodal.cli._output import tell
 
 _PACKAGE = f"{Path(__file__).resolve().parents[1]}/"
 _LIBRARIES = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")})
@@ -17,7 +18,7 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
     shown = traceback.TracebackException(kind, error, trace)
     shown.stack = _below_start(shown.stack)
     _trim(shown)
-    print("".join(shown.format()), end="", file=sys.stderr)
+    tell("".join(shown.format()), newline=False)
 
 
 def _below_start(stack: traceback.StackSummary) -> traceback.StackSummary:

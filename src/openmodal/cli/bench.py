@@ -24,7 +24,7 @@ Figures = dict[str, list[float]]
 
 @click.command()
 @click.option(
-    "--rounds", type=click.IntRange(1), default=20, show_default=True, help="How often each step is measured."
+    "--rounds", type=click.IntRange(1, 100_000), default=20, show_default=True, help="How often each step is measured."
 )
 @click.option(
     "--image", metavar="NAME", help="An image of a registry, or FILE.py::NAME; Debian with Python if left out."
@@ -61,7 +61,7 @@ def measure(create: Callable[[], Sandbox], rounds: int) -> Figures:
     for number in range(rounds):
         _one_life(create, figures)
         if sys.stderr.isatty():
-            click.echo(f"\r{number + 1}/{rounds} ", nl=number + 1 == rounds, err=True)
+            _output.tell(f"\r{number + 1}/{rounds} ", newline=number + 1 == rounds)
     for _ in range(max(1, rounds // 4)):
         with _timed(figures, "4 x create, exec, terminate in parallel"), ThreadPoolExecutor(4) as pool:
             for life in [pool.submit(_one_life, create, {}) for _ in range(4)]:

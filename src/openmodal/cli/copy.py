@@ -11,7 +11,7 @@ import click
 from openmodal.cli._session import Session, engine_options, pass_session
 
 if TYPE_CHECKING:
-    from openmodal import Sandbox
+    from openmodal import Filesystem
 
 _REMOTE = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9_.-]*):(?P<path>/.*)", re.DOTALL)
 
@@ -24,9 +24,10 @@ _REMOTE = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9_.-]*):(?P<path>/.*)", re.DOT
     type=click.IntRange(min=0),
     help="Copy at most so many bytes to here; 0: any number. [default: 16 GiB]",
 )
+@click.option("--user", "-u", help="Who you are there: name, uid, name:group or uid:gid; the image's user.")
 @engine_options
 @pass_session
-def cp(session: Session, source: str, target: str, max_bytes: int | None) -> None:
+def cp(session: Session, source: str, target: str, max_bytes: int | None, user: str | None) -> None:
     """Copy files or folders: openmodal sandbox cp ID:/path LOCAL, or LOCAL ID:/path.
 
     Into a folder that exists, SOURCE is put under its own name; otherwise TARGET is its new name. A local link is not followed.
@@ -38,12 +39,14 @@ def cp(session: Session, source: str, target: str, max_bytes: int | None) -> Non
     if bool(there) == bool(here):
         raise click.UsageError("one of the two is in a sandbox, written ID:/absolute/path, and the other is local")
     if there:
-        sandbox = Sandbox.from_id(there[0], engine=session.engine)
+        files = Sandbox.from_id(there[0], engine=session.engine).filesystem
+        files = files.as_user(user) if user else files
         most = COPY_MOST if max_bytes is None else max_bytes or None
-        sandbox.filesystem.copy_to_local(there[1], _local_target(there[1], target), max_bytes=most)
+        files.copy_to_local(there[1], _local_target(there[1], target), max_bytes=most)
     elif here:
-        sandbox = Sandbox.from_id(here[0], engine=session.engine)
-        sandbox.filesystem.copy_from_local(source, _remote_target(sandbox, source, here[1]))
+        files = Sandbox.from_id(here[0], engine=session.engine).filesystem
+        files = files.as_user(user) if user else files
+        files.copy_from_local(source, _remote_target(files, source, here[1]))
 
 
 def split(text: str) -> tuple[str, str] | None:
@@ -60,8 +63,7 @@ def _local_target(source: str, target: str) -> str:
     return os.path.join(target, name) if os.path.isdir(target) and not os.path.islink(target) else target
 
 
-def _remote_target(sandbox: Sandbox, source: str, target: str) -> str:
-    files = sandbox.filesystem
+def _remote_target(files: Filesystem, source: str, target: str) -> str:
     if target.endswith("/") or (files.exists(target) and files.stat(target).is_dir):
         return f"{target.rstrip('/')}/{os.path.basename(os.path.abspath(source))}"
     return target

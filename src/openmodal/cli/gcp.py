@@ -10,6 +10,7 @@ import click
 
 from openmodal import _config
 from openmodal.cli import _configuration
+from openmodal.cli._output import tell
 from openmodal.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _perform(step: Step) -> None:
         click.echo(f"{step.what}: done already")
         return
     click.echo(f"{step.what} …")
-    gcloud.do(step, lambda line: click.echo(f"  {line}", err=True, nl=False))
+    gcloud.do(step, lambda line: tell(f"  {line}", newline=False))
 
 
 def _show(step: Step) -> None:

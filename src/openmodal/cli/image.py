@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import click
 
+from openmodal import _args
 from openmodal._dual import run_sync
 from openmodal.cli import _output, _program
-from openmodal.cli._session import Session, engine_options, json_option, pass_session
+from openmodal.cli._session import Session, engine_options, json_option, pass_session, yes_option
 from openmodal.errors import InvalidError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -87,19 +88,34 @@ def build(session: Session, target: str, context: str | None) -> None:
 
 
 @click.command()
-@click.option("--older", type=float, default=7.0, metavar="DAYS", help="Those not used for so many days; 7.")
+@click.option("--older", type=float, metavar="DAYS", help="Those not used for so many days; 7.")
 @click.option("--all", "everything", is_flag=True, help="All that no running sandbox uses.")
 @click.option("--caches", is_flag=True, help="The downloads of apt and pip, too.")
+@yes_option
 @json_option
 @engine_options
 @pass_session
-def prune(session: Session, older: float, everything: bool, caches: bool, as_json: bool) -> None:
-    """Remove images that were not used for a week; those of running sandboxes stay."""
-    removed = _store(session).prune(unused_for=0.0 if everything else older * 86400, caches=caches)
+def prune(session: Session, older: float | None, everything: bool, caches: bool, yes: bool, as_json: bool) -> int:
+    """Remove images that were not used for a week; those of running sandboxes stay.
+
+    Shows which, and asks in a terminal.
+    """
+    if everything and older is not None:
+        raise click.UsageError("--all and --older exclude each other; leave one out")
+    seconds = _args.age("--older", (0.0 if everything else 7.0 if older is None else older) * 86400)
+    store, before = _store(session), time.time() - seconds
+    old = sorted((image for image in store.images() if image.used <= before), key=lambda image: image.used)
+    lines = [f"{i.key[:12]}  {_output.size(i.size)}  {i.step}" for i in old]
+    if caches:
+        lines.append("the downloads of apt and pip")
+    if not _output.agreed(lines, f"Remove {_output.count(len(old), 'image')}?", yes=yes):
+        return 1
+    removed = store.prune(unused_for=seconds, caches=caches)
     if as_json:
         _output.emit({"layers": removed.layers, "bytes": removed.bytes, "leftovers": removed.leftovers})
     else:
         click.echo(f"Removed {_output.count(removed.layers, 'layer')}, {_output.size(removed.bytes)}.")
+    return 0
 
 
 def images_of_file(target: str) -> dict[str, Image]:

@@ -25,7 +25,7 @@ from openmodal import _config
 from openmodal._dual import run_sync
 from openmodal.cli import _parameters, _program, _traceback
 from openmodal.cli._errors import say
-from openmodal.cli._output import count
+from openmodal.cli._output import count, tell
 from openmodal.cli._session import Session, engine_options, pass_session
 from openmodal.engines import load
 from openmodal.errors import Error, InvalidError
@@ -94,7 +94,7 @@ def _one_sentence() -> Iterator[None]:
     except click.ClickException as error:
         raise SystemExit(say(error)) from None
     except InvalidError as error:
-        click.echo(f"Error: {error}", err=True)
+        tell(f"Error: {error}")
         raise SystemExit(1) from None
 
 
@@ -133,7 +133,7 @@ class Run:
         if self._over.is_set():
             return
         if first and not self._detach:
-            click.echo("openmodal: interrupted, ending the sandboxes of this run", err=True)
+            tell("openmodal: interrupted, ending the sandboxes of this run")
             self._sweeper = threading.Thread(target=self._sweep_until_over, daemon=True)
             self._sweeper.start()
         raise KeyboardInterrupt
@@ -148,7 +148,7 @@ class Run:
                 ended = len(list(pool.map(self._stop, self._sandboxes())))
             if ended and not self._signal:
                 what = count(ended, "sandbox")
-                click.echo(f"openmodal: ended {what} of this run (--detach leaves them running)", err=True)
+                tell(f"openmodal: ended {what} of this run (--detach leaves them running)")
 
     def _last_sweep(self) -> None:
         self._over.set()
@@ -168,7 +168,7 @@ class Run:
         except Error as error:
             if not self._told:
                 self._told = True
-                click.echo(f"openmodal: sandboxes of this run, if any, end at their timeout only: {error}", err=True)
+                tell(f"openmodal: sandboxes of this run, if any, end at their timeout only: {error}")
             return []
 
     def _stop(self, id: str) -> None:

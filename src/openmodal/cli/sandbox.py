@@ -6,13 +6,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from openmodal._dual import run_sync
 from openmodal.cli import _output
-from openmodal.cli._session import Session, engine_options, json_option, pass_session
+from openmodal.cli._session import Session, engine_options, json_option, pass_session, yes_option
 
 if TYPE_CHECKING:
     from openmodal._spec import Status
@@ -110,7 +110,7 @@ def exec_(session: Session, /, id: str, command: tuple[str, ...], interactive: b
     try:
         return _terminal.attach(process, stdin=interactive or tty, pty=tty)
     except ExecTimeoutError as error:
-        click.echo(f"Error: {error}", err=True)
+        _output.tell(f"Error: {error}")
         return 124
 
 
@@ -130,14 +130,14 @@ def logs(session: Session, id: str) -> None:
     errors = threading.Thread(target=_print, args=(sandbox.stderr, sys.stderr), daemon=True)
     first = sandbox.stdout.read_some()  # here, where an exception is seen: there may be no main command
     errors.start()
-    sys.stdout.write(first)
+    sys.stdout.write(_output.encodable(first, sys.stdout))
     _print(sandbox.stdout, sys.stdout)
     errors.join()
 
 
-def _print(reader: StreamReader[str], to: Any) -> None:
+def _print(reader: StreamReader[str], to: TextIO) -> None:
     while text := reader.read_some():
-        to.write(text)
+        to.write(_output.encodable(text, to))
         to.flush()
 
 
@@ -145,10 +145,14 @@ def _print(reader: StreamReader[str], to: Any) -> None:
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option("--app", help="All of this app.")
 @click.option("--all", "everything", is_flag=True, help="All that run.")
+@yes_option
 @engine_options
 @pass_session
-def stop(session: Session, ids: tuple[str, ...], app: str | None, everything: bool) -> None:
-    """End sandboxes: nothing of them is left afterwards. Prints the id of each that was ended."""
+def stop(session: Session, ids: tuple[str, ...], app: str | None, everything: bool, yes: bool) -> int:
+    """End sandboxes: nothing of them is left afterwards. Prints the id of each that was ended.
+
+    Those that are not named one by one are shown, and a terminal is asked.
+    """
     if not ids and not app and not everything:
         raise click.UsageError("say which: IDs, --app NAME, or --all")
     engine = session.engine
@@ -158,6 +162,8 @@ def stop(session: Session, ids: tuple[str, ...], app: str | None, everything: bo
     if app or everything:
         chosen += [status.id for status in run_sync(engine.list()) if everything or status.app == app]
     chosen = list(dict.fromkeys(chosen))
+    if (app or everything) and not _output.agreed(chosen, f"End {_output.count(len(chosen), 'sandbox')}?", yes=yes):
+        return 1
 
     def end(id: str) -> str:
         run_sync(engine.stop(id))
@@ -166,3 +172,4 @@ def stop(session: Session, ids: tuple[str, ...], app: str | None, everything: bo
     with ThreadPoolExecutor(8) as pool:
         for id in pool.map(end, chosen):
             click.echo(id)
+    return 0

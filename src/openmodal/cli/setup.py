@@ -21,7 +21,13 @@ _SUBJECTS = ("user:", "group:", "serviceaccount:")
     metavar="WHO",
     help="user:NAME, group:NAME or serviceaccount:NAMESPACE/NAME; may be repeated.",
 )
-@click.option("--most", type=int, default=0, metavar="N", help="How many sandboxes there may be at once; 0: no limit.")
+@click.option(
+    "--most",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    metavar="N",
+    help="How many sandboxes there may be at once; 0: no limit.",
+)
 @click.option("--builds", is_flag=True, help="Also a namespace in which images are built; see docs/kubernetes.md.")
 def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool) -> None:
     """Make the namespace of sandboxes, the rights to use it, and its network policies. May be said again.

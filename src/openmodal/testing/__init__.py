@@ -64,10 +64,12 @@ from openmodal.testing.fixtures import (  # noqa: E402
     sandbox,
     sandboxes,
 )
+from openmodal.testing.handles import TestInterrupted, TestOtherProcesses  # noqa: E402
 from openmodal.testing.images import TestImages  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
+from openmodal.testing.owners import TestOwners  # noqa: E402
 from openmodal.testing.programs import TestPrograms  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
 
@@ -90,6 +92,7 @@ __all__ = [
     "TestFinding",
     "TestFlow",
     "TestImages",
+    "TestInterrupted",
     "TestIsolation",
     "TestLifetime",
     "TestLimits",
@@ -98,6 +101,8 @@ __all__ = [
     "TestMistakes",
     "TestNames",
     "TestNetwork",
+    "TestOtherProcesses",
+    "TestOwners",
     "TestPrograms",
     "TestSandbox",
     "TestSpawn",

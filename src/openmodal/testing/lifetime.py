@@ -83,6 +83,20 @@ class TestLifetime:
         with pytest.raises(SandboxTimeoutError):
             sandbox.wait(timeout=30)
 
+    @promise("idle_timeout")
+    @pytest.mark.parametrize("main", ["sleep 172800", "while :; do sleep 0.1; done"])
+    def test_its_main_command_does_not_keep_it_from_being_idle(self, create: Create, main: str) -> None:
+        """A sandbox with `sleep 172800` and an idle_timeout lived to its timeout."""
+        sandbox = create("sh", "-c", main, idle_timeout=0.5)
+        assert sandbox.exec("sleep", "1.5").returncode == 0
+        with pytest.raises(SandboxTimeoutError, match="idle"):
+            sandbox.wait(timeout=30)
+
+    @promise("idle_timeout")
+    def test_who_reads_its_main_command_keeps_it_from_being_idle(self, create: Create) -> None:
+        sandbox = create("sh", "-c", "sleep 1.5; echo late; exec sleep 172800", idle_timeout=0.5)
+        assert sandbox.stdout.readline() == "late\n"
+
     @promise("many_processes")
     def test_it_lives_on_when_the_process_that_made_it_dies(
         self, sandboxes: SandboxClass, engine: Engine, engine_name: str, image: Image

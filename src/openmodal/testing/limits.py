@@ -42,6 +42,27 @@ class TestLimits:
         assert not process.out_of_memory
 
     @promise("memory_offender")
+    @pytest.mark.parametrize("others", [False, True], ids=["alone", "beside others"])
+    def test_a_command_whose_child_was_killed_is_told_although_it_exits_well(
+        self, create: Create, others: bool
+    ) -> None:
+        """It was not, and an agent took the result of a half done build for whole."""
+        sandbox = create(*(("sleep", "99") if others else ()), memory=64)
+        process = sandbox.exec("sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1; true")
+        assert process.returncode == 0
+        assert process.out_of_memory
+        assert not sandbox.exec("true").out_of_memory, "that was before it"
+
+    @promise("memory_offender")
+    def test_a_command_that_only_ran_meanwhile_is_not_called_out_of_memory(self, create: Create) -> None:
+        sandbox = create(memory=64)
+        bystander = sandbox.spawn("sh", "-c", "read x; echo $x")
+        assert sandbox.exec("dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1").out_of_memory
+        bystander.stdin.write("x\n")
+        assert bystander.wait() == 0
+        assert not bystander.out_of_memory
+
+    @promise("memory_offender")
     def test_files_in_memory_count(self, create: Create) -> None:
         sandbox = create(memory=64)
         if sandbox.exec("test", "-d", "/dev/shm").returncode == 0:

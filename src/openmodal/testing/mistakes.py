@@ -22,6 +22,10 @@ CREATE: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "timeout nan": ((), {"timeout": float("nan")}, "timeout"),
     "timeout infinite": ((), {"timeout": float("inf")}, "timeout"),
     "timeout none": ((), {"timeout": None}, "timeout"),
+    "timeout of many years": ((), {"timeout": 1e300}, "timeout"),
+    "timeout that no float holds": ((), {"timeout": 10**5000}, "timeout"),
+    "idle_timeout nan": ((), {"idle_timeout": float("nan")}, "idle_timeout"),
+    "idle_timeout infinite": ((), {"idle_timeout": float("inf")}, "idle_timeout"),
     "idle_timeout zero": ((), {"idle_timeout": 0}, "idle_timeout"),
     "idle_timeout text": ((), {"idle_timeout": "1"}, "idle_timeout"),
     "app text": ((), {"app": "my-app"}, "App"),
@@ -46,6 +50,11 @@ CREATE: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "workdir number": ((), {"workdir": 7}, "workdir"),
     "cpu zero": ((), {"cpu": 0}, "cpu"),
     "cpu text": ((), {"cpu": "2"}, "cpu"),
+    "cpu nan": ((), {"cpu": float("nan")}, "cpu"),
+    "cpu absurd": ((), {"cpu": 1e300}, "cpu"),
+    "memory absurd": ((), {"memory": 1 << 40}, "memory"),
+    "memory that no float holds": ((), {"memory": 10**5000}, "memory"),
+    "disk absurd": ((), {"disk": 1 << 24}, "disk"),
     "memory too small": ((), {"memory": 1}, "memory"),
     "memory text": ((), {"memory": "1GB"}, "memory"),
     "memory fraction": ((), {"memory": 512.5}, "memory"),
@@ -88,6 +97,9 @@ EXEC: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "timeout zero": (("ls",), {"timeout": 0}, "timeout"),
     "timeout negative": (("ls",), {"timeout": -0.5}, "timeout"),
     "timeout text": (("ls",), {"timeout": "1"}, "timeout"),
+    "timeout nan": (("ls",), {"timeout": float("nan")}, "timeout"),
+    "timeout infinite": (("ls",), {"timeout": float("inf")}, "timeout"),
+    "timeout absurd": (("ls",), {"timeout": 1e300}, "timeout"),
     "workdir empty": (("ls",), {"workdir": ""}, "workdir"),
     "workdir path": (("ls",), {"workdir": 7}, "workdir"),
     "env list": (("ls",), {"env": ["A=b"]}, "env"),
@@ -161,7 +173,7 @@ class TestMistakes:
                     create(gpu=asked)
 
     def test_wait_refuses_timeouts_that_cannot_be(self, sandbox: Sandbox) -> None:
-        for timeout in (0, -1, "1"):
+        for timeout in (0, -1, "1", float("nan"), float("inf"), 1e300, 10**5000):
             with pytest.raises(InvalidError, match="timeout"):
                 sandbox.wait(timeout=timeout)  # type: ignore[arg-type]
 

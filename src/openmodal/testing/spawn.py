@@ -6,11 +6,12 @@ import hashlib
 import random
 import signal
 import time
+import warnings
 from functools import cache
 
 import pytest
 
-from openmodal.errors import ExecError, ExecTimeoutError, InvalidError, StdinClosedError
+from openmodal.errors import ExecError, ExecTimeoutError, InvalidError, OutputLostWarning, StdinClosedError
 from openmodal.process import StreamType
 from openmodal.sandbox import Sandbox
 from openmodal.testing.exec import DAEMONS
@@ -247,13 +248,47 @@ def numbers() -> str:
 
 
 class TestFlow:
-    def test_without_a_reader_the_newest_are_kept_and_the_rest_is_counted(self, sandbox: Sandbox) -> None:
-        process = sandbox.spawn("sh", "-c", "seq 1 3000000; exit 2")
+    def test_who_waits_first_and_reads_then_gets_all_of_both_streams(self, sandbox: Sandbox) -> None:
+        """Of 30 MB 8 came, and nothing told."""
+        process = sandbox.spawn("sh", "-c", "seq 1 3000000; seq 1 3000000 >&2; exit 2")
         assert process.wait() == 2, "nobody reads, and it ends all the same"
-        text = process.stdout.read()
-        assert numbers().endswith(text)
-        assert BUFFER // 2 < len(text) <= BUFFER
+        assert process.stderr.read() == numbers()
+        assert process.stdout.read() == numbers()
+        assert process.stdout.dropped == 0
+
+    def test_live_output_beyond_the_buffer_waits_for_a_late_reader(self, sandbox: Sandbox) -> None:
+        process = sandbox.spawn("sh", "-c", "seq 1 3000000; touch /tmp/done; read go; seq 1 3000000; exit 3")
+        eventually(lambda: sandbox.filesystem.exists("/tmp/done"))
+        assert process.stdout.readline() == "1\n"
+        process.stdin.write("go\n")
+        process.stdin.drain()
+        assert process.stdout.read() == numbers()[2:] + numbers()
+        assert process.wait() == 3
+
+    @pytest.mark.parametrize("keep", [0, 1])
+    def test_what_is_not_kept_is_a_gap_that_the_reader_is_told_of(self, sandbox: Sandbox, keep: int) -> None:
+        process = sandbox.spawn("sh", "-c", "seq 1 3000000; exit 2", keep=keep)
+        assert process.wait() == 2
+        with pytest.warns(OutputLostWarning, match=r"\d+ bytes of output were lost here.*keep="):
+            text = process.stdout.read()
+        first, last = text[: keep << 20], text[keep << 20 :]
+        assert numbers().startswith(first)
+        assert numbers().endswith(last)
+        assert BUFFER // 2 < len(last) <= BUFFER
         assert process.stdout.dropped + len(text) == len(numbers())
+
+    def test_a_warning_that_is_an_exception_loses_nothing_more(self, sandbox: Sandbox) -> None:
+        process = sandbox.spawn("seq", "1", "3000000", keep=0)
+        process.wait()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(OutputLostWarning):
+                process.stdout.read()
+        assert process.stdout.dropped + len(process.stdout.read()) == len(numbers())
+
+    def test_unread_output_leaves_no_file(self, sandbox: Sandbox) -> None:
+        sandbox.spawn("seq", "1", "3000000").wait()
+        assert not [info.name for info in sandbox.filesystem.list_files("/") if info.name.startswith(".openmodal-")]
 
     def test_what_fits_is_not_dropped_without_a_reader(self, sandbox: Sandbox) -> None:
         process = sandbox.spawn("seq", "1", "1000000")

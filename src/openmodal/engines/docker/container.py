@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from openmodal._spec import EndRecord, Root, SandboxSpec, Status
-from openmodal._wire import Flag
+from openmodal._wire import Flag, milliseconds
 from openmodal.engines import asked
 from openmodal.engines.docker import links
 
@@ -75,8 +75,8 @@ def _agent(spec: SandboxSpec, root: Root, place: Place) -> list[str]:
     options = {
         "--listen": links.SOCKET,
         "--setup-fd": "0",
-        "--timeout-ms": _milliseconds(spec.timeout),
-        "--idle-ms": _milliseconds(spec.idle_timeout or 0),
+        "--timeout-ms": str(milliseconds(spec.timeout)),
+        "--idle-ms": str(milliseconds(spec.idle_timeout)),
         "--user": root.user,
         "--workdir": spec.workdir or root.workdir,
         "--pids": str(asked.limits(spec.resources).pids) if place.gvisor else "",
@@ -84,10 +84,6 @@ def _agent(spec: SandboxSpec, root: Root, place: Place) -> list[str]:
     }
     words = [word for option, value in options.items() if value for word in (option, value)]
     return ["init", *words, *(("--", *spec.argv) if spec.argv else ())]
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(int(seconds * 1000 + 0.999))
 
 
 def _host(spec: SandboxSpec, place: Place) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from openmodal import _config, _trash
+from openmodal import _args, _config, _trash
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, Streamed, until_end
 from openmodal._spec import Built, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
@@ -189,6 +189,7 @@ class Docker:
         """Remove images that were not used for so many seconds. What containers stand on stays."""
         from openmodal.engines.docker.prune import prune
 
+        unused_for = _args.age("unused_for", unused_for)
         with self._daemon.open() as api:
             return prune(api, self._layers, unused_for=unused_for, caches=caches)
 

@@ -59,7 +59,7 @@ def _disk(found: Description) -> int | None:
 
 
 async def _read(link: Link, path: str) -> bytes:
-    await link.send(_wire.file(FileOp.READ, _wire.encode(path)))
+    await link.send(_wire.file(FileOp.READ, _wire.encode(path), user=b"0"))
     parts: list[bytes] = []
     while (answer := await link.expect(Kind.ENTRY, Kind.CHUNK, Kind.END))[0] != Kind.END:
         if answer[0] == Kind.ERROR:

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openmodal import _binary, _config, _trash
+from openmodal import _args, _binary, _config, _trash
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
 from openmodal._spec import Built, Egress, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
-from openmodal._store import Store
+from openmodal._store import Store, make_folder
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
@@ -211,7 +211,7 @@ class Embedded:
         """Remove images that were not used for so many seconds. What running sandboxes stand on stays."""
         from openmodal.build.prune import prune
 
-        return prune(self._layers, unused_for=unused_for, caches=caches)
+        return prune(self._layers, unused_for=_args.age("unused_for", unused_for), caches=caches)
 
     def _reap(self, id: str, status: Status | None, *, gone: bool = True) -> EndRecord | None:
         """Clear away a sandbox whose supervisor is dead. None if there is nothing to clear, or it lives."""
@@ -274,8 +274,8 @@ class Embedded:
             id=id,
             folder=folder,
             lowers=lowers,
-            upper=str(_made(folder / "upper")),
-            work=str(_made(folder / "work")),
+            upper=str(make_folder(folder / "upper")),
+            work=str(make_folder(folder / "work")),
             ids=host.ids(),
             net=await self._net(spec, id, folder),
             servers=network.resolv_conf(host.resolvers(spec.network)),
@@ -344,8 +344,3 @@ def _around(spec: SandboxSpec, limits: asked.Limits) -> asked.Limits:
     if spec.runtime == "gvisor":
         return asked.around_gvisor(limits)
     return asked.around_gate(limits) if spec.network.listed else limits
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(mode=0o755)
-    return folder

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from openmodal._wire import Flag
+from openmodal._wire import Flag, milliseconds
 from openmodal.engines import asked
 from openmodal.engines.embedded import network, plan
 from openmodal.errors import EngineError, InvalidError
@@ -38,7 +38,7 @@ _CAPABILITIES = "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SE
 # The one that runsc is started in; without a path it would make an empty one.
 _NETWORK = {"type": "network", "path": "/proc/self/ns/net"}
 
-_RLIMITS = "CORE NOFILE NPROC MEMLOCK SIGPENDING MSGQUEUE NICE RTPRIO STACK"
+_RLIMITS = "CORE NOFILE NPROC MEMLOCK SIGPENDING MSGQUEUE NICE RTPRIO STACK CPU FSIZE DATA AS RSS"
 
 # How the sandbox is closed (docs/sandboxes.md).
 _OPTIONS = (
@@ -120,7 +120,7 @@ def _agent(box: plan.Box) -> list[str]:
     """The agent's command line (docs/protocol.md, section 4)."""
     options = {
         "--control-fd": str(_LINK_INSIDE),
-        "--idle-ms": str(plan.milliseconds(box.idle or 0)),
+        "--idle-ms": str(milliseconds(box.idle)),
         "--user": box.user,
         "--workdir": box.workdir,
         "--pids": str(box.limits.pids),

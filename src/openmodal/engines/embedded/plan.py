@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openmodal._wire import Flag
+from openmodal._wire import Flag, milliseconds
 from openmodal.engines import machine
 from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import cgroup
@@ -15,6 +15,8 @@ from openmodal.engines.embedded import cgroup
 Lines = list[tuple[str, str]]
 
 HOSTNAME_MAX = 63  # Linux takes 64; a DNS label has 63
+
+_UNLIMITED = (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_RSS)
 
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
 
@@ -63,7 +65,7 @@ def encode(box: Box) -> bytes:
         ("resolv", box.servers),
         ("hosts", _HOSTS.format(hostname=hostname(box.id))),
         ("timeout_ms", str(milliseconds(box.timeout))),
-        ("idle_ms", str(milliseconds(box.idle or 0))),
+        ("idle_ms", str(milliseconds(box.idle))),
         *_groups(box.groups),
         *(("rlimit", f"{number} {soft} {hard}") for number, soft, hard in rlimits(box.limits)),
         ("memory", str(box.limits.memory)),
@@ -106,11 +108,6 @@ def hostname(id: str) -> str:
     return id[-HOSTNAME_MAX:].lstrip("-._") or "sandbox"
 
 
-def milliseconds(seconds: float) -> int:
-    """Rounded up: nothing ends too early."""
-    return int(seconds * 1000 + 0.999)
-
-
 def rlimits(limits: Limits) -> list[tuple[int, int, int]]:
     """Limits per process, as (number, soft, hard).
 
@@ -126,8 +123,12 @@ def rlimits(limits: Limits) -> list[tuple[int, int, int]]:
         resource.RLIMIT_NICE: (0, 0),
         resource.RLIMIT_RTPRIO: (0, 0),
         resource.RLIMIT_STACK: (8 << 20, resource.RLIM_INFINITY),
+        # What the caller's `ulimit` says is about the caller.
+        **dict.fromkeys(_UNLIMITED, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)),
     }
-    infinity = (1 << 64) - 1
-    return [
-        (number, soft, infinity if hard == resource.RLIM_INFINITY else hard) for number, (soft, hard) in wanted.items()
-    ]
+    return [(number, _plain(soft), _plain(hard)) for number, (soft, hard) in wanted.items()]
+
+
+def _plain(limit: int) -> int:
+    """The kernel's number for no limit, which Python tells as -1."""
+    return (1 << 64) - 1 if limit == resource.RLIM_INFINITY else limit

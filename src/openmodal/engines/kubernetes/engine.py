@@ -53,6 +53,9 @@ class Kubernetes:
         self._not_direct: set[str] = set()  # sandboxes that were tried in vain
         self._said = False  # ... which is news once
 
+    def __reduce__(self) -> tuple[type[Kubernetes], tuple[()]]:
+        return type(self), ()  # what it remembers is of connections of this process
+
     @property
     def settings(self) -> Settings:
         """The settings as they are now."""

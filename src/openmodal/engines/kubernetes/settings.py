@@ -80,8 +80,12 @@ def read() -> Settings:
             f"the configuration of Kubernetes is wrong: {error}; mend [kubernetes] in {_config.config_file()}, "
             "or OPENMODAL_KUBERNETES_…"
         ) from error
-    if not settings.overcommit >= 1:
-        raise InvalidError(f"kubernetes.overcommit is {settings.overcommit}; it is at least 1")
+    for name, value, least, most in (
+        ("overcommit", settings.overcommit, 1, 1000),
+        ("patience", settings.patience, 1, 86400),
+    ):
+        if not least <= value <= most:
+            raise InvalidError(f"kubernetes.{name} is {value}; it is from {least} to {most}")
     owner = label(settings.owner or getpass.getuser())
     return msgspec.structs.replace(settings, owner=owner, inside=tuple(map(_network, settings.inside)))
 
