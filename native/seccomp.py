@@ -1,7 +1,9 @@
 """Write the system-call filter as C: `python seccomp.py COMPILER [ARGUMENT…] > seccomp_filter.h`; `--check` first prints names instead.
 
-An allow list: the unconditional names of Docker's profile (moby/profiles, 2026) and chroot, less those of DENIED. What exists and is not
-allowed fails with EPERM. Numbers that nobody knew when this was written fail with ENOSYS, so that C libraries fall back to older calls.
+An allow list: the unconditional names of Docker's profile (moby/profiles, 2026) and chroot, less those of DENIED. A refusal has the errno
+that programs go on from: what takes a privilege fails with EPERM, as for everybody who lacks it (PRIVILEGED); what a kernel may be built
+without, and what nobody knew when this was written, fails with ENOSYS, as there; so do families, protocols and options of sockets, with
+their own three. Programs know only these: libaudit takes EPERM of a kernel without auditing for a failure, and no user can be added.
 Numbers come from the target's own headers, and from 424 on, where they are the same on every CPU, from RECENT: headers may be old.
 Only the native way in is allowed: another architecture's calls kill the process, x32's do not exist.
 """
@@ -18,26 +20,36 @@ fadvise64 fallocate fanotify_mark fchdir fchmod fchmodat fchmodat2 fchown fchown
 fremovexattr fsetxattr fstat fstatfs fsync ftruncate futex futex_requeue futex_wait futex_waitv futex_wake futimesat get_robust_list
 get_thread_area getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername getpgid getpgrp getpid getppid
 getpriority getrandom getresgid getresuid getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr getxattrat
-inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit
-ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lgetxattr link linkat listen listmount
-listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat madvise map_shadow_stack membarrier memfd_create mincore mkdir mkdirat
-mknod mknodat mlock mlock2 mlockall mmap mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap mseal
-msgctl msgget msgrcv msgsnd msync munlock munlockall munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal
-pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll prctl pread64 preadv preadv2 prlimit64 process_mrelease process_vm_readv
-process_vm_writev pselect6 ptrace pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg removexattr
-removexattrat rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
-rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
-sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield
-seccomp select semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list set_thread_area set_tid_address setfsgid
-setfsuid setgid setgroups setitimer setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid setxattr
-setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 socketpair splice stat statfs statmount statx symlink
-symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime
-timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask uname unlink unlinkat uretprobe utime utimensat utimes vfork
-vmsplice wait4 waitid write writev
+inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset
+landlock_restrict_self lchown lgetxattr link linkat listen listmount listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat
+madvise map_shadow_stack membarrier memfd_create mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect mq_getsetattr
+mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink mremap mseal msgctl msgget msgrcv msgsnd msync munlock munlockall munmap nanosleep
+newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll prctl pread64
+preadv preadv2 prlimit64 process_mrelease process_vm_readv process_vm_writev pselect6 ptrace pwrite64 pwritev pwritev2 read readahead
+readlink readlinkat readv recvfrom recvmmsg recvmsg removexattr removexattrat rename renameat renameat2 restart_syscall rmdir rseq
+rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo
+sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval
+sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield seccomp select semctl semget semop semtimedop sendfile
+sendmmsg sendmsg sendto set_robust_list set_thread_area set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid setpriority
+setregid setresgid setresuid setreuid setrlimit setsid setuid setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd
+signalfd4 socketpair splice stat statfs statmount statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create
+timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask uname
+unlink unlinkat uretprobe utime utimensat utimes vfork vmsplice wait4 waitid write writev
 """.split()
 
-# In Docker's list and not in ours: each has been part of an escape or a page-cache attack, and no sandboxed program needs it.
-DENIED = ("memfd_secret", "modify_ldt", "name_to_handle_at", "remap_file_pages")
+# In Docker's list and not in ours: each has been part of an escape or a page-cache attack, and no sandboxed program needs it; and
+# asynchronous I/O of the old kind, whose contexts are counted for the whole machine (fs.aio-max-nr).
+DENIED = (
+    *("memfd_secret", "modify_ldt", "name_to_handle_at", "remap_file_pages"),
+    *("io_setup", "io_destroy", "io_submit", "io_cancel", "io_getevents", "io_pgetevents"),
+)
+
+# What every kernel has and refuses to those without a privilege. Programs expect that, and say so.
+PRIVILEGED = """
+acct clock_settime delete_module fanotify_init finit_module fsconfig fsmount fsopen fspick init_module ioperm iopl kexec_file_load
+kexec_load mount mount_setattr move_mount open_by_handle_at open_tree pivot_root quotactl reboot setdomainname sethostname setns
+settimeofday swapoff swapon syslog umount2 unshare vhangup
+""".split()
 
 # The gate, when it has loaded all of its Python: what it does with its sockets, its log and its memory. No file is opened, no program or
 # thread started, no memory made executable.
@@ -58,7 +70,8 @@ RECENT = """
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 LOAD, RETURN, JUMP, JUMP_EQUAL, JUMP_ABOVE, JUMP_SET = 0x20, 0x06, 0x05, 0x15, 0x35, 0x45
-ALLOW, KILL, EPERM, ENOSYS, EPROTONOSUPPORT = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026, 0x0005005D
+ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+ENOPROTOOPT, EPROTONOSUPPORT, EAFNOSUPPORT = 0x0005005C, 0x0005005D, 0x00050061
 NUMBER, ARCHITECTURE = 0, 4  # where they are in struct seccomp_data
 PROT_EXEC = 4
 CLONE_NEW = 0x7E020000  # all namespaces but time, whose bit is part of the exit signal here
@@ -79,10 +92,13 @@ def one_of(values: list[int], then: int, otherwise: int) -> list[Step]:
 
 def by_argument() -> dict[str, list[Step]]:
     """Return the calls that depend on what they are called with."""
-    netlink = [argument(2), *one_of([0], ALLOW, EPERM)]  # NETLINK_ROUTE
+    netlink = [argument(2), *one_of([0], ALLOW, EPROTONOSUPPORT)]  # NETLINK_ROUTE
     # The default, ICMP (ping), TCP, UDP, ICMPv6. Asking for SCTP, DCCP, L2TP and others would load their modules, and nothing lets
     # their packets out; programs that try MPTCP fall back to TCP.
     internet = [argument(2), *one_of([0, 1, 6, 17, 58], ALLOW, EPROTONOSUPPORT)]
+    # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF: compiled, they lie in memory that is the whole machine's
+    # (net.core.bpf_jit_limit). All are there to be quicker, or to see less. SOL_SOCKET has the number 1.
+    filters = [argument(2), *one_of([26, 50, 51, 52], ENOPROTOOPT, ALLOW)]
     return {
         "socket": [
             argument(0),
@@ -91,8 +107,9 @@ def by_argument() -> dict[str, list[Step]]:
             (JUMP_EQUAL, 1, 0, 2),
             (JUMP_EQUAL, 0, len(internet), 10),
             *internet,
-            *one_of([1], ALLOW, EPERM),
+            *one_of([1], ALLOW, EAFNOSUPPORT),
         ],
+        "setsockopt": [argument(1), (JUMP_EQUAL, 1, 0, 1), (RETURN, 0, 0, ALLOW), *filters],
         "clone": [argument(0), (JUMP_SET, 0, 1, CLONE_NEW), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)],
         "clone3": [(RETURN, 0, 0, ENOSYS)],  # its flags lie in memory, where a filter cannot see them
         "ioctl": [argument(1), *one_of([0x5412, 0x541C], EPERM, ALLOW)],  # TIOCSTI, TIOCLINUX: typing for others
@@ -142,12 +159,18 @@ def target(compiler: list[str]) -> tuple[str, dict[str, int]]:
     return cpu, numbers
 
 
-def decide(numbers: dict[str, int], allowed: list[str], special: dict[str, list[Step]]) -> list[tuple[int, list[Step]]]:
+def verdicts(numbers: dict[str, int], *, gate: bool) -> dict[str, list[Step]]:
+    """Return what to do with each call. The gate asks for nothing that it may not have, so it needs no errno to go on from."""
+    special = by_argument_of_gate() if gate else by_argument()
+    allowed = GATE if gate else ALLOWED
+    refused = EPERM if gate else ENOSYS
+    found = dict.fromkeys(numbers, refused) | dict.fromkeys(PRIVILEGED, EPERM) | dict.fromkeys(allowed, ALLOW)
+    return {name: special.get(name, [(RETURN, 0, 0, found[name])]) for name in numbers}
+
+
+def decide(numbers: dict[str, int], *, gate: bool) -> list[tuple[int, list[Step]]]:
     """Return what to do from which number on, as (first number, steps)."""
-    rules = {
-        number: special.get(name, [(RETURN, 0, 0, ALLOW if name in allowed else EPERM)])
-        for name, number in numbers.items()
-    }
+    rules = {numbers[name]: steps for name, steps in verdicts(numbers, gate=gate).items()}
     unknown = [(RETURN, 0, 0, ENOSYS)]
     ranges: list[tuple[int, list[Step]]] = []
     for number in range(max(rules) + 2):
@@ -170,14 +193,16 @@ def tree(ranges: list[tuple[int, list[Step]]]) -> list[Step]:
 
 def program(cpu: str, numbers: dict[str, int], *, gate: bool = False) -> list[Step]:
     """Return the whole filter, a sandbox's or its gate's."""
-    rules = decide(numbers, GATE, by_argument_of_gate()) if gate else decide(numbers, ALLOWED, by_argument())
     check = [
         (LOAD, 0, 0, ARCHITECTURE),
         (JUMP_EQUAL, 1, 0, AUDIT_ARCH[cpu]),
         (RETURN, 0, 0, KILL),
         (LOAD, 0, 0, NUMBER),
     ]
-    return [*check, *tree(rules)]  # x32's numbers, from 0x40000000 on, are above every known one: ENOSYS
+    return [
+        *check,
+        *tree(decide(numbers, gate=gate)),
+    ]  # x32's numbers, from 0x40000000 on, are above every known one: ENOSYS
 
 
 def main() -> None:

@@ -40,8 +40,10 @@ def test_debian_slim_with_git_and_requests(made: Built):
     base = tree.root.layers[-1]
     assert not _files((base,), "/dev")
     assert not _files((base,), "/usr/share/man")
+    assert os.path.isdir(f"{base}/usr/share/man/man1"), "or Java's package is not installed"
     assert os.path.exists(f"{base}/usr/share/doc/libc6/copyright")
     _again_without_downloads(made)
+    made(image.pip_install("uv").run_commands("uv pip install --system iniconfig"), PACKAGES)
 
 
 def test_another_python_is_another_debian(made: Built):

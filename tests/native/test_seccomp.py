@@ -68,7 +68,8 @@ def test_every_number_has_the_verdict_of_its_name(seccomp: ModuleType, filter_: 
         name = names.get(number)
         if name in seccomp.by_argument():
             continue
-        expected = seccomp.ENOSYS if name is None else seccomp.ALLOW if name in seccomp.ALLOWED else seccomp.EPERM
+        refused = seccomp.EPERM if name in seccomp.PRIVILEGED else seccomp.ENOSYS
+        expected = seccomp.ALLOW if name in seccomp.ALLOWED else refused
         assert filter_.verdict(number) == expected, (number, name)
 
 
@@ -80,9 +81,79 @@ def test_what_has_been_part_of_escapes_is_denied(seccomp: ModuleType, filter_: F
     setns settimeofday swapon syslog umount2 unshare userfaultfd
     """.split()
     for name in names:
+        assert filter_.verdict(name) in (seccomp.EPERM, seccomp.ENOSYS), name
+    assert not {*names, *seccomp.DENIED, *seccomp.PRIVILEGED} & set(seccomp.ALLOWED)
+
+
+# Who asks, and goes on from this errno only (or best): what a kernel may be built without does not exist.
+NOT_THERE = {
+    "io_uring_setup": "libuv, MariaDB, liburing: threads instead",
+    "io_setup": "InnoDB: its own threads instead of native AIO",
+    "keyctl": "pam_keyinit: a session without keyrings, where EPERM ends the login",
+    "add_key": "Kerberos: a cache in a file",
+    "get_mempolicy": "libnuma, the JVM: a machine without NUMA",
+    "set_mempolicy": "the same",
+    "mbind": "the same",
+    "perf_event_open": "perf stat: counts nothing and runs the command",
+    "userfaultfd": "collectors of garbage: signals instead",
+    "name_to_handle_at": "systemd: inode numbers instead",
+    "kcmp": "systemd, Mesa: other ways of comparing",
+    "modify_ldt": "Wine: 64-bit programs only",
+    "memfd_secret": "locked memory instead",
+    "process_madvise": "jemalloc: madvise instead",
+    "lsm_get_self_attr": "libapparmor, libselinux: /proc instead",
+    "file_getattr": "chattr: the ioctl instead",
+    "bpf": "systemd: goes on without",
+}
+
+
+def test_what_a_kernel_may_lack_is_said_not_to_exist(seccomp: ModuleType, filter_: Filter) -> None:
+    for name, who in NOT_THERE.items():
+        if name in filter_.numbers:
+            assert filter_.verdict(name) == seccomp.ENOSYS, who
+
+
+def test_what_takes_a_privilege_is_not_permitted(seccomp: ModuleType, filter_: Filter) -> None:
+    """As for everybody without it: `mount` says that one must be superuser, `hostname` and `unshare` likewise."""
+    for name in (
+        "mount",
+        "umount2",
+        "unshare",
+        "setns",
+        "sethostname",
+        "reboot",
+        "settimeofday",
+        "syslog",
+        "init_module",
+    ):
         assert filter_.verdict(name) == seccomp.EPERM, name
-    assert not set(names) & set(seccomp.ALLOWED)
-    assert not set(seccomp.DENIED) & set(seccomp.ALLOWED)
+
+
+def test_sockets_that_cannot_be_had_are_refused_as_by_a_kernel_without_them(
+    seccomp: ModuleType, filter_: Filter
+) -> None:
+    """libaudit takes these for a kernel without auditing, and EPERM for a failure: no useradd, su, login."""
+    for protocol, who in {9: "libaudit", 4: "ss", 15: "udev", 12: "nft", 16: "wpa_supplicant"}.items():
+        assert filter_.verdict("socket", 16, 3, protocol) == seccomp.EPROTONOSUPPORT, who
+    for family, who in {
+        38: "cryptsetup",
+        40: "systemd",
+        17: "dhclient",
+        31: "bluez",
+        29: "can-utils",
+        3: "ifconfig",
+    }.items():
+        assert filter_.verdict("socket", family, 3, 0) == seccomp.EAFNOSUPPORT, who
+
+
+def test_no_filter_is_attached_to_a_socket(seccomp: ModuleType, filter_: Filter) -> None:
+    """Compiled, it would lie in the whole machine's memory for such; ping, which asks, goes on without."""
+    for option in range(80):
+        expected = seccomp.ENOPROTOOPT if option in (26, 50, 51, 52) else seccomp.ALLOW
+        assert filter_.verdict("setsockopt", 3, 1, option) == expected, option
+        assert filter_.verdict("setsockopt", 3, 1 | 1 << 32, option) == expected, "the kernel looks at 32 bits"
+        for level in (0, 6, 17, 41, 270):
+            assert filter_.verdict("setsockopt", 3, level, option) == seccomp.ALLOW
 
 
 def test_sockets_are_of_four_families(seccomp: ModuleType, filter_: Filter) -> None:

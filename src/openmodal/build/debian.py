@@ -36,8 +36,9 @@ APT_LISTS = "/var/lib/apt/lists"
 ENV = (
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ("LANG", "C.UTF-8"),
-    # Debian keeps pip from touching its Python; in a sandbox there is nothing to protect, and official images allow it.
+    # Debian keeps pip and uv from touching its Python; in a sandbox there is nothing to protect, and official images allow it.
     ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
+    ("UV_BREAK_SYSTEM_PACKAGES", "1"),
     ("PIP_ROOT_USER_ACTION", "ignore"),
 )
 
@@ -72,7 +73,9 @@ _SLIM = (
     'printf "%s\\n" "$OPENMODAL_DPKG" > "$1/etc/dpkg/dpkg.cfg.d/99openmodal"; '
     'find "$1/usr/share/doc" ! -type d ! -name copyright -delete; '
     'for name in groff info lintian locale man; do [ ! -d "$1/usr/share/$name" ] '
-    '|| find "$1/usr/share/$name" -mindepth 1 -delete; done'
+    '|| find "$1/usr/share/$name" -mindepth 1 -delete; done; '
+    # update-alternatives puts links there, and where it cannot, packages (Java's) are not installed.
+    'for section in 1 2 3 4 5 6 7 8; do mkdir -p "$1/usr/share/man/man$section"; done'
 )
 _KEEP_DEBS = (
     'mkdir -p "$OPENMODAL_APT/archives"; '
