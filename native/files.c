@@ -2,6 +2,7 @@
  * out of memory; the agent then closes that one link. */
 #include "files.h"
 #include "place.h"
+#include "state.h"
 #include "util.h"
 
 #include <dirent.h>
@@ -222,8 +223,13 @@ static bool serve(struct peer *peer, const struct file_request *request) {
     return !peer->failed;
 }
 
-static bool are_absolute(const struct file_request *request) {
-    return *request->path == '/' && (request->operation != FILE_RENAME || *request->second == '/');
+static bool find_paths(struct file_request *request) {
+    if (!*request->path || (request->operation == FILE_RENAME && !*request->second))
+        return false;
+    request->path = path_from(agent.config->workdir, request->path);
+    if (request->operation == FILE_RENAME)
+        request->second = path_from(agent.config->workdir, request->second);
+    return true;
 }
 
 /* Only the link stays: a worker must not keep other clients' links or commands' pipes open. */
@@ -253,9 +259,10 @@ _Noreturn void files_serve(int link, const struct frame *frame, uint8_t *early, 
         peer_flush(&peer);
         _exit(1);
     }
+    bool found = find_paths(&request);
     peer.path = request.path;
-    if (!are_absolute(&request)) {
-        put_error(&peer.out, ERROR_INVALID, "a path of the sandbox is absolute: it starts with /");
+    if (!found) {
+        put_error(&peer.out, ERROR_INVALID, "a path of the sandbox is not empty");
         peer_flush(&peer);
         if (receives)
             skip_to_end(&peer);

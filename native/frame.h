@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ID_SIZE = 16, FRAME_HEADER = 5, MAX_DATA = 1 << 20, MAX_FRAME = MAX_DATA + (64 << 10) };
+enum { ID_SIZE = 16, FRAME_HEADER = 5, MAX_DATA = 1 << 20, MAX_FRAME = (2 << 20) + (64 << 10) };
 
 enum frame_type {
     FRAME_HELLO = 0x01, FRAME_AUTH = 0x02,
@@ -100,7 +100,7 @@ struct file_request {
     uint8_t operation;
     uint32_t flags, mode;
     uint64_t offset;
-    char *path, *second;
+    const char *path, *second;
 };
 bool decode_file(const struct frame *frame, struct file_request *file);
 

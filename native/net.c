@@ -87,7 +87,8 @@ bool net_prepare(int inside, uint32_t first_gid, uint32_t last_gid, bool strict)
     char pingers[32];
     snprintf(pingers, sizeof pingers, "%u %u", first_gid, last_gid);
     bool set = set_sysctl("ipv4/ping_group_range", pingers) && set_sysctl("ipv4/ip_unprivileged_port_start", "0") &&
-               set_sysctl("ipv6/conf/all/disable_ipv6", "1") && set_sysctl("ipv6/conf/default/disable_ipv6", "1");
+               set_sysctl("ipv6/conf/all/disable_ipv6", "1") && set_sysctl("ipv6/conf/default/disable_ipv6", "1") &&
+               set_sysctl("ipv6/conf/lo/disable_ipv6", "0"); /* ::1, which /etc/hosts names */
     if (!set && strict)
         return fail("network", "cannot set the sandbox's network settings: %m");
     struct batch batch = {.used = 0};

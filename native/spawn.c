@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -210,8 +211,7 @@ static void choose_workdir(struct job *job) {
     const char *workdir = job->start->workdir;
     if (!*workdir)
         workdir = agent.config->workdir && *agent.config->workdir ? agent.config->workdir : "/";
-    if (*workdir != '/')
-        refuse(ERROR_INVALID, "workdir", workdir, "is not an absolute path");
+    workdir = path_from(agent.config->workdir, workdir);
     if (strncmp(workdir, "/proc", 5) == 0 && (!workdir[5] || workdir[5] == '/'))
         refuse(ERROR_INVALID, "workdir", workdir, "is below /proc");
     job->workdir = workdir;
@@ -224,6 +224,17 @@ static void arrange_descriptors(const int ends[3], int report) {
         dup2(ends[i], i);
     dup3(report, REPORT_FD, O_CLOEXEC);
     close_from(REPORT_FD + 1);
+}
+
+/* What is to be opened by its name (/dev/stdout) must be its user's: pipes are their maker's, mode 0600, and who is not root could
+ * write to his own output only through the descriptor. Where that fails (gVisor's pipes), the rest works all the same. */
+static void own_streams(const struct user *user) {
+    struct stat info;
+    for (int fd = 0; fd < 3; fd++) {
+        bool ours = fstat(fd, &info) == 0 && (S_ISFIFO(info.st_mode) || isatty(fd));
+        if (ours && fchown(fd, user->uid, S_ISFIFO(info.st_mode) ? user->gid : (gid_t)-1) != 0)
+            return;
+    }
 }
 
 static pid_t start_child(struct job *job) {
@@ -242,7 +253,8 @@ static void end_unstarted(struct job *job, struct report *exited) {
     if (job->failed == STEP_WORKDIR) /* the caller's mistake, unless what serves the files fails: gVisor's, when it dies */
         refuse(job->error == EIO ? ERROR_ERRNO + EIO : ERROR_INVALID, "workdir", job->workdir, strerror(job->error));
     if (job->failed == STEP_USER)
-        refuse(ERROR_INVALID, "user", job->start->user, "cannot be changed to: the sandbox has no such id, or no right to change it");
+        refuse(ERROR_INVALID, "user", job->start->user,
+               must_format("cannot be changed to: the sandbox has no ids %u:%u, or no right to change to them", job->user.uid, job->user.gid));
     if (job->failed == STEP_TERMINAL)
         refuse(ERROR_UNSUPPORTED, "a terminal", "", strerror(job->error));
     dprintf(STDERR_FILENO, "openmodal: %.3000s: %s\n", job->name, exec_trouble(job));
@@ -271,13 +283,13 @@ static _Noreturn void monitor(struct job *job) {
     pid_t leader = start_child(job);
     if (leader < 0)
         refuse(ERROR_LIMIT, "no process can be started:", strerror(errno), "(the sandbox's limit of processes or memory)");
-    reports[0].pid = leader;
     if (job->error) {
         reports[1] = wait_for(leader, &last);
         end_unstarted(job, &reports[1]);
         tell(reports, 2);
         _exit(0);
     }
+    reports[0].pid = leader;
     syscall(SYS_close_range, 0, 2, 0); /* or the command's pipes would not end with the command */
     tell(reports, 1);
     reports[0] = wait_for(leader, &last);
@@ -313,8 +325,8 @@ pid_t spawn_monitor(const struct start_request *start, const int ends[3], int re
     arrange_descriptors(ends, report);
     choose_workdir(&job);
     choose_user(&job);
-    if (start->flags & START_PTY && job.change_user && fchown(STDIN_FILENO, job.user.uid, (gid_t)-1) < 0)
-        errno = 0; /* the terminal works all the same, only its name is not his */
+    if (job.change_user)
+        own_streams(&job.user);
     job.env = environment(&job);
     job.path = env_find(job.env, "PATH");
     monitor(&job);

@@ -75,6 +75,11 @@ char *must_format(const char *format, ...) {
     return text;
 }
 
+const char *path_from(const char *folder, const char *path) {
+    bool in_root = !folder || !*folder || strcmp(folder, "/") == 0;
+    return *path == '/' ? path : must_format("%s/%s", in_root ? "" : folder, path);
+}
+
 bool write_all(int fd, const void *bytes, size_t count) {
     for (const char *at = bytes; count;) {
         ssize_t n = write(fd, at, count);

@@ -27,6 +27,9 @@ void *must_grow(void *old, size_t size);
 char *must_copy(const char *text);
 char *must_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* The path as it is, or below `folder` (NULL or "": the root) if it is relative. */
+const char *path_from(const char *folder, const char *path);
+
 /* Write or read all of it; false with errno set on error or early end of file (errno 0). EINTR is handled. */
 bool write_all(int fd, const void *bytes, size_t count);
 bool read_all(int fd, void *bytes, size_t count);

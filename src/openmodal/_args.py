@@ -15,15 +15,16 @@ from openmodal.errors import InvalidError
 
 Pairs = tuple[tuple[str, str], ...]
 
-COMMAND_BYTES = 64 * 1024
-"""argv and environment of one command together: what fits everywhere (Modal's limit, too)."""
+COMMAND_BYTES = 2 << 20
+"""argv and environment of one command together, with 8 bytes for each string: what Linux takes where a stack has its usual 8 MiB."""
+ARGUMENT_BYTES = 128 << 10
+"""One argument or variable, with the NUL at its end (the kernel's MAX_ARG_STRLEN)."""
 
 CONTROLS = ("limits", "network", "seccomp")
 """What `allow_degraded=` may name: limits of memory, processes and CPU; a network; the filter of system calls."""
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _TAG = re.compile(r"[A-Za-z0-9._-]{1,63}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _GPU = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)(?::([1-9][0-9]{0,2}))?")
 _SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -50,10 +51,18 @@ def string(argument: str, value: object) -> str:
 
 
 def path(argument: str, value: object) -> str:
-    """An absolute path inside a sandbox."""
+    """A path inside a sandbox; a relative one counts from its working folder."""
+    text = string(argument, value)
+    if not text:
+        raise InvalidError(f"{argument} is empty; write a path in the sandbox, '.' for its working folder")
+    return text
+
+
+def absolute(argument: str, value: object) -> str:
+    """A path in an image, from its root on."""
     text = string(argument, value)
     if not text.startswith("/"):
-        raise InvalidError(f"{argument} must be an absolute path in the sandbox, not {text!r}; write it from '/' on")
+        raise InvalidError(f"{argument} must be an absolute path in the image, not {text!r}; write it from '/' on")
     return text
 
 
@@ -191,8 +200,8 @@ def variables(argument: str, value: Mapping[str, str] | None) -> Pairs:
     if not isinstance(value, Mapping):
         raise InvalidError(f"{argument} must be a dict of strings, not {type(value).__name__}")
     for key, text in value.items():
-        if not isinstance(key, str) or not _VARIABLE.fullmatch(key):
-            raise InvalidError(f"{argument} has the name {key!r}; use letters, digits and '_', not a digit first")
+        if not string(f"a name in {argument}", key) or "=" in key:
+            raise InvalidError(f"{argument} has the name {key!r}; a variable's name is not empty and has no '='")
         string(f"{argument}[{key!r}]", text)
     return tuple(value.items())
 
@@ -232,14 +241,16 @@ def argv(function: str, values: Iterable[object]) -> tuple[str, ...]:
 
 
 def command_size(function: str, argv: tuple[str, ...], env: Pairs) -> None:
-    """Refuse what the kernel of some engine would refuse later."""
-    size = sum(len(arg.encode("utf-8", "surrogateescape")) + 1 for arg in argv)
-    size += sum(len(f"{key}={text}".encode("utf-8", "surrogateescape")) + 1 for key, text in env)
-    if size > COMMAND_BYTES:
-        raise InvalidError(
-            f"the arguments and variables of {function}() have {size} bytes, more than {COMMAND_BYTES}; "
-            "give the data by stdin= or a file"
-        )
+    """Refuse what the kernel would refuse later (execve(2))."""
+    words = [*argv, *(f"{key}={text}" for key, text in env)]
+    sizes = [len(word.encode("utf-8", "surrogateescape")) + 1 for word in words]
+    if (longest := max(sizes, default=0)) > ARGUMENT_BYTES:
+        what = f"one argument or variable of {function}() has {longest} bytes, more than {ARGUMENT_BYTES}"
+    elif (size := sum(sizes) + 8 * len(words)) > COMMAND_BYTES:
+        what = f"the arguments and variables of {function}() have {size} bytes, more than {COMMAND_BYTES}"
+    else:
+        return
+    raise InvalidError(f"{what}, which Linux does not take; give the data by stdin= or a file")
 
 
 def unknown(function: str, given: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ class SpawnOptions(TypedDict, total=False):
 
     Attributes:
         timeout: seconds until the command and all its descendants are killed; None: none but the sandbox's.
-        workdir: its working directory, absolute; None: the image's.
+        workdir: its working directory, from the sandbox's on if it is relative; None: that.
         env: variables, laid over the sandbox's.
         secrets: more of them; `env` beats `secrets`.
         user: "name", "uid", "name:group" or "uid:gid"; None: the image's user.

@@ -14,7 +14,7 @@ from openmodal.errors import ProtocolError
 
 PROTOCOL = 1
 MAX_DATA = 1 << 20
-MAX_FRAME = MAX_DATA + (1 << 16)
+MAX_FRAME = (2 << 20) + (1 << 16)  # a command with all the arguments and variables that Linux takes
 MAIN = bytes(16)
 FOREVER = 0xFFFFFFFF
 

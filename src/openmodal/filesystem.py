@@ -1,5 +1,5 @@
 """Files of a sandbox: read, write, copy, list. Every path is resolved inside the sandbox, by its agent; nothing here follows
-a path that a sandbox gave on this machine.
+a path that a sandbox gave on this machine. A relative path counts from the sandbox's working folder.
 
 Names that are not UTF-8 are str with surrogates, as in Python's `os` (`os.fsencode` gives their bytes).
 """
@@ -50,7 +50,7 @@ class FileInfo:
     """A file, folder or link in a sandbox.
 
     Attributes:
-        path: its absolute path.
+        path: where it is, as the path that was asked for: absolute, or from the sandbox's working folder on.
         name: the last part of it.
         kind: "file", "directory", "symlink" or "other".
         size: in bytes.

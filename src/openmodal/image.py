@@ -219,7 +219,7 @@ class Image:
 
     def workdir(self, path: str) -> Image:
         """Set the folder in which later steps and commands start; it is made if it is missing."""
-        return self._add(Config(workdir=_args.path("workdir", path)))
+        return self._add(Config(workdir=_args.absolute("workdir", path)))
 
     def entrypoint(self, arguments: Iterable[str]) -> Image:
         """Set what the sandbox's main command is an argument of; an empty list takes it away. What `cmd` set before is forgotten."""
@@ -242,7 +242,7 @@ class Image:
 
     def add_local_file(self, local_path: str | os.PathLike[str], remote_path: str) -> Image:
         """Put a file of this machine into the image; a `remote_path` that ends in "/" is the folder to put it in."""
-        return self._add(Copy(_local("local_path", local_path), _args.path("remote_path", remote_path)))
+        return self._add(Copy(_local("local_path", local_path), _args.absolute("remote_path", remote_path)))
 
     def add_local_dir(self, local_path: str | os.PathLike[str], remote_path: str, *, ignore: Words = ()) -> Image:
         """Put what is in a folder of this machine into a folder of the image.
@@ -252,7 +252,7 @@ class Image:
         Args:
             ignore: patterns of what to leave out, as in a .dockerignore file, for example `[".git", "**/*.pyc"]`.
         """
-        source, target = _local("local_path", local_path), _args.path("remote_path", remote_path)
+        source, target = _local("local_path", local_path), _args.absolute("remote_path", remote_path)
         return self._add(Copy(source, target, tuple(_words("ignore", (ignore,)))))
 
     def add_local_python_source(self, *modules: Words, ignore: Words = ("**/__pycache__", "**/*.pyc")) -> Image:

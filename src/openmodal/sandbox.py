@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import posixpath
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -96,7 +97,7 @@ class Sandbox(DualContext):
             env, secrets: variables of every command; `env` beats `secrets`, both beat the image's.
             timeout: its lifetime in seconds.
             idle_timeout: seconds without a command, request or file transfer after which it ends.
-            workdir: where commands start; None: the image's, or "/".
+            workdir: where commands start, from the image's on if it is relative; None: the image's, or "/".
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
             gpu: how many GPUs it has, or their type and number: "T4", "A100:2", "any" (docs/kubernetes.md).
             allow_degraded: controls that it may lack if they cannot be applied: "limits", "network", "seccomp"; None: as configured.
@@ -440,7 +441,7 @@ def _over_image(spec: SandboxSpec, root: Root, command: tuple[str, ...] | None) 
     return replace(
         spec,
         env=tuple({**dict(root.env), **dict(spec.env)}.items()),
-        workdir=spec.workdir or root.workdir,
+        workdir=posixpath.join(root.workdir or "/", spec.workdir) if spec.workdir else root.workdir,
         argv=(*root.entrypoint, *command) if command is not None else (),
     )
 

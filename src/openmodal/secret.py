@@ -57,7 +57,7 @@ class Secret:
 
 def _line(path: str | os.PathLike[str], number: int, line: str) -> tuple[str, str]:
     name, equals, value = line.strip().removeprefix("export ").partition("=")
-    if not equals:
+    if not equals or len(name.split()) != 1:  # also `export A B=c`, which means something else to a shell
         raise InvalidError(f"line {number} of {os.fspath(path)!r} is not of the form NAME=value; mend it")
     value = value.strip()
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":

@@ -199,6 +199,8 @@ REFUSED = {
     "COPY a.txt <<EOF /x\nEOF": "needs a folder",
     "COPY --parents a.txt /x": "--parents",
     "COPY --chown=nobody-here a.txt /x": "nobody-here",
+    "COPY --chown=65536 a.txt /x": "65536",
+    "COPY --chown=1:70000 a.txt /x": "70000",
     "COPY --chmod=u+x a.txt /x": "--chmod",
     "COPY a.txt": "source and a target",
     "ADD http://169.254.169.254/latest /x": "curl",

@@ -113,6 +113,8 @@ REFUSED: dict[str, bytes] = {
     "character device": archive(member("mem", tarfile.CHRTYPE, devmajor=1, devminor=1)),
     "whiteout device by hand": archive(member("gone", tarfile.CHRTYPE, devmajor=0, devminor=0)),
     "device behind a link to /dev": archive(link("d", "dev"), member("d/mem", tarfile.CHRTYPE, devmajor=1, devminor=1)),
+    "owner 65536": archive(member("a", uid=65_536)),
+    "group 65536": archive(member("a", gid=65_536)),
     "owner 2^31": archive(member("a", uid=1 << 31)),
     "group 2^32-1": archive(member("a", gid=(1 << 32) - 1)),
     "negative owner": archive(member("a", uid=-2), form=tarfile.GNU_FORMAT),

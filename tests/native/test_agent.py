@@ -614,7 +614,7 @@ def test_resize_needs_a_terminal(link: Link) -> None:
     "raw",
     [
         b"\x00\x00\x00\x00",
-        struct.pack("<I", (1 << 20) + (64 << 10) + 1),
+        struct.pack("<I", (2 << 20) + (64 << 10) + 1),
         frame(0x77),
         frame(0x20, b"12345"),
         frame(0x15, b"x"),

@@ -685,7 +685,8 @@ def test_a_routed_sandbox_has_one_interface_and_reaches_the_machine(root_host: H
     slot = (base - 0x10000000) // 65536
     address = f"10.251.{slot >> 8}.{slot & 255}"
     assert f"inet {address}/32" in box.run("ip addr show eth0")
-    assert "inet6" not in box.run("ip addr")
+    assert "inet6" not in box.run("ip addr show eth0")
+    assert "inet6 ::1/128" in box.run("ip addr show lo")
     assert f"{address} dev om{slot}" in _in(router, "ip", "route")
     assert _in(f"/proc/{box.init}/ns/net", "cat", "/proc/sys/net/ipv4/ping_group_range").split() == [
         str(base),

@@ -66,9 +66,23 @@ def test_list_tells_every_child(link: Link, tmp_path: Path) -> None:
     refused(errno.ENOTDIR, link.until_end)
 
 
-def test_a_relative_path_is_refused(link: Link) -> None:
+def test_a_relative_path_counts_from_the_working_folder(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    agent = Agent(program, tmp_path / "sock", "--workdir", str(tmp_path))
+    try:
+        link = agent.link()
+        link.file(LIST, ".")
+        assert {entry.path for entry in link.until_end() if isinstance(entry, Entry)} == {b"file", b"sock"}
+        link.file(RENAME, "file", "./other")
+        link.ok()
+        assert (tmp_path / "other").read_text() == "text"
+    finally:
+        agent.stop()
+
+
+def test_an_empty_path_is_refused(link: Link) -> None:
     for operation in range(1, 10):
-        link.file(operation, "relative")
+        link.file(operation, "")
         if operation in (WRITE, PUSH):
             link.send(frame(0x42))
         with pytest.raises(Refused) as caught:

@@ -70,7 +70,7 @@ def test_a_secret_is_where_it_was_put_and_nowhere_else(engine: Embedded, engine_
                 lambda: sandbox.exec("true", user="nobody-here"),
                 lambda: sandbox.exec("sleep", "9", timeout=0.1),
                 lambda: sandbox.filesystem.read_text("/none"),
-                lambda: Sandbox.create(workdir="relative", **given),
+                lambda: Sandbox.create(workdir="", **given),
                 lambda: Sandbox.create("/none/here", timeout=60, **given).wait(),
             ):
                 try:
@@ -153,7 +153,7 @@ def test_failed_creations_leave_nothing(
     broken = Image.from_scratch().add_local_dir(str(tmp_path), "/")
     tries: list[Callable[[], object]] = [
         lambda: Sandbox.create(image=broken, engine=engine, app=App("attack"), timeout=30),
-        lambda: Sandbox.create(image=armed, engine=engine, app=App("attack"), timeout=30, workdir="relative"),
+        lambda: Sandbox.create(image=armed, engine=engine, app=App("attack"), timeout=30, workdir=""),
         lambda: Sandbox.create(image=armed, engine=engine, app=App("attack"), timeout=30, name="a/b"),
     ]
     for _ in range(25):

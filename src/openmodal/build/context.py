@@ -106,11 +106,12 @@ class _Lines:
 
     def _config(self, step: Config) -> None:
         for name, value in step.env:
-            if "\n" in value:
+            if "\n" in name + value:
                 raise InvalidError(
                     f"env: {name} has a line break, which Docker cannot keep in an image; give it to create()"
                 )
-            self.lines.append(f'ENV {name}="{_escaped(value, quoted=True)}"')
+            key = name if name.isidentifier() and name.isascii() else f'"{_escaped(name, quoted=True)}"'
+            self.lines.append(f'ENV {key}="{_escaped(value, quoted=True)}"')
         if step.workdir is not None:
             self.lines.append(f"WORKDIR {_escaped(step.workdir)}")
             self.titles.append(title(Config(workdir=step.workdir)))

@@ -17,6 +17,7 @@ from openmodal.build import local
 from openmodal.build.local import Entry
 from openmodal.build.merged import Found, Merged
 from openmodal.build.names import DEEPEST
+from openmodal.build.tar import MOST_ID
 from openmodal.errors import ImageBuildError, InvalidError
 
 if TYPE_CHECKING:
@@ -112,8 +113,10 @@ def numbers(owner: str) -> tuple[int, int]:
     """ "uid:gid" as numbers."""
     user, _, group = owner.partition(":")
     values = [int(text) if text.isascii() and text.isdigit() else -1 for text in (user, group or user)]
-    if any(not 0 <= value < 1 << 31 for value in values):
-        raise InvalidError(f"the owner {owner!r} is not of the form uid:gid, with numbers below 2147483648")
+    if any(not 0 <= value <= MOST_ID for value in values):
+        raise InvalidError(
+            f"the owner {owner!r} is not of the form uid:gid, with numbers up to {MOST_ID}, the last id of a sandbox"
+        )
     return values[0], values[1]
 
 

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from openmodal.errors import ImageError
 
 BLOCK = 512
+MOST_ID = 65_535
+"""The last user or group id of a sandbox. What belongs to a higher one would silently be nobody's (65534)."""
+
 _LONGEST = 1 << 20  # bytes of a long name or of PAX records: paths have 4096
 _KINDS = {
     b"0": "file",

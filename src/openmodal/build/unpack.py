@@ -17,7 +17,7 @@ import msgspec
 
 from openmodal import _trash
 from openmodal.build.names import DEEPEST
-from openmodal.build.tar import HostileTar, Member, Reader, shown
+from openmodal.build.tar import MOST_ID, HostileTar, Member, Reader, shown
 from openmodal.errors import EngineError
 
 _OPENAT2 = 437  # the same on every architecture
@@ -105,8 +105,10 @@ class Unpacker:
             raise HostileTar(f"{shown(member.name)}: a path that leaves its folder; refused")
         if len(path) > limits.depth or any(len(part) > limits.name for part in path):
             raise HostileTar(f"{shown(member.name)}: a path too deep or a name too long; refused")
-        if member.uid >= 1 << 31 or member.gid >= 1 << 31:
-            raise HostileTar(f"{shown(member.name)}: the owner {member.uid}:{member.gid} does not exist; refused")
+        if max(member.uid, member.gid) > MOST_ID:
+            raise HostileTar(
+                f"{shown(member.name)}: the owner {member.uid}:{member.gid} is above {MOST_ID}, the last id of a sandbox; refused"
+            )
         return path
 
     # ------------------------------------------------------------------------------------------------ members

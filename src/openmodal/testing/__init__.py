@@ -68,6 +68,7 @@ from openmodal.testing.images import TestImages  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
+from openmodal.testing.programs import TestPrograms  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
 
 __all__ = [
@@ -97,6 +98,7 @@ __all__ = [
     "TestMistakes",
     "TestNames",
     "TestNetwork",
+    "TestPrograms",
     "TestSandbox",
     "TestSpawn",
     "TestStdin",

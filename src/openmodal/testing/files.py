@@ -280,8 +280,8 @@ class TestFileErrors:
         assert str(caught.value.filename) in str(caught.value)
         assert sandbox.filesystem.exists("/etc/passwd"), "the sandbox is as usable as before"
 
-    @pytest.mark.parametrize("path", ["relative", "", "./x", "~/x", "a\0b", "/a\0b"])
-    def test_a_path_that_is_not_absolute_is_the_callers_mistake(self, sandbox: Sandbox, path: str) -> None:
+    @pytest.mark.parametrize("path", ["", "a\0b", "/a\0b"])
+    def test_a_path_that_cannot_be_is_the_callers_mistake(self, sandbox: Sandbox, path: str) -> None:
         files = sandbox.filesystem
         for act in (files.read_bytes, files.list_files, files.stat, files.remove, files.exists, files.make_directory):
             with pytest.raises(InvalidError, match="path"):
