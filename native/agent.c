@@ -6,6 +6,7 @@
 #include "agent.h"
 #include "command.h"
 #include "link.h"
+#include "meminfo.h"
 #include "output.h"
 #include "passing.h"
 #include "report.h"
@@ -316,8 +317,10 @@ static uint64_t do_what_is_due(uint64_t *sweep_at) {
         agent_end("abandoned", 124, 0);
     if (setup_ms)
         sooner(&next, born + setup_ms);
-    if (idle_ms && !is_idle())
+    if (!is_idle()) {
         agent.active = agent.now;
+        sooner(&next, meminfo_refresh(agent.config, agent.now));
+    }
     if (idle_ms && agent.now - agent.active >= idle_ms)
         agent_end("idle", 124, 0);
     if (timeout_ms)

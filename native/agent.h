@@ -24,6 +24,8 @@ struct agent_config {
     int main_stderr;
     bool tells_end;           /* the last line on main_stderr says how it ended, for whoever reads a container's log */
     int oom_fd;               /* a cgroup file opened outside, or -1: then the files of /sys/fs/cgroup are tried */
+    int meminfo_fd;           /* what is shown as /proc/meminfo, to be kept true (meminfo.h), or -1 */
+    uint64_t memory;          /* the limit that it tells, in bytes */
     int nice;                 /* of commands; our own may be lower */
     const char *oom_word;     /* the word in it behind which the kernel counts kills for memory ("oom_kill") */
 };

@@ -63,6 +63,7 @@ struct box {
     int slot_lock;
     uint32_t slot; /* 0: has none */
     int userns;
+    int meminfo; /* the file behind /proc/meminfo */
     int disk; /* the mount of the sandbox's own disk, until init has it */
     int agent_listener, control_listener;
     int program, log;    /* for a runtime: this program, to run as the agent, and where the runtime tells what went wrong */
@@ -172,7 +173,7 @@ static bool init_build(struct box *box) {
         if (!net_prepare(inside, 0, plan->ids == IDS_SINGLE ? 0 : IDS_SIZE - 1, false))
             return false;
     }
-    return mounts_make(plan, box->userns, base, box->disk, enter_network, box) && cage_limit(plan);
+    return mounts_make(plan, box->userns, base, box->disk, &box->meminfo, enter_network, box) && cage_limit(plan);
 }
 
 static bool init_enter(struct box *box) {
@@ -183,8 +184,8 @@ static bool init_enter(struct box *box) {
         return false;
     if (unshare(CLONE_NEWCGROUP) != 0) /* now: its root is where we are */
         return fail(NULL, "cannot make a cgroup namespace: %m");
-    int *for_agent[] = {&box->init_link, &box->agent_listener, &box->oom, &box->output[0], &box->output[1], &box->userns};
-    int *for_runtime[] = {&box->init_link, &box->program, &box->log, &box->output[0], &box->output[1], &box->userns};
+    int *for_agent[] = {&box->init_link, &box->agent_listener, &box->oom, &box->output[0], &box->output[1], &box->userns, &box->meminfo};
+    int *for_runtime[] = {&box->init_link, &box->program, &box->log, &box->output[0], &box->output[1], &box->userns, &box->meminfo};
     return keep_only(plan->runtime != NULL ? for_runtime : for_agent, sizeof for_agent / sizeof *for_agent) &&
            cage_lock(plan, box->userns);
 }
@@ -221,6 +222,8 @@ static _Noreturn void be_init(struct box *box) {
         .main_stdout = box->output[0],
         .main_stderr = box->output[1],
         .oom_fd = box->oom,
+        .meminfo_fd = box->meminfo,
+        .memory = plan->memory,
         .nice = nice,
         .oom_word = plan->oom.value,
     };
@@ -847,7 +850,9 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .folder = -1,
                       .lock = -1,
                       .slot_lock = -1,
-                      .userns = -1, .disk = -1,
+                      .userns = -1,
+                      .meminfo = -1,
+                      .disk = -1,
                       .agent_listener = -1,
                       .control_listener = -1,
                       .netlink = -1,

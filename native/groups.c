@@ -23,7 +23,8 @@ static bool put(const char *path, const char *value) {
 
 bool groups_make(const struct plan *plan) {
     for (size_t i = 0; i < plan->cgroup.count; i++)
-        if (mkdir(plan->cgroup.item[i], 0755) != 0)
+        /* Whatever our umask is: every user of the sandbox may read there how much is left. */
+        if (mkdir(plan->cgroup.item[i], 0755) != 0 || chmod(plan->cgroup.item[i], 0755) != 0)
             return fail(NULL, "cannot make the cgroup %s: %m", plan->cgroup.item[i]);
     for (size_t i = 0; i < plan->set.count; i++)
         if (!put(plan->set.item[i].path, plan->set.item[i].value))

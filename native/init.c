@@ -178,7 +178,7 @@ static bool set_up(struct agent_config *config, int fd) {
 int verb_init(int argc, char **argv) {
     struct options options = {0};
     uint64_t fd = 0, control = 0, flags = 0, setup_fd = 0, linger = 0, port = 0;
-    struct agent_config config = {.control_fd = -1, .port_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1,
+    struct agent_config config = {.control_fd = -1, .port_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1, .meminfo_fd = -1,
                                   .nice = getpriority(PRIO_PROCESS, 0)};
     if (read_options(argc, argv, &options) || number("--listen-fd", options.listen_fd, INT32_MAX, &fd) ||
         number("--control-fd", options.control_fd, INT32_MAX, &control) ||

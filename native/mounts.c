@@ -8,6 +8,7 @@
 
 #include "disk.h"
 #include "fail.h"
+#include "meminfo.h"
 #include "mountfd.h"
 #include "runtime.h"
 #include "util.h"
@@ -28,7 +29,8 @@ struct maker {
     int userns; /* what owners are shifted by, or -1 */
     uint32_t base;
     int disk; /* the mount of the sandbox's own disk, or -1 */
-    int root; /* the overlay's root */
+    int root;     /* the overlay's root */
+    int *meminfo; /* the file behind /proc/meminfo, for who keeps it true */
 };
 
 static int open_in(int root, const char *path, uint64_t flags, uint64_t resolve) {
@@ -106,7 +108,7 @@ static int target_in(int root, const char *path, bool is_folder) {
 static bool make_workbench(void) {
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
         return fail(NULL, "cannot make the mounts private: %m");
-    AUTO_FD int bench = new_filesystem("tmpfs", "tmpfs", (const char *const[]){"mode", "755", "size", "2m", NULL}, PLAIN);
+    AUTO_FD int bench = new_filesystem("tmpfs", "tmpfs", (const char *const[]){"mode", "755", "size", "16m", NULL}, PLAIN);
     AUTO_FD int over = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (bench < 0 || !attach(bench, over) || fchdir(bench) != 0)
         return fail(NULL, "cannot mount a tmpfs to work on: %m; Linux 5.19 or newer is needed");
@@ -299,22 +301,57 @@ bool write_file(const char *name, const char *text) {
     return (fd >= 0 && write_all(fd, text, strlen(text))) || fail(NULL, "cannot write %s to a tmpfs: %m", name);
 }
 
-bool show_memory(const struct plan *plan, int proc) {
+bool show_memory(const struct plan *plan, int proc, int *shown) {
     struct sysinfo machine;
-    uint64_t total = plan->memory / 1024;
-    if (total == 0 || sysinfo(&machine) != 0 || total > (uint64_t)machine.totalram * machine.mem_unit / 1024)
+    struct memory memory = {.total = plan->memory};
+    char text[MEMINFO_SIZE];
+    if (plan->memory == 0 || sysinfo(&machine) != 0 || plan->memory > (uint64_t)machine.totalram * machine.mem_unit)
         return true;
-    static const char *const rest[] = {"Buffers",   "Cached",   "SwapCached", "Active",       "Inactive",
-                                       "SwapTotal", "SwapFree", "Dirty",      "Writeback",    "AnonPages",
-                                       "Mapped",    "Shmem",    "Slab",       "SReclaimable", "SUnreclaim"};
-    char text[1024];
-    int used = snprintf(text, sizeof text, "MemTotal:       %8llu kB\nMemFree:        %8llu kB\nMemAvailable:   %8llu kB\n",
-                        (unsigned long long)total, (unsigned long long)total, (unsigned long long)total);
-    for (size_t i = 0; i < sizeof rest / sizeof *rest; i++)
-        used += snprintf(text + used, sizeof text - (size_t)used, "%s:%*d kB\n", rest[i], 23 - (int)strlen(rest[i]), 0);
+    meminfo_print(&memory, text);
     AUTO_FD int target = openat(proc, "meminfo", O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    return (write_file("meminfo", text) && cover(target, "meminfo", INERT | ATTR_RDONLY)) ||
-           fail(NULL, "cannot show /proc/meminfo: %m");
+    if (!write_file("meminfo", text) || !cover(target, "meminfo", INERT | ATTR_RDONLY))
+        return fail(NULL, "cannot show /proc/meminfo: %m");
+    *shown = open("meminfo", O_WRONLY | O_CLOEXEC);
+    return *shown >= 0 || fail(NULL, "cannot open what is shown as /proc/meminfo: %m");
+}
+
+/* As many processors as there are CPUs to run on: Node and others count them here. */
+static bool show_cpuinfo(const struct plan *plan, int proc) {
+    AUTO_FD int target = plan->cpuinfo == NULL ? -1 : openat(proc, "cpuinfo", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    return plan->cpuinfo == NULL || (write_file("cpuinfo", plan->cpuinfo) && cover(target, "cpuinfo", INERT | ATTR_RDONLY)) ||
+           fail(NULL, "cannot show /proc/cpuinfo: %m");
+}
+
+static bool show_group(int folder, const struct setting *group) {
+    AUTO_FD int tree = clone_tree(AT_FDCWD, group->path, INERT | ATTR_RDONLY, -1, 0);
+    AUTO_FD int target = openat(folder, group->value, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return (tree >= 0 && target >= 0 && attach(tree, target)) || fail(NULL, "cannot show the cgroup %s: %m", group->path);
+}
+
+/* The sandbox's own groups and nothing above them, where programs look for their limits. Of several hierarchies each has a folder in
+ * a tmpfs, as on any machine. */
+static bool show_groups(const struct maker *maker, int sys) {
+    const struct plan *plan = maker->plan;
+    if (plan->show_cgroup.count == 0)
+        return hide(sys, "fs/cgroup");
+    bool alone = strcmp(plan->show_cgroup.item[0].value, ".") == 0;
+    if (!alone && mkdir("groups", 0755) != 0)
+        return fail(NULL, "tmpfs: %m");
+    for (size_t i = 0; !alone && i < plan->show_cgroup.count; i++) {
+        char *name = must_format("groups/%s", plan->show_cgroup.item[i].value);
+        bool made = mkdir(name, 0755) == 0;
+        free(name);
+        if (!made)
+            return fail(NULL, "tmpfs: %m");
+    }
+    AUTO_FD int target = openat(sys, "fs/cgroup", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (target < 0 || (!alone && !cover(target, "groups", INERT | ATTR_RDONLY)))
+        return fail(NULL, "cannot show the cgroups: %m");
+    AUTO_FD int folder = openat(sys, "fs/cgroup", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    for (size_t i = 0; i < plan->show_cgroup.count; i++)
+        if (!show_group(folder, &plan->show_cgroup.item[i]))
+            return false;
+    return true;
 }
 
 static bool show_cpus(const struct maker *maker, int sys) {
@@ -341,7 +378,7 @@ static bool make_proc(const struct maker *maker) {
     AUTO_FD int over = openat(proc, "sys", O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (settings < 0 || !attach(settings, over))
         return fail(NULL, "cannot make /proc/sys read-only: %m");
-    return hide_all(proc, hidden_in_proc) && show_memory(maker->plan, proc);
+    return hide_all(proc, hidden_in_proc) && show_memory(maker->plan, proc, maker->meminfo) && show_cpuinfo(maker->plan, proc);
 }
 
 /* sysfs shows the network namespace of whoever mounts it. A user with the machine's network has no right to, and shows the
@@ -362,7 +399,7 @@ static bool make_sys(const struct maker *maker) {
     AUTO_FD int sys = open_in(maker->root, "sys", O_PATH | O_DIRECTORY, NO_SYMLINKS);
     if (maker->plan->weaken & WEAKEN_MASKS)
         return true;
-    return hide(sys, "fs/cgroup") && hide_all(sys, hidden_in_sys) && hide_thermal(sys) && show_cpus(maker, sys);
+    return show_groups(maker, sys) && hide_all(sys, hidden_in_sys) && hide_thermal(sys) && show_cpus(maker, sys);
 }
 
 static bool make_etc(const struct maker *maker) {
@@ -427,8 +464,8 @@ static bool choose_workbench(struct maker *maker) {
     return maker->root >= 0 || fail(NULL, "cannot open the workbench: %m");
 }
 
-bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, bool (*before_sys)(void *), void *context) {
-    struct maker maker = {plan, userns, base, disk, -1};
+bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, int *meminfo, bool (*before_sys)(void *), void *context) {
+    struct maker maker = {plan, userns, base, disk, -1, meminfo};
     umask(0);
     if (!make_workbench() || !make_root(&maker) || !make_etc(&maker) || !make_tmp(&maker))
         return false;

@@ -9,14 +9,15 @@
 
 /* In a fresh mount namespace: build the root, mount and mask everything, and pivot into it. Nothing of the machine's tree stays
  * reachable. `userns` (ids=range): the mounts are owned by the host, and ids are shifted by it, `base` being its first; -1: we
- * are inside ours. `disk`: from mounts_open_disk(), or -1. `before_sys` enters the network namespace that /sys is to show. */
-bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, bool (*before_sys)(void *), void *context);
+ * are inside ours. `disk`: from mounts_open_disk(), or -1. `meminfo`: see show_memory(). `before_sys` enters the network namespace that
+ * /sys is to show. */
+bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, int *meminfo, bool (*before_sys)(void *), void *context);
 
 /* A detached mount of the plan's `disk`, ids shifted by `userns`. The supervisor opens it: init may open no block device. -1: see fail.h. */
 int mounts_open_disk(const struct plan *plan, int userns);
 
-/* /proc/meminfo with the sandbox's limit in place of the machine's memory, so that programs size themselves by it. */
-bool show_memory(const struct plan *plan, int proc);
+/* /proc/meminfo with the sandbox's limit in place of the machine's memory. `shown`: the file, to be written anew (meminfo.h). */
+bool show_memory(const struct plan *plan, int proc, int *shown);
 
 /* A new file in the workbench. */
 bool write_file(const char *name, const char *text);

@@ -91,6 +91,15 @@ static bool take_set(void *field, const char *key, char *value) {
     return true;
 }
 
+static bool take_show_cgroup(void *field, const char *key, char *value) {
+    struct plan *plan = field;
+    struct setting shown = {0};
+    if (!take_setting(&shown, key, value))
+        return false;
+    APPEND(plan->show_cgroup, shown);
+    return true;
+}
+
 static bool take_bind(void *field, const char *key, char *value) {
     struct plan *plan = field;
     char *part[3];
@@ -194,8 +203,8 @@ static const struct key {
     KEY(ids, take_ids),           KEY(uid_map, take_map),       KEY(gid_map, take_map),     KEY(slots, take_path),
     KEY(net, take_net),           KEY(router, take_path),       KEY(net_exec, take_string), KEY(resolv, take_text),
     KEY(hosts, take_text),        KEY(timeout_ms, take_number), KEY(idle_ms, take_number),  KEY(cgroup, take_paths),
-    {"set", take_set, 0},         KEY(kill, take_paths),        KEY(thaw, take_path),       KEY(oom, take_setting),
-    {"rlimit", take_rlimit, 0},   KEY(cpus, take_cpus),         KEY(memory, take_number),   {"bind", take_bind, 0},
+    {"set", take_set, 0},         {"show_cgroup", take_show_cgroup, 0}, KEY(kill, take_paths),        KEY(thaw, take_path),       KEY(oom, take_setting),
+    {"rlimit", take_rlimit, 0},   KEY(cpus, take_cpus),         KEY(memory, take_number),   KEY(cpuinfo, take_text),   {"bind", take_bind, 0},
     KEY(env, take_variable),      KEY(user, take_text),         KEY(workdir, take_text),    KEY(arg, take_string),
     KEY(main_flags, take_number), KEY(owner, take_number),    KEY(unreachable, take_string), KEY(hold, take_flag),
     KEY(disk, take_path),         KEY(firewall, take_string),    KEY(rules, take_text),

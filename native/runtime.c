@@ -36,7 +36,8 @@ static bool hide_core_settings(void) {
 /* From there runsc takes what /proc/meminfo in the sandbox tells. */
 static bool show_limit(const struct plan *plan) {
     AUTO_FD int proc = open("proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    return show_memory(plan, proc);
+    AUTO_FD int shown = -1; /* runsc reads it once */
+    return show_memory(plan, proc, &shown);
 }
 
 /* Two of /proc: whoever is in a user namespace may mount another only where one is in full view (mount_too_revealing() in the

@@ -12,6 +12,11 @@ from openmodal.sandbox import Sandbox
 from tests.security import attack
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+SHOWN = ("/cpuinfo", "/meminfo", "/online")
+_ROLES = {
+    "its count of kills for memory": ("/memory.oom_control", "/memory.events"),
+    "what it shows as /proc/meminfo": ("/meminfo",),
+}
 LIMITS = {
     "Max core file size": "core",
     "Max locked memory": "memlock",
@@ -84,22 +89,25 @@ def _descriptors(pid: int) -> list[str]:
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             kind = re.sub(r":\[\d+\]|/\d+$", "", os.readlink(fd))
-            kinds.add(
-                "its count of kills for memory" if kind.endswith(("/memory.oom_control", "/memory.events")) else kind
-            )
+            kinds.add(next((role for role, ends in _ROLES.items() if kind.endswith(ends)), kind))
     return sorted(kinds)
 
 
 def mounts(mountinfo: str) -> list[str]:
-    """Place, kind, options and propagation of each mount; without the covers of what is hidden, which differ between kernels."""
-    result = []
+    """Place, kind, options and propagation of each mount; without the covers of what is hidden, which differ between kernels.
+
+    How many control groups are shown depends on the machine; that each is the sandbox's own does not: seen from inside it is a root.
+    """
+    result = set()
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         _, _, _, root, place, options, *propagation = before.split()
         kind, source, _ = after.split()[:3]
-        cover = kind == "tmpfs" and root in ("/blank", "/empty", "/meminfo", "/online")
+        cover = kind == "tmpfs" and root in ("/blank", "/empty", "/groups", *SHOWN)
+        if kind.startswith("cgroup") and (root == "/" or re.fullmatch(rf"/{cgroup.PARENT}/[^/]+", root)):
+            place, kind, source, root = "/sys/fs/cgroup", "cgroup", "cgroup", "its own"
         if not cover:
-            result.append(" ".join((place, kind, source, root if kind != "tmpfs" else "", options, *propagation)))
+            result.add(" ".join((place, kind, source, root if kind != "tmpfs" else "", options, *propagation)))
     return sorted(result)
 
 

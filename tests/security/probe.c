@@ -9,7 +9,7 @@
  *   probe abstract NAME                     connect to an abstract unix socket
  *   probe memfd PATH ARG…                   run a program from memory
  *   probe splice PATH                       splice a file into a pipe and write over the pipe
- *   probe threads|inotify|pipes|memfds|events|signals COUNT   how many of them can be had
+ *   probe threads|inotify|pipes|memfds|files|events|signals COUNT   how many of them can be had
  *   probe datagrams|queues COUNT            sockets of UDP, of TCP, each with 60,000 bytes at least that nobody reads
  *   probe forge ADDRESS                     send a packet whose source is ADDRESS
  *   probe fault                             die of a segmentation fault, with the core limit as high as it may be
@@ -212,6 +212,8 @@ static bool one(const char *kind) {
         return fill(SOCK_DGRAM);
     case 'q':
         return fill(SOCK_STREAM);
+    case 'f':
+        return open("/dev/null", O_RDONLY) >= 0;
     case 's':
         return sigqueue(getpid(), SIGRTMIN, (union sigval){0}) == 0;
     default:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import subprocess
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually, python
 from tests.security import attack, posture
-from tests.security.attack import sh
+from tests.security.attack import sh, works
 from tests.security.conftest import Weaken
 
 Create = Callable[..., Sandbox]
@@ -152,11 +153,27 @@ def test_limits_per_process_are_finite(inside: Sandbox) -> None:
     assert not fine(Path("/proc/self/limits").read_text()), "the control"
 
 
-def test_control_groups_show_nothing_and_can_be_changed_by_nobody(inside: Sandbox, engine: Embedded) -> None:
+def test_control_groups_show_the_sandboxs_own_only_and_can_be_changed_by_nobody(
+    inside: Sandbox, engine: Embedded, create: Create
+) -> None:
     """A10: the group is the root of what it sees."""
     paths = {line.split(":")[2] for line in sh(inside, "cat /proc/self/cgroup").splitlines()}
     assert paths <= {"/"}
-    assert sh(inside, "ls -A /sys/fs/cgroup") == ""
+    create()
+    processes = set(sh(inside, "sort -un $(find /sys/fs/cgroup -name cgroup.procs)").split())
+    assert "1" in processes, "the control: it looks at something"
+    assert "0" not in processes, "a process of another namespace"
+    assert (
+        sh(inside, "find /sys/fs/cgroup -mindepth 1 -type d -name 'attack-*' -o -name openmodal -o -name release_agent")
+        == ""
+    )
+    writable = sh(inside, "find /sys/fs/cgroup -type f -exec sh -c 'for f; do (: >> $f) 2>&1 && echo $f; done' sh {} +")
+    said = set(re.findall(r": ([^:\n]+)$", writable, re.MULTILINE))
+    assert said and said <= {"Permission denied", "Read-only file system"}, writable
+    assert not re.search("^/", writable, re.MULTILINE), "one can be written to"
+    assert not works(
+        inside, "mkdir /sys/fs/cgroup/om || for d in /sys/fs/cgroup/*/; do mkdir $d/om && exit; done; exit 1"
+    )
     init = attack.members(engine, inside)[0]
     assert "/openmodal/" in Path(f"/proc/{init}/cgroup").read_text(), "the control: that is where it is"
 

@@ -15,10 +15,12 @@ import pytest
 
 from openmodal.engines.embedded import Embedded, cgroup, host
 from openmodal.errors import ExecTimeoutError, InvalidError, SandboxError, SandboxFileTooLargeError
+from openmodal.process import StreamType
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
 from tests.security import attack, posture
-from tests.security.attack import sh, works
+from tests.security.attack import call, sh, works
+from tests.security.conftest import Weaken
 
 Create = Callable[..., Sandbox]
 
@@ -164,6 +166,38 @@ def test_what_sockets_hold_is_bounded(create: Create, neighbour: Sandbox, kind: 
     many.kill()
 
 
+def test_the_machines_table_of_open_files_is_not_used_up(create: Create, neighbour: Sandbox) -> None:
+    """I24: by as many as the memory holds, which is more than a kernel lets a machine have."""
+    sandbox = create(memory=256)
+    before = open_files()
+    hogs = "ulimit -n $(ulimit -Hn); for i in $(seq 40); do probe files 15000 & done; wait"
+    sandbox.spawn("sh", "-c", hogs, stdout=StreamType.DEVNULL)
+    eventually(lambda: open_files() - before > 300_000)
+    used = open_files() - before
+    assert used < int(Path("/proc/sys/fs/file-max").read_text()) / 50
+    assert answers(neighbour)
+    kernels_own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10_240
+    assert used > kernels_own / 50, "the control: of what the kernel gives a machine by itself, it is more"
+
+
+def open_files() -> int:
+    """How many are open on the machine."""
+    return int(Path("/proc/sys/fs/file-nr").read_text().split()[0])
+
+
+def test_contexts_of_asynchronous_io_are_not_there(inside: Sandbox, weaken: Weaken) -> None:
+    """I25: they are counted for the whole machine (fs.aio-max-nr); databases use threads instead."""
+    assert call(inside, "io_setup", 64, "b:8") == 38
+    assert call(weaken("seccomp"), "io_setup", 64, "b:8") == 0, "the control"
+
+
+@pytest.mark.parametrize("option", [26, 50, 51, 52])
+def test_no_socket_has_a_filter_that_the_kernel_compiles(inside: Sandbox, weaken: Weaken, option: int) -> None:
+    """I26: they lie in memory that is the whole machine's (net.core.bpf_jit_limit)."""
+    assert call(inside, "setsockopt", 0, 1, option, "b:16", 16) == 92
+    assert call(weaken("seccomp"), "setsockopt", 0, 1, option, "b:16", 16) == 88, "the control: it is no socket"
+
+
 def test_an_end_does_not_wait_for_a_huge_tree(engine: Embedded, create: Create) -> None:
     """I16: its removal goes on, and nothing stays."""
     sandbox = create(timeout=300)
@@ -188,8 +222,8 @@ def test_a_flood_of_output_and_of_crashes_fills_nothing(engine: Embedded, create
 def test_huge_arguments_are_refused_before_they_are_sent(inside: Sandbox) -> None:
     """I19: with a sentence that tells what to do."""
     for argv, env in (
-        (("echo", "x" * 65_537), {}),
-        (("true",), {f"V{n}": "x" for n in range(20_000)}),
+        (("echo", "x" * 131_072), {}),
+        (("true",), {f"V{n}": "x" for n in range(200_000)}),
         (("true",), {"V": "x" * MIB}),
         (("echo", "a\0b"), {}),
     ):

@@ -11,6 +11,7 @@ PERIOD_US = 100_000
 LIMITED = ("memory", "cpu", "pids")
 LEAF = "init"  # where a container's processes are when its own group has children with limits; Docker's own images call it so, too
 NO_LIMIT = 1 << 62  # v1 says "none" with the largest number of pages
+_OURS = ("memory", "pids", "cpu", "cpuacct", "cpuset", "freezer", "devices")
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ def hierarchies(mountinfo: str, first: str = "") -> Hierarchies:
         if kind == "cgroup2":
             v2 = v2 or _own(point, root, first)
         elif kind == "cgroup":
-            v1.update(
-                {name: point for name in options.split(",") if name in ("memory", "pids", "cpu", "freezer", "devices")}
-            )
+            v1.update({name: point for name in options.split(",") if name in _OURS})
     return Hierarchies(tuple(sorted(v1.items())), v2, _controllers(v2))
 
 

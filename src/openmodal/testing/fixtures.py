@@ -30,6 +30,7 @@ F = TypeVar("F", bound=Callable[..., object])
 SandboxClass = type[Sandbox]
 
 PROMISES = {
+    "cgroup": "/sys/fs/cgroup tells the limits `memory` and `cpu`, and cannot be written to",
     "cpu": "the limit `cpu` holds",
     "cpu_time": "a command's record tells the CPU time that it really got",
     "disk": "the limit `disk` holds",
@@ -37,9 +38,11 @@ PROMISES = {
     "idle_timeout": "a sandbox ends when nothing happens in it",
     "init": "nothing that runs in a sandbox can end its process 1",
     "info": "`info` tells which controls and limits hold",
+    "loopback6": "::1, where /etc/hosts names it, can be bound",
     "many_processes": "any process of the user finds and ends a sandbox by its id",
     "meminfo": "/proc/meminfo tells the limit `memory`",
     "memory": "the limit `memory` holds, and the sandbox's record tells",
+    "memory_left": "/proc/meminfo tells how much of the limit `memory` is left",
     "memory_offender": "of what exceeds the limit `memory`, only the offender is killed, and its record tells",
     "network_allowlists": "with a list of domains a sandbox reaches only what is on it, and `egress_log` tells",
     "network_block": "with `block_network` a sandbox reaches nothing but itself",

@@ -69,6 +69,34 @@ class TestLimits:
         expected = min(expected, len(os.sched_getaffinity(0)))
         assert create(cpu=cpu).exec("nproc").stdout.read().strip() == str(expected)
 
+    @promise("memory_left")
+    def test_meminfo_tells_how_much_is_left(self, create: Create) -> None:
+        sandbox = create(memory=300)
+
+        def left() -> int:
+            lines = sandbox.exec("cat", "/proc/meminfo").stdout.read().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) >> 10
+
+        assert left() > 250
+        hog = sandbox.spawn("sh", "-c", "dd if=/dev/zero bs=150M count=1 | sleep 54321")
+        eventually(lambda: left() < 200)
+        hog.kill()
+        eventually(lambda: left() > 250)
+
+    @promise("nproc")
+    def test_cpuinfo_tells_the_cpu_limit(self, create: Create) -> None:
+        assert create(cpu=0.5).exec("grep", "-c", "^processor", "/proc/cpuinfo").stdout.read() == "1\n"
+
+    @promise("cgroup")
+    def test_the_control_group_tells_the_limits_to_anybody(self, create: Create) -> None:
+        sandbox = create(memory=300, cpu=0.5)
+        script = "cat /sys/fs/cgroup/memory.max || cat /sys/fs/cgroup/memory/memory.limit_in_bytes"
+        assert sandbox.exec("sh", "-c", script, user="agent").stdout.read() == f"{300 << 20}\n"
+        script = "cat /sys/fs/cgroup/cpu.max || (cd /sys/fs/cgroup/cpu*/; cat cpu.cfs_quota_us cpu.cfs_period_us)"
+        assert sandbox.exec("sh", "-c", script, user="agent").stdout.read().split() == ["50000", "100000"]
+        script = "for f in $(find /sys/fs/cgroup -name 'memory.*max' -o -name 'memory.*limit_in_bytes'); do echo 0 > $f && echo $f; done"
+        assert sandbox.exec("sh", "-c", script).stdout.read() == ""
+
     @promise("cpu")
     @promise("cpu_time")
     def test_commands_get_no_more_cpu_time_than_the_limit(self, create: Create) -> None:

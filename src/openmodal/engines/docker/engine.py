@@ -54,8 +54,8 @@ class Docker:
 
     @property
     def lacks(self) -> frozenset[str]:
-        """`disk` needs what few daemons have. Another machine's daemon cannot show a file of ours as /proc/meminfo."""
-        lacking = frozenset({"disk", "network_allowlists", "network_lists", "snapshot"})
+        """`disk` needs what few daemons have, which also take IPv6 off loopback. Another machine's shows no /proc/meminfo of ours."""
+        lacking = frozenset({"disk", "loopback6", "memory_left", "network_allowlists", "network_lists", "snapshot"})
         return lacking if self._daemon.path else lacking | {"meminfo"}
 
     # ------------------------------------------------------------------------------------------------ images

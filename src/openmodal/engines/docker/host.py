@@ -127,6 +127,7 @@ class Host:
         if memory <= int(self.info["MemTotal"]):
             shown["/proc/meminfo"] = _written(folder / "meminfo", container.meminfo(memory))
         if cpus and os.path.exists(_CPUS_ONLINE):
+            shown["/proc/cpuinfo"] = _written(folder / "cpuinfo", machine.cpuinfo(cpus))
             shown[_CPUS_ONLINE] = _written(folder / "online", f"0-{cpus - 1}\n" if cpus > 1 else "0\n")
         return shown
 

@@ -21,6 +21,8 @@ from openmodal.engines.groups import LEAF, LIMITED, NO_LIMIT, PERIOD_US, Hierarc
 from openmodal.errors import EngineError
 
 PARENT = "openmodal"
+LEAST_FILE = 128
+"""No open file takes fewer bytes of the kernel's memory."""
 _NEW_SECONDS = 60.0  # a group that is empty for so long is nobody's
 _MOVE_SECONDS = 5.0
 
@@ -29,6 +31,9 @@ _MOST_SHARES, _MOST_WEIGHT = 262_144, 10_000
 _WEIGHT = 100
 
 _SOCKETS = "memory.kmem.tcp.limit_in_bytes"  # v1 counts here what all kinds of sockets hold, and nowhere else
+
+# The JVM believes none of them unless all are there.
+_SHOWN = ("memory", "pids", "cpu", "cpuacct", "cpuset")
 
 # What a sandbox may open, besides nothing: null zero full random urandom tty ptmx, and its terminals.
 _DEVICES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2", "136:*")
@@ -40,6 +45,7 @@ class Plan:
 
     `devices` are those that the group of v2 may open: it has no file for that, so the box loads a program into the kernel.
     `weight` is the parent's file that is kept at the sum of its children's, and the most that it may be.
+    `shown`: what the sandbox sees of them, and under which name in /sys/fs/cgroup ("." is that folder itself).
     """
 
     folders: tuple[str, ...]
@@ -49,6 +55,7 @@ class Plan:
     oom: tuple[str, str] | None = None
     devices: tuple[str, ...] = ()
     weight: tuple[str, str] | None = None
+    shown: tuple[tuple[str, str], ...] = ()
 
 
 def missing(found: Hierarchies) -> list[str]:
@@ -81,6 +88,17 @@ def plan(found: Hierarchies, id: str, limits: Limits) -> Plan:
         oom=oom if "memory" in v1 or "memory" in found.v2_controllers else None,
         devices=_DEVICES if found.v2 and "devices" not in v1 and os.geteuid() == 0 else (),
         weight=_parents_weight(found),
+        shown=_shown(folders, unified if found.v2_controllers else ""),
+    )
+
+
+def _shown(folders: Mapping[str, str], unified: str) -> tuple[tuple[str, str], ...]:
+    """As on any machine with these versions: programs find their limits there."""
+    if not folders:
+        return ((unified, "."),) if unified else ()
+    return (
+        *((folder, name) for name, folder in folders.items() if name in _SHOWN),
+        *([(unified, "unified")] if unified else []),
     )
 
 
@@ -152,11 +170,32 @@ def prepare(found: Hierarchies) -> None:
                 (Path(point) / PARENT).mkdir()
         _delegate(Path(found.v2), [name for name in LIMITED if name in found.v2_controllers and name not in v1])
         _bound_together(v1, found)
+        if "cpuset" in v1:
+            _fill_cpuset(Path(v1["cpuset"]))
     except OSError as error:
         raise EngineError(
             f"the limits of a sandbox cannot be applied because the control group {error.filename} cannot be set up: "
             f'{error.strerror}; {_remedy(error)}, or create it without limits: allow_degraded=["limits"]'
         ) from error
+
+
+def let_memory_bound_open_files(memory: int, file_max: Path = Path("/proc/sys/fs/file-max")) -> None:
+    """Put the kernel's count of all open files of the machine out of reach, as systemd does at boot.
+
+    They are charged to the group that opens them, and a sandbox can hold more in its share of the memory than the kernel lets a machine
+    have. Not by fewer descriptors: a mapping holds its file without one.
+    """
+    if int(file_max.read_text()) < (most := memory // LEAST_FILE):
+        with contextlib.suppress(OSError):  # /proc/sys may be read-only, in a container; `doctor` tells
+            _write(file_max, str(most))
+
+
+def _fill_cpuset(mount: Path) -> None:
+    """v1: a new group has no CPU and no memory, and takes no process; its children begin with what it has by then."""
+    if not _read(mount / PARENT / "cpuset.mems").strip():
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            _write(mount / PARENT / file, (mount / file).read_text())
+        _write(mount / PARENT / "cgroup.clone_children", "1")
 
 
 def _delegate(mount: Path, controllers: Sequence[str]) -> None:

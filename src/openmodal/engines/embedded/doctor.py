@@ -82,6 +82,7 @@ def examine(machine: Machine, *, network: bool = False) -> list[Check]:
         free_space(machine),
         disk_limit(machine),
         process_ids(machine),
+        open_files(machine),
         core_dumps(machine),
         runsc(machine),
     ]
@@ -347,6 +348,20 @@ def process_ids(machine: Machine) -> Check:
         most >= _LEAST_PIDS,
         f"at most {most}",
         "sysctl -w kernel.pid_max=4194304, for hundreds of sandboxes",
+    )
+
+
+def open_files(machine: Machine) -> Check:
+    """How many files the machine can have open: a sandbox has as many as fit into its memory."""
+    most = machine.number("proc/sys/fs/file-max") or 0
+    total = re.search(r"^MemTotal: +(\d+) kB", machine.text("proc/meminfo"), re.MULTILINE)
+    enough = int(total[1]) * 1024 // cgroup.LEAST_FILE if total else 0
+    raised = " until the first sandbox raises it" if machine.is_root else ""
+    return Check(
+        "open files",
+        machine.is_root or most >= enough,
+        "as many as fit into the memory" if most >= enough else f"at most {most}{raised}",
+        f"as root: sysctl -w fs.file-max={enough}, or one sandbox can use up all of them",
     )
 
 

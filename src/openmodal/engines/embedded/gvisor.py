@@ -24,7 +24,7 @@ REMEDY = (
 )
 
 LACKS = frozenset(
-    {"cpu_time", "holes", "init", "memory_offender", "network_allowlists", "network_lists", "pids", "proc"}
+    {"cgroup", "cpu_time", "holes", "init", "memory_offender", "network_allowlists", "network_lists", "pids", "proc"}
 )
 """Promises of the contract that a sandbox in gVisor does not keep; docs/sandboxes.md tells why."""
 

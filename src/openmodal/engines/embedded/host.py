@@ -40,6 +40,8 @@ def groups(id: str, limits: Limits, *, degraded: bool) -> cgroup.Plan:
         EngineError: a limit cannot be applied here, and none may be lacking.
     """
     found = hierarchies()
+    if os.geteuid() == 0:
+        cgroup.let_memory_bound_open_files(memory())
     if (lacking := cgroup.missing(found)) and not degraded:
         raise EngineError(_refusal(lacking))
     try:
@@ -152,6 +154,11 @@ def hierarchies() -> control_groups.Hierarchies:
     return rootless.hierarchies(Path("/proc/self/cgroup").read_text(), control_groups.hierarchies(mountinfo).v2)
 
 
+def memory() -> int:
+    """The machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def most_of_memory() -> int:
-    """Three quarters of the machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 * 3
+    """Three quarters of it."""
+    return memory() // 4 * 3

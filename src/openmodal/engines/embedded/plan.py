@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openmodal._wire import Flag
+from openmodal.engines import machine
 from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import cgroup
 
@@ -77,6 +78,7 @@ def encode(box: Box) -> bytes:
         "keep": "1" if box.keep else "",
         "hold": "1" if box.hold else "",
         "cpus": ",".join(map(str, box.cpus)),
+        "cpuinfo": machine.cpuinfo(len(box.cpus)) if box.cpus else "",
         "user": box.user,
         "workdir": box.workdir,
         "disk": box.disk,
@@ -93,6 +95,7 @@ def _groups(groups: cgroup.Plan) -> Lines:
         *([("kill", groups.kill)] if groups.kill else []),
         *([("thaw", groups.thaw)] if groups.thaw else []),
         *(("device", device) for device in groups.devices),
+        *(("show_cgroup", f"{folder} {name}") for folder, name in groups.shown),
         *([("oom", " ".join(groups.oom))] if groups.oom else []),
         *([("weight", " ".join(groups.weight))] if groups.weight else []),
     ]

@@ -62,7 +62,17 @@ class Kubernetes:
     def lacks(self) -> frozenset[str]:
         """What pods cannot promise; docs/kubernetes.md tells why of each."""
         network = () if self.settings.network_policy else ("network_block", "network_isolation", "network_lists")
-        never = ("disk", "meminfo", "network_allowlists", "network_interfaces", "nproc", "pids", "snapshot")
+        never = (
+            "disk",
+            "loopback6",
+            "meminfo",
+            "memory_left",
+            "network_allowlists",
+            "network_interfaces",
+            "nproc",
+            "pids",
+            "snapshot",
+        )
         return frozenset((*never, *network))
 
     # ------------------------------------------------------------------------------------------------ the verbs
