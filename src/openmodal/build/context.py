@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 
 from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Registry, Run, Scratch
-from openmodal.build import dockerfile, local
+from openmodal.build import dockerfile, ids, local
 from openmodal.build.base import BUNDLE, TRUST_VARIABLES
 from openmodal.build.layers import Layers
 from openmodal.build.steps import cache_name
@@ -241,6 +241,7 @@ def folder(path: str) -> Iterator[bytes]:
 
 def _by_number(info: tarfile.TarInfo) -> tarfile.TarInfo:
     info.uname = info.gname = ""
+    info.uid, info.gid = ids.inside(info.uid, info.gid)
     return info
 
 

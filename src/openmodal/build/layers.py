@@ -28,6 +28,7 @@ from typing import Any
 import msgspec
 
 from openmodal._spec import Root
+from openmodal.build import ids
 from openmodal.build.locks import Lock, lock, lock_folder, try_lock
 from openmodal.errors import DiskFullError
 
@@ -261,12 +262,12 @@ def disk_full_text(path: Path) -> str:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes on disk of everything in a folder; hard links count once."""
+    """Bytes on disk of everything in a folder; hard links count once. What a plain user's other ids keep from him does not."""
     seen: set[tuple[int, int]] = set()
     total = 0
     pending = [os.fspath(folder)]
     while pending:
-        with os.scandir(pending.pop()) as entries:
+        with suppress(PermissionError), os.scandir(pending.pop()) as entries:
             for entry in entries:
                 info = entry.stat(follow_symlinks=False)
                 if stat.S_ISDIR(info.st_mode):
@@ -279,7 +280,7 @@ def size_of(folder: Path) -> int:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with everything in it; a plain user's own unreadable folders, too. Gone already: fine."""
+    """Remove a folder with everything in it; a plain user's own unreadable folders, and those of his other ids, too. Gone already: fine."""
 
     def retry(function: Callable[..., Any], path: str, info: Any) -> None:
         if isinstance(info[1], FileNotFoundError):
@@ -293,7 +294,12 @@ def remove_tree(folder: Path) -> None:
         else:
             os.unlink(path)
 
-    shutil.rmtree(folder, onerror=retry)
+    try:
+        shutil.rmtree(folder, onerror=retry)
+    except PermissionError:
+        if os.geteuid() == 0:
+            raise
+        ids.remove(folder)
 
 
 def _children(folder: Path) -> list[Path]:

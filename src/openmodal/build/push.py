@@ -22,7 +22,7 @@ import httpx2
 import msgspec
 
 from openmodal._spec import Root
-from openmodal.build import credentials, names
+from openmodal.build import credentials, ids, names
 from openmodal.build.layers import Layers
 from openmodal.build.merged import is_opaque, is_whiteout
 from openmodal.build.reference import MANIFESTS, Descriptor, ImageConfig, Manifest, Reference, RootFs, RunConfig
@@ -275,7 +275,8 @@ def _add(tar: tarfile.TarFile, folder: Path, name: str, seen: dict[tuple[int, in
 
 def _member(file: Path, name: str, info: os.stat_result, seen: dict[tuple[int, int], str]) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.mode, member.uid, member.gid = stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid
+    member.mode = stat.S_IMODE(info.st_mode)
+    member.uid, member.gid = ids.inside(info.st_uid, info.st_gid)
     member.mtime = int(info.st_mtime)
     member.pax_headers = _attributes(file)
     identity = (info.st_dev, info.st_ino)
