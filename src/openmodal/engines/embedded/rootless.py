@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, collapse_addresses
 from pathlib import Path
 
+from openmodal.build import ids
 from openmodal.engines import machine
 from openmodal.engines.embedded import network
 from openmodal.engines.groups import Hierarchies
@@ -21,34 +21,10 @@ ADDRESS, ROUTER, RESOLVER = "10.0.2.100", "10.0.2.2", "10.0.2.3"
 
 def id_lines() -> Lines:
     """The id map: a range from /etc/subuid if `newuidmap` is there to write it, else the user's own id alone."""
-    uid, gid = os.getuid(), os.getgid()
-    ranges = [
-        subordinate(Path(name).read_text(), uid) for name in ("/etc/subuid", "/etc/subgid") if os.path.exists(name)
-    ]
-    if len(ranges) < 2 or not all(ranges) or not network.tool("newuidmap"):
+    found = ids.maps()
+    if found is None:
         return [("ids", "single")]
-    (first_uid, uids), (first_gid, gids) = (found for found in ranges if found)
-    return [
-        ("ids", "sub"),
-        ("uid_map", f"0 {uid} 1"),
-        ("uid_map", f"1 {first_uid} {uids}"),
-        ("gid_map", f"0 {gid} 1"),
-        ("gid_map", f"1 {first_gid} {gids}"),
-    ]
-
-
-def subordinate(text: str, uid: int) -> tuple[int, int] | None:
-    """First id and count of the user's first range in /etc/subuid or /etc/subgid (subuid(5))."""
-    try:
-        names = {str(uid), pwd.getpwuid(uid).pw_name}
-    except KeyError:
-        names = {str(uid)}
-    for line in text.splitlines():
-        name, _, rest = line.partition(":")
-        first, _, count = rest.partition(":")
-        if name in names and first.isdigit() and count.isdigit():
-            return int(first), int(count)
-    return None
+    return [("ids", "sub"), *(("uid_map", line) for line in found.uids), *(("gid_map", line) for line in found.gids)]
 
 
 def network_lines(own: Sequence[str]) -> Lines:
