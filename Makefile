@@ -17,9 +17,10 @@ STAMPS := $(VENV)/.stamps
 # Tests mostly wait: for processes, deadlines, daemons. More workers than CPUs, but few enough that none starves.
 PYTEST_ARGS ?= -n 3
 
-# The image base is made of Debian packages, and the network of sandboxes of iptables rules.
-DEBIAN := mmdebstrap iptables
-DEBIAN_TEST := $(DEBIAN) busybox-static clang curl docker-registry docker.io git iproute2 libclang-rt-dev musl-tools \
+# The image base is made of Debian packages, and the network of sandboxes of iptables rules; a plain user needs ids for the one, and a helper
+# for the other.
+DEBIAN := mmdebstrap $(if $(filter 0,$(shell id -u)),iptables,passt uidmap)
+DEBIAN_TEST := $(DEBIAN) bindfs busybox-static clang curl docker-registry docker.io git iproute2 libclang-rt-dev musl-tools \
 	nftables openssl passt podman slirp4netns stress-ng uidmap util-linux
 # Debian 12's own is too old for the options that we give it.
 BACKPORTS_TEST := runsc

@@ -17,6 +17,7 @@
 #include "fail.h"
 #include "gate.h"
 #include "groups.h"
+#include "guard.h"
 #include "helper.h"
 #include "ids.h"
 #include "mounts.h"
@@ -78,6 +79,7 @@ struct box {
     struct helper helper; /* net_exec's */
     struct gate gate;
     pid_t detacher;       /* removes the interface */
+    struct guard guard;
     int signals, timer, owner;
     uint64_t started, ended;
     const char *reason;
@@ -165,7 +167,8 @@ static bool init_build(struct box *box) {
         return false;
     be_killable();
     if (plan->hostname != NULL && sethostname(plan->hostname, strlen(plan->hostname)) != 0)
-        return fail(NULL, "cannot set the host name: %m");
+        return fail(plan->ids != IDS_RANGE ? "userns" : NULL,
+                    "cannot set the host name: %m; `openmodal doctor` tells what keeps rights from user namespaces");
     if (plan->ids == IDS_RANGE && !cage_own_as(base))
         return false;
     if (plan->ids != IDS_RANGE && plan->net != NET_HOST) {
@@ -328,8 +331,7 @@ static bool start_init(struct box *box) {
     if (init == 0)
         be_init(box);
     if (init < 0)
-        return fail(NULL, "cannot make the sandbox's namespaces: %m; look at the sysctls user.max_*_namespaces%s",
-                    plan->ids != IDS_RANGE ? ", and whether users may make user namespaces here" : "");
+        return fail("userns", "cannot make the sandbox's namespaces: %m; `openmodal doctor` tells which setting forbids it");
     box->init = init;
     close(box->init_link);
     box->init_link = -1;
@@ -440,6 +442,7 @@ static void await_detached(const struct box *box) {
 /* Everything that runs: when init is reaped, its whole process namespace is dead, and its mounts, with their namespace, are
  * gone. */
 static void take_down(struct box *box) {
+    guard_end(&box->guard);
     start_detaching(box);
     groups_kill(box->plan);
     if (box->init > 0) {
@@ -513,6 +516,7 @@ static const char *sentence_of(const char *reason) {
         {"terminated", "it was terminated"},
         {"timeout", "its timeout was reached"},
         {"idle", "nothing ran in it and nobody asked for anything for as long as its idle time"},
+        {"disk", "it filled the disk of the sandboxes, where it may have no more than its share; disk= gives it one of its own"},
         {"oom", "the kernel killed its main command because it needed more memory than its limit"},
         {"lost", "its process 1 was killed from outside"},
     };
@@ -709,6 +713,8 @@ static void hear_signals(struct box *box) {
             helper_ended(box, status);
         if (pid == box->init)
             box->init = 0;
+        if (pid == box->guard.counter)
+            box->guard.counter = 0;
     }
 }
 
@@ -727,8 +733,10 @@ static void watch(struct box *box) {
         size_t clients = box->clients;
         for (size_t i = 0; i < clients; i++)
             from[FIXED + i] = (struct pollfd){box->client[i].fd, POLLIN, 0};
-        if (poll(from, FIXED + clients, -1) < 0)
+        if (poll(from, FIXED + clients, box->guard.folder >= 0 ? GUARD_MS : -1) < 0)
             continue;
+        if (guard_finds(&box->guard, now_ms()))
+            end_with(box, "disk", 137);
         if (from[INIT].revents)
             init_gone(box);
         else if (from[LINK].revents & POLLIN)
@@ -807,7 +815,7 @@ static bool make(struct box *box) {
     bool started = start_init(box);
     close_fd(&box->disk); /* init has it, and the disk is to end with it */
     box->disk = -1;
-    return started && equip_init(box) && await_ready(box);
+    return started && equip_init(box) && await_ready(box) && guard_begin(&box->guard, plan, box->folder, box->userns);
 }
 
 /* All descriptors of whoever started us are closed, but for the report, the launcher's pipe, and what the plan says to hold. */
@@ -863,6 +871,7 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .helper = {.lifeline = -1},
                       .gate = {.sockets = {-1, -1}},
                       .output = {-1, -1},
+                      .guard = {.folder = -1, .count = -1},
                       .oom = -1,
                       .link = -1,
                       .init_link = -1,

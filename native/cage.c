@@ -109,7 +109,7 @@ static bool install_filter(bool may_lack) {
         const struct filter_step *filter;
     } program = {sizeof seccomp_filter / sizeof *seccomp_filter, seccomp_filter};
     return prctl(PR_SET_SECCOMP, 2 /* SECCOMP_MODE_FILTER */, &program, 0, 0) == 0 || may_lack ||
-           fail(NULL, "the filter of system calls (seccomp) cannot be installed: %m; use a kernel with CONFIG_SECCOMP_FILTER, or "
+           fail("seccomp", "the filter of system calls (seccomp) cannot be installed: %m; use a kernel with CONFIG_SECCOMP_FILTER, or "
                       "create the sandbox without it: allow_degraded=[\"seccomp\"]");
 }
 

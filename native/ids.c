@@ -92,7 +92,7 @@ static bool map_with(const char *helper, pid_t pid, const struct strings *lines)
     close_fd(&said[1]);
     if (child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return true;
-    return fail("permission", "%s refused the map (%s): install it (Debian: uidmap) and give this user a range in /etc/sub%cid",
+    return fail("ids", "%s refused the map (%s): install it (Debian: uidmap) and give this user a range in /etc/sub%cid",
                 helper, text, helper[3]);
 }
 
@@ -136,7 +136,7 @@ static pid_t clone_as(uint32_t maker, int flags) {
 int userns_make(uint32_t slot, int *network) {
     pid_t first = clone_as(slot_base(slot), network != NULL ? CLONE_NEWNET : 0);
     if (first < 0) {
-        fail(NULL, "cannot make a user namespace: %m; look at the sysctl user.max_user_namespaces");
+        fail("userns", "cannot make a user namespace: %m; look at the sysctl user.max_user_namespaces");
         return -1;
     }
     int fd = -1;

@@ -24,6 +24,8 @@
 #include <sys/sysinfo.h>
 #include <sys/sysmacros.h>
 
+#define ANOTHER_STORE "set OPENMODAL_HOME to a folder on ext4, xfs or btrfs"
+
 struct maker {
     const struct plan *plan;
     int userns; /* what owners are shifted by, or -1 */
@@ -118,11 +120,10 @@ static bool make_workbench(void) {
 
 static bool show_tree(const struct maker *maker, const char *path, const char *name, uint64_t set) {
     AUTO_FD int tree = clone_tree(AT_FDCWD, path, set, maker->userns, 0);
+    if (tree < 0 && errno == EINVAL && maker->userns >= 0)
+        return fail("store", "the store's file system has no idmapped mounts; " ANOTHER_STORE);
     if (tree < 0)
-        return fail(
-            errno == ENOENT ? "image" : NULL,
-            "cannot mount %s: %m; ids=range needs a file system with idmapped mounts (ext4, xfs, btrfs, tmpfs on new kernels)",
-            path);
+        return fail(errno == ENOENT ? "image" : NULL, "cannot mount %s: %m", path);
     if (mkdir(name, 0755) != 0)
         return fail(NULL, "tmpfs: %m");
     AUTO_FD int target = open(name, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -151,6 +152,19 @@ static bool show_disk(int disk, const char *upper, const char *work) {
     return made || fail(NULL, "cannot use the sandbox's disk: %m");
 }
 
+static bool refused_overlay(void) {
+    switch (errno) {
+    case EINVAL: /* of all that it may mean, the file system is what a machine brings along; the kernel's log knows */
+        return fail("store", "overlayfs refuses the store's file system; " ANOTHER_STORE);
+    case ENODEV:
+        return fail("overlay", "this kernel has no overlayfs; as root: modprobe overlay");
+    case EPERM:
+        return fail("overlay", "cannot mount the overlay: %m; a user may do that from Linux 5.11 on");
+    default:
+        return fail(NULL, "cannot mount the overlay: %m; `dmesg` tells more");
+    }
+}
+
 /* Layers and the folder of upper and work get short names, so that any number of them fits into the one page of options. An
  * upper that does not outlive the sandbox is `volatile`: else each sandbox's end would wait until the whole disk is
  * synchronised. */
@@ -176,14 +190,13 @@ static bool make_root(struct maker *maker) {
     snprintf(options + used, sizeof options - (size_t)used, ",upperdir=u/%s,workdir=u/%s", upper, work);
     struct statvfs made;
     if (mount("overlay", "root", "overlay", MS_NOSUID | MS_NODEV, options) != 0)
-        return fail(NULL, "cannot mount the overlay: %m; `dmesg` tells more, %s may be on a file system that it refuses",
-                    plan->upper);
+        return refused_overlay();
     maker->root = open("root", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (maker->root < 0 || fstatvfs(maker->root, &made) != 0)
         return fail(NULL, "cannot open the overlay: %m");
     /* The kernel does not fail, it makes it read-only, when the upper file system cannot hold what overlay needs. */
     return made.f_flag & ST_RDONLY
-               ? fail("kernel", "%s is on a file system that cannot hold an overlay's upper folder", plan->upper)
+               ? fail("store", "the store's file system cannot hold an overlay's upper folder; " ANOTHER_STORE)
                : true;
 }
 

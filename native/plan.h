@@ -47,7 +47,7 @@ struct plan {
     struct setting oom, weight;
     enum plan_ids ids;
     enum plan_net net;
-    uint64_t timeout_ms, idle_ms, memory, main_flags, owner;
+    uint64_t timeout_ms, idle_ms, memory, main_flags, owner, guard;
     cpu_set_t cpus; /* empty: all */
     bool keep, hold;
     unsigned may_lack; /* controls that are applied if they can be; all others must be */

@@ -64,7 +64,14 @@ class UnsupportedError(Error, NotImplementedError):
 
 
 class EngineError(Error):
-    """The engine cannot work here: rights, kernel features, or a daemon are missing. Nothing is left behind."""
+    """The engine cannot work here: rights, kernel features, or a daemon are missing. Nothing is left behind.
+
+    `aspect` is what of this machine is lacking, as `openmodal doctor` calls it; "" if that is not known.
+    """
+
+    def __init__(self, *args: object, aspect: str = "") -> None:
+        super().__init__(*args)
+        self.aspect = aspect
 
 
 class ProtocolError(EngineError):
@@ -76,6 +83,7 @@ class DiskFullError(EngineError, OSError):
 
     def __init__(self, text: str) -> None:
         OSError.__init__(self, errno.ENOSPC, text)
+        self.aspect = "disk space"
 
     def __str__(self) -> str:
         return str(self.args[1]) if len(self.args) > 1 else super().__str__()

@@ -20,8 +20,9 @@ USER = 1000
 
 # Run by root in a mount namespace of its own, and then the rest as the user: a /dev/net/tun for all, as systemd makes it.
 TUN = "[ ! -c /dev/net/tun ] || { mount -t tmpfs tun /dev/net && mknod -m 666 /dev/net/tun c 10 200; }"
-# The same with ranges of ids for that user, as `useradd` gives them. In a mount namespace of its own they are nobody else's.
-RANGES = f'for f in subuid subgid; do echo {USER}:2000000:65536 > "$HOME/$f" && mount --bind "$HOME/$f" /etc/$f || exit 9; done; {TUN}'
+# Ranges of ids for that user, as `useradd` gives them. In a mount namespace of its own they are nobody else's.
+SUBIDS = f'for f in subuid subgid; do echo {USER}:2000000:65536 > "$HOME/$f" && mount --bind "$HOME/$f" /etc/$f || exit 9; done'
+RANGES = f"{SUBIDS}; {TUN}"
 BUSYBOX = Path("/bin/busybox")
 
 PROGRAM = """
@@ -64,6 +65,47 @@ except errors.EngineError as error:
 else:
     raise AssertionError("disk= needs root")
 assert openmodal.Sandbox.list() == []
+print("done")
+"""
+
+# Debian from its packages, as on a machine without a registry.
+DEBIAN = """
+import openmodal
+
+image = openmodal.Image.debian_slim()
+with openmodal.Sandbox.create(image=image, timeout=60, allow_degraded=["limits"], block_network=True) as sandbox:
+    files = "/ /etc/shadow /usr/bin/passwd /usr/bin/chage"
+    said = sandbox.exec("sh", "-c", f"python3 --version; stat -c %u:%g:%a {files}").stdout.read().splitlines()
+    assert said[0].startswith("Python 3.13") and said[1:] == ["0:0:755", "0:42:640", "0:0:4755", "0:42:2755"], said
+    assert sandbox.exec("id", "-un", user="nobody").stdout.read() == "nobody\\n"
+print("done")
+"""
+
+# What a step makes may belong to any id, and some keep it to themselves.
+OWNERS = """
+import io, os, tarfile
+from pathlib import Path
+import openmodal
+from openmodal._dual import run_sync
+from openmodal.build.context import folder
+from openmodal.engines.embedded import Embedded
+
+image = openmodal.Image.from_scratch().add_local_file("/bin/busybox", "/bin/busybox")
+image = image.dockerfile_commands('RUN ["/bin/busybox", "--install", "-s", "/bin"]')
+engine = Embedded()
+
+def layer(command):
+    root = run_sync(engine.prepare(image.run_commands(command).recipe, lambda progress: None))
+    return Path(root.layers[0])
+
+made = layer("touch /mine /theirs && chown 33:44 /theirs")
+assert (made / "theirs").stat().st_uid == 2000032, "the range's first id is the sandbox's 1"
+with tarfile.open(fileobj=io.BytesIO(b"".join(folder(str(made))))) as tar:
+    owners = {member.name: (member.uid, member.gid) for member in tar}
+assert (owners["mine"], owners["theirs"]) == ((0, 0), (33, 44)), owners
+layer("mkdir -p /private/deep && touch /private/deep/file && chown -R 33 /private && chmod 700 /private")
+engine.prune()
+assert os.listdir(engine.layers.path / "layers") == os.listdir(engine.layers.path / "tmp") == []
 print("done")
 """
 
@@ -174,6 +216,25 @@ def test_sandboxes_work_for_a_plain_user(home: Path) -> None:
 @pytest.mark.root
 @pytest.mark.embedded
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_files_of_a_plain_users_other_ids_are_given_away_by_their_owners_and_removed(home: Path) -> None:
+    """A daemon and a registry got the user's number for root's; a layer with a folder that he may not look into stayed."""
+    run_as_user(home, OWNERS, machine=RANGES, OPENMODAL_ALLOW_DEGRADED="limits")
+
+
+@pytest.mark.root
+@pytest.mark.embedded
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_plain_user_without_a_registry_has_debian(home: Path) -> None:
+    """mmdebstrap's root was another id, which could not reach the user's folder."""
+    run_as_user(home, DEBIAN, machine=SUBIDS, seconds=500, OPENMODAL_BASE="packages")
+
+
+@pytest.mark.root
+@pytest.mark.embedded
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_allow_lists_work_for_a_plain_user(home: Path, tmp_path: Path) -> None:
     """The gate is then on this machine's network, and itself all that keeps the sandbox from what is listed but never reached."""
     with internet(tmp_path) as net:
@@ -199,14 +260,16 @@ def test_cancelled_creations_leave_a_plain_user_nothing(home: Path, machine: str
     run_as_user(home, CANCELLING, machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
 
 
-def run_as_user(home: Path, program: str, *, expected: str = "done\n", machine: str = TUN, **variables: str) -> None:
+def run_as_user(
+    home: Path, program: str, *, expected: str = "done\n", machine: str = TUN, seconds: float = 60, **variables: str
+) -> None:
     """Run a program of the SDK as a plain user, with the state in that home; nothing of its sandboxes may be left."""
-    assert run_as(home, program, machine=machine, **variables) == expected
+    assert run_as(home, program, machine=machine, seconds=seconds, **variables) == expected
     assert list((home / "state").glob("sandboxes/*")) == []
     assert openmodal.Sandbox.list() == [], "another user's sandboxes are not root's"
 
 
-def run_as(home: Path, program: str, *, machine: str = TUN, **variables: str) -> str:
+def run_as(home: Path, program: str, *, machine: str = TUN, seconds: float = 60, **variables: str) -> str:
     """What a program of the user's prints, which has to end well. `machine`: what root's shell does to its view of it before."""
     become = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
     command = ["unshare", "--mount", "sh", "-c", f'{machine}; exec "$@"', "sh", *become, _interpreter(), "-c", program]
@@ -218,6 +281,8 @@ def run_as(home: Path, program: str, *, machine: str = TUN, **variables: str) ->
         "PYTHONDONTWRITEBYTECODE": "1",
         **variables,
     }
-    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd="/", capture_output=True, text=True, timeout=seconds, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -551,7 +551,7 @@ def test_an_upper_on_a_file_system_that_cannot_hold_it_is_refused(root_host: Hos
         for name in ("up", "wk"):
             (base / "merged" / name).mkdir()
         box = root_host.box(upper=f"{base}/merged/up", work=f"{base}/merged/wk")
-        assert "idmapped" in box.error("kernel")
+        assert "idmapped" in box.error("store")
     finally:
         subprocess.run(["umount", f"{base}/merged"], check=True)
 

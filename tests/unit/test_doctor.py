@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from openmodal.engines.embedded import doctor
+from openmodal._spec import Info
+from openmodal.engines.check import Check
+from openmodal.engines.embedded import doctor, verdict
 from openmodal.engines.embedded.doctor import Machine
+from openmodal.engines.embedded.verdict import Tried
 
 V1 = [f"1 1 0:1 / {{0}}/{name} rw - cgroup cgroup rw,{name}\n" for name in ("memory", "pids", "cpu")]
 DISK = "1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / /srv rw - nfs4 there rw\n3 1 0:8 / /with\\040space rw - xfs x rw\n"
@@ -165,12 +168,6 @@ def test_the_file_system_is_that_of_the_nearest_mount(path: str, kind: str) -> N
     assert doctor.file_system(DISK, path) == kind
 
 
-def test_the_store_cannot_be_on_an_overlay(tmp_path: Path) -> None:
-    found = doctor.store(machine(tmp_path, {"proc/self/mountinfo": "1 0 0:1 / / rw - overlay overlay rw\n"}))
-    assert not found.ok
-    assert "OPENMODAL_HOME" in found.remedy
-
-
 def runsc(tmp_path: Path, version: str) -> Machine:
     program = tmp_path / "runsc"
     program.write_text(f"#!/bin/sh\necho runsc version {version}\necho spec: 1.1.0\n")
@@ -211,6 +208,34 @@ def test_a_disk_limit_needs_root_ext4_loop_devices_and_mkfs(tmp_path: Path) -> N
     assert "mkfs.ext4" in doctor.disk_limit(machine(tmp_path, files)).text
 
 
-def test_everything_that_is_required_and_missing_has_a_remedy(tmp_path: Path) -> None:
-    for check in doctor.examine(machine(tmp_path, release="2.6.32")):
-        assert check.ok or check.remedy, check.name
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_everything_that_is_missing_has_a_remedy_that_is_whole(tmp_path: Path, uid: int) -> None:
+    """One was "apt-get install " without a package, and "limits of nothing" held."""
+    for check in doctor.look(machine(tmp_path, release="2.6.32", uid=uid)):
+        assert check.ok or check.remedy or check.name == "base image", check.name
+        assert check.remedy == check.remedy.strip() and "of nothing" not in check.text, check
+
+
+INFO = Info("native", 0, 1, (), True, True, 64, None, None, None, "none", ("limits",))
+
+
+def test_what_a_sandbox_proves_is_ok_whatever_a_look_says() -> None:
+    kernel = Check("kernel", False, "Linux 2.6.32", "install another", required=True)
+    assert verdict.judged(kernel, {"bare": Tried(INFO)}).ok
+    ids = Check("user ids", False, "your own id only")
+    assert not verdict.judged(ids, {"bare": Tried(INFO)}).ok, "sandboxes work with one id, and less works in them"
+
+
+def test_what_a_sandbox_failed_for_is_not_ok_and_what_comes_after_was_not_tried() -> None:
+    tried = {"bare": Tried(said="it cannot be; do that", aspect="store")}
+    looked = [Check(name, True, "there", "a remedy", required=True) for name in verdict.PROVED]
+    told = {check.name: check for check in (verdict.judged(check, tried) for check in looked)}
+    assert (told["store"].ok, told["store"].text, told["store"].remedy) == (False, "there; it cannot be; do that", "")
+    assert (told["user ids"].text, told["seccomp"].text) == ("there", "there (not tried)")
+    assert verdict.sandboxes(tried) == [Check("sandbox", False, "none can be created; see store", required=True)]
+
+
+def test_a_sandbox_without_limits_is_told_with_what_holds_it() -> None:
+    first, second = verdict.sandboxes({"bare": Tried(INFO), "full": Tried(said="limits are missing")})
+    assert (first.ok, first.required, first.text) == (False, True, "limits are missing")
+    assert second.text.endswith("limits: 64 MiB; lacks limits")

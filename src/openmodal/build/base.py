@@ -107,16 +107,17 @@ def reachable(store: Layers) -> bool:
     answer, asked = bool(note.get("reachable")), float(note.get("asked", 0.0))
     if 0 <= time.time() - asked < _REMEMBER[answer]:
         return answer
-    answer = _ask()
+    answer = answers(_PATIENCE)
     store.set_note("registry", {"reachable": answer, "asked": time.time()})
     return answer
 
 
-def _ask() -> bool:
+def answers(patience: float) -> bool:
+    """Whether Docker Hub answers within so many seconds."""
     import httpx2
 
     try:
-        with httpx2.Client(timeout=_PATIENCE) as client:
+        with httpx2.Client(timeout=patience) as client:
             # 401: it wants a token, as always. Anything else is some proxy's page.
             return client.get(f"https://{_HUB}/v2/").status_code in (200, 401)
     except (httpx2.HTTPError, OSError):

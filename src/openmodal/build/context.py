@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 
+from openmodal import _idmap
 from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Registry, Run, Scratch
 from openmodal.build import dockerfile, local
 from openmodal.build.base import BUNDLE, TRUST_VARIABLES
@@ -242,6 +243,7 @@ def folder(path: str) -> Iterator[bytes]:
 
 def _by_number(info: tarfile.TarInfo) -> tarfile.TarInfo:
     info.uname = info.gname = ""
+    info.uid, info.gid = _idmap.inside(info.uid, info.gid)
     return info
 
 

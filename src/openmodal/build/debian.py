@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from openmodal._spec import Root
 from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
+from openmodal.build import ids
 from openmodal.build.layers import disk_full_text
 from openmodal.build.names import FORMAT, architecture, digest
 from openmodal.build.output import Tail
@@ -65,6 +65,9 @@ Dir::Cache::srcpkgcache "";
 
 # What packages' scripts see of the caller: how the internet is reached, and nothing that could change the image.
 _KEPT = re.compile(r"PATH|HOME|TMPDIR|APT_CONFIG|SSL_CERT_(FILE|DIR)|\w+_proxy", re.IGNORECASE)
+# No device nodes: a sandbox has its own /dev. No /sys: it shows the machine's network, so a plain user may not mount it. The others keep
+# downloaded packages until our hook has taken them.
+_SKIPPED = "output/dev,chroot/mount/sys,essential/unlink,download/empty"
 
 # Packages wait in our cache instead of the mirror's; links where that is possible, because they cost nothing.
 _TAKE_DEBS = (
@@ -130,16 +133,33 @@ def unsupported(version: str) -> str:
     )
 
 
+def attempt() -> None:
+    """Do what comes first when packages are made into an image.
+
+    Raises:
+        EngineError: that cannot be done here.
+    """
+    with ids.start((_program(), "--version")) as process:
+        assert process.stdout is not None
+        said = process.stdout.read().decode("utf-8", "replace").strip()
+    if process.returncode != 0:
+        raise EngineError(f"mmdebstrap cannot be started in namespaces of its own: {said}")
+
+
+def _program() -> str:
+    if program := shutil.which("mmdebstrap"):
+        return program
+    raise EngineError(
+        "Debian images are made by mmdebstrap, which is missing here; as root: apt-get install mmdebstrap"
+    )
+
+
 def _sources(builder: Builder, suite: str) -> tuple[str, ...]:
     return dict(builder.options.suites).get(suite, ())
 
 
 def _bootstrap(builder: Builder, suite: str, root: Path) -> None:
-    program = shutil.which("mmdebstrap")
-    if program is None:
-        raise EngineError(
-            "Debian images are made by mmdebstrap, which is missing here; as root: apt-get install mmdebstrap"
-        )
+    program = _program()
     from openmodal.build.steps import cache_name
 
     with (
@@ -149,9 +169,8 @@ def _bootstrap(builder: Builder, suite: str, root: Path) -> None:
         own = {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
         env = {**own, "LC_ALL": "C", "OPENMODAL_APT": str(cache), "OPENMODAL_LISTS": str(lists)}
         env["OPENMODAL_DPKG"] = "\n".join(_DPKG)
-        argv = [*_tied(), *_command(program, suite, root, _sources(builder, suite))]
         tail = Tail(builder.prints)
-        code = _stream(argv, env, tail)
+        code = _stream(_command(program, suite, root, _sources(builder, suite)), env, tail)
     if code != 0:
         raise _failure(builder, code, suite, tail)
     _finish(root)
@@ -162,13 +181,12 @@ def _command(program: str, suite: str, root: Path, sources: tuple[str, ...]) -> 
         program,
         "--variant=minbase",
         "--format=directory",
-        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        "--mode=root",  # of a plain user's own ids: so he owns what is root's in a sandbox, and it can reach his folders
         f"--include={','.join(_PACKAGES)}",
         "--dpkgopt=force-unsafe-io",
         '--aptopt=Acquire::Languages "none"',
         '--aptopt=Acquire::Retries "3"',
-        # No device nodes: a sandbox has its own /dev. The others keep downloaded packages until our hook has taken them.
-        "--skip=output/dev,essential/unlink,download/empty",
+        f"--skip={_SKIPPED}",
         f"--setup-hook={_TAKE_DEBS}",
         f"--essential-hook={_SLIM}",
         f"--customize-hook={_KEEP_DEBS}",
@@ -178,21 +196,8 @@ def _command(program: str, suite: str, root: Path, sources: tuple[str, ...]) -> 
     ]
 
 
-def _tied() -> list[str]:
-    """What makes the program and all its descendants and mounts end with this process, even if that is killed.
-
-    The first dies with its parent, the second is process 1 of its own namespace and dies with the first.
-    """
-    if os.geteuid() != 0:
-        return ["setpriv", "--pdeathsig", "KILL"]
-    return ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-
-
 def _stream(argv: list[str], env: dict[str, str], tail: Tail) -> int:
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, env=env, cwd="/", umask=0o022
-    ) as process:
+    with ids.start(argv, env) as process:
         try:
             assert process.stdout is not None
             while data := os.read(process.stdout.fileno(), 65536):

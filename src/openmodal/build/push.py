@@ -21,6 +21,7 @@ from urllib.parse import urljoin
 import httpx2
 import msgspec
 
+from openmodal import _idmap
 from openmodal._spec import Root
 from openmodal.build import credentials, names
 from openmodal.build.layers import Layers
@@ -278,7 +279,8 @@ def _add(tar: tarfile.TarFile, folder: Path, name: str, seen: dict[tuple[int, in
 
 def _member(file: Path, name: str, info: os.stat_result, seen: dict[tuple[int, int], str]) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.mode, member.uid, member.gid = stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid
+    member.mode = stat.S_IMODE(info.st_mode)
+    member.uid, member.gid = _idmap.inside(info.st_uid, info.st_gid)
     member.mtime = int(info.st_mtime)
     member.pax_headers = _attributes(file)
     identity = (info.st_dev, info.st_ino)

@@ -1,6 +1,7 @@
-"""What this machine can do for the embedded engine, what is missing, and the command that adds it.
+"""What this machine can do for the embedded engine, what is missing, and the command that adds it. `openmodal doctor` prints it.
 
-Looks only; changes nothing. Each check reads from a `Machine`, whose folders a test replaces; `openmodal doctor` prints what they say.
+It is found out by trying (trial.py): what sandboxes do to the kernel, to the store, and to the programs that they need. What only looks
+explains a trial that failed, and tells the setting to change. It reads from a `Machine`, whose folders a test replaces.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import msgspec
+
 from openmodal import _binary, _config, _idmap
+from openmodal._spec import Resources, SandboxSpec
+from openmodal.build import base, debian, ids
 from openmodal.engines import groups
 from openmodal.engines.check import Check
-from openmodal.engines.embedded import cgroup, container, gvisor, network, rootless
+from openmodal.engines.embedded import cgroup, container, gvisor, network, rootless, trial, verdict
+from openmodal.engines.embedded.engine import MOST_ON_DISK
 from openmodal.errors import EngineError
 
 _ROOT_KERNEL = (5, 19)  # overlayfs on id-mapped layers
@@ -27,8 +33,8 @@ _USER_KERNEL = (5, 11)  # overlayfs in a user namespace
 _LEAST_FREE = 2 << 30
 _LEAST_PIDS = 65536
 _OLD_DAYS = 180
-# overlayfs cannot have its upper folder on these (Documentation/filesystems/overlayfs.rst).
-_UNFIT = ("overlay", "nfs", "nfs4", "cifs", "smb3", "9p", "vfat", "exfat", "fuseblk", "fuse", "ecryptfs", "virtiofs")
+_TRIAL_DISK = 16  # MiB
+_PATIENCE = 1.5  # seconds for a registry
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,26 @@ class Machine:
 
 
 def examine(machine: Machine, *, network: bool = False) -> list[Check]:
-    """Look at everything. `network`: also try to reach the registries, which takes seconds where there is none."""
-    checks = [
+    """Look at everything and try it. `network`: also try to reach the registries, which takes seconds where there is none."""
+    tried = verdict.attempt(machine.state, _special(machine))
+    checks = [verdict.judged(check, tried) for check in look(machine)]
+    checks += [image_registry(), package_index()] if network else []
+    return [*checks, *verdict.sandboxes(tried)]
+
+
+def _special(machine: Machine) -> dict[str, SandboxSpec]:
+    """Sandboxes with what not every machine has, where it seems to be there."""
+    found: dict[str, SandboxSpec] = {}
+    if disk_limit(machine).ok:
+        found["disk limit"] = msgspec.structs.replace(trial.bare(), resources=Resources(disk=_TRIAL_DISK))
+    if machine.is_root and machine.which("runsc"):
+        found["gVisor"] = msgspec.structs.replace(trial.bare(), runtime="gvisor")
+    return found
+
+
+def look(machine: Machine) -> list[Check]:
+    """What can be seen without trying."""
+    return [
         kernel(machine),
         program(machine),
         user_namespaces(machine),
@@ -86,7 +110,6 @@ def examine(machine: Machine, *, network: bool = False) -> list[Check]:
         core_dumps(machine),
         runsc(machine),
     ]
-    return [*checks, image_registry(), package_index()] if network else checks
 
 
 # ------------------------------------------------------------------------------------------------------- the kernel
@@ -134,7 +157,7 @@ def user_namespaces(machine: Machine) -> Check:
             "AppArmor refuses them to programs without a profile",
             "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or give the native program a profile with userns",
         )
-    return Check("user namespaces", True, "allowed", required=True)
+    return Check("user namespaces", True, "no setting forbids them", required=True)
 
 
 def overlay(machine: Machine) -> Check:
@@ -173,12 +196,8 @@ def user(machine: Machine) -> Check:
     ranges = [_idmap.subordinate(machine.text(f"etc/{name}"), machine.uid) for name in ("subuid", "subgid")]
     if helper and all(ranges):
         return Check("user ids", True, "your sub-ids, shared by your sandboxes")
-    remedy = (
-        "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 YOU" if helper else "apt-get install uidmap"
-    )
-    return Check(
-        "user ids", False, "your own id only: apt-get and `user=` do not work in sandboxes", f"{remedy} (as root)"
-    )
+    text = "your own id only: apt-get and `user=` do not work in sandboxes"
+    return Check("user ids", False, text, ids.REMEDY.format(name=_idmap.user_name(machine.uid)))
 
 
 def limits(machine: Machine) -> Check:
@@ -187,7 +206,9 @@ def limits(machine: Machine) -> Check:
     found = groups.hierarchies(machine.text("proc/self/mountinfo"), first)
     if not machine.is_root:
         found = rootless.hierarchies(machine.text("proc/self/cgroup"), found.v2)
-    version = "v1" if found.v1 else "v2" if found.v2 else "none usable"
+    version = (
+        "control groups v1" if found.v1 else "control groups v2" if found.v2 else "no control groups that may be used"
+    )
     lacking = cgroup.missing(found)
     held = [name for name in ("memory", "pids", "cpu") if name not in lacking]
     remedy = (
@@ -196,7 +217,7 @@ def limits(machine: Machine) -> Check:
         else "start programs with systemd-run --user --scope -p Delegate=yes; if cpu is missing then, as root: systemctl edit "
         "user@.service with [Service] Delegate=memory pids cpu"
     )
-    text = f"control groups {version}; limits of {', '.join(held) or 'nothing'} hold"
+    text = f"{version}; limits of {', '.join(held)} hold" if held else f"{version}; no limits hold"
     allowed = "limits" in _config.allow_degraded()
     try:  # what `create` would do first: only that shows whether it may
         if not lacking:
@@ -220,7 +241,8 @@ def way_out(machine: Machine) -> Check:
     missing = [] if firewall else ["iptables"]
     missing += [] if machine.which("nsenter") else ["util-linux"]
     text = f"by {firewall}" if not missing else "only sandboxes with block_network=True can be created"
-    return Check("network", not missing, text, f"apt-get install {' '.join(missing)}", required=True)
+    remedy = f"apt-get install {' '.join(missing)}" if missing else ""
+    return Check("network", not missing, text, remedy, required=True)
 
 
 def _users_way_out(machine: Machine) -> Check:
@@ -257,30 +279,36 @@ def resolver(machine: Machine) -> Check:
 
 
 def base_images(machine: Machine) -> Check:
-    """Where `Image.debian_slim()` can come from."""
+    """Where `Image.debian_slim()` can come from: a registry is asked only where Debian's packages cannot be made into one."""
     wanted = _config.base()
-    tool = bool(machine.which("mmdebstrap"))
-    places = [*(["a registry"] if wanted != "packages" else []), *(["Debian's packages"] if tool else [])]
-    text = f"Image.debian_slim() comes from {' or '.join(places)}" if places else "Image.debian_slim() cannot be made"
-    return Check(
-        "base image", tool or wanted == "registry", text, "apt-get install mmdebstrap, for machines without a registry"
-    )
+    lacking = "" if wanted == "registry" else _no_packages()
+    if not lacking:
+        places = {"registry": "a registry", "packages": "Debian's packages"}.get(
+            wanted, "a registry or Debian's packages"
+        )
+        return Check("base image", True, f"Image.debian_slim() comes from {places}")
+    if wanted == "auto" and base.answers(_PATIENCE):
+        return Check("base image", True, f"Image.debian_slim() comes from a registry; not from packages: {lacking}")
+    reason = lacking if wanted == "packages" else f"no registry can be reached, and {lacking}"
+    return Check("base image", False, f"Image.debian_slim() cannot be made: {reason}")
+
+
+def _no_packages() -> str:
+    """Why Debian's packages cannot be made into an image; "" if they can."""
+    try:
+        debian.attempt()
+    except EngineError as error:
+        return str(error)
+    return ""
 
 
 # --------------------------------------------------------------------------------------------------------- the disk
 
 
 def store(machine: Machine) -> Check:
-    """The file system that layers and sandboxes are on."""
-    place = _existing(machine.state)
-    kind = file_system(machine.text("proc/self/mountinfo"), str(place))
-    return Check(
-        "store",
-        kind not in _UNFIT,
-        f"{machine.state} on {kind or 'an unknown file system'}",
-        "set OPENMODAL_HOME to a folder on ext4, xfs, btrfs or tmpfs",
-        required=True,
-    )
+    """The file system that layers and sandboxes are on. Whether it can hold them, the trial finds out."""
+    kind = file_system(machine.text("proc/self/mountinfo"), str(_existing(machine.state)))
+    return Check("store", True, f"{machine.state} on {kind or 'an unknown file system'}", required=True)
 
 
 def privacy(machine: Machine) -> Check:
@@ -297,19 +325,17 @@ def privacy(machine: Machine) -> Check:
 
 def disk_limit(machine: Machine) -> Check:
     """What `disk=` is made with."""
-    ext4 = "ext4" in machine.text("proc/filesystems").split()
-    lacking = [
-        *([] if machine.is_root else ["root"]),
-        *([] if ext4 else ["ext4 in the kernel"]),
-        *([] if (machine.root / "dev/loop-control").exists() else ["loop devices"]),
-        *([] if machine.which("mkfs.ext4") else ["mkfs.ext4"]),
-    ]
-    text = (
-        f"disk= needs {', '.join(lacking)}"
-        if lacking
-        else "disk= works; without it a sandbox may fill the store's disk"
+    needed = (
+        ("root", "run as root", machine.is_root),
+        ("ext4 in the kernel", "modprobe ext4", "ext4" in machine.text("proc/filesystems").split()),
+        ("loop devices", "modprobe loop", (machine.root / "dev/loop-control").exists()),
+        ("mkfs.ext4", "apt-get install e2fsprogs", bool(machine.which("mkfs.ext4"))),
     )
-    return Check("disk limit", not lacking, text, "run as root, modprobe loop ext4, apt-get install e2fsprogs")
+    lacking = [what for what, _, there in needed if not there]
+    remedy = ", ".join(remedy for _, remedy, there in needed if not there)
+    text = f"disk= needs {', '.join(lacking)}" if lacking else "disk= works"
+    guard = f"without it a sandbox ends when it has {MOST_ON_DISK >> 30} GiB on the store's disk"
+    return Check("disk limit", not lacking, f"{text}; {guard}", remedy)
 
 
 def free_space(machine: Machine) -> Check:
@@ -381,6 +407,8 @@ def runsc(machine: Machine, today: date | None = None) -> Check:
     path = machine.which("runsc")
     if not path:
         return Check("gVisor", False, "runsc is not on PATH; runtime='gvisor' cannot be used", gvisor.REMEDY)
+    if not machine.is_root:
+        return Check("gVisor", False, "runtime='gvisor' needs root", "run as root, or leave runtime= out")
     try:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:

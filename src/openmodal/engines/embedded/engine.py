@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from openmodal.build.prune import Pruned
 
 
+MOST_ON_DISK = 10 << 30
+"""What a sandbox without `disk=` may have on the store's disk before it is ended."""
+
+
 class Embedded:
     """Sandboxes on this machine."""
 
@@ -46,7 +50,9 @@ class Embedded:
     runtimes = ("native", "gvisor")
     lacks: frozenset[str] = frozenset({"snapshot"})
 
-    def __init__(self, state: Path | None = None) -> None:
+    def __init__(self, state: Path | None = None, *, owner: int = 0) -> None:
+        """`owner`: a process that no sandbox of this engine outlives."""
+        self._owner = owner
         self._store = Store(state or _config.state())
         self._layers = Layers(self._store.state)
 
@@ -55,7 +61,16 @@ class Embedded:
     async def prepare(self, image: Recipe, report: Report) -> Root:
         self._store.prepare()
         known = lookup(image, self._layers, Options(base=_config.base()))
-        return known or await Blocking(self._build, image, report)
+        return known or await self._made(image, report)
+
+    async def _made(self, image: Recipe, report: Report) -> Root:
+        """Build the image, if sandboxes can run here at all: that would be told only after all its minutes."""
+        from openmodal.engines.embedded import trial
+
+        with trial.place(self._store.state) as engine:
+            await trial.run(engine, trial.bare())
+        root: Root = await Blocking(self._build, image, report)
+        return root
 
     def _build(self, image: Recipe, report: Report) -> Root:
         return build(image, self._layers, self._run_step, report, Options(base=_config.base()))
@@ -285,6 +300,8 @@ class Embedded:
             record=str(self._store.ended / id),
             hold=True,
             idle=spec.idle_timeout,
+            owner=self._owner,
+            guard=0 if resources.disk else MOST_ON_DISK,
             cpus=machine.cpus(limits.cpu),
             env=tuple(env.items()),
             user=root.user,

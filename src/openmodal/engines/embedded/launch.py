@@ -24,6 +24,14 @@ STOP_SECONDS = 10.0
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
 
+_ASPECTS = {
+    "userns": "user namespaces",
+    "ids": "user ids",
+    "store": "store",
+    "overlay": "overlayfs",
+    "seccomp": "seccomp",
+}
+
 
 async def start(program: str, box: plan.Box, held: int = -1) -> None:
     """Start a box and wait until it is ready. `held` is a descriptor for its supervisor to keep.
@@ -149,7 +157,7 @@ def _refused(said: str) -> EngineError:
     kind, _, sentence = rest.partition(" ")
     if word != "error" or not sentence:
         return EngineError(f"the sandbox could not be started; the native program said: {said.strip() or 'nothing'}")
-    return DiskFullError(sentence) if kind == "space" else EngineError(sentence)
+    return DiskFullError(sentence) if kind == "space" else EngineError(sentence, aspect=_ASPECTS.get(kind, ""))
 
 
 async def connect(folder: Path, name: str) -> socket.socket:

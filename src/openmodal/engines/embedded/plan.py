@@ -23,7 +23,10 @@ _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0
 
 @dataclass(frozen=True)
 class Box:
-    """A box, as values. `net` is "none", "router", "exec" or "gate"; times in seconds, `memory` in bytes, `owner` a process to die with."""
+    """A box, as values. `net` is "none", "router", "exec" or "gate"; `owner` a process to die with.
+
+    Times in seconds, `memory` and `guard` (what it may have on the disk) in bytes; 0 is none.
+    """
 
     id: str
     folder: Path
@@ -48,6 +51,7 @@ class Box:
     binds: Sequence[tuple[str, str]] = ()
     owner: int = 0
     disk: str = ""
+    guard: int = 0
     extra: Lines = field(default_factory=list)
 
 
@@ -84,6 +88,7 @@ def encode(box: Box) -> bytes:
         "user": box.user,
         "workdir": box.workdir,
         "disk": box.disk,
+        "guard": str(box.guard) if box.guard else "",
         "owner": str(box.owner) if box.owner else "",
     }
     lines += [(key, value) for key, value in optional.items() if value]

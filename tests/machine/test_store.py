@@ -1,0 +1,92 @@
+"""Where sandboxes are kept on other kernels, and a kernel that refuses users namespaces: `openmodal doctor` says what then happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import openmodal
+
+pytestmark = pytest.mark.machine
+
+USER_NAMESPACES = Path("/proc/sys/kernel/unprivileged_userns_clone")
+
+
+def doctor(*become: str, **variables: str) -> dict[str, dict[str, Any]]:
+    """What doctor says, by name."""
+    command = [*become, sys.executable, "-m", "openmodal.cli", "doctor", "--json"]
+    done = subprocess.run(
+        command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=600, check=False
+    )
+    return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.root
+def test_memory_is_a_store_from_linux_6_3_on_and_doctor_says_so(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, it has no idmapped mounts."""
+    monkeypatch.setenv("OPENMODAL_HOME", str(memory / "home"))
+    release = tuple(map(int, platform.release().split(".")[:2]))
+    told = doctor()
+    assert (told["store"]["ok"], told["sandbox"]["ok"]) == (release >= (6, 3),) * 2, told
+    assert list(memory.iterdir()) == []
+    if release < (6, 3):
+        with pytest.raises(openmodal.EngineError, match="set OPENMODAL_HOME to a folder on ext4, xfs or btrfs"):
+            openmodal.Sandbox.create(image=openmodal.Image.from_scratch(), engine="embedded")
+
+
+@contextmanager
+def setting(file: Path, value: str) -> Iterator[None]:
+    before = file.read_text()
+    file.write_text(value)
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not USER_NAMESPACES.exists(), reason="a setting of Debian's kernels")
+def test_doctor_names_the_setting_that_keeps_users_from_namespaces(tmp_path: Path) -> None:
+    become = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+    os.chown(tmp_path, 1000, 1000)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    home = {"OPENMODAL_HOME": str(tmp_path / "home"), "OPENMODAL_BASE": "packages"}
+    with setting(USER_NAMESPACES, "0"):
+        told = doctor(*become, **home)
+    assert [told[name]["ok"] for name in ("user namespaces", "base image", "sandbox")] == [False] * 3
+    assert "sysctl -w kernel.unprivileged_userns_clone=1" in told["user namespaces"]["remedy"]
+    told = doctor(*become, **home)
+    assert [told[name]["ok"] for name in ("user namespaces", "base image", "store")] == [True] * 3
+
+
+@pytest.mark.user
+def test_doctor_tells_a_user_without_delegated_groups_everything_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended before its last line, which is the proof of the others."""
+    monkeypatch.delenv("OPENMODAL_ALLOW_DEGRADED", raising=False)
+    monkeypatch.setenv("OPENMODAL_BASE", "packages")
+    told = doctor("systemd-run", "--user", "--quiet", "--pipe", "--wait", *_environment())
+    assert (told["limits"]["ok"], told["sandbox"]["ok"]) == (False, False)
+    assert "limits: none; lacks limits" in told["isolation"]["text"]
+    assert [told[name]["ok"] for name in ("store", "user ids", "base image")] == [True] * 3
+
+
+def _environment() -> list[str]:
+    names = ("OPENMODAL_HOME", "OPENMODAL_BASE", "PYTHONPATH")
+    return [f"--setenv={name}={os.environ[name]}" for name in names if name in os.environ]

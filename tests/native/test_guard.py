@@ -1,0 +1,103 @@
+"""The guard of the disk that sandboxes share: who fills it ends, and the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.leaks import TEMPORARY
+from tests.native.test_box import BUSYBOX, MIB, Box, Host, host, public_program, root_host
+from tests.native.test_box import _gone as gone
+
+__all__ = ["host", "public_program", "root_host"]
+
+pytestmark = [
+    pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs busybox-static"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.feature("box"),
+    pytest.mark.may_leave("/tmp/om-box-*"),
+]
+
+MOST = 64 * MIB
+
+
+def write(box: Box, mebibytes: int, file: str = "/file") -> None:
+    box.run(f"/bin/busybox dd if=/dev/zero of={file} bs=1048576 count={mebibytes} 2>/dev/null && /bin/busybox sync")
+
+
+def ended(box: Box) -> str:
+    """Why a box has ended; it takes a look, a count, and another look."""
+    assert gone(box.pid, within=30), "it goes on"
+    return box.wait_for_record()["reason"]
+
+
+WAYS = {
+    "one file": "/bin/busybox dd if=/dev/zero of=/file bs=1048576 count=96",
+    "many": "for i in $(/bin/busybox seq 96); do /bin/busybox dd if=/dev/zero of=/file$i bs=1048576 count=1; done",
+    "deep": "for i in $(/bin/busybox seq 1000); do mkdir d; cd -P d; done; /bin/busybox dd if=/dev/zero of=f bs=1048576 count=96",
+    "unreadable": "mkdir d; /bin/busybox dd if=/dev/zero of=d/f bs=1048576 count=96; chmod 0 d",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_who_writes_more_than_the_guard_allows_ends_with_the_reason_disk(host: Host, way: str) -> None:
+    box, other, free = host.start(guard=str(MOST)), host.start(guard=str(MOST)), host.start()
+    with contextlib.suppress(Exception):  # the box may end in the middle of it
+        box.run(f"({WAYS[way]}) 2>/dev/null; /bin/busybox sync; sleep 60")
+    assert ended(box) == "disk"
+    write(free, 96)  # the control: nothing guards it
+    assert [one.run("echo alive") for one in (other, free)] == ["alive\n"] * 2
+
+
+def test_files_without_a_name_count(root_host: Host) -> None:
+    group = (
+        Path("/sys/fs/cgroup/pids" if Path("/sys/fs/cgroup/pids").exists() else "/sys/fs/cgroup")
+        / f"om-guard-{os.getpid()}"
+    )
+    box = root_host.start(guard=str(MOST), cgroup=[str(group)])
+    script = "exec 9>/f; /bin/busybox rm /f; /bin/busybox dd if=/dev/zero bs=1048576 count=96 >&9; sleep 60"
+    with contextlib.suppress(Exception):
+        box.run(script)
+    assert ended(box) == "disk"
+
+
+def test_links_of_one_file_count_once(root_host: Host) -> None:
+    box = root_host.start(guard=str(MOST))
+    write(box, 32)
+    box.run("for i in $(/bin/busybox seq 50); do /bin/busybox ln /file /link$i; done")
+    write(box, 8, "/more")
+    assert not gone(box.pid, within=5)
+
+
+@pytest.fixture
+def small(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """On a file system that is nearly full from the beginning: it has less than what is kept free."""
+    program: Path = request.getfixturevalue("root_host").program
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)], check=True)
+    host = Host(program, folder, "range")
+    yield host
+    host.close()
+    subprocess.run(["umount", str(folder)], check=True)
+    folder.rmdir()
+
+
+def test_when_the_disk_is_nearly_full_the_one_with_most_on_it_ends(small: Host) -> None:
+    more, less = (small.start(guard=str(512 * MIB)) for _ in range(2))
+    other = small.folder / "other" / "disk.bytes"  # what another's guard has counted
+    other.parent.mkdir()
+    other.write_text(str(1 << 40))
+    write(less, 16)
+    write(more, 80)
+    assert not gone(more.pid, within=4), "another has more"
+    other.unlink()
+    with contextlib.suppress(Exception):
+        write(more, 80, "/file2")
+    assert ended(more) == "disk"
+    assert less.run("echo alive") == "alive\n", "what has little is not to blame"
