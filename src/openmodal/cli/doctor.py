@@ -90,10 +90,18 @@ def _names(sandbox: Sandbox) -> Check:
 
     program = os.path.realpath(_binary.find(_config.state()))  # some installers make links, which no copy follows
     sandbox.filesystem.copy_from_local(program, "/openmodal-agent")
-    answered = sandbox.exec("/openmodal-agent", "ask", "example.com").wait() == 0
-    text = "a sandbox's name server answers" if answered else "no name server answers a sandbox"
+    if sandbox.exec("/openmodal-agent", "ask", "example.com").wait() == 0:
+        return Check("names", True, "a sandbox's name server answers")
     remedy = "name a server in /etc/resolv.conf that answers from elsewhere than this machine's loopback; for a firewall, let it be asked"
-    return Check("names", answered, text, remedy)
+    if _binary.run([program, "ask", "example.com"]).returncode:
+        return Check("names", False, "no name server answers, neither a sandbox nor this machine", remedy)
+    if os.geteuid() != 0:
+        return Check("names", False, "no name server answers a sandbox, although one answers this machine", remedy)
+    text = "what sandboxes send is dropped: no name server answers one, although one answers this machine"
+    remedy = (
+        "let this machine's firewall forward what comes from openmodal0: see `nft list ruleset` and `iptables-save`"
+    )
+    return Check("names", False, text, remedy, required=True)
 
 
 def _isolation(info: Info) -> Check:
