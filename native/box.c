@@ -70,6 +70,7 @@ struct box {
     int program, log;    /* for a runtime: this program, to run as the agent, and where the runtime tells what went wrong */
     int network, inside; /* while it is made: the sandbox's network namespace, and a netlink socket in it */
     int netlink;         /* in the router's namespace, and so are we */
+    int machine;         /* a socket to the machine's netfilter */
     int output[2];       /* where the main command's output is kept */
     int oom;
     uint64_t oom_kills;
@@ -359,7 +360,12 @@ static bool make_network(struct box *box) {
 
 static bool connect_network(struct box *box) {
     box->netlink = net_enter_router(box->plan->router);
-    return box->netlink >= 0 && net_attach(box->netlink, box->inside, box->slot, box->network);
+    if (box->netlink < 0)
+        return false;
+    if (slot_is_marked(box->slot_lock, box->slot)) /* the supervisor of who had it was killed */
+        net_forget(box->machine, box->slot);
+    slot_mark(box->slot_lock, box->slot, true);
+    return net_attach(box->netlink, box->inside, box->slot, box->network);
 }
 
 static bool start_gate(struct box *box) {
@@ -377,6 +383,8 @@ static bool equip_init(struct box *box) {
     if (plan->ids != IDS_RANGE &&
         (!userns_map(plan, box->init) || !open_userns(box) || send(box->link, "mapped", 6, MSG_NOSIGNAL) != 6))
         return fail("internal", "init is gone");
+    if (plan->net == NET_ROUTER && (box->machine = open_netlink(NETLINK_FILTER)) < 0) /* while we are in the machine's network */
+        return false;
     if (owns_network(plan) && !make_network(box))
         return false;
     if (plan->net == NET_ROUTER && !connect_network(box))
@@ -421,17 +429,22 @@ static void reap(pid_t *pid) {
     *pid = 0;
 }
 
-/* Its name is gone long before the call returns; so another process makes the call, and we look at the name. */
+static void detach(const struct box *box) {
+    if (net_detach(box->netlink, box->machine, box->slot))
+        slot_mark(box->slot_lock, box->slot, false);
+}
+
+/* The interface's name is gone long before the call returns; so another process makes the call, and we look at the name. That process
+ * holds the slot, too: nobody gets it before it is as good as new. */
 static void start_detaching(struct box *box) {
-    if (box->netlink < 0 || !net_is_attached(box->slot))
+    if (box->netlink < 0)
         return;
     box->detacher = fork();
-    if (box->detacher == 0) {
-        net_detach(box->netlink, box->slot);
+    if (box->detacher > 0)
+        return;
+    detach(box);
+    if (box->detacher == 0)
         _exit(0);
-    }
-    if (box->detacher < 0)
-        net_detach(box->netlink, box->slot);
 }
 
 static void await_detached(const struct box *box) {
@@ -440,16 +453,16 @@ static void await_detached(const struct box *box) {
 }
 
 /* Everything that runs: when init is reaped, its whole process namespace is dead, and its mounts, with their namespace, are
- * gone. */
+ * gone. The interface after that: dying sockets tell it to whom they are connected, and to the tables of connections. */
 static void take_down(struct box *box) {
     guard_end(&box->guard);
-    start_detaching(box);
     groups_kill(box->plan);
     if (box->init > 0) {
         signal_init(box);
         reap(&box->init);
     }
     helper_end(&box->helper);
+    start_detaching(box);
     if (!groups_remove(box->plan))
         fail("internal", "a cgroup could not be removed: %m");
 }
@@ -864,6 +877,7 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .agent_listener = -1,
                       .control_listener = -1,
                       .netlink = -1,
+                      .machine = -1,
                       .program = -1,
                       .log = -1,
                       .network = -1,

@@ -19,19 +19,28 @@
 enum { SLOTS = LAST_SLOT - FIRST_SLOT + 1 };
 _Static_assert(IDS_BASE + (uint64_t)LAST_SLOT * IDS_SIZE + IDS_SIZE - 1 <= INT32_MAX, "older kernels read ids as signed numbers");
 
-int slot_take(const char *path, uint32_t *slot) {
+static int open_slots(const char *path) {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) {
+    if (fd < 0)
         fail(NULL, "cannot open the file of slots %s: %m", path);
+    return fd;
+}
+
+static bool lock_slot(int fd, short type, uint32_t slot) {
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = slot, .l_len = 1};
+    return fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+int slot_take(const char *path, uint32_t *slot) {
+    int fd = open_slots(path);
+    if (fd < 0)
         return -1;
-    }
     uint32_t start = 0;
     if (getrandom(&start, sizeof start, 0) != sizeof start)
         start = (uint32_t)getpid(); /* only spreads the sandboxes out, nothing relies on it */
     for (uint32_t i = 0; i < SLOTS; i++) {
         *slot = FIRST_SLOT + (start % SLOTS + i) % SLOTS;
-        struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = *slot, .l_len = 1};
-        if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+        if (lock_slot(fd, F_WRLCK, *slot))
             return fd;
         if (errno != EAGAIN && errno != EACCES) {
             fail(NULL, "cannot lock a slot in %s: %m", path);
@@ -42,6 +51,33 @@ int slot_take(const char *path, uint32_t *slot) {
     fail("limit", "all %d slots are taken: end some sandboxes first", SLOTS);
     close(fd);
     return -1;
+}
+
+bool slot_is_marked(int slots, uint32_t slot) {
+    char mark = 0;
+    return pread(slots, &mark, 1, slot) == 1 && mark != 0;
+}
+
+/* A mark that cannot be written (no room in the file system) is missing or too many, and both do no harm but to who comes next. */
+void slot_mark(int slots, uint32_t slot, bool marked) {
+    const char mark = marked;
+    if (pwrite(slots, &mark, 1, slot) != 1)
+        return;
+}
+
+int slots_clean(const char *path, bool (*clean)(void *context, uint32_t slot), void *context) {
+    AUTO_FD int fd = open_slots(path);
+    int cleaned = 0;
+    for (uint32_t slot = FIRST_SLOT; fd >= 0 && slot <= LAST_SLOT; slot++) {
+        if (!slot_is_marked(fd, slot) || !lock_slot(fd, F_WRLCK, slot))
+            continue;
+        if (slot_is_marked(fd, slot) && clean(context, slot)) { /* its owner may have come to it just now */
+            slot_mark(fd, slot, false);
+            cleaned++;
+        }
+        lock_slot(fd, F_UNLCK, slot);
+    }
+    return fd < 0 ? -1 : cleaned;
 }
 
 /* --------------------------------------------------------------------------------------------- maps */

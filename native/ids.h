@@ -21,6 +21,14 @@ static inline uint32_t slot_base(uint32_t slot) {
  * slot is free again when every copy of it is closed. -1: see fail.h. */
 int slot_take(const char *path, uint32_t *slot);
 
+/* The byte of a slot in the file says whether a sandbox with it has, or had, a network: whoever takes a slot that is marked cleans up
+ * after a supervisor that was killed. Only the slot's owner may set the mark. `slots`: the file. */
+bool slot_is_marked(int slots, uint32_t slot);
+void slot_mark(int slots, uint32_t slot, bool marked);
+
+/* Take each slot that is marked and free, for as long as `clean` has work with it; how many it cleaned. -1: see fail.h. */
+int slots_clean(const char *path, bool (*clean)(void *context, uint32_t slot), void *context);
+
 /* A user namespace with the slot's range, as a descriptor; nobody is in it yet. -1: see fail.h. `network`: NULL, or gets a new network
  * namespace whose interfaces are the user namespace's root's to change. */
 int userns_make(uint32_t slot, int *network);

@@ -2,7 +2,9 @@
 #include "kernel.h"
 #include "net.h"
 
+#include "conntrack.h"
 #include "fail.h"
+#include "ids.h"
 #include "netlink.h"
 #include "util.h"
 #include "verbs.h"
@@ -42,6 +44,12 @@ int net_enter_router(const char *path) {
     return open_netlink(NETLINK_ROUTES);
 }
 
+static void remove_interface(int router, uint32_t slot) {
+    struct batch batch = {.used = 0};
+    delete_link(&batch, INDEX_BASE + (int)slot);
+    talk(router, &batch);
+}
+
 static bool make_interface(int router, uint32_t slot, const char *name, int network) {
     uint32_t mtu = mtu_of("up0");
     int index = INDEX_BASE + (int)slot;
@@ -53,7 +61,7 @@ static bool make_interface(int router, uint32_t slot, const char *name, int netw
             return true;
         if (errno != EEXIST) /* else a killed supervisor's: the kernel removes it with its sandbox's namespace, a bit later */
             return false;
-        net_detach(router, slot);
+        remove_interface(router, slot);
     }
     return false;
 }
@@ -71,10 +79,16 @@ bool net_attach(int router, int inside, uint32_t slot, int network) {
     return talk(inside, &batch) || fail("network", "cannot configure the sandbox's network: %m");
 }
 
-void net_detach(int netlink, uint32_t slot) {
-    struct batch batch = {.used = 0};
-    delete_link(&batch, INDEX_BASE + (int)slot);
-    talk(netlink, &batch);
+bool net_forget(int machine, uint32_t slot) {
+    return conntrack_forget(machine, address_of(slot));
+}
+
+/* Looking through a table of connections takes milliseconds: not for a sandbox that never sent a packet. */
+bool net_detach(int router, int machine, uint32_t slot) {
+    uint64_t packets = 0;
+    bool silent = received_by(router, INDEX_BASE + (int)slot, &packets) && packets == 0;
+    remove_interface(router, slot);
+    return silent || net_forget(machine, slot);
 }
 
 bool net_is_attached(uint32_t slot) {
@@ -229,6 +243,13 @@ static bool make_outside(const struct uplink *uplink, int outside) {
            fail("network", "cannot configure " UPLINK ": %m");
 }
 
+/* From the router's network namespace back to the machine's. */
+static bool join(const struct uplink *uplink, int router, int machine, int outside) {
+    if (!make_inside(uplink, router, outside))
+        return false;
+    return (setns(machine, CLONE_NEWNET) == 0 || fail(NULL, "cannot return to the machine's network: %m")) && make_outside(uplink, outside);
+}
+
 static int router_make(char **argv) {
     struct uplink uplink = {.mtu = default_mtu()};
     AUTO_FD int machine = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
@@ -238,17 +259,44 @@ static int router_make(char **argv) {
     if (unshare(CLONE_NEWNET) != 0)
         return !fail(NULL, "cannot make a network namespace: %m");
     AUTO_FD int router = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-    if (!make_inside(&uplink, router, outside))
-        return 1;
-    if (setns(machine, CLONE_NEWNET) != 0)
-        return !fail(NULL, "cannot return to the machine's network: %m");
     char source[40];
     snprintf(source, sizeof source, "/proc/self/fd/%d", router);
-    return !(make_outside(&uplink, outside) && keep_namespace(source, argv[0]));
+    return !(join(&uplink, router, machine, outside) && keep_namespace(source, argv[0]));
+}
+
+/* Its link with the machine is gone, or somebody has changed it: a new one for the namespace that there is. */
+static int router_join(char **argv) {
+    struct uplink uplink = {.mtu = default_mtu()};
+    AUTO_FD int machine = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    AUTO_FD int router = open(argv[0], O_RDONLY | O_CLOEXEC);
+    AUTO_FD int outside = open_netlink(NETLINK_ROUTES);
+    if (!parse_uplink(argv + 1, &uplink) || outside < 0 || !remove_uplink())
+        return 1;
+    if (setns(router, CLONE_NEWNET) != 0)
+        return !fail(NULL, "cannot enter the network namespace %s: %m", argv[0]);
+    return !join(&uplink, router, machine, outside);
 }
 
 static int router_commit(char **argv) {
     return !(forget_namespace(argv[1]) && keep_namespace(argv[0], argv[1]) && forget_namespace(argv[0]));
+}
+
+/* Its sysctls are there as soon as its rules are loaded. */
+static int router_limit(char **argv) {
+    AUTO_FD int router = net_enter_router(argv[0]);
+    return !(router >= 0 && conntrack_limit());
+}
+
+static bool clean_slot(void *machine, uint32_t slot) {
+    return net_forget(*(int *)machine, slot);
+}
+
+/* What killed supervisors left in the tables; prints the number of slots. */
+static int router_sweep(char **argv) {
+    AUTO_FD int machine = open_netlink(NETLINK_FILTER);
+    AUTO_FD int router = machine < 0 ? -1 : net_enter_router(argv[0]);
+    int cleaned = router < 0 ? -1 : slots_clean(argv[1], clean_slot, &machine);
+    return cleaned < 0 || dprintf(1, "%d\n", cleaned) < 0;
 }
 
 static int router_remove(char **argv) {
@@ -260,7 +308,8 @@ int verb_router(int argc, char **argv) {
         const char *name;
         int words;
         int (*run)(char **);
-    } steps[] = {{"make", 4, router_make}, {"commit", 2, router_commit}, {"remove", 1, router_remove}};
+    } steps[] = {{"make", 4, router_make},     {"join", 4, router_join},   {"limit", 1, router_limit},
+                 {"commit", 2, router_commit}, {"sweep", 2, router_sweep}, {"remove", 1, router_remove}};
     for (size_t i = 0; argc >= 2 && i < sizeof steps / sizeof *steps; i++) {
         if (strcmp(argv[1], steps[i].name) != 0 || argc - 2 != steps[i].words)
             continue;
@@ -269,7 +318,7 @@ int verb_router(int argc, char **argv) {
             dprintf(2, "error %s\n", failure());
         return status;
     }
-    dprintf(2, "error plan say router make PATH HOST_ADDRESS ROUTER_ADDRESS GATEWAY, router commit NEW PATH, or router "
-               "remove PATH\n");
+    dprintf(2, "error plan say router make|join PATH HOST_ADDRESS ROUTER_ADDRESS GATEWAY, router limit PATH, router commit NEW "
+               "PATH, router sweep PATH SLOTS, or router remove PATH\n");
     return 2;
 }

@@ -22,10 +22,14 @@ bool net_prepare(int inside, uint32_t first_gid, uint32_t last_gid, bool strict)
  * both. */
 bool net_attach(int router, int inside, uint32_t slot, int network);
 
-/* In the router: remove om<slot>. The name is gone within a millisecond, the call takes up to 60 (the kernel waits for its
- * readers). */
-void net_detach(int router, uint32_t slot);
+/* In the router: remove om<slot>, and then what the sandbox's address has in the tables of connections, here and on the machine
+ * (`machine`: a socket of NETLINK_FILTER there). Everything in the sandbox must be dead: so its end is told to whom it was connected to.
+ * The name is gone within a millisecond, the call takes up to 60 (the kernel waits for its readers). False: connections may be left. */
+bool net_detach(int router, int machine, uint32_t slot);
 bool net_is_attached(uint32_t slot);
+
+/* In the router: forget the connections of who had that slot before. */
+bool net_forget(int machine, uint32_t slot);
 
 /* In a user's sandbox, whose network comes from a helper and has no rules of its own: put these prefixes out of reach (wall.h), but for
  * the name servers of `resolv`. Nothing inside has the right to change that. */

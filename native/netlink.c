@@ -35,6 +35,10 @@ struct nl_route { /* rtmsg */
     uint8_t family, dst_len, src_len, tos, table, protocol, scope, type;
     uint32_t flags;
 };
+struct nl_statistics { /* if_stats_msg */
+    uint8_t family, pad[3];
+    uint32_t index, mask;
+};
 struct nl_socket_address {
     uint16_t family, pad;
     uint32_t port, groups;
@@ -42,8 +46,9 @@ struct nl_socket_address {
 /* clang-format off */
 enum {
     REQUEST = 1, ACK = 4, REPLACE = 0x100, EXCLUSIVE = 0x200, CREATE = 0x400,
-    ERROR_MESSAGE = 2, NEW_LINK = 16, DELETE_LINK = 17, NEW_ADDRESS = 20, NEW_ROUTE = 24,
-    LINK_NAME = 3, LINK_MTU = 4, LINK_INFO = 18, LINK_NET_NS_FD = 28, INFO_KIND = 1, INFO_DATA = 2, VETH_PEER = 1,
+    ERROR_MESSAGE = 2, DONE = 3, NEW_LINK = 16, DELETE_LINK = 17, NEW_ADDRESS = 20, NEW_ROUTE = 24, GET_STATISTICS = 94,
+    NF_TABLES = 10, TRANSACTION_BEGIN = 16, TRANSACTION_END = 17,
+    LINK_NAME = 3, LINK_MTU = 4, LINK_INFO = 18, LINK_NET_NS_FD = 28, INFO_KIND = 1, INFO_DATA = 2, VETH_PEER = 1, OF_LINK = 1,
     ADDRESS_ADDRESS = 1, ADDRESS_LOCAL = 2, ROUTE_DST = 1, ROUTE_OIF = 4, ROUTE_GATEWAY = 5,
     TABLE_MAIN = 254, TABLE_LOCAL = 255, PROTOCOL_BOOT = 3, SCOPE_GLOBAL = 0, SCOPE_LINK = 253, SCOPE_HOST = 254, UNICAST = 1, LOCAL = 2,
 };
@@ -79,6 +84,10 @@ void end_nested(struct batch *batch, struct nl_attribute *nested) {
     nested->length = (uint16_t)(batch->bytes + batch->used - (char *)nested);
 }
 
+struct nl_attribute *begin_nested(struct batch *batch, uint16_t type) {
+    return attribute(batch, type | NESTED, NULL, 0);
+}
+
 void text_attribute(struct batch *batch, uint16_t type, const char *value) {
     attribute(batch, type, value, strlen(value) + 1);
 }
@@ -94,10 +103,14 @@ int open_netlink(int protocol) {
     return fd;
 }
 
-bool talk(int netlink, const struct batch *batch) {
+static bool say(int netlink, const struct batch *batch) {
     struct nl_socket_address kernel = {.family = AF_NETLINK};
+    return sendto(netlink, batch->bytes, batch->used, 0, (struct sockaddr *)&kernel, sizeof kernel) == (ssize_t)batch->used;
+}
+
+bool talk(int netlink, const struct batch *batch) {
     int error = 0;
-    if (sendto(netlink, batch->bytes, batch->used, 0, (struct sockaddr *)&kernel, sizeof kernel) != (ssize_t)batch->used)
+    if (!say(netlink, batch))
         return false;
     for (unsigned answered = 0; answered < batch->count;) {
         char answer[4096] __attribute__((aligned(4)));
@@ -118,6 +131,72 @@ bool talk(int netlink, const struct batch *batch) {
     }
     errno = error;
     return error == 0;
+}
+
+static void frame(struct batch *batch, uint16_t type) {
+    struct nf_header *header = begin_message(batch, type, 0, sizeof *header);
+    header->resource = htons(NF_TABLES);
+    ((struct nl_header *)(void *)(batch->bytes + batch->last))->flags = REQUEST;
+    batch->count--;
+}
+
+void begin_transaction(struct batch *batch) {
+    frame(batch, TRANSACTION_BEGIN);
+}
+
+void end_transaction(struct batch *batch) {
+    frame(batch, TRANSACTION_END);
+}
+
+/* ---------------------------------------------------------------------------------------------- answers */
+
+const struct nl_attribute *find_attribute(const void *attributes, size_t size, uint16_t type) {
+    for (size_t at = 0; at + sizeof(struct nl_attribute) <= size;) {
+        const struct nl_attribute *found = (const void *)((const char *)attributes + at);
+        if (found->length < sizeof *found || found->length > size - at)
+            return NULL;
+        if ((found->type & ~NESTED) == type)
+            return found;
+        at += (found->length + 3U) & ~3U;
+    }
+    return NULL;
+}
+
+const struct nl_attribute *find_nested(const struct nl_attribute *in, uint16_t type) {
+    return find_attribute(in + 1, in->length - sizeof *in, type);
+}
+
+/* One datagram of answers. 1: more are to come; 0: that was the last; -1: an error, in errno. */
+static int take_answers(const char *answer, size_t size, size_t skip, void (*each)(void *, const void *, size_t), void *context) {
+    for (size_t at = 0; at + sizeof(struct nl_header) <= size;) {
+        const struct nl_header *header = (const void *)(answer + at);
+        if (header->length < sizeof *header || header->length > size - at)
+            break;
+        size_t length = header->length - sizeof *header;
+        if (header->type == DONE || header->type == ERROR_MESSAGE) {
+            int code = 0;
+            memcpy(&code, header + 1, length < sizeof code ? length : sizeof code);
+            errno = -code;
+            return code == 0 ? 0 : -1;
+        }
+        if (length >= skip)
+            each(context, (const char *)(header + 1) + skip, length - skip);
+        at += (header->length + 3) & ~3U;
+    }
+    return 1;
+}
+
+bool ask_each(int netlink, const struct batch *question, size_t header, void (*each)(void *, const void *, size_t), void *context) {
+    char answer[32768] __attribute__((aligned(4)));
+    int more = say(netlink, question) ? 1 : -1;
+    while (more > 0) {
+        ssize_t size = recv(netlink, answer, sizeof answer, 0);
+        if (size > 0)
+            more = take_answers(answer, (size_t)size, header, each, context);
+        else if (size == 0 || errno != EINTR)
+            more = -1;
+    }
+    return more == 0;
 }
 
 /* ------------------------------------------------------------------------------------------ sentences */
@@ -210,4 +289,18 @@ bool set_sysctl(const char *name, const char *value) {
 void delete_link(struct batch *batch, int index) {
     struct nl_link *link = begin_message(batch, DELETE_LINK, 0, sizeof *link);
     link->index = index;
+}
+
+/* rtnl_link_stats64 begins with the number. */
+static void note_received(void *context, const void *attributes, size_t size) {
+    const struct nl_attribute *found = find_attribute(attributes, size, OF_LINK);
+    if (found != NULL && found->length >= sizeof *found + sizeof(uint64_t))
+        memcpy(context, found + 1, sizeof(uint64_t));
+}
+
+bool received_by(int netlink, int index, uint64_t *packets) {
+    struct batch batch = {.used = 0};
+    struct nl_statistics *asked = begin_message(&batch, GET_STATISTICS, 0, sizeof *asked);
+    *asked = (struct nl_statistics){.index = (uint32_t)index, .mask = 1 << (OF_LINK - 1)};
+    return ask_each(netlink, &batch, sizeof *asked, note_received, packets);
 }

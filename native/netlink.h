@@ -30,7 +30,26 @@ struct nl_attribute {
 void *begin_message(struct batch *batch, uint16_t type, uint16_t flags, size_t size);
 struct nl_attribute *attribute(struct batch *batch, uint16_t type, const void *value, size_t size);
 void text_attribute(struct batch *batch, uint16_t type, const char *value);
+struct nl_attribute *begin_nested(struct batch *batch, uint16_t type); /* marked as such, as netfilter wants it */
 void end_nested(struct batch *batch, struct nl_attribute *nested);
+
+enum { NESTED = 0x8000 };
+struct nf_header { /* nfgenmsg: what netfilter's messages begin with */
+    uint8_t family, version;
+    uint16_t resource;
+};
+
+/* What stands between these two is one transaction of nf_tables. The kernel answers for the messages between them, not for these. */
+void begin_transaction(struct batch *batch);
+void end_transaction(struct batch *batch);
+
+/* Send a question, and call `each` with the attributes of every message that answers it, which follow a header of `header` bytes.
+ * False with errno set. */
+bool ask_each(int netlink, const struct batch *question, size_t header, void (*each)(void *, const void *, size_t), void *context);
+
+/* Among attributes, or in one that holds others: the first of that type; NULL: there is none. Its value follows it. */
+const struct nl_attribute *find_attribute(const void *attributes, size_t size, uint16_t type);
+const struct nl_attribute *find_nested(const struct nl_attribute *in, uint16_t type);
 
 struct end { /* one end of a veth pair */
     const char *name;
@@ -49,6 +68,9 @@ void add_route(struct batch *batch, int index, uint32_t destination, uint8_t pre
 
 /* Every address of that prefix is this namespace's own. lo must be up. */
 void add_local(struct batch *batch, uint32_t destination, uint8_t prefix);
+
+/* How many packets have come in over an interface; false with errno set. */
+bool received_by(int netlink, int index, uint64_t *packets);
 
 uint32_t mtu_of(const char *name); /* 1500 when there is no such interface */
 int index_of(const char *name);    /* 0 when there is no such interface */

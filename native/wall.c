@@ -19,14 +19,10 @@
 
 /* ---------------------------------------------------------------------------------- nf_tables' words */
 
-struct nf_header { /* nfgenmsg */
-    uint8_t family, version;
-    uint16_t resource;
-};
 /* clang-format off */
 enum {
-    SUBSYSTEM = 10, BATCH_BEGIN = 16, BATCH_END = 17, NEW_TABLE = SUBSYSTEM << 8, NEW_CHAIN = SUBSYSTEM << 8 | 3,
-    NEW_RULE = SUBSYSTEM << 8 | 6, FAMILY_INET = 1, FAMILY_NETDEV = 5, FLAG_CREATE = 0x400, FLAG_APPEND = 0x800, NESTED = 0x8000,
+    SUBSYSTEM = 10, NEW_TABLE = SUBSYSTEM << 8, NEW_CHAIN = SUBSYSTEM << 8 | 3,
+    NEW_RULE = SUBSYSTEM << 8 | 6, FAMILY_INET = 1, FAMILY_NETDEV = 5, FLAG_CREATE = 0x400, FLAG_APPEND = 0x800,
     TABLE_NAME = 1, CHAIN_TABLE = 1, CHAIN_NAME = 3, CHAIN_HOOK = 4, CHAIN_POLICY = 5, CHAIN_TYPE = 7, HOOK_NUMBER = 1, HOOK_PRIORITY = 2,
     HOOK_DEVICES = 4, DEVICE_NAME = 1, LOCAL_OUT = 3, EGRESS = 1,
     RULE_TABLE = 1, RULE_CHAIN = 2, RULE_EXPRESSIONS = 4, ELEMENT = 1, EXPRESSION_NAME = 1, EXPRESSION_DATA = 2,
@@ -52,19 +48,6 @@ static void *filter_message(struct rules *rules, uint16_t type, uint16_t flags) 
     return header;
 }
 
-/* The kernel answers for the messages between them, not for these two. */
-static void frame(struct batch *batch, uint16_t type) {
-    struct nf_header *header = begin_message(batch, type, 0, sizeof *header);
-    header->resource = htons(SUBSYSTEM);
-    uint16_t *flags = (void *)(batch->bytes + batch->last + 6);
-    *flags &= (uint16_t)~4; /* no acknowledgement */
-    batch->count--;
-}
-
-static struct nl_attribute *nested(struct batch *batch, uint16_t type) {
-    return attribute(batch, type | NESTED, NULL, 0);
-}
-
 static void big(struct batch *batch, uint16_t type, uint32_t value) {
     value = htonl(value);
     attribute(batch, type, &value, sizeof value);
@@ -77,9 +60,9 @@ struct expression {
 };
 
 static struct expression begin(struct batch *batch, const char *name) {
-    struct expression made = {.element = nested(batch, ELEMENT)};
+    struct expression made = {.element = begin_nested(batch, ELEMENT)};
     text_attribute(batch, EXPRESSION_NAME, name);
-    made.data = nested(batch, EXPRESSION_DATA);
+    made.data = begin_nested(batch, EXPRESSION_DATA);
     return made;
 }
 
@@ -89,7 +72,7 @@ static void end(struct batch *batch, struct expression made) {
 }
 
 static void value(struct batch *batch, uint16_t type, const void *bytes, size_t size) {
-    struct nl_attribute *data = nested(batch, type);
+    struct nl_attribute *data = begin_nested(batch, type);
     attribute(batch, DATA_VALUE, bytes, size);
     end_nested(batch, data);
 }
@@ -135,7 +118,7 @@ static void within(struct batch *batch, const struct prefix *prefix) {
 static void decide(struct batch *batch, uint32_t code) {
     struct expression made = begin(batch, "immediate");
     big(batch, IMMEDIATE_REGISTER, VERDICT_REGISTER);
-    struct nl_attribute *data = nested(batch, IMMEDIATE_DATA), *verdict = nested(batch, DATA_VERDICT);
+    struct nl_attribute *data = begin_nested(batch, IMMEDIATE_DATA), *verdict = begin_nested(batch, DATA_VERDICT);
     big(batch, VERDICT_CODE, code);
     end_nested(batch, verdict);
     end_nested(batch, data);
@@ -160,12 +143,12 @@ static struct nl_attribute *begin_rule(struct rules *rules) {
     filter_message(rules, NEW_RULE, FLAG_CREATE | FLAG_APPEND);
     text_attribute(&rules->batch, RULE_TABLE, table);
     text_attribute(&rules->batch, RULE_CHAIN, chain);
-    return nested(&rules->batch, RULE_EXPRESSIONS);
+    return begin_nested(&rules->batch, RULE_EXPRESSIONS);
 }
 
 static void name_interfaces(struct batch *batch) {
     struct if_nameindex *all = if_nameindex();
-    struct nl_attribute *names = nested(batch, HOOK_DEVICES);
+    struct nl_attribute *names = begin_nested(batch, HOOK_DEVICES);
     for (struct if_nameindex *one = all; one && one->if_index; one++)
         if (one->if_index != LOOPBACK)
             text_attribute(batch, DEVICE_NAME, one->if_name);
@@ -180,7 +163,7 @@ static void make_chain(struct rules *rules) {
     filter_message(rules, NEW_CHAIN, FLAG_CREATE);
     text_attribute(batch, CHAIN_TABLE, table);
     text_attribute(batch, CHAIN_NAME, chain);
-    struct nl_attribute *hook = nested(batch, CHAIN_HOOK);
+    struct nl_attribute *hook = begin_nested(batch, CHAIN_HOOK);
     big(batch, HOOK_NUMBER, rules->around ? EGRESS : LOCAL_OUT);
     big(batch, HOOK_PRIORITY, 0);
     if (rules->around)
@@ -260,9 +243,9 @@ bool wall_raise(const struct wall *wall, bool around) {
     struct rules rules = {.around = around};
     if (netlink < 0)
         return false;
-    frame(&rules.batch, BATCH_BEGIN);
+    begin_transaction(&rules.batch);
     make_rules(&rules, wall);
-    frame(&rules.batch, BATCH_END);
+    end_transaction(&rules.batch);
     return talk(netlink, &rules.batch) ||
            fail(NULL, "cannot load the rules of the network: %m; the kernel needs nf_tables and %s", around ? "its egress hook (Linux 5.16)" : "nft_reject_inet");
 }

@@ -65,7 +65,7 @@ def internet(folder: Path) -> Iterator[Internet]:
     """Make it, with routes from here; end it."""
     certificate = folder / "server.pem"
     subject = ("-subj", "/CN=public.example", "-keyout", str(certificate), "-out", str(certificate))
-    _run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *subject)
+    run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *subject)
     command = ["unshare", "--net", sys.executable, __file__, str(certificate)]
     with ExitStack() as stack:
         lock = stack.enter_context(open("/run/openmodal-internet.lock", "w", encoding="ascii"))
@@ -90,21 +90,21 @@ def internet(folder: Path) -> Iterator[Internet]:
 
 def _connect(pid: int) -> None:
     inside = ("nsenter", f"--net=/proc/{pid}/ns/net", "ip")
-    _run("ip", "link", "add", "omnet0", "type", "veth", "peer", "name", "omnet1", "netns", str(pid))
-    _run("ip", "addr", "add", f"{_OURS}/32", "dev", "omnet0")
-    _run("ip", "link", "set", "omnet0", "up")
+    run("ip", "link", "add", "omnet0", "type", "veth", "peer", "name", "omnet1", "netns", str(pid))
+    run("ip", "addr", "add", f"{_OURS}/32", "dev", "omnet0")
+    run("ip", "link", "set", "omnet0", "up")
     # As a machine that forwards for everybody: what is refused is refused by the sandboxes' own rules.
     Path("/proc/sys/net/ipv4/conf/omnet0/forwarding").write_text("1")
-    _run(*inside, "link", "set", "lo", "up")
-    _run(*inside, "link", "set", "omnet1", "up")
+    run(*inside, "link", "set", "lo", "up")
+    run(*inside, "link", "set", "omnet1", "up")
     for address in ADDRESSES:
-        _run("ip", "route", "add", f"{address}/32", "dev", "omnet0")
-        _run(*inside, "addr", "add", f"{address}/32", "dev", "omnet1")
-    _run(*inside, "route", "add", f"{_OURS}/32", "dev", "omnet1", "src", PUBLIC)
-    _run(*inside, "route", "add", "default", "via", _OURS, "dev", "omnet1", "src", PUBLIC)
+        run("ip", "route", "add", f"{address}/32", "dev", "omnet0")
+        run(*inside, "addr", "add", f"{address}/32", "dev", "omnet1")
+    run(*inside, "route", "add", f"{_OURS}/32", "dev", "omnet1", "src", PUBLIC)
+    run(*inside, "route", "add", "default", "via", _OURS, "dev", "omnet1", "src", PUBLIC)
 
 
-def _run(*command: str) -> None:
+def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
 
 
@@ -204,7 +204,8 @@ def serve_datagrams(address: str, port: int) -> None:
         while True:
             data, sender = sock.recvfrom(4096)
             if port == 53:
-                sock.sendto(answer_to(data), sender)
+                with contextlib.suppress(OSError):  # there may be no way back to who asks
+                    sock.sendto(answer_to(data), sender)
             else:
                 HITS.append(f"udp {address}:{port}")
 

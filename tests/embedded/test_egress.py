@@ -16,7 +16,7 @@ import pytest
 from openmodal._gate.server import CONNECTIONS
 from openmodal._spec import Egress
 from openmodal.app import App
-from openmodal.engines.embedded import Embedded, egress, network
+from openmodal.engines.embedded import Embedded, egress, network, uplink
 from openmodal.errors import EngineError, InvalidError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
@@ -239,7 +239,7 @@ class TestNetworks:
         assert net.hits() == [f"{PUBLIC}:{ECHO}"]
 
     def test_this_machine_is_not_reached_even_when_listed(self, create: Create) -> None:
-        hosts = {"127.0.0.1", network.UPLINK_HOST, network.GATEWAY, *own_addresses()}
+        hosts = {"127.0.0.1", uplink.HOST, network.GATEWAY, *own_addresses()}
         sandbox = create(outbound_cidr_allowlist=[*sorted(hosts), "0.0.0.0/0"])
         with server() as port:
             assert [says(sandbox, host, port) for host in hosts] == [b""] * len(hosts)

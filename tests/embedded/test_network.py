@@ -44,11 +44,11 @@ def on_loopback(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def neighbour(address: str) -> Iterator[None]:
+def neighbour(address: str, serve: str = SERVE) -> Iterator[None]:
     """Another machine beside this one, with a server: a network namespace with that address, behind a veth pair."""
     ours = address.rpartition(".")[0] + ".254"
     with ExitStack() as stack:
-        command = ["unshare", "--net", sys.executable, "-c", f"input(); exec({SERVE!r})"]
+        command = ["unshare", "--net", sys.executable, "-c", f"input(); exec({serve!r})"]
         child = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         stack.callback(child.kill)
         assert child.stdin

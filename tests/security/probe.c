@@ -12,6 +12,7 @@
  *   probe threads|inotify|pipes|memfds|files|events|signals COUNT   how many of them can be had
  *   probe datagrams|queues COUNT            sockets of UDP, of TCP, each with 60,000 bytes at least that nobody reads
  *   probe forge ADDRESS                     send a packet whose source is ADDRESS
+ *   probe connect ADDRESS:PORT COUNT        hold that many connections; say how many came to be
  *   probe fault                             die of a segmentation fault, with the core limit as high as it may be
  */
 #define _GNU_SOURCE
@@ -246,6 +247,35 @@ static int forge(const char *source) {
     return !(bound && sendto(fd, "forged", 6, 0, (struct sockaddr *)&to, sizeof to) == 6);
 }
 
+/* One after the other, as programs do; those that fail do not count. */
+static int hold(const char *where, int count) {
+    char address[64];
+    struct sockaddr_in to = {.sin_family = AF_INET};
+    struct timeval patience = {.tv_sec = 2};
+    snprintf(address, sizeof address, "%s", where);
+    char *port = strchr(address, ':');
+    *port++ = '\0';
+    to.sin_port = htons((uint16_t)atoi(port));
+    inet_pton(AF_INET, address, &to.sin_addr);
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    int made = 0;
+    for (int i = 0; i < count; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience); /* holds for connect, too */
+        if (connect(fd, (struct sockaddr *)&to, sizeof to) == 0)
+            made++;
+        else
+            close(fd);
+    }
+    printf("%d\n", made);
+    fflush(stdout);
+    pause();
+    return 0;
+}
+
 static int fault(void) {
     struct rlimit core;
     getrlimit(RLIMIT_CORE, &core);
@@ -269,6 +299,8 @@ int main(int argc, char **argv) {
         return fault();
     if (strcmp(verb, "memfd") == 0)
         return from_memory(argv + 2);
+    if (strcmp(verb, "connect") == 0)
+        return hold(argv[2], atoi(argv[3]));
     if (argc != 3)
         return 2;
     return strcmp(verb, "foreign") == 0    ? foreign(argv[2])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from openmodal import _config
-from openmodal.engines.embedded import network
+from openmodal.engines.embedded import network, uplink
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
 from openmodal.testing.limits import connects, own_addresses, server
@@ -72,8 +72,8 @@ def test_services_of_this_machine_are_never_reached(inside: Sandbox, weaken: Wea
             "0.0.0.0",
             "127.1.2.3",
             network.GATEWAY,
-            network.UPLINK_HOST,
-            network.UPLINK_ROUTER,
+            uplink.HOST,
+            uplink.ROUTER,
             *own_addresses(),
         }
         assert reached(inside, hosts, port) == []
@@ -139,7 +139,7 @@ def test_the_routers_settings_keep_martians_out(inside: Sandbox) -> None:
         ("ip_forward", "1"),
     ):
         assert in_router("cat", f"/proc/sys/net/ipv4/{path}").strip() == value, path
-    assert Path(f"/proc/sys/net/ipv4/conf/{network.UPLINK}/rp_filter").read_text().strip() == "1"
+    assert Path(f"/proc/sys/net/ipv4/conf/{uplink.NAME}/rp_filter").read_text().strip() == "1"
     assert not works(inside, "ip route add 127.0.0.0/8 via 10.251.0.1")
 
 
@@ -159,14 +159,9 @@ def test_only_tcp_udp_and_ping_leave(inside: Sandbox, weaken: Weaken) -> None:
             assert attack.call(inside, "socket", 2, kind, protocol) != 0, protocol
     assert attack.call(inside, "socket", 2, 2, 17) == 0, "the control"
     assert attack.call(weaken("seccomp"), "socket", 2, 1, 262) in (0, 92, 93)
-    assert "-P FORWARD DROP" in in_router("iptables", "-S", "FORWARD")
-
-
-def test_one_sandbox_has_a_limited_number_of_connections(create: Create) -> None:
-    """G10: all sandboxes share the router's table of them."""
-    assert sh(create(), "ls /sys/class/net/eth0")
-    rules = in_router("iptables", "-S", "FORWARD")
-    assert f"--connlimit-above {network.MOST_CONNECTIONS}" in rules
+    assert "hook forward priority filter; policy drop;" in in_router(
+        "nft", "list", "chain", "ip", "openmodal", "forward"
+    )
 
 
 def test_nobody_connects_to_a_sandbox(create: Create) -> None:
@@ -197,16 +192,15 @@ def test_the_first_packet_of_a_sandbox_is_stopped_already(create: Create) -> Non
 
 def test_a_flushed_firewall_of_this_machine_opens_nothing(create: Create) -> None:
     """G16: the sandboxes' rules are in a namespace of their own; without this machine's rules, even less goes out."""
-    if not network.tool("iptables"):
-        pytest.skip("needs iptables")
+    if not network.tool("nft"):
+        pytest.skip("needs nft")
     sandbox = create()
-    rule = ["INPUT", "-i", network.UPLINK, "-j", "DROP"]
     with server() as port:
-        subprocess.run(["iptables", "-w", "-D", *rule], check=True)
+        subprocess.run(["nft", "flush", "table", "ip", "openmodal"], check=True)
         try:
-            assert reached(sandbox, {*own_addresses(), network.UPLINK_HOST, network.GATEWAY}, port) == []
+            assert reached(sandbox, {*own_addresses(), uplink.HOST, network.GATEWAY}, port) == []
         finally:
-            subprocess.run(["iptables", "-w", "-I", "INPUT", "1", *rule[1:]], check=True)
+            subprocess.run(["nft", "-f", "-"], input=uplink.nft_rules(network.resolvers()), text=True, check=True)
 
 
 def test_nothing_of_a_cluster_comes_along(monkeypatch: pytest.MonkeyPatch, create: Create) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openmodal.engines.embedded import Embedded, mirrors, network
+from openmodal.engines.embedded import Embedded, mirrors, network, uplink
 from openmodal.errors import ImageBuildError
 from openmodal.image import Image
 from openmodal.testing.limits import own_addresses
@@ -52,7 +52,7 @@ def reached(engine: Embedded, image: Image, servers: Iterable[tuple[str, int]]) 
 
 def everywhere(port: int) -> set[tuple[str, int]]:
     """Addresses of this machine, and of whom it only can reach."""
-    fixed = ("127.0.0.1", "127.1.2.3", METADATA, PRIVATE, network.UPLINK_HOST, network.GATEWAY)
+    fixed = ("127.0.0.1", "127.1.2.3", METADATA, PRIVATE, uplink.HOST, network.GATEWAY)
     return {(host, port) for host in (*fixed, *own_addresses())}
 
 
@@ -88,7 +88,7 @@ def test_no_configuration_opens_the_clouds_metadata(
 ) -> None:
     """G4: nor the sandboxes' own network. With a mirror beside, so that there is a gate that could."""
     port, came = here
-    named = (METADATA, network.GATEWAY, network.UPLINK_HOST, "127.0.0.1")
+    named = (METADATA, network.GATEWAY, uplink.HOST, "127.0.0.1")
     monkeypatch.setenv("OPENMODAL_MIRRORS", " ".join(f"http://{host}:{port}" for host in named))
     assert reached(engine, armed, [(host, port) for host in named]) == {("127.0.0.1", port)}, "which is the control"
     assert came == ["127.0.0.1"]

@@ -379,7 +379,7 @@ def test_a_half_written_line_is_left_out_and_no_log_is_none(tmp_path: Path) -> N
 
 def test_gates_reach_less_than_everything_through_the_router() -> None:
     rules = network.router_rules(("192.0.2.53",), ("192.0.2.1",)).splitlines()
-    output = [rule for rule in rules if rule.startswith("-A OUTPUT")]
+    output = [rule for rule in rules if rule.startswith("-A OUTPUT") and "DNAT" not in rule]
     assert ":OUTPUT DROP" in rules
     order = [rule.split()[3] for rule in output if " -d " in rule]
     assert order == ["192.0.2.53", "192.0.2.53", "192.0.2.1", *network.NEVER]

@@ -68,7 +68,7 @@ class Booth:
     async def _net(self, folder: Path) -> tuple[plan.Lines, Sequence[str]]:
         """What the step reaches, and its name servers: the internet, as a sandbox does. Where mirrors are private, through a gate."""
         if private := await Blocking(mirrors.private):
-            lines = egress.prepare(_INTERNET, folder, folder / "egress.log", private)
+            lines = egress.prepare(_INTERNET, folder, folder / "egress.log", network.resolvers(), private)
             return [*lines, *host.in_machines_network()], host.resolvers(_INTERNET)
         lines = await host.net(_binary.find(self._engine.store.state), degraded=_may_lack_network())
         return lines, host.resolvers(Network())

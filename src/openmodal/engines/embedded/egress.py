@@ -22,7 +22,7 @@ _ROOT = Path(__file__).parents[3]
 _GATE = _ROOT / "openmodal" / "_gate" / "main.py"
 
 
-def prepare(wanted: Network, folder: Path, log: Path, mirrors: Sequence[str] = ()) -> Lines:
+def prepare(wanted: Network, folder: Path, log: Path, resolvers: Sequence[str], mirrors: Sequence[str] = ()) -> Lines:
     """Write the policy into the sandbox's folder; return the plan's lines. `mirrors` ("10.0.0.5:3141") are reached besides.
 
     Raises:
@@ -30,7 +30,7 @@ def prepare(wanted: Network, folder: Path, log: Path, mirrors: Sequence[str] = (
     """
     load = network.loader()
     policy = folder / POLICY
-    policy.write_text(policy_text(wanted, network.own_addresses(), network.resolvers(), mirrors))
+    policy.write_text(policy_text(wanted, network.own_addresses(), resolvers, mirrors))
     begin = (sys.executable, "-I", "-S", str(_GATE), str(_ROOT), str(policy), str(log))
     return [
         ("net", "gate"),

@@ -111,6 +111,8 @@ class Embedded:
         return id
 
     async def connect(self, id: str) -> Stream:
+        with contextlib.suppress(EngineError):  # a new sandbox's creation tells
+            await host.mend_router(_binary.find(self._store.state))
         return SocketStream(await launch.connect(self._store.folder(id), "agent.sock"))
 
     async def inspect(self, id: str) -> Status:
@@ -202,6 +204,8 @@ class Embedded:
         orphans = {id: found for id, found in groups.items() if id not in ids and all(map(cgroup.abandoned, found))}
         if not check:
             failed: list[str] = []
+            with _trash.going_on(failed):
+                host.tidy_router(_binary.find(self._store.state))
             dead = [id for id in dead if self._reaped(id, failed)]
             orphans = {id: found for id, found in orphans.items() if cgroup.remove(found)}
             self._layers.collect(failed)
@@ -318,8 +322,8 @@ class Embedded:
             return [("net", "none")]
         if wanted.listed:
             return [
-                *egress.prepare(wanted, folder, self._egress_log(id)),
-                *await host.router(network.resolvers(), program),
+                *egress.prepare(wanted, folder, self._egress_log(id), host.gates_resolvers()),
+                *await host.router(program),
             ]
         posture.expect_network(folder)
         return await host.net(program, degraded="network" in spec.allow_degraded)

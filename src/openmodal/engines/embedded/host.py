@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from openmodal import _config, _idmap
-from openmodal._dual import Blocking
+from openmodal._dual import Blocking, run_sync
 from openmodal._spec import Network
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
@@ -82,7 +82,7 @@ async def net(program: str, *, degraded: bool) -> plan.Lines:
     """
     try:
         if os.geteuid() == 0:
-            return [("net", "router"), *await router(network.resolvers(), program)]
+            return [("net", "router"), *await router(program)]
         lines = rootless.network_lines(network.own_addresses())
     except EngineError:
         if not degraded:
@@ -105,7 +105,7 @@ def require_network(wanted: Network) -> None:
         network.loader()
 
 
-async def router(servers: Sequence[str], program: str) -> plan.Lines:
+async def router(program: str) -> plan.Lines:
     """The router that boxes of root are behind; made on the machine if it is not there. A plain user's have none.
 
     Raises:
@@ -114,10 +114,23 @@ async def router(servers: Sequence[str], program: str) -> plan.Lines:
     if os.geteuid() != 0:
         return []
     _require_rights()
-    found = network.Router(_config.machine(), program)
+    found, servers = network.Router(_config.machine(), program), network.resolvers()
     if not found.ready(servers):
         await Blocking(found.ensure, servers)
     return [("router", str(found.path))]
+
+
+async def mend_router(program: str) -> None:
+    """If boxes of root have a router, see that what they send passes: others reload firewalls, and machines move to other networks."""
+    if os.geteuid() == 0 and network.Router(_config.machine(), program).exists():
+        await router(program)
+
+
+def tidy_router(program: str) -> None:
+    """For `gc`: the same, and what sandboxes left in the tables of connections whose supervisors were killed."""
+    run_sync(mend_router(program))
+    if os.geteuid() == 0:
+        network.Router(_config.machine(), program).sweep()
 
 
 def in_machines_network() -> plan.Lines:
@@ -131,7 +144,12 @@ def resolvers(wanted: Network) -> Sequence[str]:
         return ()
     if wanted.listed:
         return (network.GATE,)
-    return network.resolvers() if os.geteuid() == 0 else rootless.servers()
+    return network.asked(network.resolvers()) if os.geteuid() == 0 else rootless.servers()
+
+
+def gates_resolvers() -> Sequence[str]:
+    """The name servers of a gate, which is behind the router if there is one."""
+    return network.asked(network.resolvers()) if os.geteuid() == 0 else network.resolvers()
 
 
 def over_trust(

@@ -7,7 +7,7 @@
 Why a namespace: its rules are nobody else's, so a flush or reload of the machine's firewall cannot open a way, only close
 one; its addresses collide with no network of the machine; and making an interface in it wakes no udev and no
 NetworkManager. A sandbox costs one veth and no rule. The namespace is bound to a file only after its rules are loaded: no
-interface can exist before them.
+interface can exist before them. This machine's own side of it is in uplink.py.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ import fcntl
 import functools
 import ipaddress
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from openmodal import _binary
 from openmodal.engines import machine
+from openmodal.engines.embedded import uplink
+from openmodal.engines.embedded.uplink import run, text
 from openmodal.engines.machine import DENIED
 from openmodal.errors import EngineError
 
-UPLINK_HOST = "169.254.137.1"
-UPLINK_ROUTER = "169.254.137.2"
-UPLINK = "openmodal0"
+tool = uplink.tool
+
 GATEWAY = "10.251.0.1"
+NAMES = ("10.251.0.2", "10.251.0.3", "10.251.0.4")
+"""What sandboxes ask for names. The router sends each question on to a name server that this machine has now, so those that run go on when
+it changes; three are as many as C libraries ask."""
 GATE = "127.0.0.53"  # as native/gate.c says
 
 # What no allow list opens: beside what none ever does, other sandboxes.
@@ -39,12 +42,8 @@ NEVER = (*machine.NEVER, "10.251.0.0/16")
 MOST_CONNECTIONS = 2500
 """Of one sandbox at a time: all share the router's table of connections."""
 
+_LOOKS = 4
 _PUBLIC_RESOLVERS = ("1.1.1.1", "8.8.8.8")
-
-
-def tool(*names: str) -> str | None:
-    """The first of these programs that is installed where an administrator's are."""
-    return next((path for name in names if (path := shutil.which(name, path=_binary.PATH))), None)
 
 
 def resolvers(root: Path = Path("/")) -> tuple[str, ...]:
@@ -83,9 +82,19 @@ def resolv_conf(servers: Sequence[str]) -> str:
     return "".join(f"nameserver {server}\n" for server in servers)
 
 
+def asked(servers: Sequence[str]) -> tuple[str, ...]:
+    """Whom a sandbox behind the router asks: one address for each of these name servers."""
+    return NAMES[: len(servers)]
+
+
 def own_addresses() -> tuple[str, ...]:
     """This machine's own addresses, now, but for our own uplink's."""
-    return tuple(address for address in machine.own_addresses() if address != UPLINK_HOST)
+    return tuple(address for address in machine.own_addresses() if address != uplink.HOST)
+
+
+def _questions(servers: Sequence[str]) -> list[tuple[str, str]]:
+    """Which name server each address of NAMES stands for."""
+    return [(name, servers[i % len(servers)]) for i, name in enumerate(NAMES)] if servers else []
 
 
 _REFUSE = "-j REJECT --reject-with icmp-admin-prohibited"
@@ -96,6 +105,12 @@ def router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
     """Rules of the router's namespace for iptables-restore: out to the internet, from the first packet on, and nowhere else."""
     denied = [f"-A FORWARD -d {target} {_REFUSE}" for target in (*own, *DENIED)]
     dns = [f"-A FORWARD -d {server} -p {kind} --dport 53 -j ACCEPT" for server in servers for kind in ("udp", "tcp")]
+    names = [
+        f"-A {chain} -d {name} -p {kind} --dport 53 -j DNAT --to-destination {server}"
+        for chain in ("PREROUTING", "OUTPUT")
+        for name, server in _questions(servers)
+        for kind in ("udp", "tcp")
+    ]
     gates = [  # their own connections; and our refusals of what sandboxes send
         "-A INPUT -i up0 -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
         "-A OUTPUT -p icmp -j ACCEPT",
@@ -122,8 +137,12 @@ def router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
             *(f"-A FORWARD -p {kind} -j ACCEPT" for kind in ("tcp", "udp", "icmp")),
             "COMMIT",
             "*nat",
+            ":PREROUTING ACCEPT",
+            ":OUTPUT ACCEPT",
             ":POSTROUTING ACCEPT",
-            "-A POSTROUTING -o up0 -j MASQUERADE",
+            *names,
+            # Any port, not the sandbox's own: the next one with its address would meet what servers still keep of the last one.
+            "-A POSTROUTING -o up0 -j MASQUERADE --random-fully",
             "COMMIT",
             "",
         )
@@ -133,6 +152,10 @@ def router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
 def nft_router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
     """The same rules for nft."""
     dns = ", ".join(servers)
+    names = "; ".join(
+        f"ip daddr {name} meta l4proto {{ tcp, udp }} th dport 53 dnat to {server}"
+        for name, server in _questions(servers)
+    )
     denied = ", ".join((*own, *DENIED))
     never = ", ".join((*own, *NEVER))
     return f"""flush ruleset
@@ -164,7 +187,9 @@ table ip openmodal {{
     tcp dport 25 reject
     meta l4proto {{ tcp, udp, icmp }} accept
   }}
-  chain out {{ type nat hook postrouting priority 100; oifname "up0" masquerade; }}
+  chain names {{ type nat hook prerouting priority -100; {names}; }}
+  chain gates {{ type nat hook output priority -100; {names}; }}
+  chain out {{ type nat hook postrouting priority 100; oifname "up0" masquerade fully-random; }}
 }}
 """
 
@@ -196,48 +221,17 @@ def gate_rules(mirrors: Sequence[str], *, nft: bool) -> str:
     return "\n".join(("*nat", *nat, "COMMIT", "*filter", ping, "COMMIT", ""))
 
 
-def loader() -> Sequence[str]:
-    """The command that loads rules from its standard input.
+def loader(rules: str = "") -> Sequence[str]:
+    """The command that loads rules from its standard input: any, or that for these.
 
     Raises:
         EngineError: there is none.
     """
-    if program := tool("iptables-restore"):
+    if (program := tool("iptables-restore")) and not rules.startswith("flush"):
         return program, "-w"
     if program := tool("nft"):
         return program, "-f", "-"
     raise EngineError("a sandbox's network needs iptables or nft; install one with `apt-get install iptables`")
-
-
-def machine_rules(servers: Sequence[str]) -> list[tuple[str, str, list[str]]]:
-    """Rules of the machine for the uplink, as (table, chain, rule); each is put first in its chain, so the last one wins."""
-    answers = ["-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"]
-    return [
-        ("nat", "POSTROUTING", ["-s", f"{UPLINK_HOST}/30", "!", "-o", UPLINK, "-j", "MASQUERADE"]),
-        ("filter", "FORWARD", ["-i", UPLINK, "-j", "ACCEPT"]),
-        ("filter", "FORWARD", ["-o", UPLINK, *answers]),
-        ("filter", "INPUT", ["-i", UPLINK, "-j", "DROP"]),
-        *(
-            ("filter", "INPUT", ["-i", UPLINK, "-d", server, "-p", kind, "--dport", "53", "-j", "ACCEPT"])
-            for server in servers
-            for kind in ("udp", "tcp")
-        ),
-    ]
-
-
-def nft_machine_rules(servers: Sequence[str]) -> str:
-    """The same for nft, in a table of our own."""
-    return f"""table ip openmodal
-delete table ip openmodal
-table ip openmodal {{
-  chain input {{
-    type filter hook input priority 0; policy accept;
-    iifname "{UPLINK}" ip daddr {{ {", ".join(servers)} }} meta l4proto {{ tcp, udp }} th dport 53 accept
-    iifname "{UPLINK}" drop
-  }}
-  chain out {{ type nat hook postrouting priority 100; ip saddr {UPLINK_HOST}/30 oifname != "{UPLINK}" masquerade; }}
-}}
-"""
 
 
 class Router:
@@ -248,11 +242,16 @@ class Router:
         self._machine = machine
         self._agent = agent
         self._loaded = machine / "router.rules"
+        self._sealed = machine / "router.seal"
 
     def ready(self, servers: Sequence[str]) -> bool:
-        """Whether the namespace is there with the rules that hold now."""
-        loaded = self._loaded_rules()
-        return self.exists() and loaded == self._wanted(servers, nft=loaded.startswith("flush"))
+        """Whether the namespace is there with the rules that hold now, and nobody has changed this machine's side since we looked."""
+        loaded, own = text(self._loaded), machine.own_addresses()
+        return (
+            self.exists()
+            and loaded == _wanted(servers, own, nft=loaded.startswith("flush"))
+            and uplink.seal(servers) == text(self._sealed)
+        )
 
     def exists(self) -> bool:
         try:
@@ -261,7 +260,7 @@ class Router:
             return False
 
     def ensure(self, servers: Sequence[str]) -> None:
-        """Make the namespace, or load new rules when resolvers or addresses of the machine have changed.
+        """Make the namespace, or what has changed: the rules of new resolvers and addresses, what others did to this machine's firewall.
 
         Raises:
             EngineError: rights or a firewall program are missing; the text tells the remedy. No half-made router stays.
@@ -269,66 +268,76 @@ class Router:
         with self._lock():
             if self.ready(servers):
                 return
-            wanted = self._wanted(servers, nft=not tool("iptables-restore") and tool("nft") is not None)
-            if self.exists():
-                self._load(self.path, wanted)
-            else:
-                self._make(wanted)
+            self._install(servers)
             self._open_machine(servers)
+
+    def _install(self, servers: Sequence[str]) -> None:
+        """With nft, if it is there and this kernel has what its rules take: its count of a sandbox's connections can be reset."""
+        programs = [tool("nft") is not None, False] if tool("iptables-restore") else [True]
+        own = machine.own_addresses()
+        if self.exists() and not uplink.is_linked():
+            self._link("join", self.path)
+        for nft in dict.fromkeys(programs):
+            wanted = _wanted(servers, own, nft=nft)
+            try:
+                if not self.exists():
+                    self._make(wanted)
+                elif text(self._loaded) != wanted:
+                    self._load(self.path, wanted)
+            except EngineError:
+                if not nft or len(programs) == 1:
+                    raise
+                continue
+            run([self._agent, "router", "limit", str(self.path)])
             self._loaded.write_text(wanted)
+            return
+
+    def sweep(self) -> int:
+        """Forget the connections of sandboxes whose supervisors were killed; of how many."""
+        slots = self._machine / "slots"
+        if not self.exists() or not slots.exists():
+            return 0
+        return int(run([self._agent, "router", "sweep", str(self.path), str(slots)]))
 
     def remove(self) -> None:
         """Take it down: no sandbox may be running."""
         with self._lock():
             if self.exists():
-                _run([self._agent, "router", "remove", str(self.path)])
+                run([self._agent, "router", "remove", str(self.path)])
             self._loaded.unlink(missing_ok=True)
-            iptables = tool("iptables")
-            for table, chain, rule in machine_rules(resolvers()) if iptables else ():
-                _binary.run([iptables, "-w", "-t", table, "-D", chain, *rule])  # type: ignore[list-item]
+            self._sealed.unlink(missing_ok=True)
+            uplink.close_machine(resolvers())
 
     def _make(self, wanted: str) -> None:
         new = f"{self.path}.new"
         _binary.run([self._agent, "router", "remove", new])  # of a crash
-        _run([self._agent, "router", "make", new, UPLINK_HOST, UPLINK_ROUTER, GATEWAY])
+        self._link("make", Path(new))
         try:
             self._load(Path(new), wanted)
         except BaseException:
-            _run([self._agent, "router", "remove", new])
+            run([self._agent, "router", "remove", new])
             raise
-        _run([self._agent, "router", "commit", new, str(self.path)])
+        run([self._agent, "router", "commit", new, str(self.path)])
+
+    def _link(self, verb: str, path: Path) -> None:
+        run([self._agent, "router", verb, str(path), uplink.HOST, uplink.ROUTER, GATEWAY])
 
     @staticmethod
     def _load(namespace: Path, rules: str) -> None:
         enter = tool("nsenter")
         if not enter:
             raise EngineError("a sandbox's network needs nsenter; install it with `apt-get install util-linux`")
-        _run([enter, f"--net={namespace}", *loader()], rules)
+        run([enter, f"--net={namespace}", *loader(rules)], rules)
 
-    @staticmethod
-    def _wanted(servers: Sequence[str], *, nft: bool) -> str:
-        own = own_addresses()
-        return nft_router_rules(tuple(servers), own) if nft else router_rules(tuple(servers), own)
-
-    def _loaded_rules(self) -> str:
-        try:
-            return self._loaded.read_text()
-        except FileNotFoundError:
-            return ""
-
-    @staticmethod
-    def _open_machine(servers: Sequence[str]) -> None:
-        """Let packets of the uplink through this machine, and answers back."""
-        for interface in {UPLINK, *_default_interfaces(Path("/proc/net/route").read_text())}:
-            Path(f"/proc/sys/net/ipv4/conf/{interface}/forwarding").write_text("1")
-        iptables, nft = tool("iptables"), tool("nft")
-        if not iptables and nft:
-            _run([nft, "-f", "-"], nft_machine_rules(servers))
-            return
-        for table, chain, rule in machine_rules(servers) if iptables else ():
-            known = _binary.run([iptables, "-w", "-t", table, "-C", chain, *rule])  # type: ignore[list-item]
-            if known.returncode:
-                _run([iptables, "-w", "-t", table, "-I", chain, "1", *rule])  # type: ignore[list-item]
+    def _open_machine(self, servers: Sequence[str]) -> None:
+        """Until there is nothing left to do: then nothing has changed since the seal was read. Where others change the firewall all the
+        time, there is no seal, and the next sandbox looks again."""
+        self._sealed.unlink(missing_ok=True)
+        for _ in range(_LOOKS):
+            seal = uplink.seal(servers)
+            if not uplink.open_machine(servers, self._machine / "router.table"):
+                self._sealed.write_text(seal)
+                return
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -338,14 +347,7 @@ class Router:
             yield
 
 
-def _default_interfaces(routes: str) -> list[str]:
-    """The interfaces of default routes, from /proc/net/route."""
-    rows = [line.split() for line in routes.splitlines()[1:]]
-    return [row[0] for row in rows if len(row) > 7 and row[1] == "00000000" and row[7] == "00000000"]
-
-
-def _run(command: list[str], text: str = "") -> None:
-    done = _binary.run(command, text.encode())
-    if done.returncode:
-        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
-        raise EngineError(f"the sandboxes' network cannot be set up: {os.path.basename(command[0])} said: {said}")
+def _wanted(servers: Sequence[str], own: Sequence[str], *, nft: bool) -> str:
+    """The router's rules as they shall be, where `own` are this machine's addresses."""
+    theirs = tuple(address for address in own if address != uplink.HOST)
+    return nft_router_rules(tuple(servers), theirs) if nft else router_rules(tuple(servers), theirs)

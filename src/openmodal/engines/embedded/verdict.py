@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from openmodal import _binary, _config
 from openmodal._dual import run_sync
 from openmodal._spec import Info, SandboxSpec
 from openmodal.engines.check import Check
@@ -91,10 +93,18 @@ def names(tried: Mapping[str, Tried]) -> list[Check]:
     """Whether names resolve in a sandbox: asked by the native program itself, for there is nothing else in it."""
     if "names" not in tried:
         return []
-    answered = tried["names"].info is not None
-    text = "a sandbox's name server answers" if answered else "no name server answers a sandbox"
+    if tried["names"].info:
+        return [Check("names", True, "a sandbox's name server answers")]
     remedy = "name a server in /etc/resolv.conf that answers from elsewhere than this machine's loopback; for a firewall, let it be asked"
-    return [Check("names", answered, text, remedy)]
+    if _binary.run([_binary.find(_config.state()), "ask", _NAME]).returncode:
+        return [Check("names", False, "no name server answers, neither a sandbox nor this machine", remedy)]
+    if os.geteuid() != 0:
+        return [Check("names", False, "no name server answers a sandbox, although one answers this machine", remedy)]
+    text = "what sandboxes send is dropped: no name server answers one, although one answers this machine"
+    remedy = (
+        "let this machine's firewall forward what comes from openmodal0: see `nft list ruleset` and `iptables-save`"
+    )
+    return [Check("names", False, text, remedy, required=True)]
 
 
 _ALL_IDS = 2**32 - 1  # a sandbox without a user namespace of its own
