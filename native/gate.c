@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 #define GATE_ADDRESS 0x7f000035U /* 127.0.0.53: an address of lo where nobody expects a service but a resolver */
-enum { GATE_PORT = 53, BACKLOG = 512, READY_MS = 30000 };
+enum { GATE_PORT = 53, BACKLOG = 512, READY_MS = 50000 };
 enum { TCP, UDP };
 _Static_assert(UDP + 1 == SOCKETS, "a socket of each kind");
 
@@ -210,7 +210,9 @@ static bool await_gate(int lifeline) {
     ssize_t size = polled > 0 ? receive_with(lifeline, text, sizeof text, NULL, 0, 0) : -1;
     if (size > 0 && strcmp(text, "ready") == 0)
         return true;
-    return not_made(size, text, "the sandbox's gate did not start");
+    return not_made(size, text,
+                    polled == 0 ? "the sandbox's gate did not start in time; is the machine overloaded?"
+                                : "the sandbox's gate died before it served");
 }
 
 bool gate_start(const struct plan *plan, int network, struct gate *gate, struct helper *helper) {

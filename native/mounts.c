@@ -159,7 +159,7 @@ static bool refused_overlay(void) {
     case ENODEV:
         return fail("overlay", "this kernel has no overlayfs; as root: modprobe overlay");
     case EPERM:
-        return fail("overlay", "cannot mount the overlay: %m; a user may do that from Linux 5.11 on");
+        return fail("overlay", "cannot mount the overlay: %m; a user may do that from Linux 5.12 on");
     default:
         return fail(NULL, "cannot mount the overlay: %m; `dmesg` tells more");
     }

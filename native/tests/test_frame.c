@@ -178,10 +178,10 @@ static void put_some_entry(struct buffer *out) {
 
 static void lengths_are_bounded(void) {
     struct frame frame;
-    uint8_t empty[] = {0, 0, 0, 0, 0}, huge[] = {1, 0, 0x11, 0, 0}, most[] = {0, 0, 0x11, 0, 0};
+    uint8_t empty[] = {0, 0, 0, 0, 0}, huge[] = {1, 0, 0x21, 0, 0}, most[] = {0, 0, 0x21, 0, 0};
     CHECK(frame_peek(empty, 5, &frame) == FRAME_BAD);
-    CHECK(frame_peek(huge, 5, &frame) == FRAME_BAD);  /* 1 MiB + 64 KiB + 1 */
-    CHECK(frame_peek(most, 5, &frame) == FRAME_MORE); /* 1 MiB + 64 KiB */
+    CHECK(frame_peek(huge, 5, &frame) == FRAME_BAD);  /* 2 MiB + 64 KiB + 1 */
+    CHECK(frame_peek(most, 5, &frame) == FRAME_MORE); /* 2 MiB + 64 KiB */
 }
 
 static void lying_counts_are_refused(void) {

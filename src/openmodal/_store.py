@@ -267,11 +267,17 @@ def _parents(folder: Path) -> list[Path]:
 def _open_to_others(folder: Path) -> str:
     """Why others than this user and root may rename what is in a folder; "" if they may not. As sshd's StrictModes has it."""
     info = os.stat(folder)
-    if info.st_uid not in (0, os.geteuid()):
+    if info.st_uid not in (0, os.geteuid(), _root_seen_from_inside()):
         return f"belongs to user {info.st_uid}"
     if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
         return f"may be written by everybody (mode {stat.S_IMODE(info.st_mode):o})"
     return ""
+
+
+def _root_seen_from_inside() -> int:
+    """As whom the machine's root appears in a user namespace without that id, as in a rootless container; else 0 (user_namespaces(7))."""
+    maps = Path("/proc/self/uid_map").read_text("ascii").split()
+    return 0 if maps == ["0", "0", str(2**32 - 1)] else int(Path("/proc/sys/kernel/overflowuid").read_text("ascii"))
 
 
 def make_folder(folder: Path, mode: int = 0o755) -> Path:

@@ -129,7 +129,6 @@ def test_python_source_is_found_without_being_imported(monkeypatch, tmp_path):
         lambda: BASE.pip_install("-r x"),
         lambda: BASE.pip_install(""),
         lambda: BASE.pip_install("a", extra_options="'"),
-        lambda: BASE.env({"1A": "x"}),
         lambda: BASE.env({"A": "\0"}),
         lambda: BASE.workdir("relative"),
         lambda: BASE.user("a b"),

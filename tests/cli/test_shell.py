@@ -109,8 +109,10 @@ def test_closing_the_window_ends_the_sandbox(openmodal: CommandLine, image: str)
 
 
 def test_exec_with_a_terminal(openmodal: CommandLine, sandbox: str) -> None:
-    terminal = Terminal(openmodal, "--local", "sandbox", "exec", "-t", sandbox, "sh", "-c", "read line; echo got $line")
-    time.sleep(0.5)
+    terminal = Terminal(
+        openmodal, "--local", "sandbox", "exec", "-t", sandbox, "sh", "-c", "echo ready; read line; echo got $line"
+    )
+    terminal.shows("ready")
     terminal.types("this\r")
     terminal.shows("got this")
     assert terminal.exit_code() == 0

@@ -92,10 +92,9 @@ def test_one_failure_keeps_nothing_else_and_is_told(engine: Embedded, create: Cr
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_deep_folders_of_a_step_of_an_image_are_no_trouble_for_anybody(
-    engine: Embedded, image: Image, code: int
-) -> None:
-    """I31: 5,000 levels that a RUN has made, kept or not, and in a cache of packages."""
+def test_deep_folders_of_a_step_of_an_image_are_no_trouble_for_anybody(tmp_path: Path, image: Image, code: int) -> None:
+    """I31: 5,000 levels that a RUN has made, kept or not, and in a cache of packages. In a store that ends with the test."""
+    engine = Embedded(tmp_path / "state")
     script = f"mkdir /deep; cd /deep; {DEEP.format(hundreds=50)}; exit {code}"
     deep = image.run_commands(f": {secrets.token_hex(8)}; {script}")
     if code:
@@ -106,6 +105,8 @@ def test_deep_folders_of_a_step_of_an_image_are_no_trouble_for_anybody(
     engine.gc()
     engine.prune(unused_for=3600.0)
     assert list((engine.layers.path / "tmp").iterdir()) == []
+    engine.prune()
+    assert not any((layer / "root" / "deep").exists() for layer in (engine.layers.path / "layers").iterdir())
 
 
 def test_deep_folders_in_a_layer_and_a_cache_are_pruned(tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ def on_loopback(address: str) -> Iterator[None]:
 
 @contextmanager
 def neighbour(address: str, serve: str = SERVE) -> Iterator[None]:
-    """Another machine beside this one, with a server: a network namespace with that address, behind a veth pair."""
+    """Another machine beside this one, with a server: a network namespace with that address, behind a veth pair.
+
+    There is one at a time, so another worker with one waits.
+    """
     ours = address.rpartition(".")[0] + ".254"
     with ExitStack() as stack:
         command = ["unshare", "--net", sys.executable, "-c", f"input(); exec({serve!r})"]
@@ -54,7 +57,8 @@ def neighbour(address: str, serve: str = SERVE) -> Iterator[None]:
         assert child.stdin
         assert child.stdout
         _wait_for_own_network(child.pid)
-        run("ip", "link", "add", "omtest0", "type", "veth", "peer", "name", "omtest1", "netns", str(child.pid))
+        pair = ("ip", "link", "add", "omtest0", "type", "veth", "peer", "name", "omtest1", "netns", str(child.pid))
+        eventually(lambda: subprocess.run(pair, capture_output=True, check=False).returncode == 0, seconds=100)
         stack.callback(run, "ip", "link", "del", "omtest0")
         run("ip", "addr", "add", f"{ours}/24", "dev", "omtest0")
         run("ip", "link", "set", "omtest0", "up")

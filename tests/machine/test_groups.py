@@ -40,6 +40,13 @@ RIGHTS = "--cap-add=NET_ADMIN,SYS_PTRACE,SYS_ADMIN,MKNOD --security-opt unmask=A
 Run = Callable[..., str]
 
 
+@pytest.fixture(autouse=True)
+def locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Podman's locks in files: in shared memory they stay when it ends."""
+    (tmp_path / "containers.conf").write_text('[engine]\nlock_type = "file"\n')
+    monkeypatch.setenv("CONTAINERS_CONF", str(tmp_path / "containers.conf"))
+
+
 @pytest.fixture
 def machines_root(tmp_path: Path) -> Iterator[Path]:
     """This machine's own files, for a container that writes to none of them."""

@@ -60,33 +60,35 @@ def setting(file: Path, value: str) -> Iterator[None]:
         file.write_text(before)
 
 
-@pytest.mark.root
-@pytest.mark.skipif(not USER_NAMESPACES.exists(), reason="a setting of Debian's kernels")
-def test_doctor_names_the_setting_that_keeps_users_from_namespaces(tmp_path: Path) -> None:
-    become = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+AS_USER = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
+"""A plain user outside of its own user manager, as after `su`: no control group is delegated there."""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Variables with a state folder of that user's."""
+    monkeypatch.delenv("OPENMODAL_ALLOW_DEGRADED", raising=False)
     os.chown(tmp_path, 1000, 1000)
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
-    home = {"OPENMODAL_HOME": str(tmp_path / "home"), "OPENMODAL_BASE": "packages"}
+    return {"OPENMODAL_HOME": str(tmp_path / "home"), "OPENMODAL_BASE": "packages"}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not USER_NAMESPACES.exists(), reason="a setting of Debian's kernels")
+def test_doctor_names_the_setting_that_keeps_users_from_namespaces(home: dict[str, str]) -> None:
     with setting(USER_NAMESPACES, "0"):
-        told = doctor(*become, **home)
+        told = doctor(*AS_USER, **home)
     assert [told[name]["ok"] for name in ("user namespaces", "base image", "sandbox")] == [False] * 3
     assert "sysctl -w kernel.unprivileged_userns_clone=1" in told["user namespaces"]["remedy"]
-    told = doctor(*become, **home)
+    told = doctor(*AS_USER, **home)
     assert [told[name]["ok"] for name in ("user namespaces", "base image", "store")] == [True] * 3
 
 
-@pytest.mark.user
-def test_doctor_tells_a_user_without_delegated_groups_everything_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.root
+def test_doctor_tells_a_user_without_delegated_groups_everything_to_the_end(home: dict[str, str]) -> None:
     """It ended before its last line, which is the proof of the others."""
-    monkeypatch.delenv("OPENMODAL_ALLOW_DEGRADED", raising=False)
-    monkeypatch.setenv("OPENMODAL_BASE", "packages")
-    told = doctor("systemd-run", "--user", "--quiet", "--pipe", "--wait", *_environment())
+    told = doctor(*AS_USER, **home)
     assert (told["limits"]["ok"], told["sandbox"]["ok"]) == (False, False)
     assert "limits: none; lacks limits" in told["isolation"]["text"]
     assert [told[name]["ok"] for name in ("store", "user ids", "base image")] == [True] * 3
-
-
-def _environment() -> list[str]:
-    names = ("OPENMODAL_HOME", "OPENMODAL_BASE", "PYTHONPATH")
-    return [f"--setenv={name}={os.environ[name]}" for name in names if name in os.environ]

@@ -20,7 +20,7 @@ import pytest
 
 from openmodal import _config
 from openmodal._dual import run_sync
-from openmodal.engines.embedded import Embedded, launch, network, uplink
+from openmodal.engines.embedded import Embedded, host, launch, network, uplink
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
 from tests.embedded.test_network import PORT, PUBLIC, neighbour
@@ -55,10 +55,18 @@ def keeper() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def slots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file of slots that these tests share with nobody: they take all of them."""
+    file = tmp_path / "slots"
+    monkeypatch.setattr(host, "ids", lambda: [("ids", "range"), ("slots", str(file))])
+    return file
+
+
 @contextlib.contextmanager
-def only_slot(slot: int) -> Iterator[None]:
+def only_slot(slots: Path, slot: int) -> Iterator[None]:
     """Take all other slots, so that the next sandbox has this one: its ids and its address."""
-    with open(_config.machine() / "slots", "r+b") as file:
+    with open(slots, "r+b") as file:
         eventually(
             lambda: _locks(file, FIRST_SLOT, LAST_SLOT - FIRST_SLOT + 1)
         )  # those that are just ending have theirs
@@ -142,13 +150,15 @@ def test_a_sandbox_that_has_ended_has_no_connections(create: Create) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_slot_is_as_good_as_new_when_it_is_handed_out_again(create: Create, engine: Embedded, killed: bool) -> None:
+def test_a_slot_is_as_good_as_new_when_it_is_handed_out_again(
+    create: Create, engine: Embedded, slots: Path, killed: bool
+) -> None:
     """The next sandbox with the address of one that had many connections got 271 of 1,500."""
     first = create()
     slot = slot_of(first)
     assert connect(first, network.MOST_CONNECTIONS) == network.MOST_CONNECTIONS
     end(first, engine, killed=killed)
-    with only_slot(slot):
+    with only_slot(slots, slot):
         second = create()
     assert slot_of(second) == slot
     assert connect(second, network.MOST_CONNECTIONS) == network.MOST_CONNECTIONS

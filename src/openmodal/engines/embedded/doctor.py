@@ -29,7 +29,7 @@ from openmodal.engines.embedded.engine import MOST_ON_DISK
 from openmodal.errors import EngineError
 
 _ROOT_KERNEL = (5, 19)  # overlayfs on id-mapped layers
-_USER_KERNEL = (5, 11)  # overlayfs in a user namespace
+_USER_KERNEL = (5, 12)  # mount_setattr; overlayfs in a user namespace came with 5.11
 _LEAST_FREE = 2 << 30
 _LEAST_PIDS = 65536
 _OLD_DAYS = 180

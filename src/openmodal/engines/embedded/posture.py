@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,16 +47,18 @@ def _children(pid: int) -> list[int]:
 def _init_of(supervisor: int) -> int:
     """The supervisor's child that is process 1 of a namespace of its own."""
     for child in _children(supervisor):
-        if posture.fields(_status(child))["NSpid"].split()[-1] == "1":
-            return child
+        with suppress(FileNotFoundError, ProcessLookupError):  # some live for a moment only
+            if posture.fields(_status(child))["NSpid"].split()[-1] == "1":
+                return child
     raise ProcessLookupError(supervisor)
 
 
 def _sentry_of(init: int) -> int:
     """gVisor's kernel: a child of runsc, which is process 1."""
     for child in _children(init):
-        if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"runsc-sandbox"):
-            return child
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"runsc-sandbox"):
+                return child
     raise ProcessLookupError(init)
 
 
