@@ -124,7 +124,8 @@ def test_cp_again_does_not_write_where_the_sandbox_chose(openmodal: CommandLine,
     openmodal("--local", "sandbox", "cp", f"{sandbox}:/tmp/a", ".")
     assert (openmodal.folder / "a/out").is_symlink(), "the control"
     for source in ("new", "new/file"):
-        openmodal.error("--local", "sandbox", "cp", f"{sandbox}:/tmp/{source}", "a/out")
+        for target in ("a/out", "a/out/", "a/out//", "a/out/."):
+            openmodal.error("--local", "sandbox", "cp", f"{sandbox}:/tmp/{source}", target)
     assert ".." in openmodal.run("--local", "sandbox", "cp", f"{sandbox}:/tmp/a/..", "a").stderr
     assert "link" in openmodal.error("--local", "sandbox", "cp", "a/out", f"{sandbox}:/tmp/got")
     assert list(theirs.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -59,7 +60,9 @@ def _local_target(source: str, target: str) -> str:
     name = os.path.basename(source.rstrip("/"))
     if name == "..":
         raise click.UsageError(f"{source!r} has no name to be put under here; write its path without ..")
-    # A link to a folder may be one that a sandbox sent: it is left to copy_to_local, which refuses it.
+    # A link to a folder may be one that a sandbox sent: it is left to copy_to_local, which refuses it. The kernel follows a link whose
+    # name ends in "/" or "/.", so the name is taken without these.
+    target = os.fspath(Path(target))
     return os.path.join(target, name) if os.path.isdir(target) and not os.path.islink(target) else target
 
 
