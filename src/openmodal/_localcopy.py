@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from openmodal._wire import Entry
-from openmodal.errors import InvalidError, ProtocolError, file_error, too_large
+from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError, too_large
 
 _PIECE = 512 * 1024
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -235,7 +235,9 @@ class Receiver:
 
     def _open_folder(self, name: str, parent: int, entry: Entry) -> None:
         if len(self._folders) > DEEPEST:
-            raise file_error(errno.ENAMETOOLONG, os.fsdecode(entry.path))
+            path = os.fsdecode(entry.path)
+            text = f"it lies deeper than {DEEPEST} folders, which are copied; pack it with tar first"
+            raise SandboxFilesystemError(errno.ENAMETOOLONG, text, f"{path[:80]}…")
         os.mkdir(name, 0o700, dir_fd=parent)
         self._folders.append((entry.path, os.open(name, _OPEN_FOLDER, dir_fd=parent), entry))
 

@@ -182,6 +182,14 @@ class TestCopying:
         sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "t")
         assert os.listdir(tmp_path / "t") == ["file"]
 
+    def test_a_folder_that_is_too_deep_is_refused_with_a_sentence(self, sandbox: Sandbox, tmp_path: Path) -> None:
+        """With 1,000 levels the agent's worker died, and the copy tried again for half a minute."""
+        script = "mkdir /srv/deep; cd /srv/deep; for n in $(seq 1200); do mkdir d; cd -P d; done"
+        assert sandbox.exec("sh", "-c", script).returncode == 0
+        with pytest.raises(SandboxFilesystemError, match="256"):
+            sandbox.filesystem.copy_to_local("/srv/deep", tmp_path / "copy")
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_pipe_cannot_be_copied(self, sandbox: Sandbox, tmp_path: Path) -> None:
         sandbox.exec("mkfifo", "/tmp/pipe")
         with pytest.raises((InvalidError, SandboxFilesystemError)):
