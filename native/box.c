@@ -169,7 +169,8 @@ static bool init_build(struct box *box) {
     be_killable();
     if (plan->hostname != NULL && sethostname(plan->hostname, strlen(plan->hostname)) != 0)
         return fail(plan->ids != IDS_RANGE ? "userns" : NULL,
-                    "cannot set the host name: %m; `openmodal doctor` tells what keeps rights from user namespaces");
+                    "cannot set the host name: %m; AppArmor, SELinux or the container around keeps rights from user namespaces: give the native "
+                    "program a profile with userns, or start the container with --security-opt seccomp=unconfined");
     if (plan->ids == IDS_RANGE && !cage_own_as(base))
         return false;
     if (plan->ids != IDS_RANGE && plan->net != NET_HOST) {

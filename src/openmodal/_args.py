@@ -44,7 +44,10 @@ def name(argument: str, value: object) -> str:
 def string(argument: str, value: object) -> str:
     """A string that the kernel can take: no NUL."""
     if not isinstance(value, str):
-        raise InvalidError(f"{argument} must be a string, not {type(value).__name__}; convert it with str()")
+        instead = (
+            "write its items one by one, as in *argv" if isinstance(value, list | tuple) else "convert it with str()"
+        )
+        raise InvalidError(f"{argument} must be a string, not {type(value).__name__}; {instead}")
     if "\0" in value:
         raise InvalidError(f"{argument} contains a NUL character, which no argument or path can; remove it")
     if _SURROGATE.search(value):

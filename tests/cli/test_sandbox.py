@@ -201,6 +201,17 @@ def test_gc_has_nothing_to_do(openmodal: CommandLine, sandbox: str) -> None:
     assert openmodal.running() == [sandbox]
 
 
+@pytest.mark.parametrize(("name", "value"), [("OPENMODAL_ENGINE", "docke"), ("OPENMODAL_ALLOW_DEGRADED", "netwrk")])
+def test_doctor_does_not_pass_a_misspelt_setting(
+    openmodal: CommandLine, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """It said that sandboxes can run, and every creation failed."""
+    monkeypatch.setenv(name, value)
+    done = openmodal.run("doctor")
+    assert done.returncode == 1
+    assert f"{value}" in done.stdout.splitlines()[0]
+
+
 def test_doctor_finds_this_machine_well(openmodal: CommandLine) -> None:
     assert "Sandboxes can run on this machine." in openmodal("doctor")
     found = json.loads(openmodal("doctor", "--json"))
