@@ -30,11 +30,22 @@ uint64_t oom_kills(void) {
     return 0;
 }
 
-static uint64_t read_memory(void) {
+/* A number in a file, behind a word or at its beginning; the largest where there is none ("max"). */
+static uint64_t read_number_in(int folder, const char *path, const char *word) {
     char text[256] = "";
-    AUTO_FD int fd = openat(agent.proc, "meminfo", O_RDONLY | O_CLOEXEC);
-    const char *word = fd >= 0 && read(fd, text, sizeof text - 1) > 0 ? strstr(text, "MemTotal:") : NULL;
-    return word ? strtoull(word + 9, NULL, 10) : UINT64_MAX;
+    AUTO_FD int fd = openat(folder, path, O_RDONLY | O_CLOEXEC);
+    const char *at = fd >= 0 && read(fd, text, sizeof text - 1) > 0 ? strstr(text, word) : NULL;
+    at += at != NULL ? strlen(word) + strspn(at + strlen(word), " ") : 0;
+    return at != NULL && *at >= '0' && *at <= '9' ? strtoull(at, NULL, 10) : UINT64_MAX;
+}
+
+/* In a pod, and in a container of another machine, /proc/meminfo is the machine's; there the control group knows the limit. */
+static uint64_t read_memory(void) {
+    uint64_t told = read_number_in(agent.proc, "meminfo", "MemTotal:");
+    uint64_t second = read_number_in(AT_FDCWD, "/sys/fs/cgroup/memory.max", "");
+    uint64_t first = read_number_in(AT_FDCWD, "/sys/fs/cgroup/memory/memory.limit_in_bytes", "");
+    uint64_t limit = (second < first ? second : first) / 1024;
+    return limit < told ? limit : told;
 }
 
 void oom_open(void) {

@@ -122,6 +122,7 @@ def _scope(nodeid: str) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes long begins first: else one worker would be at it when the others have nothing left."""
     leave_out(config, items, _is_one_gigabyte_too_many)
+    leave_out(config, items, _is_two_gigabytes_of_packages)
     long = {_scope(item.nodeid) for item in items if item.get_closest_marker("slow")}
     if config.getoption("numprocesses", None) or WORKER:
         items.sort(key=lambda item: (_scope(item.nodeid) not in DAEMONS, _scope(item.nodeid) not in long))
@@ -131,6 +132,11 @@ def _is_one_gigabyte_too_many(item: pytest.Item) -> bool:
     """It costs a busy machine a minute, and goes through one engine: that it becomes no memory is the SDK's, the same for all."""
     most_direct = "embedded" in item.path.parts and "[blocking" in item.name
     return "test_one_gigabyte" in item.name and not most_direct
+
+
+def _is_two_gigabytes_of_packages(item: pytest.Item) -> bool:
+    """OPENMODAL_PROGRAMS=all runs them (tests/programs.py)."""
+    return "test_a_big_program" in item.name and os.environ.get("OPENMODAL_PROGRAMS") != "all"
 
 
 def pytest_collection_finish() -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterable, Mapping
 
@@ -16,8 +15,6 @@ from openmodal.engines import Engine
 from openmodal.image import Image
 from openmodal.process import StreamType
 from openmodal.sandbox import Sandbox
-
-ALL = os.environ.get("OPENMODAL_PROGRAMS") == "all"
 
 # Each script runs in bash with -ex, and says by its exit code whether all went well.
 _AWAIT = 'await() { for n in $(seq 100); do if eval "$1"; then return; fi; sleep 0.1; done; exit 1; }\n'
@@ -146,7 +143,6 @@ def test_a_small_program_works_after_being_installed(engine: Engine, small: Imag
 @pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not ALL, reason="two gigabytes of packages: OPENMODAL_PROGRAMS=all")
 @pytest.mark.parametrize("program", BIG)
 def test_a_big_program_works_after_being_installed(engine: Engine, big: Image, program: str) -> None:
     _works(engine, big, BIG, program)

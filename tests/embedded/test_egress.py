@@ -442,7 +442,7 @@ class TestFaults:
         for begin in ("import sys; sys.exit(3)", "import socket; socket.socket(fileno=5).send(b'network by test')"):
             (tmp_path / "gate.py").write_text(begin)
             monkeypatch.setattr(egress, "_GATE", tmp_path / "gate.py")
-            with pytest.raises(EngineError, match=r"gate did not start|by test"):
+            with pytest.raises(EngineError, match=r"gate died before it served|by test"):
                 create(outbound_cidr_allowlist=[PUBLIC])
         monkeypatch.undo()
         monkeypatch.setattr(engine, "_egress_log", lambda id: tmp_path / "missing" / id)

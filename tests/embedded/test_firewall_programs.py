@@ -55,7 +55,7 @@ def docker(folder: Path) -> Iterator[None]:
     words = [f"--{name}={folder / place}" for name, place in places.items()]
     socket = f"unix://{folder / 'socket'}"
     with started("dockerd", *words, "-H", socket, "--bip", "172.29.0.1/24"):
-        eventually(lambda: _succeeds("docker", "-H", socket, "info"), seconds=60)
+        eventually(lambda: _succeeds("docker", "-H", socket, "info"), seconds=300)
         yield
 
 
@@ -105,6 +105,7 @@ def test_ufw_is_enabled_reloaded_and_disabled(here: Machine, create: Create, tmp
         assert mended(running, create), script
 
 
+@pytest.mark.timeout(900)
 def test_docker_starts_before_and_after_a_sandbox(here: Machine, create: Create, tmp_path: Path) -> None:
     """On a machine that forwarded nothing it drops whatever is not its own containers'."""
     needs("dockerd", "docker")

@@ -31,7 +31,7 @@ LIMITS = {
 def of(engine: Embedded, sandbox: Sandbox) -> dict[str, object]:
     """The posture: what is the same for every task, what its roles hold open, and its mounts."""
     pids = attack.members(engine, sandbox)
-    tasks = [task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]
+    tasks = [task for pid in pids for task in _tasks(pid)]
     facts = [fact for task in tasks if (fact := _facts(task, sandbox.id))]
     return {
         "every task": {key: _only([fact[key] for fact in facts]) for key in facts[0]},
@@ -40,6 +40,14 @@ def of(engine: Embedded, sandbox: Sandbox) -> dict[str, object]:
         "commands' oom_score_adj": _only([_read(pid, "oom_score_adj") for pid in pids if _comm(pid) == "sleep"]),
         "mounts": mounts(Path(f"/proc/{pids[0]}/mountinfo").read_text()),
     }
+
+
+def _tasks(pid: int) -> list[Path]:
+    """None of one that has just ended."""
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _facts(task: Path, id: str) -> dict[str, object] | None:

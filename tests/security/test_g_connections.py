@@ -175,8 +175,15 @@ def test_what_killed_supervisors_left_is_collected(create: Create, engine: Embed
 
 def test_one_sandbox_has_a_limited_number_of_connections(create: Create) -> None:
     """G10: all sandboxes share the router's table of them. Another one is not held up."""
-    greedy, other = create(), create()
-    assert connect(greedy, network.MOST_CONNECTIONS + 10) == network.MOST_CONNECTIONS
+    rules, other = (_config.machine() / "router.rules"), create()
+    # Other workers give this machine addresses, and then the router's rules are loaded anew: what was connected before does not count.
+    for _ in range(10):
+        greedy, before = create(), rules.stat().st_mtime_ns
+        got = connect(greedy, network.MOST_CONNECTIONS + 10)
+        if rules.stat().st_mtime_ns == before:
+            break
+        greedy.terminate()
+    assert got == network.MOST_CONNECTIONS
     assert connect(other, 10) == 10
 
 

@@ -58,7 +58,7 @@ def test_a_fork_bomb_stops_at_the_limit_and_the_neighbour_works(create: Create, 
     """I1: and it can be ended."""
     sandbox = create()
     sandbox.spawn("sh", "-c", "bomb() { bomb | bomb & }; bomb; sleep 54321")
-    eventually(lambda: int(group_file(sandbox, "pids", "pids.current", "pids.current")) > 300)
+    eventually(lambda: int(group_file(sandbox, "pids", "pids.current", "pids.current")) > 300, seconds=80)
     assert int(group_file(sandbox, "pids", "pids.current", "pids.current")) <= 512
     assert answers(neighbour)
     sandbox.terminate()

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from openmodal import _wire
 from openmodal._dual import Blocking, writable
@@ -15,6 +15,9 @@ from openmodal._wire import Code, Kind
 from openmodal.engines.kubernetes import api, pods
 from openmodal.engines.kubernetes.websocket import KEEP_ALIVE, WebSocket
 from openmodal.errors import EngineError
+
+if TYPE_CHECKING:
+    import httpx2
 
 _PATIENCE = 5.0  # seconds for a direct link: a lost packet is sent again after one, and again after two more
 _LONGEST_ANSWER = 4096
@@ -36,7 +39,12 @@ async def open_link(
     """
     query: api.Query = [("command", part) for part in (pods.AGENT, "dial", pods.SOCKET)]
     query += [("container", pods.CONTAINER), ("stdin", "true"), ("stdout", "true"), ("stderr", "true")]
-    stream = WebSocket(await Blocking(cluster.upgrade, cluster.pods(f"{pod}/exec"), query))
+    upgrade = _Upgrade(cluster, pod, query)
+    try:
+        stream = WebSocket(await Blocking(upgrade))
+    except BaseException:
+        upgrade.give_up()
+        raise
     try:
         await stream.send(greeting)
         if meanwhile:
@@ -46,6 +54,29 @@ async def open_link(
         stream.close()
         raise
     return stream
+
+
+class _Upgrade:
+    """Opening a WebSocket, in a thread that goes on when who waits for it is interrupted: then nobody else would close it."""
+
+    def __init__(self, cluster: api.Api, pod: str, query: api.Query) -> None:
+        self._cluster = cluster
+        self._path = cluster.pods(f"{pod}/exec")
+        self._query = query
+        self._response: httpx2.Response | None = None
+        self._given_up = False
+
+    def __call__(self) -> httpx2.Response:
+        self._response = self._cluster.upgrade(self._path, self._query)
+        if self._given_up:
+            self._response.close()
+        return self._response
+
+    def give_up(self) -> None:
+        """Close it, now or when it is open: whichever of the two looks last sees the other."""
+        self._given_up = True
+        if self._response:
+            self._response.close()
 
 
 async def direct_link(cluster: api.Api, found: pods.Found) -> SocketStream:
