@@ -138,6 +138,7 @@ def end(sandbox: Sandbox, engine: Embedded, *, killed: bool) -> None:
     folder = engine.store.folder(sandbox.id)
     os.kill(run_sync(launch.supervisor(folder)), signal.SIGKILL)
     eventually(lambda: not engine.store.alive(sandbox.id))
+    assert sandbox.poll() == 137, "and its groups are cleared away, which other workers' leak checks would see"
 
 
 def test_a_sandbox_that_has_ended_has_no_connections(create: Create) -> None:
