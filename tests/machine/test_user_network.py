@@ -42,9 +42,11 @@ def descendants(pid: int) -> list[int]:
 
 def helpers(sandbox: openmodal.Sandbox) -> set[str]:
     """The programs that its supervisor has started."""
-    started = descendants(supervisor_of(sandbox))
-    names = {Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode() for pid in started}
-    return {os.path.basename(name) for name in names} & {"pasta", "slirp4netns"}
+    names: set[str] = set()
+    for pid in descendants(supervisor_of(sandbox)):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            names.add(os.path.basename(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()))
+    return names & {"pasta", "slirp4netns"}
 
 
 @pytest.mark.skipif(not Path("/etc/apparmor.d/usr.bin.passt").exists(), reason="AppArmor does not confine pasta here")
