@@ -267,7 +267,8 @@ def _parents(folder: Path) -> list[Path]:
 def _open_to_others(folder: Path) -> str:
     """Why others than this user and root may rename what is in a folder; "" if they may not. As sshd's StrictModes has it."""
     info = os.stat(folder)
-    if info.st_uid not in (0, os.geteuid(), _root_seen_from_inside()):
+    # Asked last: every creation comes here, and most folders are root's or the user's.
+    if info.st_uid not in (0, os.geteuid()) and info.st_uid != _root_seen_from_inside():
         return f"belongs to user {info.st_uid}"
     if info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
         return f"may be written by everybody (mode {stat.S_IMODE(info.st_mode):o})"
