@@ -22,7 +22,7 @@ LAYERS = (
     {"_link"},
     {"_command"},
     {"build", "engines"},
-    {"app", "filesystem", "image", "secret", "volume", "_localcopy"},
+    {"app", "filesystem", "image", "secret", "_localcopy"},
     {"process"},
     {"_options"},
     {"pool", "sandbox"},

@@ -414,10 +414,7 @@ class _MainOutput(Live):
 def _refuse_unsupported(**arguments: object) -> None:
     for name, value in arguments.items():
         if value not in (None, (), [], {}):
-            raise UnsupportedError(
-                f"{name}= is not supported by this version yet; leave it out "
-                "(cpu=, memory=, disk= and block_network= are supported)"
-            )
+            raise UnsupportedError(f"{name}= is not supported by this version yet; leave it out")
 
 
 def _checked_app(app: App | None) -> App:

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from openmodal.build.layers import Layers
 
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Of commands in an image that says nothing."""
-
-
 class RunRequest(msgspec.Struct, frozen=True):
     """One command of a build, to be run as process 1's child in a sandbox.
 

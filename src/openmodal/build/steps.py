@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from openmodal._binary import PATH
 from openmodal._spec import (
     AnyStep,
     Config,
@@ -31,13 +32,13 @@ from openmodal._spec import (
     Scratch,
 )
 from openmodal._store import make_folder
-from openmodal.build import PATH, Options, Runner, RunRequest, local, names, put
-from openmodal.build.layers import Layers, Meta, disk_full_named, disk_full_text
+from openmodal.build import Options, Runner, RunRequest, local, names, put
+from openmodal.build.layers import Layers, Meta
 from openmodal.build.merged import Merged, is_opaque
 from openmodal.build.names import digest, facts
 from openmodal.build.output import Tail
 from openmodal.build.titles import title
-from openmodal.errors import DiskFullError, ImageBuildError, InvalidError
+from openmodal.errors import ImageBuildError, InvalidError, disk_full, disk_full_named
 
 _T = TypeVar("_T")
 
@@ -291,7 +292,7 @@ class Builder:
     def _failure(self, code: int, text: str, tail: Tail) -> Exception:
         space = os.statvfs(self.store.path)
         if "No space left on device" in tail.text or space.f_bavail * space.f_frsize < _NO_SPACE:
-            return DiskFullError(disk_full_text(self.store.path))
+            return disk_full(self.store.path)
         return self.failure(code, text, tail)
 
     def failure(self, code: int, text: str, tail: Tail) -> ImageBuildError:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from openmodal._wire import Flag, milliseconds
 from openmodal.engines import machine
-from openmodal.engines.asked import Limits
+from openmodal.engines.asked import Limits, hostname
 from openmodal.engines.embedded import cgroup
 
 Lines = list[tuple[str, str]]
 
-HOSTNAME_MAX = 63  # Linux takes 64; a DNS label has 63
 
 _UNLIMITED = (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_RSS)
 
@@ -106,11 +105,6 @@ def _groups(groups: cgroup.Plan) -> Lines:
         *([("oom", " ".join(groups.oom))] if groups.oom else []),
         *([("weight", " ".join(groups.weight))] if groups.weight else []),
     ]
-
-
-def hostname(id: str) -> str:
-    """The host name of a sandbox."""
-    return id[-HOSTNAME_MAX:].lstrip("-._") or "sandbox"
 
 
 def rlimits(limits: Limits) -> list[tuple[int, int, int]]:
