@@ -237,6 +237,11 @@ class Store:
                 except FileNotFoundError:  # another process does the same
                     pass
 
+    def forget(self, id: str) -> None:
+        """Forget how something ended that is no sandbox of the user's."""
+        for name in (id, f"{id}.status"):
+            (self.ended / name).unlink(missing_ok=True)
+
     @staticmethod
     def remove(folder: Path) -> None:
         """Remove a sandbox's folder, whatever is in it; others may be doing the same, and its box may still be writing into it."""

@@ -18,12 +18,15 @@ from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
 from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import egress, host, launch, mirrors, network, plan
-from openmodal.errors import EngineError
+from openmodal.errors import DiskFullError, EngineError
 
 if TYPE_CHECKING:
     from openmodal.engines.embedded.engine import Embedded
 
 TIMEOUT = 4 * 3600.0
+
+MOST_ON_DISK = 64 << 30
+"""What a step may write: more than any layer, for a recipe is the user's own. On a disk that is nearly full a GiB is enough to end it."""
 
 _INTERNET = Network(cidrs=("0.0.0.0/0",), domains=("*",))
 
@@ -58,12 +61,16 @@ class Booth:
         finally:
             self._links.close()
             await engine.stop(self._id)
+            engine.store.forget(self._id)
 
     def lease(self) -> contextlib.AbstractAsyncContextManager[Link]:
         return self._links.lease()
 
     async def why(self, error: Exception) -> None:
-        raise EngineError(f"the box of a build step ended: {error}") from error
+        end = await self._engine.wait(self._id)
+        if end.reason == "disk":
+            raise DiskFullError(_filled(self._engine.store.state)) from error
+        raise EngineError(f"the box of a build step ended ({end.reason}): {end.text or error}") from error
 
     async def _net(self, folder: Path) -> tuple[plan.Lines, Sequence[str]]:
         """What the step reaches, and its name servers: the internet, as a sandbox does. Where mirrors are private, through a gate."""
@@ -89,6 +96,7 @@ class Booth:
             lowers=lowers,
             upper=request.upper,
             work=request.work,
+            record=str(self._engine.store.ended / self._id),
             keep=True,
             ids=host.ids(),
             net=net,
@@ -98,8 +106,17 @@ class Booth:
             groups=host.groups(self._id, limits, degraded=True),  # a recipe is the user's own
             env=tuple(env.items()),
             binds=request.binds,
+            guard=MOST_ON_DISK,
+            counted=[source for source, _ in request.binds],
             owner=os.getpid(),
         )
+
+
+def _filled(state: Path) -> str:
+    return (
+        f"was ended before it filled the disk of {state} (disk), where it had more than {MOST_ON_DISK >> 30} GiB, or the most of all "
+        "with hardly any left; free some space, run `openmodal image prune`, or set OPENMODAL_HOME to a folder on a larger disk"
+    )
 
 
 def _may_lack_network() -> bool:

@@ -24,7 +24,8 @@ _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0
 class Box:
     """A box, as values. `net` is "none", "router", "exec" or "gate"; `owner` a process to die with.
 
-    Times in seconds, `memory` and `guard` (what it may have on the disk) in bytes; 0 is none.
+    Times in seconds, `memory` and `guard` (what it may have on the disk) in bytes; 0 is none. `counted`: folders outside `upper` that
+    the guard counts.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Box:
     owner: int = 0
     disk: str = ""
     guard: int = 0
+    counted: Sequence[str] = ()
     extra: Lines = field(default_factory=list)
 
 
@@ -76,6 +78,7 @@ def encode(box: Box) -> bytes:
         *(("arg", arg) for arg in box.argv),
         *([("main_flags", str(int(Flag.STDIN)))] if box.argv else []),
         *(("bind", f"{source}\t{target}\trw") for source, target in box.binds),
+        *(("counted", folder) for folder in box.counted),
         *box.extra,
     ]
     optional = {
