@@ -176,10 +176,8 @@ class Command:
         """
         try:
             yield
-        except (
-            Error,
-            GeneratorExit,
-        ):  # it never ran, or its sandbox ended; a coroutine that is closed may wait for nothing
+        # It never ran, or its sandbox ended; a coroutine that is being closed may wait for nothing.
+        except (Error, GeneratorExit):
             raise
         except BaseException:
             with contextlib.suppress(Error, OSError):

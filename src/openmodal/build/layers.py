@@ -169,9 +169,8 @@ class Layers:
             with _trash.going_on(failed):
                 if held := lock_folder(folder):
                     with held:
-                        remove_tree(
-                            folder
-                        )  # a killed builder's step may still be dying and write: the next one removes the rest
+                        # The step of a killed builder may still write: the next `collect` removes the rest.
+                        remove_tree(folder)
                         count += 1
         return count
 

@@ -248,9 +248,8 @@ class Kubernetes:
             try:
                 begins = functools.partial(self._note, cluster, created.name, created.status(time.time()))
                 return await open_link(cluster, created.name, created.setup, begins)
-            except (
-                ConnectionError
-            ) as error:  # it listens a moment after its start; or a short main command has ended meanwhile
+            # The agent listens a moment after its start; or a short main command has ended meanwhile.
+            except ConnectionError as error:
                 if await self._settle(cluster, id):
                     return None
                 created.check(await Blocking(cluster.get, cluster.pods(created.name)))
