@@ -20,6 +20,7 @@ LAYERS = (
     {"errors", "_spec", "_wire", "_dual", "_args", "_gate"},
     {"_binary", "_config", "_idmap", "_store", "_trash"},
     {"_link"},
+    {"_agent"},
     {"_command"},
     {"build", "engines"},
     {"app", "filesystem", "image", "secret", "_localcopy"},

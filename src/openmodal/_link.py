@@ -225,9 +225,9 @@ class Links:
     its parent's links, whose bytes it would steal.
     """
 
-    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Stream]]) -> None:
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Stream]], first: Stream | None = None) -> None:
         self._connect = connect
-        self._idle: deque[Link] = deque()
+        self._idle = deque([Link(first)] if first else ())
         self._pid = os.getpid()
 
     @asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmodal import _binary, _config, _wire
+from openmodal._agent import Agent
 from openmodal._command import Command
 from openmodal._dual import Blocking
-from openmodal._link import Link, Links
 from openmodal._spec import ExecSpec, Network, Status
 from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
@@ -38,7 +37,7 @@ class Booth:
         self._engine = engine
         self._request = request
         self._id = f"build-{os.urandom(4).hex()}"
-        self._links = Links(lambda: engine.connect(self._id))
+        self._agent = Agent(lambda: engine.connect(self._id), self._why)
 
     async def run(self) -> int:
         """Run the step and return its exit code."""
@@ -53,20 +52,17 @@ class Booth:
             await self._tell_of_network()
             if request.workdir:
                 mkdir = _wire.file(FileOp.MKDIR, _wire.encode(request.workdir), flags=1)
-                await Command(self, _wire.MAIN).ask(mkdir)
+                await Command(self._agent, _wire.MAIN).ask(mkdir)
             spec = ExecSpec(argv=request.argv, user=request.user, workdir=request.workdir, flags=Flag.ATTACHED)
             sink = _Output(request)
-            _, record = await Command(self, os.urandom(16)).run(spec, None, {1: sink, 2: sink})
+            _, record = await Command(self._agent, os.urandom(16)).run(spec, None, {1: sink, 2: sink})
             return record.returncode
         finally:
-            self._links.close()
+            self._agent.close()
             await engine.stop(self._id)
             engine.store.forget(self._id)
 
-    def lease(self) -> contextlib.AbstractAsyncContextManager[Link]:
-        return self._links.lease()
-
-    async def why(self, error: Exception) -> None:
+    async def _why(self, error: Exception) -> None:
         end = await self._engine.wait(self._id)
         if end.reason == "disk":
             raise DiskFullError(_filled(self._engine.store.state)) from error
