@@ -1,4 +1,4 @@
-"""A machine of its own for tests that flush firewalls and change addresses: as far as networks go, and no farther.
+"""A machine of its own for tests of networks, which flush firewalls and change addresses: as far as networks go, and no farther.
 
     with apart(folder) as machine: the thread that runs the test is there, and so is what it starts
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openmodal import _config
-from tests.embedded.internet import OTHER, PUBLIC, Internet, internet, run
+from tests.embedded.internet import OTHER, PUBLIC, Internet, run, serving
 
 _OWN_FOLDER, _NEW_MOUNTS, _NEW_NETWORK = 0x200, 0x00020000, 0x40000000  # unshare(2)
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -52,7 +52,7 @@ def apart(folder: Path) -> Iterator[Machine]:
         run("mount", "-t", "tmpfs", "-o", "mode=700", "none", str(_config.machine()))
         run("mount", "--bind", str(resolv_conf), os.path.realpath("/etc/resolv.conf"))
         run("ip", "link", "set", "lo", "up")
-        net = stack.enter_context(internet(folder))
+        net = stack.enter_context(serving(folder))
         _answer_only_to(net, "192.0.2.254")
         run("ip", "route", "add", "default", "via", PUBLIC, "dev", "omnet0")
         yield Machine(net, resolv_conf)

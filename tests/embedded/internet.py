@@ -2,6 +2,9 @@
 
     with internet(folder) as net: net.hits() tells which addresses and names were asked for since the last time
 
+A machine can have one, and who comes second waits. Tests that need no more of this machine than its network use apart.py instead, where
+each has one of its own.
+
 Run as a program it is the servers' side: it waits for a line, serves, and answers each further line with the hits, as JSON.
 """
 
@@ -62,14 +65,21 @@ class Internet:
 
 @contextmanager
 def internet(folder: Path) -> Iterator[Internet]:
-    """Make it, with routes from here; end it."""
+    """Make the only one of this machine, with routes from here; end it."""
+    with open("/run/openmodal-internet.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the addresses are there once: another run of the tests waits
+        with serving(folder) as found:
+            yield found
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Internet]:
+    """Make one in the network namespace of this thread, which has no other; end it."""
     certificate = folder / "server.pem"
     subject = ("-subj", "/CN=public.example", "-keyout", str(certificate), "-out", str(certificate))
     run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *subject)
     command = ["unshare", "--net", sys.executable, __file__, str(certificate)]
     with ExitStack() as stack:
-        lock = stack.enter_context(open("/run/openmodal-internet.lock", "w", encoding="ascii"))
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the addresses are there once: another run of the tests waits
         process = stack.enter_context(
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )

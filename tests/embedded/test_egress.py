@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from openmodal._gate.server import CONNECTIONS
 from openmodal._spec import Egress
-from openmodal.app import App
 from openmodal.engines.embedded import Embedded, egress, network, uplink
 from openmodal.errors import EngineError, InvalidError
 from openmodal.image import Image
@@ -23,6 +20,7 @@ from openmodal.sandbox import Sandbox
 from openmodal.testing.egress import client_hello
 from openmodal.testing.fixtures import Create, SandboxClass, eventually, python_starts
 from openmodal.testing.limits import own_addresses, server
+from tests.embedded.apart import apart
 from tests.embedded.internet import (
     BULK,
     BULK_BYTES,
@@ -34,7 +32,6 @@ from tests.embedded.internet import (
     SANDBOXES,
     ZONE,
     Internet,
-    internet,
 )
 
 pytestmark = pytest.mark.root
@@ -43,9 +40,11 @@ NAME = "public.example"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
-    with internet(tmp_path_factory.mktemp("internet")) as found:
-        yield found
+def world(image: Image, engine: Embedded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
+    """On a machine of its own. The image comes from the usual one."""
+    image.build(engine=engine)
+    with apart(tmp_path_factory.mktemp("internet")) as machine:
+        yield machine.net
 
 
 @pytest.fixture(autouse=True)
@@ -179,28 +178,6 @@ class TestDomains:
             "ip link set lo down",
         ):
             assert sandbox.exec("sh", "-c", command).returncode != 0
-
-    @pytest.mark.slow
-    def test_pip_installs_from_its_index(self, engine: Embedded, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A real package over real TLS; the names are those of pip's configuration here, or its defaults."""
-        monkeypatch.undo()  # the machine's own name servers
-        image = Image.debian_slim()
-        options: dict[str, Any] = {"app": app, "image": image, "engine": engine, "timeout": 100}
-        command = ("python3", "-m", "pip", "install", "--no-cache-dir", "--target", "/tmp/x", "iniconfig")
-        with Sandbox.create(**options, outbound_domain_allowlist=_index_hosts()) as sandbox:
-            process = sandbox.exec(*command)
-            assert process.returncode == 0, process.stderr.read()
-            assert sandbox.exec("ls", "/tmp/x/iniconfig/__init__.py").returncode == 0
-            assert {record.kind for record in sandbox.egress_log() if record.allowed} == {"dns", "tls"}
-        with Sandbox.create(**options, outbound_domain_allowlist=["elsewhere.example"]) as sandbox:
-            assert sandbox.exec(*command, "--retries=0").returncode != 0, "the control"
-
-
-def _index_hosts() -> list[str]:
-    done = subprocess.run(["pip", "config", "get", "global.index-url"], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return [done.stdout.partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")[0]]
-    return ["pypi.org", "files.pythonhosted.org"]
 
 
 # ---------------------------------------------------------------------------------------------------- by address

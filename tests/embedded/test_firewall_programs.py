@@ -5,18 +5,21 @@ On a machine apart, so that neither this one's firewall nor its settings change.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from openmodal import _config
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Create, eventually
 from tests.embedded.apart import Machine
-from tests.embedded.test_firewall import create, has_network, here, sh
+from tests.embedded.test_firewall import create, has_network, here, lost_network, sh
 
 __all__ = ["create", "here"]
 
@@ -34,9 +37,16 @@ def mended(running: Sandbox, create: Create) -> bool:
 
 
 @contextmanager
-def started(*command: str) -> Iterator[None]:
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+def started(*command: str, answers: Callable[[], bool]) -> Iterator[None]:
+    """Run a daemon, from when it answers."""
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
         try:
+            eventually(lambda: answers() or process.poll() is not None, seconds=300)
+            log.seek(0)
+            assert process.poll() is None, log.read()
             yield
         finally:
             process.terminate()
@@ -44,18 +54,19 @@ def started(*command: str) -> Iterator[None]:
 
 @contextmanager
 def firewalld() -> Iterator[None]:
-    with started("firewalld", "--nofork", "--nopid"):
-        eventually(lambda: _succeeds("firewall-cmd", "--state"), seconds=60)
+    with started("firewalld", "--nofork", "--nopid", answers=lambda: _succeeds("firewall-cmd", "--state")):
         yield
 
 
 @contextmanager
-def docker(folder: Path) -> Iterator[None]:
+def docker() -> Iterator[None]:
+    # A short path: below a worker's temporary folder, containerd's socket would have a name longer than Linux takes.
+    folder = _config.machine() / "docker"
     places = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
     words = [f"--{name}={folder / place}" for name, place in places.items()]
     socket = f"unix://{folder / 'socket'}"
-    with started("dockerd", *words, "-H", socket, "--bip", "172.29.0.1/24"):
-        eventually(lambda: _succeeds("docker", "-H", socket, "info"), seconds=300)
+    answers = functools.partial(_succeeds, "docker", "-H", socket, "info")
+    with started("dockerd", *words, "-H", socket, "--bip", "172.29.0.1/24", answers=answers):
         yield
 
 
@@ -69,8 +80,8 @@ def bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Machine) -> Itera
     needs("firewalld", "firewall-cmd", "dbus-daemon")
     address = f"unix:path={tmp_path / 'bus'}"
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
-    with started("dbus-daemon", "--system", "--nofork", "--nopidfile", f"--address={address}"):
-        eventually((tmp_path / "bus").exists)
+    command = ("dbus-daemon", "--system", "--nofork", "--nopidfile", f"--address={address}")
+    with started(*command, answers=(tmp_path / "bus").exists):
         yield
 
 
@@ -79,7 +90,7 @@ def test_firewalld_starts_reloads_and_ends(bus: None, create: Create) -> None:
     running = create()
     assert has_network(running)
     with firewalld():
-        assert not has_network(running), "the control"
+        assert lost_network(running), "the control"
         assert mended(running, create)
         sh("firewall-cmd --reload")
         assert mended(running, create)
@@ -99,22 +110,22 @@ def test_ufw_is_enabled_reloaded_and_disabled(here: Machine, create: Create, tmp
     running = create()
     assert has_network(running)
     sh("ufw --force enable")
-    assert not has_network(running), "the control"
+    assert lost_network(running), "the control"
     for script in ("true", "ufw reload", "ufw --force disable", "ufw --force enable"):
         sh(script)
         assert mended(running, create), script
 
 
 @pytest.mark.timeout(900)
-def test_docker_starts_before_and_after_a_sandbox(here: Machine, create: Create, tmp_path: Path) -> None:
+def test_docker_starts_before_and_after_a_sandbox(here: Machine, create: Create) -> None:
     """On a machine that forwarded nothing it drops whatever is not its own containers'."""
     needs("dockerd", "docker")
     running = create()
     assert has_network(running)
     sh("sysctl -w net.ipv4.ip_forward=1; sysctl -w net.ipv4.ip_forward=0")
-    with docker(tmp_path):
-        assert not has_network(running), "the control"
+    with docker():
+        assert lost_network(running), "the control"
         assert mended(running, create)
     assert mended(running, create)
-    with docker(tmp_path):
+    with docker():
         assert mended(running, create)

@@ -9,9 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
+from openmodal.app import App
+from openmodal.engines.embedded import Embedded
+from openmodal.image import Image
+from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Create, eventually
 from openmodal.testing.limits import connects, server
 
@@ -107,3 +112,25 @@ def test_a_public_server_is_within_reach(create: Create) -> None:
 def test_services_on_this_machines_loopback_are_out_of_reach(create: Create) -> None:
     with server("127.0.0.1") as port:
         assert not connects(create(), "127.0.0.1", port)
+
+
+@pytest.mark.slow
+def test_with_an_allow_list_pip_installs_from_its_index(engine: Embedded, app: App) -> None:
+    """A real package over real TLS; the names are those of pip's configuration here, or its defaults."""
+    image = Image.debian_slim()
+    options: dict[str, Any] = {"app": app, "image": image, "engine": engine, "timeout": 100}
+    command = ("python3", "-m", "pip", "install", "--no-cache-dir", "--target", "/tmp/x", "iniconfig")
+    with Sandbox.create(**options, outbound_domain_allowlist=_index_hosts()) as sandbox:
+        process = sandbox.exec(*command)
+        assert process.returncode == 0, process.stderr.read()
+        assert sandbox.exec("ls", "/tmp/x/iniconfig/__init__.py").returncode == 0
+        assert {record.kind for record in sandbox.egress_log() if record.allowed} == {"dns", "tls"}
+    with Sandbox.create(**options, outbound_domain_allowlist=["elsewhere.example"]) as sandbox:
+        assert sandbox.exec(*command, "--retries=0").returncode != 0, "the control"
+
+
+def _index_hosts() -> list[str]:
+    done = subprocess.run(["pip", "config", "get", "global.index-url"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return [done.stdout.partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")[0]]
+    return ["pypi.org", "files.pythonhosted.org"]

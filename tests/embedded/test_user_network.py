@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.embedded.internet import ECHO, PUBLIC, internet
+from tests.embedded.apart import apart
+from tests.embedded.internet import ECHO, PUBLIC
 from tests.embedded.test_plain_user import TUN, USER, home, run_as_user  # noqa: F401  (`home` is a fixture)
 
 pytestmark = [
@@ -119,9 +120,9 @@ def test_a_helper_that_cannot_make_the_network_is_not_the_last_that_is_tried(hom
 
 
 def reaches(home: Path, folder: Path, machine: str, helper: str) -> None:  # noqa: F811
-    with internet(folder) as net:
+    with apart(folder) as there:
         run_as_user(home, REACHES, expected=f"{helper}\n", machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
-        assert net.hits() == [f"{PUBLIC}:{ECHO}"]
+        assert there.net.hits() == [f"{PUBLIC}:{ECHO}"]
 
 
 def test_where_no_helper_can_make_a_network_each_ones_words_are_told(home: Path) -> None:  # noqa: F811
@@ -139,9 +140,9 @@ print("done")
 
 def test_names_resolve_where_the_machine_asks_systemd_resolved(home: Path, tmp_path: Path) -> None:  # noqa: F811
     """pasta may not read what /etc/resolv.conf links to there, and asked nobody."""
-    with internet(tmp_path) as net:
+    with apart(tmp_path) as there:
         run_as_user(home, RESOLVES, machine=f"{TUN} && {RESOLVED}", OPENMODAL_ALLOW_DEGRADED="limits")
-        assert "name public.example" in net.hits()
+        assert "name public.example" in there.net.hits()
 
 
 @pytest.mark.parametrize("machine", [NO_TUN, CLOSED_TUN])
@@ -177,6 +178,6 @@ with openmodal.Sandbox.create(image=image, timeout=60, outbound_cidr_allowlist=[
 @pytest.mark.parametrize(("machine", "id"), [(TUN, USER), (SUB_IDS, 300000 + 65533)], ids=["one id", "sub-ids"])
 def test_the_gate_of_a_users_sandbox_has_no_rights(home: Path, tmp_path: Path, machine: str, id: int) -> None:  # noqa: F811
     """With ids of its own it cannot even read what the user can."""
-    with internet(tmp_path):
+    with apart(tmp_path):
         expected = f"{id} {'0' * 16} 1 2\n"
         run_as_user(home, GATE, expected=expected, machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")

@@ -33,8 +33,9 @@ def test_no_process_leaves_its_group(engine: Embedded, create: Create) -> None:
         assert not works(
             sandbox, f"for f in {path}/cgroup.procs {path}/*/cgroup.procs; do echo $$ > $f && exit 0; done; exit 1"
         )
-    # The processes of `sh` may be just ending.
-    eventually(lambda: set(attack.members(engine, sandbox)) <= in_groups(engine, sandbox))
+    eventually(
+        lambda: set(attack.members(engine, sandbox)) <= in_groups(engine, sandbox)
+    )  # those of `sh` are just going
     assert os.getpid() not in in_groups(engine, sandbox), "the control"
 
 
@@ -47,8 +48,9 @@ def test_every_command_is_in_the_group(engine: Embedded, create: Create, how: st
     else:
         sandbox.spawn("sleep", "54321", pty=how == "terminal", user="agent" if how == "user" else None)
     eventually(lambda: "sleep 54321" in sh(sandbox, "ps"))
-    # The processes of `sh` may be just ending.
-    eventually(lambda: set(attack.members(engine, sandbox)) <= in_groups(engine, sandbox))
+    eventually(
+        lambda: set(attack.members(engine, sandbox)) <= in_groups(engine, sandbox)
+    )  # those of `sh` are just going
 
 
 def in_groups(engine: Embedded, sandbox: Sandbox) -> set[int]:

@@ -6,10 +6,11 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from openmodal._agent import Agent
-from openmodal._link import SocketStream
+from openmodal._link import Link, Links, SocketStream
 from openmodal._wire import Kind, State, Want
 from openmodal.errors import SandboxTerminatedError
 
@@ -31,7 +32,7 @@ class FakeCommand:
     released: bool = False
 
 
-class FakeAgent(Agent):
+class FakeAgent:
     """Serves one kind of command on any number of links."""
 
     def __init__(self, command: FakeCommand, cuts: list[int] | None = None, piece: int = 1000) -> None:
@@ -41,9 +42,9 @@ class FakeAgent(Agent):
         self.dead = False
         self.known: set[bytes] = set()
         self.threads: list[threading.Thread] = []
-        super().__init__(self._open, self._tell)
+        self.links = Links(self._connect)
 
-    async def _open(self) -> SocketStream:
+    async def _connect(self) -> SocketStream:
         if self.dead:
             raise ConnectionRefusedError
         ours, theirs = socket.socketpair()
@@ -54,12 +55,17 @@ class FakeAgent(Agent):
         self.threads.append(thread)
         return SocketStream(ours)
 
-    async def _tell(self, error: Exception) -> None:
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Link]:
+        async with self.links.lease() as link:
+            yield link
+
+    async def why(self, error: Exception) -> None:
         if self.dead:
             raise SandboxTerminatedError("it was terminated") from error
 
     def close(self) -> None:
-        super().close()
+        self.links.close()
         for thread in self.threads:
             thread.join(5)
             assert not thread.is_alive()

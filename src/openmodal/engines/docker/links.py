@@ -10,10 +10,11 @@ import os
 import socket
 import ssl
 import stat
+import struct
 from pathlib import Path
 
 from openmodal._dual import Blocking, readable, writable
-from openmodal._link import SocketStream, Streamed, connected, peer
+from openmodal._link import SocketStream, Streamed, connected
 from openmodal.engines.docker.daemon import ApiError, Daemon, Taken
 
 FOLDER = "/.openmodal"  # in the container
@@ -32,10 +33,10 @@ async def direct(folder: Path, pid: int) -> Streamed:
         ConnectionError: nothing listens, or something else than the agent does.
     """
     sock = await _connected(folder / "agent.sock")
-    listens = peer(sock)
-    if listens != pid:
+    peer: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[0]
+    if peer != pid:
         sock.close()
-        raise ConnectionRefusedError(f"process {listens} listens in {folder}, not the agent ({pid})")
+        raise ConnectionRefusedError(f"process {peer} listens in {folder}, not the agent ({pid})")
     return SocketStream(sock)
 
 
