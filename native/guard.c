@@ -112,6 +112,8 @@ static _Noreturn void be_counter(const struct guard *guard, int answer) {
     if (folder < 0 || fstat(folder, &root) != 0)
         _exit(1);
     uint64_t sum = count_folder(folder, root.st_dev, 0) + (guard->group != NULL ? count_nameless(guard->group) : 0);
+    for (size_t i = 0; i < guard->counted->count; i++)
+        sum += count_entry(AT_FDCWD, guard->counted->item[i], root.st_dev, 0);
     _exit(write_all(answer, &sum, sizeof sum) ? 0 : 1);
 }
 
@@ -161,8 +163,13 @@ static bool is_largest(const struct guard *guard, uint64_t size) {
     return largest;
 }
 
+/* A twentieth of a large disk is much: nobody is ended for it. */
 static bool is_nearly_full(const struct statvfs *disk, uint64_t free_bytes) {
-    return free_bytes < 2 * GIB || disk->f_bavail < disk->f_blocks / 20;
+    return free_bytes < 2 * GIB || (free_bytes < 10 * GIB && disk->f_bavail < disk->f_blocks / 20);
+}
+
+static uint64_t step_of(const struct guard *guard) {
+    return guard->most / STEPS < GIB ? guard->most / STEPS : GIB;
 }
 
 static bool hear_counter(struct guard *guard, bool nearly_full) {
@@ -173,7 +180,7 @@ static bool hear_counter(struct guard *guard, bool nearly_full) {
     if (got != sizeof size)
         return false;
     note(guard, size);
-    return size > guard->most || (nearly_full && size > guard->most / STEPS && is_largest(guard, size));
+    return size > guard->most || (nearly_full && size > step_of(guard) && is_largest(guard, size));
 }
 
 bool guard_finds(struct guard *guard, uint64_t now) {
@@ -181,7 +188,7 @@ bool guard_finds(struct guard *guard, uint64_t now) {
     if (guard->folder < 0 || now < guard->next || fstatvfs(guard->folder, &disk) != 0)
         return false;
     guard->next = now + GUARD_MS;
-    uint64_t free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize, step = guard->most / STEPS;
+    uint64_t free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize, step = step_of(guard);
     bool nearly_full = is_nearly_full(&disk, free_bytes);
     if (guard->count >= 0) {
         struct pollfd told = {guard->count, POLLIN, 0};
@@ -198,7 +205,7 @@ bool guard_finds(struct guard *guard, uint64_t now) {
 
 bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns) {
     *guard = (struct guard){.folder = -1, .dir = dir, .userns = plan->ids != IDS_RANGE ? userns : -1, .most = plan->guard, .count = -1,
-                            .group = plan->cgroup.count > 0 ? plan->cgroup.item[0] : NULL};
+                            .counted = &plan->counted, .group = plan->cgroup.count > 0 ? plan->cgroup.item[0] : NULL};
     struct statvfs disk;
     if (plan->guard == 0)
         return true;

@@ -10,6 +10,7 @@ struct guard {
     int folder;      /* the upper folder; -1: there is nothing to guard */
     int dir;         /* the sandbox's own, where what was counted is noted for the others' guards */
     int userns;      /* whose root may look into all folders, or -1 */
+    const struct strings *counted; /* other folders that the sandbox writes to, and nobody else who is guarded */
     const char *group; /* a control group with all its processes, or NULL */
     uint64_t most;   /* bytes that the sandbox may have on the disk */
     uint64_t before; /* bytes that were free when files were counted last */

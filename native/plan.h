@@ -40,7 +40,7 @@ enum { MAY_LACK_SECCOMP = 1, MAY_LACK_NETWORK = 2 };
 struct plan {
     char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *rules, *resolv, *hosts, *thaw, *user, *workdir, *disk;
     char *runtime, *runtime_config, *cpuinfo;
-    struct strings lower, uid_map, gid_map, net_exec, firewall, unreachable, cgroup, kill, device, env, arg, runtime_arg;
+    struct strings lower, uid_map, gid_map, net_exec, firewall, unreachable, cgroup, kill, device, env, arg, runtime_arg, counted;
     LIST_OF(struct setting) set, show_cgroup;
     LIST_OF(struct extra_mount) bind;
     LIST_OF(struct resource_limit) rlimit;

@@ -107,7 +107,7 @@ def an_instance(name: str) -> Any:
         "ImageBuildError": lambda: value("text", step="RUN false", output="lines"),
         "Pool": lambda: value("name", load("kubernetes")),
         "Process": lambda: value(
-            Command(sandbox, b"i" * 16),
+            Command(sandbox._agent, b"i" * 16),
             ("x",),
             pid=1,
             stdout=Kept(Spool()),

@@ -15,7 +15,7 @@ from pathlib import Path
 from openmodal.errors import EngineError
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where an administrator's programs are."""
+"""Where programs are: an administrator's, and those of an image that sets no PATH."""
 
 MOST_SECONDS = 60.0
 """That a program may take of which a sandbox waits."""

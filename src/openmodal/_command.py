@@ -6,54 +6,24 @@ import contextlib
 import io
 import signal
 import tempfile
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import IO, Any, Protocol, TypeVar, cast
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import IO, Any, Protocol, cast
 
 from openmodal import _wire
-from openmodal._dual import Blocking, Sleep, within
+from openmodal._agent import Agent
+from openmodal._dual import Blocking, within
 from openmodal._link import Link
 from openmodal._spec import ExecSpec, ExitRecord
 from openmodal._wire import Code, Kind, Progress, State, Want
 from openmodal.errors import EngineError, Error, ExecError, InvalidError, NotFoundError, ProtocolError, UnsupportedError
-
-T = TypeVar("T")
 
 SPOOL_LIMIT = 16 << 20
 """Output beyond so many bytes per stream goes to a temporary file."""
 
 _PIECE = 256 * 1024
 _KILL_SECONDS = 5.0
-_RECONNECT_SECONDS = 30.0
-
-
-class Agent(Protocol):
-    """What a command needs of its sandbox."""
-
-    def lease(self) -> AbstractAsyncContextManager[Link]:
-        """A link for one operation; raises ConnectionError when nothing listens."""
-        ...
-
-    async def why(self, error: Exception) -> None:
-        """A link broke. Raise why the sandbox ended; return if it runs, so that asking again makes sense."""
-        ...
-
-
-async def exchange(agent: Agent, operation: Callable[[Link], Coroutine[Any, Any, T]]) -> T:
-    """Run an operation on a link, and again on a new one if that breaks while the sandbox lives."""
-    give_up = 0.0
-    while True:
-        try:
-            async with agent.lease() as link:
-                return await operation(link)
-        except ConnectionError as error:
-            await agent.why(error)
-            give_up = give_up or time.monotonic() + _RECONNECT_SECONDS
-            if time.monotonic() > give_up:
-                raise EngineError(f"the sandbox runs but its agent does not answer ({error}); terminate it") from error
-            await Sleep(0.01)
 
 
 class Sink(Protocol):
@@ -148,7 +118,7 @@ class Command:
         """
         request = _wire.start(self.id, spec)
         async with self._killed_if_interrupted():
-            return await exchange(self.agent, lambda link: _start(link, request))
+            return await self.agent.exchange(lambda link: _start(link, request))
 
     async def run(self, spec: ExecSpec, feed: Feed | None, sinks: Mapping[int, Sink]) -> tuple[int, ExitRecord]:
         """Start it and take its output until it has ended; return its process id and its record. Killed if interrupted."""
@@ -166,7 +136,7 @@ class Command:
             return pid, record
 
         async with self._killed_if_interrupted():
-            return await exchange(self.agent, operation)
+            return await self.agent.exchange(operation)
 
     @asynccontextmanager
     async def _killed_if_interrupted(self) -> AsyncIterator[None]:
@@ -176,14 +146,12 @@ class Command:
         """
         try:
             yield
-        except (
-            Error,
-            GeneratorExit,
-        ):  # it never ran, or its sandbox ended; a coroutine that is closed may wait for nothing
+        # It never ran, or its sandbox ended; a coroutine that is being closed may wait for nothing.
+        except (Error, GeneratorExit):
             raise
         except BaseException:
             with contextlib.suppress(Error, OSError):
-                await within(_KILL_SECONDS, exchange(self.agent, self._kill))
+                await within(_KILL_SECONDS, self.agent.exchange(self._kill))
             raise
 
     async def _kill(self, link: Link) -> None:
@@ -210,7 +178,7 @@ class Command:
             )
             return await _progress(link, offsets, sinks)
 
-        return await exchange(self.agent, operation)
+        return await self.agent.exchange(operation)
 
     async def ask(self, request: bytes) -> None:
         """Send a request whose answer is OK."""
@@ -221,7 +189,7 @@ class Command:
             if kind == Kind.ERROR:
                 raise refusal(payload)
 
-        await exchange(self.agent, operation)
+        await self.agent.exchange(operation)
 
 
 async def _next_io(id: bytes, offsets: list[int], feed: Feed | None) -> bytes:
@@ -309,4 +277,4 @@ def refusal(payload: memoryview) -> Error:
     return _REFUSALS.get(code, EngineError)(text)
 
 
-__all__ = ["SPOOL_LIMIT", "Agent", "Command", "Feed", "Sink", "Spool", "State", "contents", "exchange", "refusal"]
+__all__ = ["SPOOL_LIMIT", "Command", "Feed", "Sink", "Spool", "State", "contents", "refusal"]

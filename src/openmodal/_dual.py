@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Core = Coroutine["Effect[Any]", Any, T]
-"""A coroutine that awaits effects only, and returns T."""
-
 
 class Effect(Generic[T]):
     """Something that core code waits for."""

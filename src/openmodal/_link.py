@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -110,6 +111,13 @@ async def connected(path: str) -> socket.socket:
     except BaseException:
         sock.close()
         raise
+
+
+def peer(sock: socket.socket) -> int:
+    """The process that listens at the other end of a unix socket (SO_PEERCRED, unix(7))."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
 
 
 async def until_end(stream: Streamed, deadline: float | None) -> None:
@@ -217,9 +225,9 @@ class Links:
     its parent's links, whose bytes it would steal.
     """
 
-    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Stream]]) -> None:
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Stream]], first: Stream | None = None) -> None:
         self._connect = connect
-        self._idle: deque[Link] = deque()
+        self._idle = deque([Link(first)] if first else ())
         self._pid = os.getpid()
 
     @asynccontextmanager

@@ -26,7 +26,7 @@ import msgspec
 
 from openmodal import _trash
 from openmodal._spec import EndRecord, Status
-from openmodal.errors import DiskFullError, EngineError, NotFoundError, no_room
+from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_full, no_room
 
 KEEP_ENDED_SECONDS = 24 * 3600.0
 
@@ -134,7 +134,7 @@ class Store:
     def write_status(self, status: Status) -> None:
         """Replace status.json at once."""
         if not _write(self.folder(status.id) / "status.json", msgspec.json.encode(status)):
-            raise DiskFullError(f"the disk of {self.state} is full; make room, or run `openmodal image prune`")
+            raise disk_full(self.state)
 
     def status(self, id: str) -> Status | None:
         """What a sandbox is, or was; None if nothing (whole) is known of it."""
@@ -236,6 +236,11 @@ class Store:
                         os.unlink(entry.path)
                 except FileNotFoundError:  # another process does the same
                     pass
+
+    def forget(self, id: str) -> None:
+        """Forget how something ended that is no sandbox of the user's."""
+        for name in (id, f"{id}.status"):
+            (self.ended / name).unlink(missing_ok=True)
 
     @staticmethod
     def remove(folder: Path) -> None:

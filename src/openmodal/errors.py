@@ -37,6 +37,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -95,6 +97,25 @@ class DiskFullError(EngineError, OSError):
 def no_room(error: OSError) -> bool:
     """Whether something failed because a disk, or this user's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk_full(path: str | os.PathLike[str]) -> DiskFullError:
+    """The exception for a full disk, with its remedies."""
+    return DiskFullError(
+        f"the disk of {os.fspath(path)} is full; "
+        "free some space, run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
+    )
+
+
+@contextmanager
+def disk_full_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say which disk is full, in place of ENOSPC and EDQUOT alone, wherever they come from."""
+    try:
+        yield
+    except OSError as error:
+        if not no_room(error) or isinstance(error, EngineError):
+            raise
+        raise disk_full(path) from error
 
 
 class ImageError(Error):

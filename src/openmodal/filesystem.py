@@ -7,13 +7,12 @@ Names that are not UTF-8 are str with surrogates, as in Python's `os` (`os.fsenc
 from __future__ import annotations
 
 import os
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from openmodal import _args, _wire
-from openmodal._command import contents, exchange, refusal
+from openmodal._agent import Agent
+from openmodal._command import contents, refusal
 from openmodal._dual import Blocking, dual
 from openmodal._link import Link
 from openmodal._localcopy import Receiver, entries, is_sparse, pieces
@@ -36,13 +35,6 @@ LIST_MOST = 500_000
 
 _LIMIT_MOST = (1 << 32) - 1
 _OFFSET_MOST = (1 << 63) - 1
-
-
-class Agent(Protocol):
-    """What files need of their sandbox."""
-
-    def lease(self) -> AbstractAsyncContextManager[Link]: ...
-    async def why(self, error: Exception) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +150,7 @@ class Filesystem:
             await link.send(_wire.frame(Kind.END))
             await _ok(link, path)
 
-        await exchange(self._agent, operation)
+        await self._agent.exchange(operation)
 
     @dual
     async def copy_to_local(
@@ -187,7 +179,7 @@ class Filesystem:
                 await _receive_tree(link, path, receiver)
                 receiver.commit()
 
-        await exchange(self._agent, operation)
+        await self._agent.exchange(operation)
 
     @dual
     async def list_files(self, path: str) -> list[FileInfo]:
@@ -209,7 +201,7 @@ class Filesystem:
                     )
             return sorted(found, key=lambda info: info.name)
 
-        return await exchange(self._agent, operation)
+        return await self._agent.exchange(operation)
 
     @dual
     async def stat(self, path: str, *, follow_symlinks: bool = True) -> FileInfo:
@@ -265,14 +257,14 @@ class Filesystem:
             await link.send(request)
             return _info(_wire.decode_entry(await _answer(link, path, Kind.ENTRY)), path)
 
-        return await exchange(self._agent, operation)
+        return await self._agent.exchange(operation)
 
     async def _ask(self, request: bytes, path: str) -> None:
         async def operation(link: Link) -> None:
             await link.send(request)
             await _ok(link, path)
 
-        await exchange(self._agent, operation)
+        await self._agent.exchange(operation)
 
     async def _write(self, path: str, data: bytes | bytearray | memoryview, mode: int | None) -> None:
         request = self._request(FileOp.WRITE, path, flags=_PARENTS, mode=_bits(mode))
@@ -285,7 +277,7 @@ class Filesystem:
             await link.send(_wire.frame(Kind.END))
             await _ok(link, path)
 
-        await exchange(self._agent, operation)
+        await self._agent.exchange(operation)
 
     async def _read(self, path: str, offset: int, limit: int | None) -> bytes:
         if limit == 0:
@@ -306,7 +298,7 @@ class Filesystem:
             )
             raise too_large(path, READ_MOST, text)
 
-        return await exchange(self._agent, operation)
+        return await self._agent.exchange(operation)
 
 
 async def _receive_tree(link: Link, path: str, receiver: Receiver) -> None:

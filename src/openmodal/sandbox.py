@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import os
 import posixpath
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import Any, cast
 
 from openmodal import _args, _config, _wire
+from openmodal._agent import Agent
 from openmodal._command import Command, Spool
 from openmodal._dual import DualContext, dual
-from openmodal._link import Link, Links
+from openmodal._link import Stream
 from openmodal._options import ExecCall, ExecOptions, SpawnCall, SpawnOptions, environment, exec_spec, feed
 from openmodal._spec import Egress, EndRecord, Info, Resources, Root, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
-from openmodal.engines import Checking, Engine, choose, listing, require_gpus, require_lists, require_runtime
+from openmodal.engines import Checking, Created, Engine, choose, listing, require_gpus, require_lists, require_runtime
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
@@ -44,15 +44,14 @@ class Sandbox(DualContext):
     nothing but the id and some connections, and may be used from many threads, after a fork and, pickled, in other processes.
     """
 
-    def __init__(self, id: str, engine: Engine) -> None:
+    def __init__(self, id: str, engine: Engine, first: Stream | None = None) -> None:
         self._id = id
         self._engine = engine
-        self._links = Links(lambda: engine.connect(id))
-        self._main = Command(self, _wire.MAIN)
+        self._agent = Agent(functools.partial(engine.connect, id), self._why, first)
+        self._main = Command(self._agent, _wire.MAIN)
         self._stdin = StreamWriter(self._main)
         self._streams: dict[int, StreamReader[str]] = {}
         self._end: EndRecord | None = None
-        weakref.finalize(self, self._links.close).atexit = False
 
     # ------------------------------------------------------------------------------------------ make and find
 
@@ -157,7 +156,8 @@ class Sandbox(DualContext):
             chosen.check(spec)
         with terminal_report() as report:
             root = await ready(image, chosen, report)
-        return cls(await chosen.create(_over_image(spec, root, main_command(image)), root), chosen)
+        made = await chosen.create(_over_image(spec, root, main_command(image)), root)
+        return cls(made.id, chosen, made.first) if isinstance(made, Created) else cls(made, chosen)
 
     @dual
     @classmethod
@@ -234,7 +234,7 @@ class Sandbox(DualContext):
         try:
             return await self._engine.info(self._id)
         except (ConnectionError, NotFoundError) as error:
-            await self.why(error)
+            await self._why(error)
             raise
 
     @dual
@@ -269,7 +269,7 @@ class Sandbox(DualContext):
     @property
     def filesystem(self) -> Filesystem:
         """Its files."""
-        return Filesystem(self)
+        return Filesystem(self._agent)
 
     @property
     def stdin(self) -> StreamWriter:
@@ -317,11 +317,11 @@ class Sandbox(DualContext):
     @dual
     async def terminate(self) -> None:
         """End it, and return when no process, file or interface of it is left. Does nothing if it has ended."""
-        self._links.close()
+        self._agent.close()
         await self._engine.stop(self._id)
 
     async def _close(self) -> None:
-        self._links.close()
+        self._agent.close()
         await self._engine.stop(self._id)
 
     # ----------------------------------------------------------------------------------------------- commands
@@ -360,15 +360,9 @@ class Sandbox(DualContext):
     spawn = cast("SpawnCall", dual(_spawn))
 
     def _new_command(self) -> Command:
-        return Command(self, os.urandom(16))
+        return Command(self._agent, os.urandom(16))
 
-    # ------------------------------------------------------------------------------- what commands need of us
-
-    def lease(self) -> AbstractAsyncContextManager[Link]:
-        """A link to the agent, for one operation."""
-        return self._links.lease()
-
-    async def why(self, error: Exception) -> None:
+    async def _why(self, error: Exception) -> None:
         """Raise why the sandbox ended; return if it runs."""
         try:
             self._end = (await self._engine.inspect(self._id)).ended
@@ -414,10 +408,7 @@ class _MainOutput(Live):
 def _refuse_unsupported(**arguments: object) -> None:
     for name, value in arguments.items():
         if value not in (None, (), [], {}):
-            raise UnsupportedError(
-                f"{name}= is not supported by this version yet; leave it out "
-                "(cpu=, memory=, disk= and block_network= are supported)"
-            )
+            raise UnsupportedError(f"{name}= is not supported by this version yet; leave it out")
 
 
 def _checked_app(app: App | None) -> App:

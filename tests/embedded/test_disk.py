@@ -1,10 +1,15 @@
-"""What a sandbox without `disk=` may have on the store's disk."""
+"""What a sandbox without `disk=`, and a step of an image, may have on the store's disk."""
 
 from __future__ import annotations
 
+import secrets
+import shutil
+
 import pytest
 
-from openmodal.errors import SandboxNotRunningError
+from openmodal.engines.embedded import Embedded
+from openmodal.errors import DiskFullError, ImageBuildError, SandboxNotRunningError
+from openmodal.image import Image
 from openmodal.testing.fixtures import Create, eventually
 
 FILL = "dd if=/dev/zero of=/file bs=1M count=96 2>/dev/null; sync; sleep 60"
@@ -28,3 +33,32 @@ def test_a_disk_of_ones_own_is_not_guarded(create: Create) -> None:
     sandbox = create(disk=128)
     assert sandbox.exec("sh", "-c", FILL.replace("sleep 60", "sleep 3")).returncode == 0
     assert sandbox.poll() is None
+
+
+FILLING = {  # a step's own files, and a cache that outlives the step
+    "its own": "RUN dd if=/dev/zero of=/file bs=1M count=96; sync; {then} # {tag}",
+    "a cache": "RUN --mount=type=cache,target=/{tag} dd if=/dev/zero of=/{tag}/file bs=1M count=96; sync; {then}",
+}
+
+
+@pytest.mark.parametrize("what", FILLING)
+def test_a_step_that_fills_the_disk_is_ended_and_told_why(
+    engine: Embedded, image: Image, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    tag = f"filled-{secrets.token_hex(4)}"
+    caches = engine.store.state / "cache"
+
+    def fill(then: str) -> None:
+        image.dockerfile_commands([FILLING[what].format(tag=tag, then=then)]).build(engine=engine)
+
+    try:
+        with pytest.raises(ImageBuildError, match="exit code 7"):  # the control: nothing guards it
+            fill("exit 7")
+        monkeypatch.setattr("openmodal.engines.embedded.booth.MOST_ON_DISK", 64 << 20)
+        with pytest.raises(DiskFullError, match=r"^step .*, RUN .* \(disk\).*`openmodal image prune`"):
+            fill("sleep 60")
+    finally:
+        for folder in caches.glob(f"{tag}-*"):
+            shutil.rmtree(folder)
+    assert list(engine.store.ended.glob("build-*")) == []
+    assert not [file for file in (engine.store.state / "tmp").rglob("file") if file.lstat().st_size == 96 << 20]

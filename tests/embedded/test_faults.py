@@ -524,7 +524,7 @@ class TestPrivacy:
     def test_commands_cannot_look_into_who_moves_files_for_their_user(self, create: Create, image: Image) -> None:
         """It has their user's id, and the connection to this program."""
         sandbox = create(image=image.user("agent"))
-        transfer = sandbox.lease()
+        transfer = sandbox._agent.lease()
         link = run_sync(transfer.__aenter__())
         run_sync(link.send(_wire.file(_wire.FileOp.WRITE, b"/home/agent/file")))
         script = """

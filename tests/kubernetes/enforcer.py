@@ -244,10 +244,8 @@ def enforcing(cluster: Api, namespaces: Sequence[str]) -> Iterator[Judge]:
     for table in leaks.tables():  # of runs that were killed: other pods may have the addresses by now
         _nft("delete", "table", "inet", table)
     with ExitStack() as stack:
-        for what in (
-            "iptables",
-            "ip6tables",
-        ):  # packets from pod to pod stay on the bridge: `forward` sees them only so
+        # The chain `forward` sees packets from pod to pod, which stay on the bridge, only with these.
+        for what in ("iptables", "ip6tables"):
             switch = Path(f"/proc/sys/net/bridge/bridge-nf-call-{what}")
             stack.callback(switch.write_text, switch.read_text(encoding="ascii"), encoding="ascii")
             switch.write_text("1", encoding="ascii")

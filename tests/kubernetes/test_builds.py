@@ -140,7 +140,7 @@ def test_a_build_whose_maker_is_dead_ends_by_itself(settings: Settings, monkeypa
     client.create(path, buildkit.job("om-build-left", settings, agent.ensure(client, agent.config_map(settings))))
     try:
         pod = buildkit.started(client, settings, "om-build-left")
-        with buildkit.Agent(client, pod, "token").opened():
+        with buildkit.BuildPod(client, pod, "token").opened():
             eventually(lambda: client.get(f"{path}/om-build-left")["status"].get("failed") == 1, seconds=90)
     finally:
         client.delete(f"{path}/om-build-left")

@@ -181,9 +181,9 @@ def test_where_nothing_gets_through_the_api_server_is_used_and_that_is_said_once
         return {**spec, "containers": [{**spec["containers"][0], "command": command}]}
 
     monkeypatch.setattr(pods, "pod_spec", without_listening)
-    engine = Kubernetes()
+    monkeypatch.setattr(cluster.api(), "out_of_reach", set())
     for number in (1, 2):
-        sandbox = make(memory=100, engine=engine)
+        sandbox = make(memory=100, engine=Kubernetes())
         assert sandbox.exec("echo", "works").stdout.read() == "works\n"
         assert len(execs) == 2 * number, "one for the setup, one for commands"
     said = [record for record in caplog.records if "cannot be reached directly" in record.getMessage()]
@@ -254,7 +254,7 @@ def test_an_address_that_is_somebody_elses_now_is_not_spoken_to(
     engine: Kubernetes, image: Image, monkeypatch: pytest.MonkeyPatch, pod_is: str
 ) -> None:
     """While the pod is there it is taken for its agent, and hears what a command is: that is the control."""
-    monkeypatch.setattr("openmodal._command._RECONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("openmodal._agent._RECONNECT_SECONDS", 1.0)
     client = cluster.api()
     root = run_sync(engine.prepare(image.recipe, lambda news: None))
     start = Start(client, read(), f"kube-{secrets.token_hex(4)}", SandboxSpec(app="kube", timeout=300), root)

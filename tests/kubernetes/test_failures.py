@@ -221,7 +221,7 @@ def lost(engine: Kubernetes, image: Image) -> Iterator[Sandbox]:
 
 
 def test_a_node_that_cannot_be_reached_is_told_of(lost: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openmodal._command._RECONNECT_SECONDS", 2.0)
+    monkeypatch.setattr("openmodal._agent._RECONNECT_SECONDS", 2.0)
     with pytest.raises(EngineError, match=r"does not answer \(.*127\.0\.0\.1:1.*\)"):
         lost.exec("true")
     assert lost.poll() is None, "the cluster has not given it up yet"

@@ -114,10 +114,8 @@ def test_of_fifty_who_want_eight_pods_at_once_eight_get_one_each(engine: Kuberne
     try:
         eventually(lambda: pool.status().ready == 8, seconds=200)
         there = {pod["metadata"]["name"] for pod in waiting("fire")}
-        with (
-            quota(0),
-            ThreadPoolExecutor(len(wanting)) as threads,
-        ):  # with no room for those that would take their place
+        # With no room for those that would take their place.
+        with quota(0), ThreadPoolExecutor(len(wanting)) as threads:
             took = list(threads.map(take, wanting))
             winners = [start for start, taken in zip(wanting, took, strict=True) if taken]
             owners = {pod["metadata"]["name"]: found(pod) for pod in pods() if pod["metadata"]["name"] in there}

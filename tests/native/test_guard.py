@@ -75,6 +75,20 @@ def test_links_of_one_file_count_once(root_host: Host) -> None:
     assert not gone(box.pid, within=5)
 
 
+def test_folders_that_are_counted_too_count(root_host: Host, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("counted", "free")]
+    for folder in folders:
+        folder.mkdir(mode=0o777)
+        folder.chmod(0o777)
+    binds = [f"{folder}\t/{folder.name}\trw" for folder in folders]
+    box = root_host.start(guard=str(MOST), bind=binds, counted=[str(folders[0])])
+    write(box, 96, "/free/file")
+    assert not gone(box.pid, within=5), "the control: this one does not count"
+    with contextlib.suppress(Exception):
+        write(box, 96, "/counted/file")
+    assert ended(box) == "disk"
+
+
 @pytest.fixture
 def small(request: pytest.FixtureRequest) -> Iterator[Host]:
     """On a file system that is nearly full from the beginning: it has less than what is kept free."""

@@ -67,9 +67,8 @@ def slots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def only_slot(slots: Path, slot: int) -> Iterator[None]:
     """Take all other slots, so that the next sandbox has this one: its ids and its address."""
     with open(slots, "r+b") as file:
-        eventually(
-            lambda: _locks(file, FIRST_SLOT, LAST_SLOT - FIRST_SLOT + 1)
-        )  # those that are just ending have theirs
+        # Sandboxes that are just ending still have theirs.
+        eventually(lambda: _locks(file, FIRST_SLOT, LAST_SLOT - FIRST_SLOT + 1))
         _locks(file, slot, 1, fcntl.F_UNLCK)
         yield
 

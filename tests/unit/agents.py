@@ -6,11 +6,10 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from openmodal._link import Link, Links, SocketStream
+from openmodal._agent import Agent
+from openmodal._link import SocketStream
 from openmodal._wire import Kind, State, Want
 from openmodal.errors import SandboxTerminatedError
 
@@ -32,7 +31,7 @@ class FakeCommand:
     released: bool = False
 
 
-class FakeAgent:
+class FakeAgent(Agent):
     """Serves one kind of command on any number of links."""
 
     def __init__(self, command: FakeCommand, cuts: list[int] | None = None, piece: int = 1000) -> None:
@@ -42,9 +41,9 @@ class FakeAgent:
         self.dead = False
         self.known: set[bytes] = set()
         self.threads: list[threading.Thread] = []
-        self.links = Links(self._connect)
+        super().__init__(self._open, self._tell)
 
-    async def _connect(self) -> SocketStream:
+    async def _open(self) -> SocketStream:
         if self.dead:
             raise ConnectionRefusedError
         ours, theirs = socket.socketpair()
@@ -55,17 +54,12 @@ class FakeAgent:
         self.threads.append(thread)
         return SocketStream(ours)
 
-    @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Link]:
-        async with self.links.lease() as link:
-            yield link
-
-    async def why(self, error: Exception) -> None:
+    async def _tell(self, error: Exception) -> None:
         if self.dead:
             raise SandboxTerminatedError("it was terminated") from error
 
     def close(self) -> None:
-        self.links.close()
+        super().close()
         for thread in self.threads:
             thread.join(5)
             assert not thread.is_alive()

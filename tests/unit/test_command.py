@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmodal import _dual, _wire
+from openmodal import _agent, _dual, _wire
+from openmodal._agent import Agent
 from openmodal._command import SPOOL_LIMIT, Command, Feed, Spool
 from openmodal._link import Link, LinkLost, Links, SocketStream, Stream
 from openmodal._spec import ExecSpec
@@ -111,6 +112,44 @@ def test_a_sandbox_that_ended_is_told_and_not_waited_for(run: Run) -> None:
     agent.answer = die  # type: ignore[method-assign]
     with pytest.raises(SandboxTerminatedError):
         execute(agent, run=run)
+
+
+def test_an_agent_that_nobody_reaches_is_given_up(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    """It is asked less and less often meanwhile."""
+    monkeypatch.setattr(_agent, "_RECONNECT_SECONDS", 0.3)
+    asked = 0
+
+    async def connect() -> Stream:
+        nonlocal asked
+        asked += 1
+        raise ConnectionRefusedError("nobody listens")
+
+    async def why(error: Exception) -> None:
+        """It runs."""
+
+    with pytest.raises(EngineError, match=r"does not answer \(nobody listens\)"):
+        run(Command(Agent(connect, why), bytes(16)).ask(b""))
+    assert 1 < asked < 10
+
+
+@pytest.mark.parametrize("held", [0.02, 1000.0], ids=["they worked", "the control"])
+def test_each_break_of_links_that_worked_is_a_new_one(monkeypatch: pytest.MonkeyPatch, held: float) -> None:
+    """A long command may see many: what the first has used of the patience is not the next one's."""
+    monkeypatch.setattr(_agent, "_RECONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(_agent, "_HELD_SECONDS", held)
+    agent = FakeAgent(FakeCommand(OUT), cuts=[2_000, 2_000, 2_000])
+    inner = agent.answer
+
+    def slow(kind: Kind, payload: bytes, out: Any) -> None:
+        time.sleep(0.03)
+        inner(kind, payload, out)
+
+    agent.answer = slow  # type: ignore[method-assign]
+    if held > 1:
+        with pytest.raises(EngineError, match="does not answer"):
+            execute(agent)
+    else:
+        assert execute(agent) == (0, OUT, b"", 0)
 
 
 ERRORS = {
@@ -268,6 +307,22 @@ def use(links: Links) -> Any:
 def test_links_are_reused(links: tuple[Links, list[Nothing]]) -> None:
     pool, opened = links
     assert use(pool) is use(pool)
+    assert len(opened) == 1
+
+
+def test_a_stream_that_is_open_already_is_used_first(links: tuple[Links, list[Nothing]]) -> None:
+    opened: list[Nothing] = []
+
+    async def connect() -> Stream:
+        opened.append(Nothing())
+        return opened[-1]
+
+    first = Nothing()
+    pool = Links(connect, first)
+    assert use(pool) is use(pool)
+    pool.close()
+    assert (first.closed, opened) == (True, [])
+    use(pool)
     assert len(opened) == 1
 
 

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from openmodal.build.layers import Layers
 
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Of commands in an image that says nothing."""
-
-
 class RunRequest(msgspec.Struct, frozen=True):
     """One command of a build, to be run as process 1's child in a sandbox.
 
@@ -48,7 +44,8 @@ class RunRequest(msgspec.Struct, frozen=True):
 
 
 class Runner(Protocol):
-    """Runs a command and returns its exit code, 128 + n for signal n. Raises only if the sandbox itself failed.
+    """Runs a command and returns its exit code, 128 + n for signal n. Raises only if the sandbox itself failed, or was ended
+    because it filled the store's disk: a DiskFullError whose text goes on after the step's name.
 
     When it returns or raises, nothing writes to `upper` any more. If this process dies, the sandbox ends by itself.
     """
@@ -95,7 +92,7 @@ def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: O
         InvalidError, UnsupportedError: the recipe cannot be built here; the text says what can.
         ImageBuildError: a step failed; `.step` and `.output` tell.
         RegistryError: the base image cannot be fetched.
-        DiskFullError: the store's disk is full.
+        DiskFullError: the store's disk is full, or a step was ended before it filled that disk.
 
     In each case nothing half-made stays, also if this process is killed: finished steps are kept and used by the next build.
     """

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from openmodal._binary import PATH
 from openmodal._spec import Debian, Registry, Root, Scratch
-from openmodal.build import PATH, debian
+from openmodal.build import debian
 from openmodal.build.layers import Layers, Meta
 from openmodal.build.names import FORMAT, architecture, digest
 from openmodal.build.reference import parse
@@ -131,14 +132,11 @@ TRUST = "trust"
 
 BUNDLE = "usr/local/share/openmodal/ca.crt"
 """Where a sandbox has it, below its root."""
-TRUST_VARIABLES = (
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "PIP_CERT",
-    "GIT_SSL_CAINFO",
-    "NODE_EXTRA_CA_CERTS",
+TRUST_VARIABLES = dict.fromkeys(
+    ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS"),
+    f"/{BUNDLE}",
 )
+"""They point programs at it."""
 
 
 def trust_layer(store: Layers, bundle: str | os.PathLike[str]) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -153,7 +151,7 @@ def trust_layer(store: Layers, bundle: str | os.PathLike[str]) -> tuple[str, tup
         content = Path(bundle).read_bytes()
         key = digest("trust", FORMAT, hashlib.sha256(content).hexdigest())
         _write_trust(store, key, content)
-    return str(store.folder(key)), tuple((name, f"/{BUNDLE}") for name in TRUST_VARIABLES)
+    return str(store.folder(key)), tuple(TRUST_VARIABLES.items())
 
 
 @functools.lru_cache(maxsize=4)  # every sandbox asks, and reading the bundle costs as much as making a box's mounts

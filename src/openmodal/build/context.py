@@ -88,7 +88,7 @@ class _Lines:
         env = dict(step.env)
         if self.authorities:
             mounts.append(f"--mount=type=bind,source={_AUTHORITIES},target=/{BUNDLE}")
-            env = {**dict.fromkeys(TRUST_VARIABLES, f"/{BUNDLE}"), **env}
+            env = {**TRUST_VARIABLES, **env}
         exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in env.items())
         where = f"cd {shlex.quote(step.workdir)} && " if step.workdir else ""
         argv = ["/bin/sh", "-c", exports + where + _WRAPPED, "sh", *step.argv]

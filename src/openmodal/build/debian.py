@@ -12,15 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openmodal._binary import PATH
 from openmodal._spec import Root
 from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
 from openmodal.build import ids
-from openmodal.build.layers import disk_full_text
 from openmodal.build.names import FORMAT, architecture, digest
 from openmodal.build.output import Tail
 from openmodal.build.reference import HUB, parse
-from openmodal.errors import DiskFullError, EngineError, ImageBuildError, InvalidError, UnsupportedError
+from openmodal.errors import EngineError, ImageBuildError, InvalidError, UnsupportedError, disk_full
 
 if TYPE_CHECKING:
     from openmodal.build.steps import Builder
@@ -36,7 +36,7 @@ APT_CACHE = "/var/cache/openmodal/apt"
 APT_LISTS = "/var/lib/apt/lists"
 
 ENV = (
-    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("PATH", PATH),
     ("LANG", "C.UTF-8"),
     # Debian keeps pip and uv from touching its Python; in a sandbox there is nothing to protect, and official images allow it.
     ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
@@ -211,7 +211,7 @@ def _stream(argv: list[str], env: dict[str, str], tail: Tail) -> int:
 
 def _failure(builder: Builder, code: int, suite: str, tail: Tail) -> Exception:
     if "No space left on device" in tail.text:
-        return DiskFullError(disk_full_text(builder.store.path))
+        return disk_full(builder.store.path)
     errors = [line for line in tail.text.splitlines() if line.startswith("E:")]
     reason = errors[0].removeprefix("E:").strip() if errors else tail.last
     text = f"Debian {suite} could not be made from its packages (mmdebstrap's exit code {code}): {reason}"

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from openmodal import _config
+from openmodal._binary import PATH
 from openmodal._spec import Config, Dockerfile, Recipe, Root, Run, Scratch
-from openmodal.build import PATH, base, debian, local
+from openmodal.build import base, debian, local
 from openmodal.build.copying import Context, Order, copy, owner_of
 from openmodal.build.names import architecture, digest
 from openmodal.build.reference import same_image

@@ -30,7 +30,7 @@ from openmodal._spec import Root
 from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
 from openmodal.build.locks import Lock, lock, lock_folder, try_lock
-from openmodal.errors import DiskFullError, no_room
+from openmodal.errors import disk_full_named
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_PIECE = 2048  # bytes; PATH_MAX is 4096
@@ -169,9 +169,8 @@ class Layers:
             with _trash.going_on(failed):
                 if held := lock_folder(folder):
                     with held:
-                        remove_tree(
-                            folder
-                        )  # a killed builder's step may still be dying and write: the next one removes the rest
+                        # The step of a killed builder may still write: the next `collect` removes the rest.
+                        remove_tree(folder)
                         count += 1
         return count
 
@@ -244,21 +243,6 @@ class Layers:
 
 
 # ---------------------------------------------------------------------------------------------------- files
-
-
-@contextmanager
-def disk_full_named(path: Path) -> Iterator[None]:
-    """Translate ENOSPC and EDQUOT, wherever they come from."""
-    try:
-        yield
-    except OSError as error:
-        if not no_room(error) or isinstance(error, DiskFullError):
-            raise
-        raise DiskFullError(disk_full_text(path)) from error
-
-
-def disk_full_text(path: Path) -> str:
-    return f"the disk of {path} is full; free some space, or run `openmodal image prune`"
 
 
 def size_of(folder: Path) -> int:

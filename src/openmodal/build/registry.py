@@ -149,9 +149,8 @@ class Client:
                     output.seek(0)
                     output.truncate()
                     hasher = hashlib.sha256()
-                for data in (
-                    response.iter_raw()
-                ):  # as it comes: what is gathered for a larger piece is lost when the line breaks
+                # Piece by piece: what httpx gathers for a larger one is lost if the line breaks.
+                for data in response.iter_raw():
                     _check_progress(output.tell() + len(data), blob, deadline)
                     output.write(data)
                     hasher.update(data)

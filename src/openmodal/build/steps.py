@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from openmodal._binary import PATH
 from openmodal._spec import (
     AnyStep,
     Config,
@@ -31,13 +32,13 @@ from openmodal._spec import (
     Scratch,
 )
 from openmodal._store import make_folder
-from openmodal.build import PATH, Options, Runner, RunRequest, local, names, put
-from openmodal.build.layers import Layers, Meta, disk_full_named, disk_full_text
+from openmodal.build import Options, Runner, RunRequest, local, names, put
+from openmodal.build.layers import Layers, Meta
 from openmodal.build.merged import Merged, is_opaque
 from openmodal.build.names import digest, facts
 from openmodal.build.output import Tail
 from openmodal.build.titles import title
-from openmodal.errors import DiskFullError, ImageBuildError, InvalidError
+from openmodal.errors import DiskFullError, ImageBuildError, InvalidError, disk_full, disk_full_named
 
 _T = TypeVar("_T")
 
@@ -265,19 +266,21 @@ class Builder:
         with ExitStack() as stack:
             binds = tuple((self._cache(stack, target), target) for target in step.caches)
             tail = Tail(self.prints)
-            code = self._run(
-                RunRequest(
-                    layers=self.folders(root),
-                    upper=str(upper),
-                    work=str(work),
-                    argv=step.argv,
-                    env=merged_env((("PATH", PATH),), root.env, step.env),
-                    user=step.user,
-                    workdir=step.workdir or root.workdir or "/",
-                    binds=binds,
-                    output=tail.write,
-                )
+            request = RunRequest(
+                layers=self.folders(root),
+                upper=str(upper),
+                work=str(work),
+                argv=step.argv,
+                env=merged_env((("PATH", PATH),), root.env, step.env),
+                user=step.user,
+                workdir=step.workdir or root.workdir or "/",
+                binds=binds,
+                output=tail.write,
             )
+            try:
+                code = self._run(request)
+            except DiskFullError as error:
+                raise DiskFullError(f"{self._where(text)}, {error}") from error
         tail.close()
         if code != 0:
             raise self._failure(code, text, tail)
@@ -291,14 +294,18 @@ class Builder:
     def _failure(self, code: int, text: str, tail: Tail) -> Exception:
         space = os.statvfs(self.store.path)
         if "No space left on device" in tail.text or space.f_bavail * space.f_frsize < _NO_SPACE:
-            return DiskFullError(disk_full_text(self.store.path))
+            return DiskFullError(f"{self._where(text)}, failed: {disk_full(self.store.path)}")
         return self.failure(code, text, tail)
+
+    def _where(self, text: str) -> str:
+        return f"step {self._number} of {self._total}, {text}"
 
     def failure(self, code: int, text: str, tail: Tail) -> ImageBuildError:
         """The exception for a step whose command failed."""
         printed = f"; it last printed: {tail.last}" if tail.last else ""
-        where = f"step {self._number} of {self._total}"
-        return ImageBuildError(f"{where}, {text}, failed with exit code {code}{printed}", step=text, output=tail.text)
+        return ImageBuildError(
+            f"{self._where(text)}, failed with exit code {code}{printed}", step=text, output=tail.text
+        )
 
 
 def _into_folder(tree: Merged, step: Copy) -> Copy:

@@ -60,13 +60,12 @@ def _settings(session: Session) -> Check:
 def _cluster(session: Session, *, network: bool) -> list[Check]:
     """The cluster, if sandboxes are to run on one."""
     from openmodal import _config
-    from openmodal.engines.check import Check
 
     if (session.engine_name or _config.engine()) != "kubernetes":
         return []
     from openmodal.engines.kubernetes.doctor import examine
 
-    return [Check(found.name, found.ok, found.text, found.remedy) for found in examine(network=network)]
+    return [*examine(network=network)]
 
 
 def _described(check: Check) -> dict[str, object]:

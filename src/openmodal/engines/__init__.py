@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from openmodal import _config
 from openmodal._link import Stream
@@ -26,6 +26,13 @@ from openmodal._spec import (
     Status,
 )
 from openmodal.errors import InvalidError, UnsupportedError
+
+
+class Created(NamedTuple):
+    """A sandbox that was created with a stream to its agent still open: its first one, for whoever has the sandbox."""
+
+    id: str
+    first: Stream
 
 
 class Engine(Protocol):
@@ -49,8 +56,10 @@ class Engine(Protocol):
         """
         ...
 
-    async def create(self, spec: SandboxSpec, root: Root) -> str:
+    async def create(self, spec: SandboxSpec, root: Root) -> str | Created:
         """Start a sandbox and return its id, once its agent answers. On any error nothing is left behind.
+
+        An engine object keeps nothing of one sandbox: `choose` makes a new one for each call.
 
         Raises:
             AlreadyExistsError: a running sandbox of the app has the name.

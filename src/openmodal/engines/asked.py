@@ -12,6 +12,8 @@ DEFAULT_CPU = 1.0
 DEFAULT_MEMORY = 2048
 DEFAULT_PIDS = 512
 
+_HOSTNAME_MAX = 63  # Linux takes 64; a DNS label has 63
+
 # What gVisor itself needs: memory in bytes, and tasks, of which it has about two for each in the sandbox.
 _GVISOR_MEMORY, _GVISOR_TASKS = 48 << 20, 128
 
@@ -61,6 +63,11 @@ def beside_gate(limits: Mapping[str, float]) -> dict[str, float]:
 def within_gvisor(memory: float | None, pids: float | None) -> tuple[float | None, float | None]:
     """What the sandbox has of its groups' limits, in bytes and tasks: the reverse of `around_gvisor`."""
     return memory and memory - _GVISOR_MEMORY, pids and (pids - _GVISOR_TASKS) // 2
+
+
+def hostname(id: str) -> str:
+    """The host name of a sandbox."""
+    return id[-_HOSTNAME_MAX:].lstrip("-._") or "sandbox"
 
 
 def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float | None = None) -> Status:

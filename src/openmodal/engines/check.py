@@ -14,3 +14,8 @@ class Check:
     text: str
     remedy: str = ""
     required: bool = False
+
+    @property
+    def line(self) -> str:
+        """All of it."""
+        return f"{self.name}: {self.text}" + (f"; {self.remedy}" if self.remedy else "")

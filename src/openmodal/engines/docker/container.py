@@ -56,7 +56,7 @@ def body(spec: SandboxSpec, root: Root, status: Status, home: str, place: Place)
     """What `POST /containers/create` is given."""
     return {
         "Image": root.layers[0],
-        "Hostname": status.id[-63:].lstrip("-._") or "sandbox",
+        "Hostname": asked.hostname(status.id),
         "User": "0:0",
         "WorkingDir": "/",
         "Entrypoint": [links.AGENT],

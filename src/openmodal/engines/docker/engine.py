@@ -91,15 +91,9 @@ class Docker:
 
     async def connect(self, id: str) -> Streamed:
         folder = self._store.folder(id)
-        try:
-            pid = int((folder / "pid").read_text())
-        except (
-            FileNotFoundError,
-            NotADirectoryError,
-            ValueError,
-        ):  # of another machine's client, or a socket out of sight
-            return await links.dial(self._daemon, id)
-        return await links.direct(folder / "run", pid)
+        if pid := _pid(folder):
+            return await links.direct(folder / "run", pid)
+        return await links.dial(self._daemon, id)
 
     async def inspect(self, id: str) -> Status:
         status: Status = await Blocking(self._inspect, id)

@@ -100,7 +100,7 @@ class Host:
     ) -> tuple[container.Place, dict[str, str], str]:
         """What the container gets, its environment, and the image that it is made of."""
         bundle = _config.authorities()
-        trust = dict.fromkeys(TRUST_VARIABLES, f"/{BUNDLE}") if bundle else {}
+        trust = TRUST_VARIABLES if bundle else {}
         agent = Path(_binary.find(layers.path, self.info["Architecture"]))
         files = {links.AGENT: agent, **({f"/{BUNDLE}": bundle} if bundle else {})}
         image = root.layers[0]

@@ -10,11 +10,10 @@ import os
 import socket
 import ssl
 import stat
-import struct
 from pathlib import Path
 
 from openmodal._dual import Blocking, readable, writable
-from openmodal._link import SocketStream, Streamed, connected
+from openmodal._link import SocketStream, Streamed, connected, peer
 from openmodal.engines.docker.daemon import ApiError, Daemon, Taken
 
 FOLDER = "/.openmodal"  # in the container
@@ -33,10 +32,10 @@ async def direct(folder: Path, pid: int) -> Streamed:
         ConnectionError: nothing listens, or something else than the agent does.
     """
     sock = await _connected(folder / "agent.sock")
-    peer: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[0]
-    if peer != pid:
+    listens = peer(sock)
+    if listens != pid:
         sock.close()
-        raise ConnectionRefusedError(f"process {peer} listens in {folder}, not the agent ({pid})")
+        raise ConnectionRefusedError(f"process {listens} listens in {folder}, not the agent ({pid})")
     return SocketStream(sock)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,20 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmodal import _binary, _config, _wire
+from openmodal._agent import Agent
 from openmodal._command import Command
 from openmodal._dual import Blocking
-from openmodal._link import Link, Links
 from openmodal._spec import ExecSpec, Network, Status
 from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
 from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import egress, host, launch, mirrors, network, plan
-from openmodal.errors import EngineError
+from openmodal.errors import DiskFullError, EngineError
 
 if TYPE_CHECKING:
     from openmodal.engines.embedded.engine import Embedded
 
 TIMEOUT = 4 * 3600.0
+
+MOST_ON_DISK = 64 << 30
+"""What a step may write: more than any layer, for a recipe is the user's own. On a disk that is nearly full a GiB is enough to end it."""
 
 _INTERNET = Network(cidrs=("0.0.0.0/0",), domains=("*",))
 
@@ -35,7 +37,7 @@ class Booth:
         self._engine = engine
         self._request = request
         self._id = f"build-{os.urandom(4).hex()}"
-        self._links = Links(lambda: engine.connect(self._id))
+        self._agent = Agent(lambda: engine.connect(self._id), self._why)
 
     async def run(self) -> int:
         """Run the step and return its exit code."""
@@ -50,20 +52,21 @@ class Booth:
             await self._tell_of_network()
             if request.workdir:
                 mkdir = _wire.file(FileOp.MKDIR, _wire.encode(request.workdir), flags=1)
-                await Command(self, _wire.MAIN).ask(mkdir)
+                await Command(self._agent, _wire.MAIN).ask(mkdir)
             spec = ExecSpec(argv=request.argv, user=request.user, workdir=request.workdir, flags=Flag.ATTACHED)
             sink = _Output(request)
-            _, record = await Command(self, os.urandom(16)).run(spec, None, {1: sink, 2: sink})
+            _, record = await Command(self._agent, os.urandom(16)).run(spec, None, {1: sink, 2: sink})
             return record.returncode
         finally:
-            self._links.close()
+            self._agent.close()
             await engine.stop(self._id)
+            engine.store.forget(self._id)
 
-    def lease(self) -> contextlib.AbstractAsyncContextManager[Link]:
-        return self._links.lease()
-
-    async def why(self, error: Exception) -> None:
-        raise EngineError(f"the box of a build step ended: {error}") from error
+    async def _why(self, error: Exception) -> None:
+        end = await self._engine.wait(self._id)
+        if end.reason == "disk":
+            raise DiskFullError(_filled(self._engine.store.state)) from error
+        raise EngineError(f"the box of a build step ended ({end.reason}): {end.text or error}") from error
 
     async def _net(self, folder: Path) -> tuple[plan.Lines, Sequence[str]]:
         """What the step reaches, and its name servers: the internet, as a sandbox does. Where mirrors are private, through a gate."""
@@ -89,6 +92,7 @@ class Booth:
             lowers=lowers,
             upper=request.upper,
             work=request.work,
+            record=str(self._engine.store.ended / self._id),
             keep=True,
             ids=host.ids(),
             net=net,
@@ -98,8 +102,17 @@ class Booth:
             groups=host.groups(self._id, limits, degraded=True),  # a recipe is the user's own
             env=tuple(env.items()),
             binds=request.binds,
+            guard=MOST_ON_DISK,
+            counted=[source for source, _ in request.binds],
             owner=os.getpid(),
         )
+
+
+def _filled(state: Path) -> str:
+    return (
+        f"was ended before it filled the disk of {state} (disk), where it had more than {MOST_ON_DISK >> 30} GiB, or the most of all "
+        "with hardly any left; free some space, run `openmodal image prune`, or set OPENMODAL_HOME to a folder on a larger disk"
+    )
 
 
 def _may_lack_network() -> bool:

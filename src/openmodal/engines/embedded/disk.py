@@ -10,7 +10,7 @@ from pathlib import Path
 
 from openmodal import _binary
 from openmodal.engines.embedded import network
-from openmodal.errors import DiskFullError, EngineError
+from openmodal.errors import EngineError, disk_full
 
 _MOST_INODES = 1_000_000
 _BYTES_PER_INODE = 8192
@@ -42,6 +42,6 @@ def make(folder: Path, mebibytes: int) -> str:
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip()
         if "No space left" in said:
-            raise DiskFullError(f"the disk of {folder} is full; free some space, or run `openmodal image prune`")
+            raise disk_full(folder)
         raise EngineError(f"the sandbox's disk of {mebibytes} MiB cannot be made: {said}")
     return str(path)

@@ -434,13 +434,8 @@ def image_registry() -> Check:
         with socket.create_connection((HUB, 443), timeout=5):
             return Check("image registry", True, "can be reached")
     except OSError as error:
-        reason = error.strerror or str(error) or "it does not answer"
-        return Check(
-            "image registry",
-            False,
-            f"cannot be reached: {reason}",
-            "OPENMODAL_BASE=packages makes base images without it",
-        )
+        text = f"cannot be reached: {error.strerror or str(error) or 'it does not answer'}"
+        return Check("image registry", False, text, "OPENMODAL_BASE=packages makes base images without it")
 
 
 def package_index() -> Check:

@@ -27,12 +27,11 @@ from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launc
 from openmodal.engines.embedded.booth import Booth
 from openmodal.errors import (
     AlreadyExistsError,
-    DiskFullError,
     EngineError,
     InvalidError,
     NotFoundError,
     UnsupportedError,
-    no_room,
+    disk_full_named,
 )
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Embedded:
         id = f"{spec.app}-{os.urandom(4).hex()}"
         lowers, env = host.over_trust(self._layers, root.layers, spec.env)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_full_disk_is_told(self._store.state))
+            stack.enter_context(disk_full_named(self._store.state))
             held = stack.enter_context(self._held(root))
             with self._named(spec):
                 folder = stack.enter_context(self._store.new(asked.status(id, spec, root, self.name)))
@@ -345,19 +344,6 @@ def status_of_ended(id: str, status: Status | None, end: EndRecord) -> Status:
     if status:
         return replace(status, ended=end)
     return Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", "embedded", ended=end)
-
-
-@contextlib.contextmanager
-def _full_disk_is_told(state: Path) -> Iterator[None]:
-    """Say which disk is full, instead of ENOSPC alone."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, EngineError) or not no_room(error):
-            raise
-        raise DiskFullError(
-            f"the disk of {state} is full; make room, run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
-        ) from error
 
 
 def _around(spec: SandboxSpec, limits: asked.Limits) -> asked.Limits:

@@ -101,7 +101,7 @@ def config(box: plan.Box) -> dict[str, Any]:
     return {
         "ociVersion": "1.0.2",
         "root": {"path": "/root", "readonly": False},
-        "hostname": plan.hostname(box.id),
+        "hostname": asked.hostname(box.id),
         "process": {
             "args": _agent(box),
             "cwd": "/",

@@ -7,13 +7,12 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 from pathlib import Path
 
 from openmodal import _binary
 from openmodal._dual import readable, run_sync
-from openmodal._link import connected
+from openmodal._link import connected, peer
 from openmodal._spec import EndRecord
 from openmodal._store import parse_record
 from openmodal.engines.embedded import plan
@@ -73,15 +72,13 @@ async def ask(folder: Path, word: bytes, timeout: float | None) -> EndRecord:
 
 
 async def supervisor(folder: Path) -> int:
-    """The process that listens on a sandbox's control socket (SO_PEERCRED, unix(7)).
+    """The process that listens on a sandbox's control socket.
 
     Raises:
         ConnectionError: there is no supervisor any more.
     """
     with await connect(folder, "control.sock") as sock:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid: int = struct.unpack("3i", credentials)[0]
-    return pid
+        return peer(sock)
 
 
 async def kill_supervisor(folder: Path) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from openmodal._wire import Flag, milliseconds
 from openmodal.engines import machine
-from openmodal.engines.asked import Limits
+from openmodal.engines.asked import Limits, hostname
 from openmodal.engines.embedded import cgroup
 
 Lines = list[tuple[str, str]]
 
-HOSTNAME_MAX = 63  # Linux takes 64; a DNS label has 63
 
 _UNLIMITED = (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_RSS)
 
@@ -25,7 +24,8 @@ _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0
 class Box:
     """A box, as values. `net` is "none", "router", "exec" or "gate"; `owner` a process to die with.
 
-    Times in seconds, `memory` and `guard` (what it may have on the disk) in bytes; 0 is none.
+    Times in seconds, `memory` and `guard` (what it may have on the disk) in bytes; 0 is none. `counted`: folders outside `upper` that
+    the guard counts.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Box:
     owner: int = 0
     disk: str = ""
     guard: int = 0
+    counted: Sequence[str] = ()
     extra: Lines = field(default_factory=list)
 
 
@@ -77,6 +78,7 @@ def encode(box: Box) -> bytes:
         *(("arg", arg) for arg in box.argv),
         *([("main_flags", str(int(Flag.STDIN)))] if box.argv else []),
         *(("bind", f"{source}\t{target}\trw") for source, target in box.binds),
+        *(("counted", folder) for folder in box.counted),
         *box.extra,
     ]
     optional = {
@@ -106,11 +108,6 @@ def _groups(groups: cgroup.Plan) -> Lines:
         *([("oom", " ".join(groups.oom))] if groups.oom else []),
         *([("weight", " ".join(groups.weight))] if groups.weight else []),
     ]
-
-
-def hostname(id: str) -> str:
-    """The host name of a sandbox."""
-    return id[-HOSTNAME_MAX:].lstrip("-._") or "sandbox"
 
 
 def rlimits(limits: Limits) -> list[tuple[int, int, int]]:

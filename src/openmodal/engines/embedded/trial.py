@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from openmodal import _binary, _config
+from openmodal._agent import Agent
 from openmodal._command import Command, Spool
-from openmodal._link import Link, Links
 from openmodal._spec import ExecSpec, Info, Network, Resources, Root, SandboxSpec
 from openmodal._store import Store
 from openmodal._wire import Flag
@@ -68,33 +68,25 @@ async def run(engine: Embedded, spec: SandboxSpec, *argv: str) -> Info:
     """
     id = await engine.create(spec, Root(key=_LAYER, layers=(str(engine.layers.folder(_LAYER)),)))
     try:
-        await _Agent(engine, id).run(argv or ("--version",))
+        await _run(engine, id, argv or ("--version",))
         return await engine.info(id)
     finally:
         await engine.stop(id)
 
 
-class _Agent:
-    """Who is asked in a sandbox."""
+async def _run(engine: Embedded, id: str, argv: Sequence[str]) -> None:
+    spec = ExecSpec(argv=(f"/{_PROGRAM}", *argv), flags=Flag.ATTACHED)
+    output = Spool()
+    with contextlib.closing(Agent(lambda: engine.connect(id), _why)) as agent:
+        _, record = await Command(agent, os.urandom(16)).run(spec, None, {1: output, 2: output})
+    if record.returncode != 0:
+        raise EngineError(
+            f"a sandbox came up, but a command in it fails: {output.read(0, 400).decode('utf-8', 'replace')}"
+        )
 
-    def __init__(self, engine: Embedded, id: str) -> None:
-        self._links = Links(lambda: engine.connect(id))
 
-    async def run(self, argv: Sequence[str]) -> None:
-        spec = ExecSpec(argv=(f"/{_PROGRAM}", *argv), flags=Flag.ATTACHED)
-        output = Spool()
-        with contextlib.closing(self._links):
-            _, record = await Command(self, os.urandom(16)).run(spec, None, {1: output, 2: output})
-        if record.returncode != 0:
-            raise EngineError(
-                f"a sandbox came up, but a command in it fails: {output.read(0, 400).decode('utf-8', 'replace')}"
-            )
-
-    def lease(self) -> contextlib.AbstractAsyncContextManager[Link]:
-        return self._links.lease()
-
-    async def why(self, error: Exception) -> None:
-        raise EngineError(f"a sandbox came up, but its agent does not answer: {error}") from error
+async def _why(error: Exception) -> None:
+    raise EngineError(f"a sandbox came up, but its agent does not answer: {error}") from error
 
 
 @contextlib.contextmanager

@@ -326,14 +326,13 @@ def _legacy_program() -> str:
 
 
 def _legacy_size() -> str:
-    """These tables have no generation; that rules were flushed or loaded their number tells."""
+    """The number and size of the rules, which change with them: these tables have no generation."""
     if not _legacy_tables():
         return "-"
     import ctypes
 
-    info = ctypes.create_string_buffer(
-        b"filter", 84
-    )  # struct ipt_getinfo; it ends with the number of rules and their size
+    # struct ipt_getinfo; it ends with the number of rules and their size.
+    info = ctypes.create_string_buffer(b"filter", 84)
     size = ctypes.c_uint(len(info))
     with socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as kernel:
         ctypes.CDLL(None).getsockopt(kernel.fileno(), socket.SOL_IP, 64, info, ctypes.byref(size))

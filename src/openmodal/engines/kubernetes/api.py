@@ -66,6 +66,8 @@ class Api:
         self._worked = False
         self._protocols = _PROTOCOLS
         self.namespace = namespace
+        # The uids of pods whose addresses this process has tried in vain: the first is news.
+        self.out_of_reach: set[str] = set()
 
     # ------------------------------------------------------------------------------------------------ objects
 

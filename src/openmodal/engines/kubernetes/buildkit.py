@@ -22,9 +22,9 @@ from typing import IO, Any, cast
 import msgspec
 
 from openmodal import _wire
+from openmodal._agent import Agent
 from openmodal._command import Command, Feed, Sink
 from openmodal._dual import run_sync
-from openmodal._link import Links
 from openmodal._spec import ExecSpec, ExitRecord, Resources, Root, SandboxSpec
 from openmodal._wire import Flag
 from openmodal.build import credentials
@@ -71,7 +71,7 @@ def builder(cluster: Api, settings: Settings) -> Iterator[BuildKit]:
     name, token = f"om-build-{secrets.token_hex(5)}", secrets.token_hex(16)
     try:
         pod = _made(cluster, settings, name)
-        with Agent(cluster, pod, token).opened() as opened:
+        with BuildPod(cluster, pod, token).opened() as opened:
             opened.run(("sh", "-c", _READY, _ADDRESS), timeout=_STARTING)
             yield BuildKit(opened, settings)
     finally:
@@ -165,19 +165,18 @@ def _check(pod: Json, settings: Settings) -> None:
     raise EngineError(f"the pod of the build cannot run: {text}; where it may not, set kubernetes.builder to another")
 
 
-class Agent:
-    """The agent in the pod, for commands one after the other."""
+class BuildPod:
+    """The pod of a build, in which commands run one after the other."""
 
     def __init__(self, cluster: Api, pod: str, token: str) -> None:
         self._cluster = cluster
         self._pod = pod
         self._token = token
-        self._links = Links(lambda: open_link(cluster, pod, _wire.auth(token)))
-        self.lease = self._links.lease
+        self._agent = Agent(lambda: open_link(cluster, pod, _wire.auth(token)), self._why)
 
     @contextmanager
-    def opened(self) -> Iterator[Agent]:
-        """The agent told what it is, until the end of the block."""
+    def opened(self) -> Iterator[BuildPod]:
+        """The pod with its agent told what it is, until the end of the block."""
         spec = SandboxSpec(app="builds", timeout=_SECONDS, idle_timeout=_IDLE)
         give_up = time.monotonic() + _STARTING
         while True:
@@ -191,9 +190,9 @@ class Agent:
         try:
             yield self
         finally:
-            self._links.close()
+            self._agent.close()
 
-    async def why(self, error: Exception) -> None:
+    async def _why(self, error: Exception) -> None:
         """Raise why the pod has ended; return if it runs."""
         found = self._cluster.get(self._cluster.pods(), fieldSelector=f"metadata.name={self._pod}")["items"]
         if not found or not _all_run(found[0]):
@@ -212,7 +211,7 @@ class Agent:
     ) -> ExitRecord:
         """Run a command. `tell` takes the lines of its stderr, and may look at how it ended; without, it has to succeed."""
         lines = _Lines(tell or (lambda line: None))
-        command = Command(self, os.urandom(16))
+        command = Command(self._agent, os.urandom(16))
         sinks = cast("dict[int, Sink]", {1: _Lines(lambda line: None), 2: lines})
         spec = ExecSpec(argv, env=env, timeout=timeout, flags=Flag.STDIN)
         _, record = run_sync(command.run(spec, Feed(stdin), sinks))
@@ -242,15 +241,15 @@ class _Lines:
 class BuildKit:
     """A builder that waits for orders."""
 
-    def __init__(self, agent: Agent, settings: Settings) -> None:
-        self._agent = agent
+    def __init__(self, pod: BuildPod, settings: Settings) -> None:
+        self._pod = pod
         self._settings = settings
 
     def make(self, order: Order, told: Told) -> str:
         """See `remote.Maker`."""
-        self._agent.run(("sh", "-c", _TAKE, _FOLDER), stdin=login(hosts(order)))
+        self._pod.run(("sh", "-c", _TAKE, _FOLDER), stdin=login(hosts(order)))
         tar = ("tar", "-xf", "-", "-C", f"{_FOLDER}/context")
-        self._agent.run(tar, stdin=cast("IO[bytes]", _Content(order.content())))
+        self._pod.run(tar, stdin=cast("IO[bytes]", _Content(order.content())))
         listener, said = Listener(told.hear), list[str]()
 
         def hear(line: bytes) -> None:
@@ -260,7 +259,7 @@ class BuildKit:
                 said.append(line.decode(errors="replace"))
 
         environment = (("DOCKER_CONFIG", f"{_FOLDER}/login"), ("PATH", "/usr/local/bin:/usr/bin:/bin"))
-        record = self._agent.run(command(order, self._settings), env=environment, tell=hear)
+        record = self._pod.run(command(order, self._settings), env=environment, tell=hear)
         if record.code or record.signaled:
             raise told.failure("\n".join(said[-5:]))
         return ""

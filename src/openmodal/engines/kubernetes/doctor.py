@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from openmodal import _config
+from openmodal.engines.check import Check
 from openmodal.engines.kubernetes import agent, api, probe
 from openmodal.engines.kubernetes.api import Api, ApiError
 from openmodal.engines.kubernetes.settings import Settings, read
 from openmodal.errors import Error
 
 
-class Finding(NamedTuple):
-    """One thing that was looked at, as in the embedded engine's `Check`."""
-
-    name: str
-    ok: bool
-    text: str
-    remedy: str = ""
-
-    @property
-    def line(self) -> str:
-        """All of it."""
-        return f"{self.name}: {self.text}" + (f"; {self.remedy}" if self.remedy else "")
-
-
-def examine(*, network: bool = False) -> Iterator[Finding]:
+def examine(*, network: bool = False) -> Iterator[Check]:
     """Look at the cluster that the kubeconfig names, as far as it can be seen. `network`: also find out whether policies are enforced."""
     settings = read()
     try:
         cluster = api.connect(settings.context, settings.namespace)
         version = str(cluster.get("/version")["gitVersion"])
     except Error as error:
-        yield Finding("kubernetes", False, str(error))
+        yield Check("kubernetes", False, str(error))
         return
-    yield Finding("kubernetes", True, f"{version}, namespace {settings.namespace}, sandboxes of {settings.owner}")
+    yield Check("kubernetes", True, f"{version}, namespace {settings.namespace}, sandboxes of {settings.owner}")
     yield _rights(cluster)
     yield _agent(settings)
     yield _registry()
     yield policies_enforced(cluster, settings) if network else _network(settings)
 
 
-def _rights(cluster: Api) -> Finding:
+def _rights(cluster: Api) -> Check:
     """Asked for what cannot be done without; a dry run would say no more."""
     try:
         cluster.get(cluster.pods(), limit="1")
@@ -53,10 +39,10 @@ def _rights(cluster: Api) -> Finding:
             ("pods", "delete"),
         ):
             if not _may(cluster, resource, verb):
-                return Finding("kubernetes rights", False, f"you may not {verb} {resource}", _GIVE)
+                return Check("kubernetes rights", False, f"you may not {verb} {resource}", _GIVE)
     except ApiError as error:
-        return Finding("kubernetes rights", False, str(error), _GIVE)
-    return Finding("kubernetes rights", True, "pods can be made, entered and deleted")
+        return Check("kubernetes rights", False, str(error), _GIVE)
+    return Check("kubernetes rights", True, "pods can be made, entered and deleted")
 
 
 _GIVE = "openmodal setup kubernetes --grant user:NAME   (a cluster administrator)"
@@ -74,45 +60,45 @@ def _may(cluster: Api, resource: str, verb: str) -> bool:
     return bool(answer["status"]["allowed"])
 
 
-def _agent(settings: Settings) -> Finding:
+def _agent(settings: Settings) -> Check:
     try:
         size = len(agent.binary(settings))
     except Error as error:
-        return Finding("kubernetes agent", False, str(error))
-    return Finding("kubernetes agent", True, f"for {settings.cpu} nodes, {size / 1024:.0f} KiB")
+        return Check("kubernetes agent", False, str(error))
+    return Check("kubernetes agent", True, f"for {settings.cpu} nodes, {size / 1024:.0f} KiB")
 
 
-def _registry() -> Finding:
+def _registry() -> Check:
     if host := _config.registry():
-        return Finding("kubernetes registry", True, f"images are pushed to {host}")
+        return Check("kubernetes registry", True, f"images are pushed to {host}")
     text = "none is set; only Image.from_registry works"
-    return Finding("kubernetes registry", False, text, f'registry = "host/path" in {_config.config_file()}')
+    return Check("kubernetes registry", False, text, f'registry = "host/path" in {_config.config_file()}')
 
 
-def _network(settings: Settings) -> Finding:
+def _network(settings: Settings) -> Check:
     if settings.network_policy:
-        return Finding("kubernetes network", True, "the configuration says that NetworkPolicies are enforced")
+        return Check("kubernetes network", True, "the configuration says that NetworkPolicies are enforced")
     text = "NetworkPolicies are not known to be enforced, so block_network=True is refused and pods reach each other"
-    return Finding("kubernetes network", False, text, "find out with: openmodal doctor --network")
+    return Check("kubernetes network", False, text, "find out with: openmodal doctor --network")
 
 
-def policies_enforced(cluster: Api, settings: Settings, seconds: int = 10) -> Finding:
+def policies_enforced(cluster: Api, settings: Settings, seconds: int = 10) -> Check:
     """Find out, with two pods, whether the cluster enforces NetworkPolicies within so many seconds, and whether the configuration knows."""
     name = "kubernetes network"
     try:
         found = probe.enforced(cluster, settings, seconds)
     except Error as error:
-        return Finding(name, False, str(error))
+        return Check(name, False, str(error))
     if not found.enforced:
         text = "NetworkPolicies are not enforced: a pod went on reaching another that a policy cut it off from"
         wrong = f"network_policy = false in {_config.config_file()}, or " if settings.network_policy else ""
-        return Finding(name, False, text, f"{wrong}a network plug-in that enforces them, such as Calico or Cilium")
+        return Check(name, False, text, f"{wrong}a network plug-in that enforces them, such as Calico or Cilium")
     if not settings.network_policy:
         text = "NetworkPolicies are enforced, but the configuration does not say so" + (_NODE if found.node else "")
-        return Finding(name, False, text, f"network_policy = true in the table [kubernetes] of {_config.config_file()}")
+        return Check(name, False, text, f"network_policy = true in the table [kubernetes] of {_config.config_file()}")
     if found.node:
-        return Finding(name, False, f"NetworkPolicies are enforced{_NODE}", "let a firewall of the nodes refuse pods")
-    return Finding(name, True, "NetworkPolicies are enforced")
+        return Check(name, False, f"NetworkPolicies are enforced{_NODE}", "let a firewall of the nodes refuse pods")
+    return Check(name, True, "NetworkPolicies are enforced")
 
 
 _NODE = ", but a pod goes on reaching its own node: so does a sandbox, also one with block_network"

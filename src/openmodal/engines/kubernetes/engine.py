@@ -8,7 +8,6 @@ the pod's log, by whoever looks first, who keeps it on this machine for a day an
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -16,22 +15,23 @@ from contextlib import closing, suppress
 
 import msgspec
 
-from openmodal import _config, _trash, _wire
+from openmodal import _config, _trash
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, SocketStream, until_end
 from openmodal._spec import EndRecord, Info, PoolStatus, Recipe, Report, Resources, Root, SandboxSpec, Status
 from openmodal._store import Store
-from openmodal.engines.kubernetes import api, pods, policies, pool, posture, probe, report, start
+from openmodal.engines import Created
+from openmodal.engines.kubernetes import api, pods, pool, posture, probe, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
-from openmodal.engines.kubernetes.links import direct_link, open_link
+from openmodal.engines.kubernetes.links import link_to, open_link
 from openmodal.engines.kubernetes.names import claim
 from openmodal.engines.kubernetes.settings import Settings, read
 from openmodal.engines.kubernetes.websocket import WebSocket
 from openmodal.errors import EngineError, NotFoundError, UnsupportedError
 
-_log = logging.getLogger("openmodal")
 _STARTING = 60.0  # beyond it, an agent that was started and does not answer is broken
+_PAUSE = 0.05  # between two looks at a sandbox whose agent does not answer
 
 _NOT_ENFORCED = (
     "{} a cluster that enforces NetworkPolicies; if `openmodal doctor --network` says that this one does, say "
@@ -49,12 +49,6 @@ class Kubernetes:
 
     def __init__(self) -> None:
         self._store = Store(_config.state())
-        self._fresh: dict[str, tuple[int, WebSocket]] = {}
-        self._not_direct: set[str] = set()  # sandboxes that were tried in vain
-        self._said = False  # ... which is news once
-
-    def __reduce__(self) -> tuple[type[Kubernetes], tuple[()]]:
-        return type(self), ()  # what it remembers is of connections of this process
 
     @property
     def settings(self) -> Settings:
@@ -84,7 +78,7 @@ class Kubernetes:
         self._store.prepare()
         return await Images(self._store.state, self.settings).prepare(image, report)
 
-    async def create(self, spec: SandboxSpec, root: Root) -> str:
+    async def create(self, spec: SandboxSpec, root: Root) -> str | Created:
         settings = self.settings
         if spec.network.block and not settings.network_policy:
             raise EngineError(_NOT_ENFORCED.format("block_network=True needs"))
@@ -101,32 +95,25 @@ class Kubernetes:
                 await claim(cluster, settings, pod, spec, id, self._alive)
             await created.wait()
             stream = await self._set_up(cluster, created)
-            if stream and settings.direct:  # it would be used again and again, though there is a better way
-                stream.close()
-            elif stream:
-                self._fresh[id] = (os.getpid(), stream)
         except BaseException:
-            self._drop(id)
             with suppress(EngineError):  # what made us give up is the news; a pod that cannot be deleted ends by itself
                 await Blocking(cluster.delete, cluster.pods(created.name), grace=0)
             raise
-        return id
+        if stream and settings.direct:  # it would be used again and again, though there is a better way
+            stream.close()
+            stream = None
+        return Created(id, stream) if stream else id
 
     async def connect(self, id: str) -> WebSocket | SocketStream:
-        if stream := self._take(id):
-            return stream
         if self._store.end(id):
             raise ConnectionRefusedError("it has ended")
         settings = self.settings
         cluster = self._api(settings)
         try:
             found = await self._found(cluster, id)
-            if settings.direct and found.address and id not in self._not_direct:
-                return await self._direct(cluster, found)
-            return await open_link(cluster, found.pod, _wire.auth(found.token))
+            return await link_to(cluster, found, direct=settings.direct)
         except (NotFoundError, ConnectionError, Unreachable) as error:
             await self._settle(cluster, id)
-            await Sleep(0.05)  # who asks again at once shall not keep the API server busy
             raise ConnectionRefusedError(str(error)) from error
 
     async def inspect(self, id: str) -> Status:
@@ -151,7 +138,6 @@ class Kubernetes:
         return sorted(running, key=lambda status: status.created)
 
     async def stop(self, id: str) -> None:
-        self._drop(id)
         cluster = self._api()
         try:
             found = None if self._store.end(id) else await self._found(cluster, id)
@@ -248,9 +234,8 @@ class Kubernetes:
             try:
                 begins = functools.partial(self._note, cluster, created.name, created.status(time.time()))
                 return await open_link(cluster, created.name, created.setup, begins)
-            except (
-                ConnectionError
-            ) as error:  # it listens a moment after its start; or a short main command has ended meanwhile
+            # The agent listens a moment after its start; or a short main command has ended meanwhile.
+            except ConnectionError as error:
                 if await self._settle(cluster, id):
                     return None
                 created.check(await Blocking(cluster.get, cluster.pods(created.name)))
@@ -258,42 +243,15 @@ class Kubernetes:
                     raise EngineError(f"the agent in the pod {created.name} does not answer: {error}") from error
                 await Sleep(0.02)
 
-    async def _direct(self, cluster: Api, found: pods.Found) -> WebSocket | SocketStream:
-        """A link without the API server; where its network lets nobody through, one with it, now and for all links to come."""
-        try:
-            return await direct_link(cluster, found)
-        except OSError as error:
-            stream = await open_link(cluster, found.pod, _wire.auth(found.token))
-            self._not_direct.add(found.status.id)
-            if not self._said:
-                self._said = True
-                _log.warning(
-                    "sandbox %s cannot be reached directly (%s), so the API server carries what it says: the pod of a client "
-                    'needs the label %s: "true"; without any, set kubernetes.direct = false',
-                    found.status.id,
-                    str(error) or type(error).__name__,
-                    policies.CLIENT,
-                )
-            return stream
-
     async def _until_lost(self, id: str, deadline: float | None) -> None:
         """Hold a link until it ends, which it does with its agent."""
         try:
             stream = await self.connect(id)
         except ConnectionError:
+            await Sleep(_PAUSE)
             return
         await (stream.until_end(deadline) if isinstance(stream, WebSocket) else until_end(stream, deadline))
         await self._settle(self._api(), id)
-
-    def _take(self, id: str) -> WebSocket | None:
-        """The link that the sandbox was set up by, once, and not in a forked child, whose parent uses it."""
-        pid, stream = self._fresh.pop(id, (0, None))
-        return stream if pid == os.getpid() else None
-
-    def _drop(self, id: str) -> None:
-        self._not_direct.discard(id)
-        if stream := self._take(id):
-            stream.close()
 
     # --------------------------------------------------------------------------------------------------- pods
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -12,7 +13,7 @@ from openmodal import _wire
 from openmodal._dual import Blocking, writable
 from openmodal._link import SocketStream, Stream
 from openmodal._wire import Code, Kind
-from openmodal.engines.kubernetes import api, pods
+from openmodal.engines.kubernetes import api, pods, policies
 from openmodal.engines.kubernetes.websocket import KEEP_ALIVE, WebSocket
 from openmodal.errors import EngineError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 5.0  # seconds for a direct link: a lost packet is sent again after one, and again after two more
 _LONGEST_ANSWER = 4096
+_log = logging.getLogger("openmodal")
 
 
 class _Greetable(Stream, Protocol):
@@ -77,6 +79,29 @@ class _Upgrade:
         self._given_up = True
         if self._response:
             self._response.close()
+
+
+async def link_to(cluster: api.Api, found: pods.Found, *, direct: bool) -> WebSocket | SocketStream:
+    """A link to a sandbox's agent, without the API server if that is wanted and works.
+
+    Where the pod's address cannot be reached, this process does not try it again.
+    """
+    if not direct or not found.address or found.uid in cluster.out_of_reach:
+        return await open_link(cluster, found.pod, _wire.auth(found.token))
+    try:
+        return await direct_link(cluster, found)
+    except OSError as error:
+        stream = await open_link(cluster, found.pod, _wire.auth(found.token))
+        if not cluster.out_of_reach:
+            _log.warning(
+                "sandbox %s cannot be reached directly (%s), so the API server carries what it says: "
+                'the pod of a client needs the label %s: "true"; without any, set kubernetes.direct = false',
+                found.status.id,
+                str(error) or type(error).__name__,
+                policies.CLIENT,
+            )
+        cluster.out_of_reach.add(found.uid)
+        return stream
 
 
 async def direct_link(cluster: api.Api, found: pods.Found) -> SocketStream:

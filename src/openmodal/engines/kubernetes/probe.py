@@ -20,7 +20,6 @@ from openmodal.engines.kubernetes.api import Api, Json
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError
 
-_PORT = 7333
 _START = 120.0  # seconds for a node, an image and a start
 _GET_THROUGH = 1.0  # seconds in which the client gets through before the policy is there
 _ALWAYS, _NO_LONGER = 0, 1  # exit codes of `reach`
@@ -48,7 +47,7 @@ def enforced(cluster: Api, settings: Settings, seconds: int) -> Found:
         settings,
     )
     with (
-        _pod(cluster, spec, {_POD: (str(_PORT), str(int(_START) + seconds))}) as target,
+        _pod(cluster, spec, {_POD: (str(pods.PORT), str(int(_START) + seconds))}) as target,
         _pod(cluster, spec, _reaches(target["status"]["podIP"], str(seconds))) as client,
     ):
         time.sleep(_GET_THROUGH)
@@ -68,7 +67,7 @@ def finished(cluster: Api) -> list[str]:
 
 def _reaches(address: str, seconds: str) -> dict[str, tuple[str, ...]]:
     """What the pod that is to be cut off runs. The kubelet puts the node's address in."""
-    return {_POD: (address, str(_PORT), seconds), _NODE: ("$(NODE)", _KUBELET, seconds)}
+    return {_POD: (address, str(pods.PORT), seconds), _NODE: ("$(NODE)", _KUBELET, seconds)}
 
 
 @contextmanager

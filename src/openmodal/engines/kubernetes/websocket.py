@@ -49,11 +49,8 @@ class WebSocket:
         network = cast("httpcore2.NetworkStream", response.extensions["network_stream"])
         try:
             self._frames.receive_data(network.read(_PIECE, timeout=0))  # what came together with the handshake's answer
-        except (
-            httpcore2.ReadError,
-            httpcore2.ReadTimeout,
-        ):  # nothing yet, or an error that the next read will meet again
-            pass
+        except (httpcore2.ReadError, httpcore2.ReadTimeout):
+            pass  # nothing yet, or an error that the next read will meet again
         self._socket.setblocking(False)
 
     async def send(self, data: bytes | memoryview) -> None:
@@ -121,9 +118,8 @@ class WebSocket:
             raise ConnectionResetError(f"the API server broke the WebSocket protocol: {error}") from error
 
     def _message(self, data: bytes, finished: bool) -> None:
-        if (
-            self._channel < 0 and data
-        ):  # the first byte of a message says for which channel it is; a long one comes in parts
+        # The first byte of a message is its channel; a long message comes in parts.
+        if self._channel < 0 and data:
             self._channel, data = data[0], data[1:]
         if self._channel == _STDOUT:
             self._ready += data

@@ -1,0 +1,101 @@
+"""The agent of a box, as everything that asks it something sees it: links to it, why they broke, and when to ask again."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+from openmodal._dual import Sleep
+from openmodal._link import Link, Links, Stream
+from openmodal.errors import EngineError
+
+T = TypeVar("T")
+
+_RECONNECT_SECONDS = 30.0
+_HELD_SECONDS = 1.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.16
+
+
+class Agent:
+    """One agent. Commands, files and connections are operations on a link to it.
+
+    An operation says by ids and offsets where it is, so `exchange` may run it again: nothing starts twice, nothing is lost.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Coroutine[Any, Any, Stream]],
+        why: Callable[[Exception], Coroutine[Any, Any, None]],
+        first: Stream | None = None,
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            connect: opens a stream to the agent; raises ConnectionError when nothing listens.
+            why: a link broke: raises why the box ended; returns if it runs, so that asking again makes sense.
+            first: a stream that is open already, and used before another is opened.
+        """
+        self._connect = connect
+        self._why = why
+        self._links = Links(connect, first)
+        weakref.finalize(self, self._links.close).atexit = False
+
+    async def exchange(self, operation: Callable[[Link], Coroutine[Any, Any, T]]) -> T:
+        """Run an operation on a link, and again on a new one if that breaks while the box lives.
+
+        Raises:
+            EngineError: the box runs, but its agent does not answer for 30 s.
+        """
+        patience = _Patience()
+        while True:
+            opened = 0.0
+            try:
+                async with self._links.lease() as link:
+                    opened = time.monotonic()
+                    return await operation(link)
+            except ConnectionError as error:
+                await self._why(error)
+                pause = patience.after(error, opened)
+            await Sleep(pause)
+
+    def lease(self) -> AbstractAsyncContextManager[Link]:
+        """A link for one operation that is not repeated."""
+        return self._links.lease()
+
+    def close(self) -> None:
+        """Close the links that nobody uses; the next operation opens another."""
+        self._links.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied it is the same agent; links stay here."""
+        return type(self), (self._connect, self._why)
+
+
+class _Patience:
+    """How soon, and for how long, an agent whose links break is asked again."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._pause = _FIRST_PAUSE
+
+    def after(self, error: Exception, opened: float) -> float:
+        """Seconds to pause, after the link that was opened then (0: none was) has failed.
+
+        An agent that nobody reaches is asked less and less often. A link that held for a while has worked, so what
+        broke it is news: a command of an hour may see any number of breaks.
+        """
+        now = time.monotonic()
+        if opened and now - opened > _HELD_SECONDS:
+            self._until = 0.0
+        self._until = self._until or now + _RECONNECT_SECONDS
+        if now > self._until:
+            text = f"the sandbox runs but its agent does not answer ({error}); terminate it"
+            raise EngineError(text) from error
+        self._pause = _FIRST_PAUSE if opened else min(2 * self._pause, _LONGEST_PAUSE)
+        return self._pause
+
+
+__all__ = ["Agent"]
