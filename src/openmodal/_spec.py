@@ -89,7 +89,10 @@ class Config(Step, frozen=True, tag="config"):
     cmd: tuple[str, ...] | None = None
 
 
-AnyStep = Debian | Registry | Scratch | Dockerfile | Run | Copy | Config
+Origin = Debian | Registry | Scratch
+"""What an image begins with (build/origin.py), unless it is a Dockerfile."""
+
+AnyStep = Origin | Dockerfile | Run | Copy | Config
 
 
 class Recipe(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What an image begins with: Debian from its packages, an image of a registry, or nothing.
+"""Base images as layers of the store: an image of a registry, Debian from its packages instead, or nothing.
 
 Also the one layer that is put on top of any image where this machine trusts certificate authorities of its own.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from openmodal._binary import PATH
-from openmodal._spec import Debian, Registry, Root, Scratch
+from openmodal._spec import Root, Scratch
 from openmodal.build import debian
 from openmodal.build.layers import Layers, Meta
 from openmodal.build.names import FORMAT, architecture, digest
@@ -26,43 +26,21 @@ from openmodal.errors import RegistryError, UnsupportedError
 if TYPE_CHECKING:
     from openmodal.build.steps import Builder
 
-DEFAULT_PYTHON = "3.13"
-"""The newest Python that both a registry and a current Debian have, so that an image means the same with either."""
-
 _HUB = "registry-1.docker.io"
 _REMEMBER = {True: 24 * 3600.0, False: 600.0}  # seconds that a registry counts as there, or not
 _PATIENCE = 3.0
 
 
-def make(builder: Builder, step: Debian | Registry | Scratch) -> Root:
-    """The image that the recipe begins with."""
-    if isinstance(step, Scratch):
-        return _scratch(builder, title(step))
-    if isinstance(step, Registry):
-        builder.starts(title(step))
-        root = _pull(builder, step.reference)
-        builder.ends(title(step))
-        return root
-    return _debian(builder, step)
-
-
-def _scratch(builder: Builder, text: str) -> Root:
-    # One empty layer: overlayfs wants something to stand on.
-    return builder.layer(Root(key="", layers=()), digest("scratch", FORMAT, architecture()), text, lambda upper: None)
+def scratch(builder: Builder) -> Root:
+    """One empty layer: overlayfs wants something to stand on."""
+    key = digest("scratch", FORMAT, architecture())
+    return builder.layer(Root(key="", layers=()), key, title(Scratch()), lambda upper: None)
 
 
 def _pull(builder: Builder, reference: str) -> Root:
     from openmodal.build import pull
 
     return pull.pull(builder, reference)
-
-
-# ---------------------------------------------------------------------------------------------------- debian
-
-
-def _debian(builder: Builder, step: Debian) -> Root:
-    version = step.python or DEFAULT_PYTHON
-    return either(builder, f"docker.io/library/python:{version}-slim", version)
 
 
 def either(builder: Builder, reference: str, version: str) -> Root:

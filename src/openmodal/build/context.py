@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 
 from openmodal import _idmap
-from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Registry, Run, Scratch
+from openmodal._spec import AnyStep, Config, Copy, Dockerfile, Origin, Run
 from openmodal.build import dockerfile, local
 from openmodal.build.base import BUNDLE, TRUST_VARIABLES
 from openmodal.build.layers import Layers
@@ -147,7 +147,7 @@ def parts(steps: Sequence[AnyStep], start: int, user: str, authorities: str) -> 
     index = start
     while index < len(steps):
         step = steps[index]
-        if isinstance(step, Debian | Registry | Scratch):
+        if isinstance(step, Origin):
             raise InvalidError("an image has one beginning; start another Image for another base")
         if isinstance(step, Dockerfile):
             yield _own(step, index)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from openmodal._spec import AnyStep, Debian, Dockerfile, Recipe, Registry
-from openmodal.build.base import DEFAULT_PYTHON
+from openmodal._spec import AnyStep, Dockerfile, Recipe, Registry
+from openmodal.build import origin
 from openmodal.build.dockerfile import bases
 from openmodal.build.reference import same_image
 
@@ -18,12 +18,8 @@ def mapped(step: AnyStep, table: Mapping[str, str]) -> AnyStep:
         found = ((name, _other(name, table)) for name in (bases(step) if table else ()))
         others = tuple((name, Recipe((Registry(other),))) for name, other in found if other)
         return msgspec.structs.replace(step, bases=(*step.bases, *others))
-    name = ""
-    if isinstance(step, Registry):
-        name = step.reference
-    elif isinstance(step, Debian):
-        name = f"python:{step.python or DEFAULT_PYTHON}-slim"
-    other = _other(name, table)
+    beginning = origin.of(step)
+    other = _other(beginning.reference, table) if beginning else ""
     return Registry(other) if other else step
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from openmodal._spec import AnyStep, Copy, Debian, Dockerfile, Recipe
+from openmodal._spec import AnyStep, Copy, Dockerfile, Recipe
+from openmodal.build import origin
 
 if TYPE_CHECKING:
     from openmodal.build import Options
@@ -98,7 +99,8 @@ def _has_two_origins(step: AnyStep, options: Options) -> bool:
         from openmodal.build.dockerfile import bases
 
         return any(version_of(name) for name in bases(step))
-    return isinstance(step, Debian)
+    beginning = origin.of(step)
+    return beginning is not None and bool(beginning.python)
 
 
 def _content(step: Copy | Dockerfile, store: Layers) -> str:

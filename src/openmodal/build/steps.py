@@ -21,18 +21,16 @@ from openmodal._spec import (
     AnyStep,
     Config,
     Copy,
-    Debian,
     Dockerfile,
+    Origin,
     Progress,
     Recipe,
-    Registry,
     Report,
     Root,
     Run,
-    Scratch,
 )
 from openmodal._store import make_folder
-from openmodal.build import Options, Runner, RunRequest, local, names, put
+from openmodal.build import Options, Runner, RunRequest, local, names, origin, put
 from openmodal.build.layers import Layers, Meta
 from openmodal.build.merged import Merged, is_opaque
 from openmodal.build.names import digest, facts
@@ -150,15 +148,11 @@ class Builder:
 
     def apply(self, root: Root, step: AnyStep | tuple[Copy, ...]) -> Root:
         """The image after the step."""
-        if not root.layers and not isinstance(step, Debian | Registry | Scratch | Dockerfile):
-            raise InvalidError(
-                "an image begins with debian_slim(), from_registry(), from_dockerfile() or from_scratch()"
-            )
+        if isinstance(step, Origin):
+            return origin.make(self, step)
+        if not root.layers and not isinstance(step, Dockerfile):
+            raise InvalidError(origin.REQUIRED)
         match step:
-            case Debian() | Registry() | Scratch():
-                from openmodal.build import base
-
-                return base.make(self, step)
             case Dockerfile():
                 from openmodal.build import dockerfile
 

@@ -7,7 +7,8 @@ import os
 import re
 import shlex
 
-from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Registry, Run, Scratch
+from openmodal._spec import AnyStep, Config, Copy, Dockerfile, Origin, Run
+from openmodal.build import origin
 
 _WIDTH = 200
 
@@ -19,15 +20,10 @@ def title(step: AnyStep) -> str:
 
 
 def _full(step: AnyStep) -> str:
+    if isinstance(step, Origin):
+        beginning = origin.of(step)
+        return beginning.title if beginning else ""
     match step:
-        case Debian():
-            return (
-                f"FROM debian with Python {step.python}".removesuffix(" ") if step.python else "FROM debian with Python"
-            )
-        case Registry():
-            return f"FROM {step.reference}"
-        case Scratch():
-            return "FROM scratch"
         case Dockerfile():
             return f"Dockerfile {os.path.basename(step.path)}" if step.path else "Dockerfile commands"
         case Run():

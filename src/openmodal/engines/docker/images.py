@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from openmodal import _config
-from openmodal._spec import Debian, Dockerfile, Recipe, Registry, Report, Root, Scratch
-from openmodal.build import Options, credentials, debian, dockerfile, names, reference
+from openmodal._spec import Dockerfile, Recipe, Report, Root
+from openmodal.build import Options, credentials, debian, dockerfile, names, origin, reference
 from openmodal.build import base as bases
 from openmodal.build import context as recipes
 from openmodal.build.layers import Layers
@@ -26,7 +26,7 @@ from openmodal.build.steps import Builder, count
 from openmodal.build.titles import title
 from openmodal.build.told import Listener, Told, runs_nothing
 from openmodal.engines.docker.daemon import Api, ApiError, Daemon, MissingError
-from openmodal.errors import ImageBuildError, InvalidError, RegistryError, UnsupportedError
+from openmodal.errors import ImageBuildError, RegistryError, UnsupportedError
 
 REPOSITORY = "openmodal"
 
@@ -113,19 +113,14 @@ class _Making:
                     self._builder.starts(title(step))
                     self._builder.ends(title(step), cached=True)
                 return known, done
-        match self._recipe.steps[0] if self._recipe.steps else None:
-            case Dockerfile(path=path) if path:
-                return Root("", ()), 0
-            case Scratch():
-                self._import(recipes.empty(), self._chain[0])
-            case Registry(reference=text):
-                self._announced(f"FROM {text}", text)
-            case Debian() as step:
-                self._debian(step)
-            case _:
-                raise InvalidError(
-                    "an image begins with debian_slim(), from_registry(), from_dockerfile() or from_scratch()"
-                )
+        beginning = origin.first(self._recipe)
+        if beginning is None:
+            return Root("", ()), 0
+        if beginning.reference:
+            image = self._fetched(beginning.reference, beginning.python, self._announced)
+            _tag(self._api, image, self._chain[0])
+        else:
+            self._import(recipes.empty(), self._chain[0])
         return self._known(self._chain[0]), 1
 
     def _known(self, name: str) -> Root:
@@ -134,21 +129,6 @@ class _Making:
         raise ImageBuildError("the image was removed a moment ago; create the sandbox again")
 
     # ---------------------------------------------------------------------------------------------------- bases
-
-    def _debian(self, step: Debian) -> None:
-        options = self._builder.options
-        version = step.python or bases.DEFAULT_PYTHON
-        if options.base == "registry" or (options.base == "auto" and bases.reachable(self._builder.store)):
-            text = f"docker.io/library/python:{version}-slim"
-            try:
-                return self._announced(f"FROM {text}", text)
-            except RegistryError as error:
-                if options.base == "registry":
-                    raise
-                if version not in debian.SUITES:
-                    raise UnsupportedError(f"{debian.unsupported(version)} ({error})") from error
-        key = self._packages(f"python:{version}", version)
-        return _tag(self._api, f"{REPOSITORY}:{key}", self._chain[0])
 
     def _import(self, content: Iterable[bytes] | bytes, name: str, changes: Iterable[str] = ()) -> None:
         whole = iter((content,)) if isinstance(content, bytes) else content
@@ -160,11 +140,11 @@ class _Making:
             image = str(message.get("status") or image).strip()  # the last one is the image's id
         _tag(self._api, image, name)  # not by the import's own parameters: Podman takes the repository only
 
-    def _announced(self, text: str, name: str) -> None:
-        self._builder.starts(text)
+    def _announced(self, name: str) -> None:
+        """Pull an image as a step of the build."""
+        self._builder.starts(f"FROM {name}")
         self._pull(name)
-        _tag(self._api, name, self._chain[0])
-        self._builder.ends(text)
+        self._builder.ends(f"FROM {name}")
 
     def _pull(self, name: str) -> None:
         """Have the daemon fetch an image, unless it has it."""
@@ -199,30 +179,31 @@ class _Making:
         return others
 
     def _base(self, step: Dockerfile, name: str) -> str:
-        options, version = self._builder.options, debian.version_of(name)
         if recipe := dockerfile.instead_of(step, name):
-            chain = names.chain(recipe, self._builder.store, options)
+            chain = names.chain(recipe, self._builder.store, self._builder.options)
             return f"{REPOSITORY}:{_Making(self._api, self._builder, recipe, chain).root().key}"
-        reason = "no registry can be reached"
-        if (
-            not version
-            or options.base == "registry"
-            or (options.base == "auto" and bases.reachable(self._builder.store))
-        ):
+        return self._fetched(name, debian.version_of(name), self._pull)
+
+    def _fetched(self, name: str, python: str, pull: Callable[[str], None]) -> str:
+        """An image of a registry; where none can be reached, Debian's packages with that Python ("": nothing instead)."""
+        wanted, reason = self._builder.options.base, "no registry can be reached"
+        if not python or wanted == "registry" or (wanted == "auto" and bases.reachable(self._builder.store)):
             try:
-                self._pull(name)
+                pull(name)
                 return name
             except RegistryError as error:
-                if not version or options.base == "registry":
+                if not python or wanted == "registry":
                     raise
+                if python not in debian.SUITES:
+                    raise UnsupportedError(f"{debian.unsupported(python)} ({error})") from error
                 reason = str(error)
-        if options.base == "auto":
+        if wanted == "auto":
             self._builder.prints(f"{reason}; using Debian's packages\n")
-        return f"{REPOSITORY}:{self._packages(name, version)}"
+        return f"{REPOSITORY}:{self._packages(name, python)}"
 
-    def _packages(self, name: str, version: str) -> str:
+    def _packages(self, name: str, python: str) -> str:
         """Debian's packages as an image of the daemon; its tag."""
-        root = bases.packages(self._builder, name, version)
+        root = bases.packages(self._builder, name, python)
         if not _root(self._api, root.key):
             changes = [*(f"ENV {name}={value}" for name, value in root.env), f"CMD {json.dumps(root.cmd)}"]
             self._import(recipes.folder(self._builder.folders(root)[0]), root.key, changes)

@@ -10,8 +10,8 @@ import msgspec
 
 from openmodal import _config
 from openmodal._dual import Blocking
-from openmodal._spec import Recipe, Registry, Report, Root
-from openmodal.build import credentials, pull
+from openmodal._spec import Recipe, Report, Root
+from openmodal.build import credentials, origin, pull
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.build.names import digest
@@ -38,8 +38,8 @@ class Images:
 
     async def prepare(self, image: Recipe, report: Report) -> Root:
         """The image, as one reference."""
-        if len(image.steps) == 1 and isinstance(step := image.steps[0], Registry):
-            as_it_is: Root = await Blocking(self._as_it_is, step.reference)
+        if reference := origin.as_it_is(image):
+            as_it_is: Root = await Blocking(self._as_it_is, reference)
             return as_it_is
         registry = _config.registry()
         if not registry:

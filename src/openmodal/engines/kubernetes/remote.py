@@ -17,15 +17,14 @@ from typing import Protocol
 
 import msgspec
 
-from openmodal._spec import Debian, Dockerfile, Recipe, Registry, Report, Root, Scratch
-from openmodal.build import Options, context, dockerfile, names
-from openmodal.build.base import DEFAULT_PYTHON
+from openmodal._spec import Dockerfile, Recipe, Report, Root
+from openmodal.build import Options, context, dockerfile, names, origin
 from openmodal.build.layers import Layers
 from openmodal.build.push import Pusher
 from openmodal.build.reference import Reference, parse
 from openmodal.build.steps import Builder, count
 from openmodal.build.told import Told, runs_nothing
-from openmodal.errors import InvalidError, UnsupportedError
+from openmodal.errors import UnsupportedError
 
 Look = Callable[[Reference], Root]
 """An image of a registry: digest, configuration."""
@@ -161,30 +160,22 @@ def _others(step: Dockerfile) -> dict[str, str]:
         recipe = dockerfile.instead_of(step, name)
         if recipe is None:
             continue
-        base = recipe.steps[0]
-        if len(recipe.steps) > 1 or not isinstance(base, Registry):
+        found[name] = origin.as_it_is(recipe)
+        if not found[name]:
             raise UnsupportedError(
                 f"bases={{{name!r}: …}}: what is built elsewhere stands on images of registries only; use Image.from_registry(…)"
             )
-        found[name] = base.reference
     return found
 
 
 def _base(recipe: Recipe, look: Look) -> tuple[str, str, int]:
     """What the first part stands on ("": it says so itself, a Dockerfile), its user, and the index of the first step upon it."""
-    match recipe.steps[0] if recipe.steps else None:
-        case Dockerfile(path=path) if path:
-            return "", "", 0
-        case Scratch():
-            return "scratch", "", 1
-        case Debian(python=version):
-            return f"docker.io/library/python:{version or DEFAULT_PYTHON}-slim", "", 1
-        case Registry(reference=text):
-            return text, look(parse(text)).user, 1
-        case _:
-            raise InvalidError(
-                "an image begins with debian_slim(), from_registry(), from_dockerfile() or from_scratch()"
-            )
+    beginning = origin.first(recipe)
+    if beginning is None:
+        return "", "", 0
+    if beginning.python or not beginning.reference:
+        return beginning.reference or "scratch", "", 1
+    return beginning.reference, look(parse(beginning.reference)).user, 1
 
 
 def _named(target: Reference, name: str) -> Reference:
