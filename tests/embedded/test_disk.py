@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
+from openmodal import _binary
 from openmodal.engines.embedded import Embedded
 from openmodal.errors import DiskFullError, ImageBuildError, SandboxNotRunningError
 from openmodal.image import Image
@@ -33,6 +37,33 @@ def test_a_disk_of_ones_own_is_not_guarded(create: Create) -> None:
     sandbox = create(disk=128)
     assert sandbox.exec("sh", "-c", FILL.replace("sleep 60", "sleep 3")).returncode == 0
     assert sandbox.poll() is None
+
+
+@pytest.mark.root
+def test_a_disk_is_formatted_once_and_each_sandbox_has_its_own(
+    engine: Embedded, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, formatted, run = 131, list[str](), _binary.run
+
+    def counted(argv: Sequence[str], *more: bytes) -> subprocess.CompletedProcess[bytes]:
+        formatted.extend(name for name in (Path(argv[0]).name,) if name == "mkfs.ext4")
+        return run(argv, *more)
+
+    monkeypatch.setattr(_binary, "run", counted)
+    ready = engine.store.state / "cache/disks"
+    for kept in ready.glob(f"{size}-*"):
+        kept.unlink()
+    first = create(disk=size)
+    first.filesystem.write_text("/srv/mine", "first")
+    second = create(disk=size)
+    assert not second.filesystem.exists("/srv/mine")
+    assert second.exec("dd", "if=/dev/zero", "of=/srv/file", "bs=1M", "count=150").returncode == 1, "it is a limit"
+    shutil.rmtree(ready)  # as `openmodal image prune --caches` does
+    assert first.filesystem.read_text("/srv/mine") == "first"
+    create(disk=size)
+    assert formatted == ["mkfs.ext4"] * 2
+    assert len(list(ready.glob(f"{size}-*"))) == 1
+    assert sum(file.stat().st_blocks for file in ready.glob(f"{size}-*")) * 512 < 1 << 20, "holes stay holes"
 
 
 FILLING = {  # a step's own files, and a cache that outlives the step

@@ -90,7 +90,7 @@ def build(session: Session, target: str, context: str | None) -> None:
 @click.command()
 @click.option("--older", type=float, metavar="DAYS", help="Those not used for so many days; 7.")
 @click.option("--all", "everything", is_flag=True, help="All that no running sandbox uses.")
-@click.option("--caches", is_flag=True, help="The downloads of apt and pip, too.")
+@click.option("--caches", is_flag=True, help="The downloads of apt and pip, and disks kept ready for disk=, too.")
 @yes_option
 @json_option
 @engine_options

@@ -310,9 +310,15 @@ class Embedded:
             user=root.user,
             workdir=spec.workdir or root.workdir,
             argv=spec.argv,
-            disk=await Blocking(disk.make, folder, resources.disk) if resources.disk else "",
+            disk=await self._disk(folder, resources.disk),
             extra=[("may_lack", "seccomp")] if "seccomp" in spec.allow_degraded else [],
         )
+
+    async def _disk(self, folder: Path, mebibytes: int | None) -> str:
+        if not mebibytes:
+            return ""
+        path: str = await Blocking(disk.make, folder, mebibytes, self._store.state / "cache" / "disks")
+        return path
 
     async def _net(self, spec: SandboxSpec, id: str, folder: Path) -> plan.Lines:
         """What a sandbox reaches, and how."""
