@@ -37,7 +37,7 @@ def _stdout_in_pieces(sandbox: openmodal.Sandbox) -> int:
 
 
 def _stdout_kept(sandbox: openmodal.Sandbox) -> int:
-    process = sandbox.exec(*PRODUCER, text=False)
+    process = sandbox.exec(*PRODUCER, text=False, max_output=None)
     received = 0
     while piece := process.stdout.read_some():
         received += len(piece)

@@ -222,8 +222,8 @@ static struct command *command_make(const struct start_request *start, pid_t mon
         command->deadline = agent.now + start->timeout_ms;
     command->report = (struct watch){.fd = report, .ready = report_ready};
     watch_set(&command->report, EPOLLIN);
-    stream_open(command, &command->out[0], ours[1], start->keep);
-    stream_open(command, &command->out[1], ours[2], start->keep);
+    stream_open(command, &command->out[0], ours[1], start);
+    stream_open(command, &command->out[1], ours[2], start);
     input_open(command, ours[0]);
     table_add(command);
     return command;

@@ -15,6 +15,9 @@ struct stream {
     struct watch watch;
     struct ring ring;
     struct spill spill; /* what came before, if nobody read it */
+    uint64_t limit;     /* what the command writes behind so many bytes goes into `tail`, and is given at the end; NEVER: nothing does */
+    struct ring tail;   /* the newest of that */
+    size_t tail_most;
     bool attached, pty;
     bool ended;         /* nothing will be added; what still comes is thrown away */
     int64_t rest;       /* the command has exited and so many bytes are still to be read; -1: it has not */
@@ -85,6 +88,8 @@ bool command_feed(struct command *command, uint64_t offset, const uint8_t *data,
 /* Streams. */
 uint64_t stream_next(const struct stream *stream, uint64_t offset);       /* the first that is kept, from there on */
 size_t stream_available(const struct stream *stream, uint64_t offset);    /* how many from such an offset on are in one place */
+const struct ring *stream_ring(const struct stream *stream, uint64_t offset); /* where they are, if not on the disk */
+uint64_t stream_written(const struct stream *stream);                      /* how many bytes have been read from the command */
 bool stream_is_spilled(const struct stream *stream, uint64_t offset);
 bool stream_at_end(const struct stream *stream, uint64_t offset);
 void stream_received(struct command *command, int which, uint64_t offset); /* everything before `offset` may be forgotten */

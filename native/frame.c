@@ -102,6 +102,7 @@ bool decode_start(const struct frame *frame, struct start_request *start) {
     start->argv = take_list(&cursor);
     start->env = take_list(&cursor);
     start->keep = start->flags & START_KEEP ? take_uint(&cursor, 8) : KEEP_UNSAID;
+    start->tail = start->flags & START_LIMIT ? take_uint(&cursor, 8) : 0;
     return cursor_done(&cursor);
 }
 

@@ -24,7 +24,7 @@ enum error_code {
 
 enum start_flag {
     START_PTY = 1, START_STDIN = 2, START_STDOUT_NULL = 4, START_STDERR_NULL = 8, START_STDERR_TO_STDOUT = 16,
-    START_ATTACHED = 32, START_KEEP = 64, START_ALL_FLAGS = 127,
+    START_ATTACHED = 32, START_KEEP = 64, START_LIMIT = 128, START_ALL_FLAGS = 255,
 };
 
 enum want { WANT_STDOUT = 1, WANT_STDERR = 2, WANT_EXIT = 4, WANT_STDIN = 8, WANT_PEEK = 16 };
@@ -69,6 +69,7 @@ struct start_request {
     uint8_t id[ID_SIZE];
     uint32_t flags;
     uint64_t timeout_ms, keep; /* `keep`: bytes of unread output that may go to the disk, per stream */
+    uint64_t tail;             /* START_LIMIT: only the first `keep` and the newest `tail` bytes of each stream are given */
     const char *user, *workdir;
     uint16_t rows, columns;
     char **argv, **env;

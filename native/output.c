@@ -1,5 +1,5 @@
 /* The streams of a command: from its pipe or terminal into the ring, from the client into its stdin. Never blocks, never loses
- * a byte while somebody reads, never keeps more than the ring. */
+ * a byte below the stream's limit while somebody reads, never keeps more than the rings. */
 #include "output.h"
 #include "util.h"
 
@@ -27,17 +27,26 @@ static void stream_end(struct stream *stream) {
     command_changed(stream->command);
 }
 
-/* The next read goes into the ring; 0 when it must wait. Without a reader the oldest bytes make room. */
+static size_t lesser(uint64_t left, size_t most) {
+    return left < most ? (size_t)left : most;
+}
+
+static bool beyond_limit(const struct stream *stream) {
+    return stream->ring.end >= stream->limit;
+}
+
+/* The next read goes into a ring; 0 when it must wait. Without a reader, and beyond the limit, the oldest bytes make room. */
 static int room_for_read(struct stream *stream, struct iovec pieces[2]) {
     struct ring *ring = &stream->ring;
     size_t size = ring_size(ring), most = READ_AT_ONCE;
+    if (stream->rest >= 0)
+        most = lesser((uint64_t)stream->rest, most);
+    if (beyond_limit(stream))
+        return ring_space(&stream->tail, most, pieces);
+    most = lesser(stream->limit - ring->end, most);
     if (stream->attached && size >= OUTPUT_KEPT)
         return 0;
-    if (stream->attached && OUTPUT_KEPT - size < most)
-        most = OUTPUT_KEPT - size;
-    if (stream->rest >= 0 && (uint64_t)stream->rest < most)
-        most = (size_t)stream->rest;
-    return ring_space(ring, most, pieces);
+    return ring_space(ring, stream->attached ? lesser(OUTPUT_KEPT - size, most) : most, pieces);
 }
 
 static void grow_busy_pipe(struct stream *stream, size_t count) {
@@ -46,15 +55,29 @@ static void grow_busy_pipe(struct stream *stream, size_t count) {
         fcntl(stream->watch.fd, F_SETPIPE_SZ, BUSY_PIPE_SIZE);
 }
 
-static void stream_added(struct stream *stream, size_t count) {
+static void head_added(struct stream *stream, size_t count) {
     struct ring *ring = &stream->ring;
     ring_added(ring, count);
-    if (!stream->attached && ring_size(ring) > OUTPUT_KEPT) {
-        struct iovec pieces[2];
-        int too_many = ring_bytes(ring, ring->start, ring_size(ring) - OUTPUT_KEPT, pieces);
-        spill_add(&stream->spill, ring->start, pieces, too_many);
-        ring_drop(ring, ring->end - OUTPUT_KEPT);
-    }
+    if (stream->attached || ring_size(ring) <= OUTPUT_KEPT)
+        return;
+    struct iovec pieces[2];
+    int too_many = ring_bytes(ring, ring->start, ring_size(ring) - OUTPUT_KEPT, pieces);
+    spill_add(&stream->spill, ring->start, pieces, too_many);
+    ring_drop(ring, ring->end - OUTPUT_KEPT);
+}
+
+static void tail_added(struct stream *stream, size_t count) {
+    struct ring *tail = &stream->tail;
+    ring_added(tail, count);
+    if (ring_size(tail) > stream->tail_most)
+        ring_drop(tail, tail->end - stream->tail_most);
+}
+
+static void stream_added(struct stream *stream, size_t count) {
+    if (beyond_limit(stream))
+        tail_added(stream, count);
+    else
+        head_added(stream, count);
     if (stream->rest >= 0)
         stream->rest -= (int64_t)count;
     grow_busy_pipe(stream, count);
@@ -96,9 +119,17 @@ static void stream_ready(struct watch *watch, uint32_t events) {
     stream_read(container_of(watch, struct stream, watch));
 }
 
-void stream_open(struct command *command, struct stream *stream, int fd, uint64_t keep) {
+static void set_limit(struct stream *stream, const struct start_request *start) {
+    stream->limit = start->flags & START_LIMIT ? start->keep : NEVER;
+    stream->tail_most = lesser(start->tail, OUTPUT_KEPT);
+    stream->tail.start = stream->tail.end = stream->limit;
+    stream->tail.room = stream->tail_most + OUTPUT_SLACK;
+}
+
+void stream_open(struct command *command, struct stream *stream, int fd, const struct start_request *start) {
     stream->command = command;
-    stream->spill = (struct spill){.fd = -1, .most = keep};
+    stream->spill = (struct spill){.fd = -1, .most = start->keep};
+    set_limit(stream, start);
     stream->watch = (struct watch){.fd = fd, .ready = stream_ready};
     stream->ring.room = OUTPUT_KEPT + OUTPUT_SLACK;
     stream->rest = -1;
@@ -125,18 +156,22 @@ void stream_finish(struct stream *stream) {
         stream_end(stream);
 }
 
+static void stream_free(struct stream *stream) {
+    ring_free(&stream->ring);
+    ring_free(&stream->tail);
+    spill_free(&stream->spill);
+}
+
 void stream_abandon(struct stream *stream) {
     stream->ended = true;
-    ring_free(&stream->ring);
-    spill_free(&stream->spill);
+    stream_free(stream);
     if (stream->watch.fd >= 0)
         watch_set(&stream->watch, EPOLLIN);
 }
 
 void stream_close(struct stream *stream) {
     watch_end(&stream->watch);
-    ring_free(&stream->ring);
-    spill_free(&stream->spill);
+    stream_free(stream);
 }
 
 bool stream_is_spilled(const struct stream *stream, uint64_t offset) {
@@ -147,21 +182,34 @@ uint64_t stream_next(const struct stream *stream, uint64_t offset) {
     const struct spill *spill = &stream->spill;
     if (spill->start < spill->end && offset < spill->start)
         return spill->start;
-    return offset >= stream->ring.start || stream_is_spilled(stream, offset) ? offset : stream->ring.start;
+    if (stream_is_spilled(stream, offset))
+        return offset;
+    const struct ring *ring = stream_ring(stream, offset);
+    return offset >= ring->start ? offset : ring->start;
+}
+
+/* The tail is given when it is complete: until then bytes that were sent might be followed by ones that are no longer there. */
+const struct ring *stream_ring(const struct stream *stream, uint64_t offset) {
+    return stream->ended && offset >= stream->limit ? &stream->tail : &stream->ring;
 }
 
 size_t stream_available(const struct stream *stream, uint64_t offset) {
-    return (size_t)((stream_is_spilled(stream, offset) ? stream->spill.end : stream->ring.end) - offset);
+    return (size_t)((stream_is_spilled(stream, offset) ? stream->spill.end : stream_ring(stream, offset)->end) - offset);
+}
+
+uint64_t stream_written(const struct stream *stream) {
+    return beyond_limit(stream) ? stream->tail.end : stream->ring.end;
 }
 
 bool stream_at_end(const struct stream *stream, uint64_t offset) {
-    return stream->ended && offset >= stream->ring.end;
+    return stream->ended && offset >= stream_written(stream);
 }
 
 void stream_received(struct command *command, int which, uint64_t offset) {
     struct stream *stream = &command->out[which];
     spill_drop(&stream->spill, offset);
     ring_drop(&stream->ring, offset < stream->ring.end ? offset : stream->ring.end);
+    ring_drop(&stream->tail, offset < stream->tail.end ? offset : stream->tail.end);
     if (stream->watch.fd >= 0 && !stream->watch.events)
         watch_set(&stream->watch, EPOLLIN);
 }

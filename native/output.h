@@ -3,7 +3,8 @@
 
 #include "command.h"
 
-void stream_open(struct command *command, struct stream *stream, int fd, uint64_t keep); /* fd -1: there is no such stream, it is at its end */
+/* fd -1: there is no such stream, it is at its end. */
+void stream_open(struct command *command, struct stream *stream, int fd, const struct start_request *start);
 void stream_finish(struct stream *stream);                 /* the command has exited: what is in the pipe now still counts */
 void stream_abandon(struct stream *stream);                 /* nobody will ask: only drained from now on */
 void stream_close(struct stream *stream);

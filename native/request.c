@@ -92,6 +92,7 @@ static enum outcome do_start(struct link *link, const struct frame *frame) {
 struct progress_now {
     size_t available[2], taken[2];
     uint8_t *spilled[2]; /* what is taken, if it comes from the disk */
+    bool skipped[2];     /* something is not kept: the offset of DATA tells, also that of empty DATA at the end */
     bool at_end[2], exited, stdin_moved;
 };
 
@@ -108,7 +109,9 @@ static void look_at_streams(struct command *command, struct io_request *io, stru
         struct stream *stream = &command->out[i];
         if (!(io->want & 1 << i))
             continue;
-        io->offset[i] = stream_next(stream, io->offset[i]);
+        uint64_t next = stream_next(stream, io->offset[i]);
+        now->skipped[i] |= next > io->offset[i];
+        io->offset[i] = next;
         now->available[i] = stream_available(stream, io->offset[i]);
     }
     share(now, io->max < MAX_DATA ? io->max : MAX_DATA);
@@ -185,7 +188,7 @@ static void answer_io(struct link *link, struct command *command, const struct i
     size_t size = 0;
     buffer_room(&heads, 256); /* all of it at once: the parts point into it */
     for (int i = 0; i < 2; i++) {
-        if (!now->taken[i])
+        if (!now->taken[i] && !(now->skipped[i] && now->at_end[i]))
             continue;
         size_t mark = heads.end;
         put_data_header(&heads, (uint8_t)(i + 1), io->offset[i], now->taken[i]);
@@ -193,7 +196,7 @@ static void answer_io(struct link *link, struct command *command, const struct i
         if (now->spilled[i])
             part[count++] = (struct iovec){now->spilled[i], now->taken[i]};
         else
-            count += ring_bytes(&command->out[i].ring, io->offset[i], now->taken[i], part + count);
+            count += ring_bytes(stream_ring(&command->out[i], io->offset[i]), io->offset[i], now->taken[i], part + count);
         size += now->taken[i];
     }
     size_t mark = heads.end;
@@ -208,7 +211,7 @@ static void answer_io(struct link *link, struct command *command, const struct i
 static bool begin_io(struct link *link, struct command *command, const struct io_request *io) {
     uint8_t streams = io->want & (WANT_STDOUT | WANT_STDERR);
     for (int i = 0; i < 2; i++)
-        if (streams & 1 << i && io->offset[i] > command->out[i].ring.end)
+        if (streams & 1 << i && io->offset[i] > stream_written(&command->out[i]))
             return false;
     if (streams)
         command_attach(command, link, streams);

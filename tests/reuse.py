@@ -31,6 +31,7 @@ INSIDE = (
     suite.TestFlow,
     suite.TestLostLinks,
     suite.TestMistakes,
+    suite.TestOutputLimits,
     suite.TestPrograms,
     suite.TestSpawn,
     suite.TestStdin,

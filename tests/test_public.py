@@ -34,6 +34,7 @@ PUBLIC = [
     "ImageBuildError",
     "ImageError",
     "InvalidError",
+    "LineTooLongError",
     "NotFoundError",
     "OutputLostWarning",
     "Pool",

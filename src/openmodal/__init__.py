@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from openmodal.errors import ImageBuildError as ImageBuildError
     from openmodal.errors import ImageError as ImageError
     from openmodal.errors import InvalidError as InvalidError
+    from openmodal.errors import LineTooLongError as LineTooLongError
     from openmodal.errors import NotFoundError as NotFoundError
     from openmodal.errors import OutputLostWarning as OutputLostWarning
     from openmodal.errors import ProtocolError as ProtocolError
@@ -70,6 +71,7 @@ _HOMES = {
         "ImageBuildError",
         "ImageError",
         "InvalidError",
+        "LineTooLongError",
         "NotFoundError",
         "OutputLostWarning",
         "ProtocolError",

@@ -15,7 +15,7 @@ from openmodal import _wire
 from openmodal._agent import Agent
 from openmodal._dual import Blocking, within
 from openmodal._link import Link
-from openmodal._spec import ExecSpec, ExitRecord
+from openmodal._spec import ExecSpec, ExitRecord, OutputGap
 from openmodal._wire import Code, Kind, Progress, State, Want
 from openmodal.errors import EngineError, Error, ExecError, InvalidError, NotFoundError, ProtocolError, UnsupportedError
 
@@ -27,9 +27,11 @@ _KILL_SECONDS = 5.0
 
 
 class Sink(Protocol):
-    """Takes a stream's bytes in order; `dropped` counts those that were lost in between."""
+    """Takes a stream's bytes in order."""
 
-    dropped: int
+    def skip(self, gap: OutputGap) -> object:
+        """Bytes are missing before what is written next."""
+        ...
 
     def write(self, data: memoryview) -> object:
         """Take bytes that are valid during the call only."""
@@ -37,36 +39,63 @@ class Sink(Protocol):
 
 
 class Spool:
-    """Bytes kept in memory and, beyond SPOOL_LIMIT, in a temporary file without a name, which goes when we go."""
+    """Bytes kept in memory and, beyond SPOOL_LIMIT, in a temporary file without a name, which goes when we go.
 
-    def __init__(self, whole: bytes = b"", dropped: int = 0) -> None:
-        self.dropped = dropped
+    Attributes:
+        size: how many bytes were written.
+        gaps: where some were missing.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        """`most`: how many bytes may come; None: any number."""
+        self.size = 0
+        self.gaps: list[OutputGap] = []
+        self._most = most
+        self._after: list[int] = []  # how many bytes were written before each gap
         self._file: IO[bytes] = io.BytesIO()
         self._spilled = False
-        self.write(memoryview(whole))
+
+    def skip(self, gap: OutputGap) -> None:
+        self.gaps.append(gap)
+        self._after.append(self.size)
 
     def write(self, data: memoryview) -> None:
-        if not self._spilled and self._file.tell() + len(data) > SPOOL_LIMIT:
+        self.size += len(data)
+        if self._most is not None and self.size > self._most:
+            raise ProtocolError(f"the agent sent more than the {self._most} bytes of output that were asked for")
+        if not self._spilled and self.size > SPOOL_LIMIT:
             self._spill()
-        while data:  # a file that is nearly full takes a part
-            data = data[self._file.write(data) :]
+        self._put(data)
 
     def read(self, at: int, most: int) -> bytes:
-        """Return bytes from `at` on. Not to be mixed with `write`."""
+        """Return bytes from `at` on, up to the next gap. Not to be mixed with `write`."""
         self._file.seek(at)
-        return self._file.read(most)
+        return self._file.read(min((most, *(end - at for end in self._after if end > at))))
 
-    def __reduce__(self) -> tuple[type[Spool], tuple[bytes, int]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         at = self._file.tell()
-        whole = self.read(0, -1)
+        self._file.seek(0)
+        whole = self._file.read()
         self._file.seek(at)
-        return type(self), (whole, self.dropped)
+        return _spool, (whole, self._most, self.gaps, self._after)
+
+    def _put(self, data: memoryview) -> None:
+        while data:  # a file that is nearly full takes a part
+            data = data[self._file.write(data) :]
 
     def _spill(self) -> None:
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with us)
         weakref.finalize(self, file.close).atexit = False
         memory, self._file, self._spilled = cast("io.BytesIO", self._file), cast("IO[bytes]", file), True
-        self.write(memory.getbuffer())
+        self._put(memory.getbuffer())
+
+
+def _spool(whole: bytes, most: int | None, gaps: list[OutputGap], after: list[int]) -> Spool:
+    """A spool that was pickled."""
+    made = Spool(most)
+    made.write(memoryview(whole))
+    made.gaps, made._after = gaps, after
+    return made
 
 
 class Feed:
@@ -237,7 +266,9 @@ async def _progress(link: Link, offsets: list[int], sinks: Mapping[int, Sink]) -
         stream, offset, data = _wire.decode_data(payload)
         if stream not in sinks or offset < offsets[stream]:
             raise ProtocolError(f"the agent sent bytes of stream {stream} that were not asked for")
-        sinks[stream].dropped += offset - offsets[stream]
+        if offset > offsets[stream]:
+            sinks[stream].skip(OutputGap(offsets[stream], offset - offsets[stream]))
+            offsets[stream] = offset
         sinks[stream].write(data)
         offsets[stream] = offset + len(data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import IO, Any, Literal, Protocol, TypedDict, Unpack, cast, overload
 
@@ -12,6 +13,11 @@ from openmodal._wire import Flag
 from openmodal.errors import InvalidError
 from openmodal.process import Process, StreamType
 from openmodal.secret import Secret
+
+MAX_OUTPUT = 64 << 20
+"""How many bytes of each stream `exec` gives if nothing is said: what this machine can hold without noticing."""
+MAX_TAIL = 8 << 20
+"""How many of the newest bytes an agent holds, in its memory."""
 
 
 class SpawnOptions(TypedDict, total=False):
@@ -25,7 +31,10 @@ class SpawnOptions(TypedDict, total=False):
         user: "name", "uid", "name:group" or "uid:gid"; None: the image's user.
         pty: give it a terminal (24 rows of 80 columns, see `Process.resize`); stdout and stderr are then one.
         stdout, stderr: StreamType.PIPE, DEVNULL, or (stderr) STDOUT.
-        keep: how many MiB of each stream's output, beyond the newest 8, wait on the sandbox's disk while nobody reads; 64.
+        max_output: how many bytes of each stream are given at most; what else the command writes is left out, and counted by
+            `StreamReader.gaps`. None: all. `exec` gives 64 MiB if you say nothing, `spawn` all.
+        keep: which ones: "head", the first; "tail", the newest (8 MiB at most); "both", the first and the newest, half of each (8 MiB of
+            the newest at most). What is left out never makes the command wait, and the newest come when it has ended.
         bufsize: accepted for compatibility; iteration gives lines in any case.
     """
 
@@ -37,7 +46,8 @@ class SpawnOptions(TypedDict, total=False):
     pty: bool
     stdout: StreamType
     stderr: StreamType
-    keep: int | None
+    max_output: int | None
+    keep: Literal["head", "tail", "both"]
     bufsize: int
 
 
@@ -108,7 +118,6 @@ def exec_spec(function: str, argv: tuple[str, ...], options: dict[str, Any], fla
     known = (*SpawnOptions.__annotations__, "text", *(("stdin",) if function == "exec" else ()))
     _args.unknown(function, options, known)
     workdir, user = options.get("workdir"), options.get("user")
-    keep = _args.mebibytes("keep", options.get("keep"), 0)
     spec = ExecSpec(
         argv=_args.argv(function, argv),
         env=environment(options.get("env"), options.get("secrets", ())),
@@ -116,10 +125,49 @@ def exec_spec(function: str, argv: tuple[str, ...], options: dict[str, Any], fla
         workdir=_args.path("workdir", workdir) if workdir is not None else "",
         timeout=_args.optional_seconds("timeout", options.get("timeout")),
         flags=flags | _stream_flags(options),
-        keep=None if keep is None else keep << 20,
+        output=_output(function, options),
     )
     _args.command_size(function, spec.argv, spec.env)
     return spec
+
+
+def _output(function: str, options: dict[str, Any]) -> tuple[int, int] | None:
+    """How many bytes of each stream's beginning and end are given; None: all."""
+    keep = options.get("keep", "both")
+    if keep not in ("head", "tail", "both"):
+        raise InvalidError(f'keep must be "head", "tail" or "both", not {keep!r}; max_output= says how many bytes')
+    most = options.get("max_output", MAX_OUTPUT if function == "exec" or "keep" in options else None)
+    if most is None and "keep" in options:
+        raise InvalidError(
+            f"max_output=None gives all output, so there is nothing for keep={keep!r} to choose; leave one of them out"
+        )
+    if most is None:
+        return None
+    if "max_output" not in options and keep == "tail":
+        most = MAX_TAIL
+    most = _args.count("max_output", most, sys.maxsize)
+    if keep == "tail" and most > MAX_TAIL:
+        raise InvalidError(
+            f'max_output can be {MAX_TAIL} at most with keep="tail", which the sandbox holds in memory, not {most}; '
+            "write more to a file in the sandbox, and copy that"
+        )
+    tail = {"head": 0, "tail": most, "both": min(most // 2, MAX_TAIL)}[keep]
+    return most - tail, tail
+
+
+def why_missing(function: str, options: Mapping[str, Any]) -> str:
+    """Why some of a command's output may be missing, and what to do about it; "" where that was asked for."""
+    if "max_output" in options or "keep" in options:
+        return ""
+    if function == "exec":
+        return (
+            f"because the command wrote more than {MAX_OUTPUT >> 20} MiB; have more given with exec(…, max_output=BYTES), or all with "
+            "max_output=None"
+        )
+    return (
+        "because nobody read while the command wrote more than is kept; read sooner, or have more kept: "
+        'spawn(…, max_output=BYTES, keep="head")'
+    )
 
 
 def _stream_flags(options: dict[str, Any]) -> int:

@@ -201,7 +201,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
-    """A command as asked for. `timeout` in seconds; `keep` in bytes per stream, None: what the agent does by itself."""
+    """A command as asked for. `timeout` in seconds; `output`: how many bytes from the beginning and the end of each stream are given,
+    None: all."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
@@ -211,7 +212,14 @@ class ExecSpec(msgspec.Struct, frozen=True):
     flags: int = 0
     rows: int = 24
     columns: int = 80
-    keep: int | None = None
+    output: tuple[int, int] | None = None
+
+
+class OutputGap(msgspec.Struct, frozen=True):
+    """Behind the first `at` bytes that a command wrote to a stream, `size` bytes are missing."""
+
+    at: int
+    size: int
 
 
 class ExitRecord(msgspec.Struct, frozen=True):

@@ -52,6 +52,7 @@ class Flag(IntFlag):
     STDERR_TO_STDOUT = 16
     ATTACHED = 32
     KEEP = 64
+    LIMIT = 128
 
 
 class Want(IntFlag):
@@ -179,17 +180,17 @@ def encode(value: str) -> bytes:
 
 
 def start(command: bytes, spec: ExecSpec) -> bytes:
-    keep = b"" if spec.keep is None else struct.pack("<Q", spec.keep)
+    output = b"" if spec.output is None else struct.pack("<QQ", *spec.output)
     env = [encode(f"{name}={value}") for name, value in spec.env]
     return frame(
         Kind.START,
-        _START.pack(command, spec.flags | (Flag.KEEP if keep else 0), milliseconds(spec.timeout))
+        _START.pack(command, spec.flags | (Flag.KEEP | Flag.LIMIT if output else 0), milliseconds(spec.timeout))
         + _text(encode(spec.user))
         + _text(encode(spec.workdir))
         + _SIZE.pack(spec.rows, spec.columns)
         + _list([encode(arg) for arg in spec.argv])
         + _list(env)
-        + keep,
+        + output,
     )
 
 

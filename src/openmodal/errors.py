@@ -19,6 +19,7 @@
     │       └── SandboxTimeoutError (TimeoutError) its lifetime is over
     ├── ExecError
     │   ├── ExecTimeoutError (TimeoutError)    the command's timeout; `.process` has its output so far
+    │   ├── LineTooLongError                   a line is longer than `readline` takes; `.limit`
     │   └── StdinClosedError (BrokenPipeError) the command reads no more
     └── SandboxFilesystemError (OSError)
         ├── SandboxFileNotFoundError (FileNotFoundError)
@@ -175,12 +176,24 @@ class ExecTimeoutError(ExecError, TimeoutError):
         return type(self), (str(self), self.process), self.__dict__
 
 
+class LineTooLongError(ExecError):
+    """A line is longer than the reader's limit. Nothing is lost: `read_some` gives what came, `readline` with a higher limit goes on.
+
+    Attributes:
+        limit: how many characters, or bytes with text=False, a line may have.
+    """
+
+    def __init__(self, text: str, limit: int = 0) -> None:
+        super().__init__(text)
+        self.limit = limit
+
+
 class StdinClosedError(ExecError, BrokenPipeError):
     """The command has exited or closed its standard input."""
 
 
 class OutputLostWarning(RuntimeWarning):
-    """Some of a command's output was lost before it was read; `StreamReader.dropped` counts. No error, for the rest is there."""
+    """Some of a command's output is not there any more; `StreamReader.gaps` tells where and how much. No error, for the rest is there."""
 
 
 class SandboxFilesystemError(Error, OSError):

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import codecs
 import signal as signals
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, AnyStr, Generic, Protocol, cast
 
 from openmodal import _args, _wire
 from openmodal._command import Command, Spool
 from openmodal._dual import DualIterator, dual
-from openmodal._spec import ExitRecord
+from openmodal._spec import ExitRecord, OutputGap
 from openmodal._wire import State, Want
 from openmodal.errors import (
     ExecError,
     ExecTimeoutError,
     InvalidError,
+    LineTooLongError,
     NotFoundError,
     OutputLostWarning,
     StdinClosedError,
 )
+
+LINE_LIMIT = 64 << 20
+"""How long a line may be that `readline` and iteration collect in memory."""
 
 _PIECE = 256 * 1024
 
@@ -42,23 +48,31 @@ class Source(Protocol):
     """Where a StreamReader's bytes come from."""
 
     @property
-    def dropped(self) -> int: ...
+    def gaps(self) -> Sequence[OutputGap]:
+        """Where bytes are missing, as far as that is known."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """Why they are missing, and what to do about it; "" if they were not wanted."""
+        ...
 
     async def chunk(self) -> bytes:
-        """Return some bytes, or b"" at the end."""
+        """Return some bytes, up to the next gap at most, or b"" at the end."""
         ...
 
 
 class Kept:
     """The output of a finished command: here already, also after its sandbox is gone."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, why: str = "") -> None:
+        self.why = why
         self._spool = spool
         self._at = 0
 
     @property
-    def dropped(self) -> int:
-        return self._spool.dropped
+    def gaps(self) -> Sequence[OutputGap]:
+        return self._spool.gaps
 
     async def chunk(self) -> bytes:
         data = self._spool.read(self._at, _PIECE)
@@ -69,27 +83,33 @@ class Kept:
 class Live:
     """The output of a running command, taken from its agent piece by piece."""
 
-    def __init__(self, command: Command, stream: int) -> None:
+    def __init__(self, command: Command, stream: int, why: str = "") -> None:
+        self.why = why
+        self.gaps: list[OutputGap] = []
         self._command = command
         self._stream = stream
         self._offsets = [0, 0, 0]
-        self._dropped = 0
-        self._piece = Spool()
-
-    @property
-    def dropped(self) -> int:
-        return self._dropped + self._piece.dropped
+        self._piece = Kept(Spool())
 
     async def chunk(self) -> bytes:
         # Who gives up in the middle and reads again finds in the piece what had come: the offset has moved on already.
-        await self._command.io(Want(self._stream), self._offsets, {self._stream: self._piece})
-        piece, self._piece = self._piece, Spool()
-        self._dropped += piece.dropped
-        return piece.read(0, 2 * _wire.MAX_DATA)
+        if data := await self._piece.chunk():
+            return data
+        spool = Spool()
+        self._piece = Kept(spool)
+        try:
+            await self._command.io(Want(self._stream), self._offsets, {self._stream: spool})
+        finally:
+            self.gaps += spool.gaps
+        return await self._piece.chunk()
 
 
 class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
-    """What a command writes. Text is UTF-8; bytes that are not become U+FFFD. Iteration gives lines, with their newline."""
+    """What a command writes. Text is UTF-8; bytes that are not become U+FFFD. Iteration gives lines, with their newline.
+
+    Where bytes are missing (see `max_output` of `exec` and `spawn`), a line ends, and the read that goes on behind the gap warns with an
+    OutputLostWarning, unless they were not wanted: `max_output` was given.
+    """
 
     def __init__(self, source: Source, *, text: bool) -> None:
         self._source = source
@@ -99,63 +119,102 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
         self._newline: AnyStr = cast("AnyStr", "\n" if text else b"\n")
         self._empty: AnyStr = self._newline[:0]
         self._rest: AnyStr = self._empty
+        self._begin = 0  # what lies before in `_rest` was read already
         self._ended = False
         self._reading = False
-        self._told = 0
+        self._at = 0  # in what the command wrote: where what comes next begins
+        self._passed = 0  # gaps that lie before that
+        self._lost = 0  # bytes missing right before `_rest`, of which nobody was told yet
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reading": False}  # it is another thread's, of this process
 
     @property
-    def dropped(self) -> int:
-        """How many bytes were lost because nobody read while the command wrote more than is kept, see `keep` of `spawn`.
+    def gaps(self) -> tuple[OutputGap, ...]:
+        """Where bytes are missing in what the command wrote, as far as that is known: `at` which byte, and how many (`size`)."""
+        return tuple(self._source.gaps)
 
-        The read that comes to the gap warns, with an OutputLostWarning, and goes on behind it.
-        """
-        return self._source.dropped
+    @property
+    def dropped(self) -> int:
+        """How many bytes are missing, in all gaps."""
+        return sum(gap.size for gap in self._source.gaps)
 
     @dual
     async def read(self) -> AnyStr:
         """Return everything up to the end of the stream; at the end, an empty string."""
-        return self._joined(await self._gather(lambda piece: False))
+        pieces: list[AnyStr] = []
+        with self._given_back(pieces):
+            while True:
+                self._tell()
+                pieces.append(self._take(None))
+                if self._ended:
+                    return self._joined(pieces)
+                await self._more()
 
     @dual
     async def read_some(self) -> AnyStr:
         """Return what is there, waiting for it if need be: for programs that talk; at the end, an empty string."""
-        data = self._take_rest()
-        while not data and not self._ended:
-            data = await self._more()
-        return data
+        while True:
+            self._tell()
+            data = self._take(None)
+            if data or self._ended:
+                return data
+            await self._more()
 
     @dual
-    async def readline(self) -> AnyStr:
-        """Return the next line with its newline, the last one perhaps without; at the end, an empty string."""
-        return await self._line()
+    async def readline(self, limit: int = LINE_LIMIT) -> AnyStr:
+        """Return the next line with its newline, the last one (and one before a gap) perhaps without; at the end, an empty string.
+
+        Raises:
+            LineTooLongError: it has more than `limit` characters (bytes with text=False). It stays, and can be read in another way.
+        """
+        return await self._line(_args.whole("limit", limit, 1, sys.maxsize))
 
     async def _next(self) -> AnyStr:
-        line = await self._line()
+        line = await self._line(LINE_LIMIT)
         if not line:
             raise EOFError
         return line
 
-    async def _line(self) -> AnyStr:
-        pieces: list[AnyStr] = await self._gather(lambda piece: self._newline in piece)
-        line, newline, rest = pieces[-1].partition(self._newline)
-        self._rest = rest
-        return self._joined(pieces[:-1], line, newline)
+    async def _line(self, limit: int) -> AnyStr:
+        pieces: list[AnyStr] = []
+        left = limit
+        with self._given_back(pieces):
+            while not (pieces and self._lost):
+                self._tell()
+                end = self._rest.find(self._newline, self._begin, self._begin + left) + 1
+                if not end and len(self._rest) - self._begin > left:
+                    raise LineTooLongError(
+                        f"the command wrote a line of more than {limit} characters; read it with readline(limit=…) or read_some()",
+                        limit,
+                    )
+                if self._begin < len(self._rest):
+                    pieces.append(self._take(end or None))
+                    left -= len(pieces[-1])
+                if end or self._ended:
+                    break
+                await self._more()
+            return self._joined(pieces)
 
-    async def _gather(self, is_last: Callable[[AnyStr], bool]) -> list[AnyStr]:
-        """Take pieces up to the one that is the last, or to the end. Who gives up and reads again loses nothing."""
-        pieces: list[AnyStr] = [self._take_rest()]
+    @contextmanager
+    def _given_back(self, pieces: list[AnyStr]) -> Iterator[None]:
+        """Who gives up in the middle and reads again loses nothing."""
         try:
-            while not self._ended and not is_last(pieces[-1]):
-                pieces.append(await self._more())
+            yield
         except BaseException:
-            self._rest = self._joined(pieces, self._rest)
+            self._rest, self._begin = self._joined(pieces, self._take(None)), 0
             raise
-        return pieces
 
-    async def _more(self) -> AnyStr:
+    def _take(self, end: int | None) -> AnyStr:
+        """What is here up to `end`."""
+        taken = self._rest[self._begin : end]
+        self._begin = len(self._rest) if end is None else end
+        if self._begin == len(self._rest):
+            self._rest, self._begin = self._empty, 0
+        return taken
+
+    async def _more(self) -> None:
+        """Have more here, when all is taken."""
         if self._reading:
             raise ExecError("this stream is being read by another thread or task; let one of them read it")
         self._reading = True
@@ -163,30 +222,31 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
             data = await self._source.chunk()
         finally:
             self._reading = False
+        cut = self._decode(b"", True) if self._pass_gaps() else self._empty
+        self._rest, self._begin = self._joined([cut, self._decode(data, not data)]), 0
+        self._at += len(data)
         self._ended = not data
-        piece = cast("AnyStr", self._decode(data, self._ended))
-        if self._source.dropped > self._told:
-            self._warn(piece)
-        return piece
 
-    def _warn(self, piece: AnyStr) -> None:
-        lost, self._told = self._source.dropped - self._told, self._source.dropped
-        self._rest = piece  # a warning may be made an exception: then the next read gives what came
-        warnings.warn(
-            f"{lost} bytes of output were lost here, because nobody read while the command wrote more than is kept; read sooner, or "
-            "keep more: spawn(…, keep=MiB)",
-            OutputLostWarning,
-            stacklevel=2,
-        )
-        self._rest = self._empty
+    def _pass_gaps(self) -> bool:
+        """Go on behind the gaps that lie here; whether there are any."""
+        known = self._source.gaps
+        before = self._passed
+        while self._passed < len(known) and known[self._passed].at <= self._at:
+            self._lost += known[self._passed].size
+            self._at += known[self._passed].size
+            self._passed += 1
+        return self._passed > before
+
+    def _tell(self) -> None:
+        lost, self._lost = self._lost, 0  # first: a warning may be made an exception
+        if lost and self._source.why:
+            warnings.warn(
+                f"{lost} bytes of output are missing here, {self._source.why}", OutputLostWarning, stacklevel=2
+            )
 
     def _joined(self, pieces: list[AnyStr], *more: AnyStr) -> AnyStr:
         empty: Any = self._empty  # no checker knows that str joins str and bytes join bytes
         return cast("AnyStr", empty.join((*pieces, *more)))
-
-    def _take_rest(self) -> AnyStr:
-        rest, self._rest = self._rest, self._empty
-        return rest
 
 
 def _as_it_is(data: bytes, final: bool = False) -> bytes:

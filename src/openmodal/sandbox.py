@@ -14,7 +14,7 @@ from openmodal._agent import Agent
 from openmodal._command import Command, Spool
 from openmodal._dual import DualContext, dual
 from openmodal._link import Stream
-from openmodal._options import ExecCall, ExecOptions, SpawnCall, SpawnOptions, environment, exec_spec, feed
+from openmodal._options import ExecCall, ExecOptions, SpawnCall, SpawnOptions, environment, exec_spec, feed, why_missing
 from openmodal._spec import Egress, EndRecord, Info, Resources, Root, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.app import App
@@ -338,10 +338,19 @@ class Sandbox(DualContext):
         """
         source = feed(options.pop("stdin", None))
         spec = exec_spec("exec", argv, options, Flag.ATTACHED | (Flag.STDIN if source else 0))
-        command, stdout, stderr = self._new_command(), Spool(), Spool()
+        most = sum(spec.output) if spec.output else None
+        command, stdout, stderr = self._new_command(), Spool(most), Spool(most)
         pid, record = await command.run(spec, source, {1: stdout, 2: stderr})
+        why = why_missing("exec", options)
         process: Process[Any] = Process(
-            command, spec.argv, pid=pid, stdout=Kept(stdout), stderr=Kept(stderr), text=text, stdin=False, record=record
+            command,
+            spec.argv,
+            pid=pid,
+            stdout=Kept(stdout, why),
+            stderr=Kept(stderr, why),
+            text=text,
+            stdin=False,
+            record=record,
         )
         if record.timed_out:
             raise timed_out(process)
@@ -352,8 +361,15 @@ class Sandbox(DualContext):
         spec = exec_spec("spawn", argv, options, Flag.STDIN)
         command = self._new_command()
         pid = await command.start(spec)
+        why = why_missing("spawn", options)
         return Process(
-            command, spec.argv, pid=pid, stdout=Live(command, 1), stderr=Live(command, 2), text=text, stdin=True
+            command,
+            spec.argv,
+            pid=pid,
+            stdout=Live(command, 1, why),
+            stderr=Live(command, 2, why),
+            text=text,
+            stdin=True,
         )
 
     exec = cast("ExecCall", dual(_exec))
@@ -388,7 +404,7 @@ class _MainOutput(Live):
     """The main command's output: live, and after the sandbox's end what its engine kept."""
 
     def __init__(self, sandbox: Sandbox, stream: int) -> None:
-        super().__init__(sandbox._main, stream)
+        super().__init__(sandbox._main, stream, why_missing("spawn", {}))
         self._sandbox = sandbox
         self._over = False
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STDOUT, STDERR, EXIT, STDIN, PEEK = 1, 2, 4, 8, 16
-PTY, WITH_STDIN, STDOUT_NULL, STDERR_NULL, STDERR_TO_STDOUT, ATTACHED, KEEP = 1, 2, 4, 8, 16, 32, 64
+PTY, WITH_STDIN, STDOUT_NULL, STDERR_NULL, STDERR_TO_STDOUT, ATTACHED, KEEP, LIMIT = 1, 2, 4, 8, 16, 32, 64, 128
 FOREVER = 0xFFFFFFFF
 
 
@@ -262,11 +262,12 @@ def start_frame(
     columns: int = 80,
     env: list[str | bytes] | None = None,
     keep: int | None = None,
+    tail: int | None = None,
 ) -> bytes:
-    flags |= 0 if keep is None else KEEP
+    flags |= (0 if keep is None else KEEP) | (0 if tail is None else LIMIT)
     head = struct.pack("<16sIQ", id, flags, timeout) + text(user) + text(workdir) + struct.pack("<HH", rows, columns)
-    tail = b"" if keep is None else struct.pack("<Q", keep)
-    return frame(0x10, head + many(list(argv)) + many(env or []) + tail)
+    bounds = b"".join(struct.pack("<Q", bound) for bound in (keep, tail) if bound is not None)
+    return frame(0x10, head + many(list(argv)) + many(env or []) + bounds)
 
 
 def io_frame(

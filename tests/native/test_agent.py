@@ -297,6 +297,47 @@ def test_without_a_reader_the_oldest_is_kept_too_and_the_offsets_tell_the_gap(li
     assert len(got) == 3_000_000 + KEPT
 
 
+@pytest.mark.parametrize(
+    ("head", "tail"), [(0, 0), (0, 1_000), (1_000, 0), (500, 700), (9_000_000, 0), (0, KEPT), (9_000_000, KEPT)]
+)
+@pytest.mark.parametrize("flags", [0, ATTACHED], ids=["unread", "read"])
+def test_of_a_limited_stream_the_beginning_and_the_end_are_given(link: Link, head: int, tail: int, flags: int) -> None:
+    """It never waits for a reader beyond its limit, and what is left out is told by the offsets, also where nothing follows."""
+    id = link.start("seq", "10000000", "11199999", flags=flags, keep=head, tail=tail)
+    whole = b"".join(b"%d\n" % number for number in range(10_000_000, 11_200_000))
+    got, at, jumps = bytearray(), 0, []
+    ended = False
+    while not ended:
+        answer = link.io(id, STDOUT | EXIT, out=at)
+        ended = bool(answer.exit)
+        if 1 in answer.data:
+            offset, data = answer.offset[1], answer.data[1]
+            jumps += [(at, offset)] if offset != at else []
+            at = offset + len(data)
+            assert data == whole[offset:at]
+            got += data
+    left_out = [] if head + tail >= len(whole) else [(head, len(whole) - tail)]
+    assert jumps == left_out
+    assert at == len(whole)
+    assert len(got) == min(head + tail, len(whole))
+
+
+def test_what_is_below_the_limit_is_whole(link: Link) -> None:
+    id = link.start("sh", "-c", "echo out; echo err >&2", keep=3, tail=3)
+    result = link.finish(id)
+    assert (result.stdout, result.stderr) == (b"out\n", b"err\n")
+
+
+def test_the_tail_is_given_when_it_is_complete(link: Link) -> None:
+    """What was given before could have been followed by something else than what came behind it."""
+    id = link.start("sh", "-c", "printf 12345678; read go; printf 9", flags=ATTACHED | WITH_STDIN, keep=2, tail=4)
+    assert link.io(id, STDOUT).data == {1: b"12"}
+    assert not link.io(id, STDOUT, out=2, wait=200).data
+    link.io(id, STDIN, data=b"go\n", ends=True)
+    answer = link.io(id, STDOUT | EXIT, out=2)
+    assert (answer.offset[1], answer.data[1]) == (5, b"6789")
+
+
 def test_who_only_peeks_may_read_again_until_he_says_what_was_received(agent: Agent) -> None:
     """A client behind a client reads less than was sent to him when a connection breaks: he asks again, from further back."""
     link = agent.link()

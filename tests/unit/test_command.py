@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import pickle
 import random
 import socket
 import struct
@@ -21,18 +22,19 @@ from openmodal import _agent, _dual, _wire
 from openmodal._agent import Agent
 from openmodal._command import SPOOL_LIMIT, Command, Feed, Spool
 from openmodal._link import Link, LinkLost, Links, SocketStream, Stream
-from openmodal._spec import ExecSpec
+from openmodal._spec import ExecSpec, OutputGap
 from openmodal._wire import Code, Kind, State, Want
 from openmodal.errors import (
     EngineError,
     ExecError,
     InvalidError,
+    LineTooLongError,
     NotFoundError,
     ProtocolError,
     SandboxTerminatedError,
     UnsupportedError,
 )
-from openmodal.process import Live, StreamReader
+from openmodal.process import LINE_LIMIT, Live, StreamReader
 from tests.unit.agents import HELLO, FakeAgent, FakeCommand
 
 SPEC = ExecSpec(("x",))
@@ -61,7 +63,7 @@ def execute(agent: FakeAgent, stdin: bytes | None = None, run: Run = _dual.run_s
     finally:
         agent.close()
     assert pid == 7
-    return record.code, out.read(0, 1 << 30), err.read(0, 1 << 30), out.dropped
+    return record.code, out.read(0, 1 << 30), err.read(0, 1 << 30), sum(gap.size for gap in out.gaps)
 
 
 def test_a_command_gives_code_and_output(run: Run) -> None:
@@ -407,6 +409,40 @@ def test_an_empty_spool_gives_nothing() -> None:
     assert Spool().read(0, 10) == b""
 
 
+def test_a_spool_is_read_up_to_its_gaps_also_when_it_was_pickled() -> None:
+    spool = Spool(10)
+    spool.write(memoryview(b"head"))
+    spool.skip(OutputGap(4, 90))
+    spool.write(memoryview(b"tail"))
+    for one in (spool, pickle.loads(pickle.dumps(spool))):
+        assert [one.read(0, 10), one.read(4, 10), one.read(8, 10)] == [b"head", b"tail", b""]
+        assert one.gaps == [OutputGap(4, 90)]
+
+
+def test_an_agent_that_sends_more_than_was_asked_for_is_a_protocol_error() -> None:
+    spool = Spool(10)
+    spool.write(memoryview(bytes(10)))
+    with pytest.raises(ProtocolError, match="more than the 10 bytes"):
+        spool.write(memoryview(b"x"))
+
+
+def test_a_line_without_an_end_takes_a_bounded_amount_of_memory() -> None:
+    class Endless(Pieces):
+        given = 0
+
+        async def chunk(self) -> bytes:
+            self.given += 1 << 20
+            return bytes(1 << 20)
+
+    source = Endless()
+    reader: StreamReader[bytes] = StreamReader(source, text=False)
+    for read in (reader.readline, reader.__next__, reader.readline):
+        with pytest.raises(LineTooLongError):
+            read()
+        assert source.given == LINE_LIMIT + (1 << 20), "a line that is too long is not read on"
+    assert len(reader.read_some()) == source.given
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=2_000), st.integers(1, 500), st.integers(), st.booleans())
 def test_a_feed_offers_again_what_was_not_accepted(data: bytes, most: int, seed: int, as_file: bool) -> None:
@@ -432,7 +468,8 @@ def test_a_feed_offers_again_what_was_not_accepted(data: bytes, most: int, seed:
 class Pieces:
     """A source of given pieces."""
 
-    dropped = 0
+    gaps: tuple[OutputGap, ...] = ()
+    why = ""
 
     def __init__(self, *pieces: bytes) -> None:
         self.pieces = list(pieces)

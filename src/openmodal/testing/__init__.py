@@ -35,6 +35,7 @@ _MODULES = (
     "lifetime",
     "limits",
     "mistakes",
+    "output",
     "spawn",
 )
 
@@ -69,6 +70,7 @@ from openmodal.testing.images import TestImages  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
+from openmodal.testing.output import TestOutputLimits  # noqa: E402
 from openmodal.testing.owners import TestOwners  # noqa: E402
 from openmodal.testing.programs import TestPrograms  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
@@ -102,6 +104,7 @@ __all__ = [
     "TestNames",
     "TestNetwork",
     "TestOtherProcesses",
+    "TestOutputLimits",
     "TestOwners",
     "TestPrograms",
     "TestSandbox",

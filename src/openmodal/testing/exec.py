@@ -349,7 +349,7 @@ LINES = "yes $(head -c 65535 /dev/zero | tr '\\0' A)"
 
 def _check_spooling(sandbox: Sandbox, size: int, writer: str) -> None:
     with _memory_growth() as growth:
-        process = sandbox.exec("sh", "-c", f"{writer} | head -c {size}")
+        process = sandbox.exec("sh", "-c", f"{writer} | head -c {size}", max_output=None)
         assert sum(len(line) for line in process.stdout) == size
     assert process.stdout.dropped == 0
     assert max(growth) <= 64 << 20

@@ -6,19 +6,16 @@ import hashlib
 import random
 import signal
 import time
-import warnings
 from functools import cache
 
 import pytest
 
-from openmodal.errors import ExecError, ExecTimeoutError, InvalidError, OutputLostWarning, StdinClosedError
+from openmodal.errors import ExecError, ExecTimeoutError, InvalidError, StdinClosedError
 from openmodal.process import StreamType
 from openmodal.sandbox import Sandbox
 from openmodal.testing.exec import DAEMONS
 from openmodal.testing.faces import Face, plain
 from openmodal.testing.fixtures import eventually, running
-
-BUFFER = 8 << 20
 
 
 class TestSpawn:
@@ -264,27 +261,6 @@ class TestFlow:
         process.stdin.drain()
         assert process.stdout.read() == numbers()[2:] + numbers()
         assert process.wait() == 3
-
-    @pytest.mark.parametrize("keep", [0, 1])
-    def test_what_is_not_kept_is_a_gap_that_the_reader_is_told_of(self, sandbox: Sandbox, keep: int) -> None:
-        process = sandbox.spawn("sh", "-c", "seq 1 3000000; exit 2", keep=keep)
-        assert process.wait() == 2
-        with pytest.warns(OutputLostWarning, match=r"\d+ bytes of output were lost here.*keep="):
-            text = process.stdout.read()
-        first, last = text[: keep << 20], text[keep << 20 :]
-        assert numbers().startswith(first)
-        assert numbers().endswith(last)
-        assert BUFFER // 2 < len(last) <= BUFFER
-        assert process.stdout.dropped + len(text) == len(numbers())
-
-    def test_a_warning_that_is_an_exception_loses_nothing_more(self, sandbox: Sandbox) -> None:
-        process = sandbox.spawn("seq", "1", "3000000", keep=0)
-        process.wait()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with pytest.raises(OutputLostWarning):
-                process.stdout.read()
-        assert process.stdout.dropped + len(process.stdout.read()) == len(numbers())
 
     def test_unread_output_leaves_no_file(self, sandbox: Sandbox) -> None:
         sandbox.spawn("seq", "1", "3000000").wait()

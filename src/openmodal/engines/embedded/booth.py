@@ -12,7 +12,7 @@ from openmodal import _binary, _config, _wire
 from openmodal._agent import Agent
 from openmodal._command import Command
 from openmodal._dual import Blocking
-from openmodal._spec import ExecSpec, Network, Status
+from openmodal._spec import ExecSpec, Network, OutputGap, Status
 from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
 from openmodal.engines.asked import Limits
@@ -123,8 +123,10 @@ class _Output:
     """Passes a step's output on."""
 
     def __init__(self, request: RunRequest) -> None:
-        self.dropped = 0
         self._write = request.output
+
+    def skip(self, gap: OutputGap) -> None:
+        """There is none: all is asked for."""
 
     def write(self, data: memoryview) -> None:
         self._write(bytes(data))

@@ -25,7 +25,7 @@ from openmodal import _wire
 from openmodal._agent import Agent
 from openmodal._command import Command, Feed, Sink
 from openmodal._dual import run_sync
-from openmodal._spec import ExecSpec, ExitRecord, Resources, Root, SandboxSpec
+from openmodal._spec import ExecSpec, ExitRecord, OutputGap, Resources, Root, SandboxSpec
 from openmodal._wire import Flag
 from openmodal.build import credentials
 from openmodal.build.reference import HUB
@@ -212,7 +212,7 @@ class BuildPod:
         """Run a command. `tell` takes the lines of its stderr, and may look at how it ended; without, it has to succeed."""
         lines = _Lines(tell or (lambda line: None))
         command = Command(self._agent, os.urandom(16))
-        sinks = cast("dict[int, Sink]", {1: _Lines(lambda line: None), 2: lines})
+        sinks: dict[int, Sink] = {1: _Lines(lambda line: None), 2: lines}
         spec = ExecSpec(argv, env=env, timeout=timeout, flags=Flag.STDIN)
         _, record = run_sync(command.run(spec, Feed(stdin), sinks))
         if tell is None and (record.code or record.signaled):
@@ -226,10 +226,12 @@ class _Lines:
     """A stream, line by line."""
 
     def __init__(self, tell: Callable[[bytes], None]) -> None:
-        self.dropped = 0
         self.last = ""
         self._tell = tell
         self._rest = b""
+
+    def skip(self, gap: OutputGap) -> None:
+        """There is none: all is asked for."""
 
     def write(self, data: memoryview) -> None:
         *lines, self._rest = (self._rest + bytes(data)).split(b"\n")
