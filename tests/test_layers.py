@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = (
     {"errors", "_spec", "_wire", "_dual", "_args", "_gate"},
-    {"_binary", "_config", "_idmap", "_store", "_trash"},
+    {"_binary", "_config", "_idmap", "_planted", "_store", "_trash"},
     {"_link"},
     {"_agent"},
     {"_command"},

@@ -2,7 +2,7 @@
 
 What comes from a sandbox is hostile, and so is what came from one before: a local name may be a link that a sandbox chose. Every name
 is one plain component per level, every step is taken relative to an open folder, the last name that the caller gave is not followed
-either, and the result is put in place only when it is complete.
+either, nor a link from a sandbox on the way to it, and the result is put in place only when it is complete.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from openmodal import _planted
 from openmodal._wire import Entry
 from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError, too_large
 
@@ -38,8 +39,10 @@ def entries(source: Path) -> Iterator[tuple[Entry, IO[bytes] | None]]:
     """Yield what a local file or folder consists of, parents first; a file comes with its open content.
 
     Raises:
-        InvalidError: there is nothing at `source`, it is a link, or neither file nor folder, or its folders are too deep.
+        InvalidError: there is nothing at `source`, it is a link, or a link from a sandbox leads there; it is neither file nor folder,
+            or its folders are too deep.
     """
+    _planted.refuse(source.parent)
     try:
         kind = os.lstat(source).st_mode
         if stat.S_ISLNK(kind):
@@ -138,6 +141,7 @@ class Receiver:
         self._root: Entry | None = None
 
     def __enter__(self) -> Self:
+        _planted.refuse(self._target.parent)
         self._target.parent.mkdir(parents=True, exist_ok=True)
         self._parent = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return self
@@ -168,7 +172,7 @@ class Receiver:
         if entry.kind == "d":
             self._open_folder(os.fsdecode(name), folder, entry)
         elif entry.kind == "l":
-            os.symlink(entry.target, name, dir_fd=folder)
+            _planted.plant(entry.target, name, folder)
         elif entry.kind == "f":
             self._open_file(os.fsdecode(name), folder, entry)
 

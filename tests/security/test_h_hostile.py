@@ -113,6 +113,21 @@ def test_a_link_from_a_sandbox_brings_no_file_of_this_machine_in(create: Create,
     assert sh(sandbox, "cat /tmp/got /tmp/again/l 2>/dev/null; true") == ""
 
 
+def test_a_link_from_a_sandbox_leads_no_later_copy_away(create: Create, canary: Path, tmp_path: Path) -> None:
+    """H19, H20, with the link in the middle of the path that is named."""
+    sandbox = create()
+    sh(sandbox, f"mkdir /tmp/t; ln -s {canary.parent} /tmp/t/l; echo evil > /tmp/file")
+    sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "t")
+    named = tmp_path / "t/l" / canary.name
+    assert named.read_text() == "the machine's", "the control"
+    with pytest.raises(InvalidError, match="link"):
+        sandbox.filesystem.copy_to_local("/tmp/file", named)
+    with pytest.raises(InvalidError, match="link"):
+        sandbox.filesystem.copy_from_local(named, "/tmp/got")
+    with pytest.raises(InvalidError, match="link"):
+        Image.from_scratch().add_local_file(named, "/got").build()
+
+
 TOOLS = "xz gzip pigz unpigz tar cat env sha256sum ls stat mkdir"
 
 

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from openmodal._localcopy import DEEPEST, PER_ENTRY, Receiver, entries, pieces
 from openmodal._wire import Entry
+from openmodal.build.local import scan
 from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError, SandboxFileTooLargeError
 
 
@@ -351,6 +353,7 @@ import resource, sys
 from pathlib import Path
 from openmodal._localcopy import DEEPEST, Receiver
 from openmodal._wire import Entry
+from openmodal.build.local import scan
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full disk does, it cuts a write short
 try:
     with Receiver(Path(sys.argv[1])) as receiver:
@@ -376,3 +379,45 @@ def test_a_write_that_is_cut_short_is_no_success(tmp_path: Path) -> None:
     assert done.stdout.startswith("refused")
     assert (tmp_path / "out").read_text() == "old"
     assert os.listdir(tmp_path) == ["out"]
+
+
+def through(way: Path) -> list[Callable[[], object]]:
+    """All that goes the way of a local path: out of a sandbox, into one, and into an image."""
+    return [
+        lambda: receive(way / "new/file", entry("f", b""), data=b"evil"),
+        lambda: list(entries(way / "file")),
+        lambda: scan(str(way / "file")),
+        lambda: scan(str(way)),
+    ]
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    """A tree with a link that a sandbox sent; it leads to a folder of this machine."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "file").write_text("of this machine")
+    receive(tmp_path / "out", ROOT, entry("d", b"a"), entry("l", b"a/link", target=os.fsencode(theirs)))
+    return tmp_path / "out/a/link"
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_link_from_a_sandbox_is_followed_nowhere_in_a_path(planted: Path, tmp_path: Path, number: int) -> None:
+    (tmp_path / "mine").symlink_to("out")
+    os.rename(tmp_path / "out", tmp_path / "moved")
+    os.rename(tmp_path / "moved", tmp_path / "out")
+    for way in (planted, tmp_path / "mine/a/link", planted.parent / "../a/./link"):
+        with pytest.raises(InvalidError, match=r"link.*copied from a sandbox.*realpath"):
+            through(way)[number]()
+    assert os.listdir(tmp_path / "theirs") == ["file"]
+    planted.unlink()
+    planted.symlink_to(tmp_path / "theirs")
+    through(tmp_path / "mine/a/link")[number]()  # the control: links of the user's own
+
+
+def test_links_that_lead_nowhere_or_in_a_circle_are_told_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "nowhere").symlink_to("/no/where")
+    for name in ("circle", "nowhere", "missing"):
+        with pytest.raises(InvalidError, match="cannot be copied"):
+            list(entries(tmp_path / name / "file"))

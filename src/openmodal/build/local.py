@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from openmodal import _planted
 from openmodal._spec import Copy
 from openmodal.build.names import DEEPEST, digest
 from openmodal.errors import ImageBuildError, InvalidError
@@ -116,8 +117,10 @@ def scan(source: str, ignore: tuple[str, ...] = (), *, keep: bool = False, below
         below: where `source` is in that folder.
 
     Raises:
-        InvalidError: there is no such file, a pattern is wrong, or the source itself is neither file nor folder.
+        InvalidError: there is no such file, a link from a sandbox leads to it, a pattern is wrong, or the source itself is neither file
+            nor folder.
     """
+    _planted.refuse(Path(source))
     try:
         info = os.stat(source)
     except OSError as error:

@@ -143,6 +143,21 @@ class TestCopying:
         assert not sandbox.filesystem.exists("/tmp/got")
         assert not sandbox.filesystem.exists("/tmp/back/link"), "it leads to what is there"
 
+    def test_a_path_through_a_link_from_a_sandbox_is_refused(self, sandbox: Sandbox, tmp_path: Path) -> None:
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        (tmp_path / "own").symlink_to("theirs")
+        sandbox.exec("sh", "-c", f"mkdir -p /tmp/t/a; ln -s {theirs} /tmp/t/a/link; echo evil > /tmp/file")
+        sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "t")
+        with pytest.raises(InvalidError, match="copied from a sandbox"):
+            sandbox.filesystem.copy_to_local("/tmp/file", tmp_path / "t/a/link/file")
+        assert os.listdir(theirs) == []
+        sandbox.filesystem.copy_to_local("/tmp/file", tmp_path / "own/file")  # the control: the user's own link
+        assert (theirs / "file").read_text() == "evil\n"
+        with pytest.raises(InvalidError, match="copied from a sandbox"):
+            sandbox.filesystem.copy_from_local(tmp_path / "t/a/link/file", "/tmp/got")
+        assert not sandbox.filesystem.exists("/tmp/got")
+
     def test_a_set_user_id_bit_does_not_come_out(self, sandbox: Sandbox, tmp_path: Path) -> None:
         sandbox.exec("sh", "-c", "mkdir /tmp/t; cp /bin/busybox /tmp/t/su; chmod 4755 /tmp/t/su")
         sandbox.filesystem.copy_to_local("/tmp/t", tmp_path / "t")
