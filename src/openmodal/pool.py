@@ -8,8 +8,8 @@ from openmodal import _args
 from openmodal._dual import dual
 from openmodal._spec import PoolStatus, Resources
 from openmodal.build.progress import terminal_report
-from openmodal.engines import Engine, Pooling, choose
-from openmodal.errors import NotFoundError, UnsupportedError
+from openmodal.engines import Engine, choose, require
+from openmodal.errors import NotFoundError
 from openmodal.image import Image, ready
 
 
@@ -20,7 +20,7 @@ class Pool:
     that came from a pool is like any other.
     """
 
-    def __init__(self, name: str, engine: Pooling) -> None:
+    def __init__(self, name: str, engine: Engine) -> None:
         self.name = name
         self._engine = engine
 
@@ -99,11 +99,10 @@ class Pool:
         return f"<Pool {self.name} ({self._engine.name})>"
 
 
-def _pooling(engine: str | Engine | None) -> Pooling:
+def _pooling(engine: str | Engine | None) -> Engine:
     chosen = choose(engine)
-    if isinstance(chosen, Pooling):
-        return chosen
-    raise UnsupportedError(f"the {chosen.name} engine keeps no pools, its sandboxes need none; use engine='kubernetes'")
+    require(chosen, "pools")
+    return chosen
 
 
 __all__ = ["Pool"]

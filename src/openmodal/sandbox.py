@@ -19,7 +19,7 @@ from openmodal._spec import Egress, EndRecord, Info, Resources, Root, SandboxSpe
 from openmodal._wire import Flag
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
-from openmodal.engines import Checking, Created, Engine, choose, listing, require_gpus, require_lists, require_runtime
+from openmodal.engines import Created, Engine, check, choose, require
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
@@ -149,11 +149,7 @@ class Sandbox(DualContext):
         )
         _args.command_size("Sandbox.create", spec.argv, spec.env)
         chosen = choose(engine)
-        require_lists(chosen, spec.network)
-        require_runtime(chosen, spec.runtime)
-        require_gpus(chosen, spec.resources)
-        if isinstance(chosen, Checking):
-            chosen.check(spec)
+        await check(chosen, spec)
         with terminal_report() as report:
             root = await ready(image, chosen, report)
         made = await chosen.create(_over_image(spec, root, main_command(image)), root)
@@ -229,8 +225,7 @@ class Sandbox(DualContext):
         Raises:
             SandboxNotRunningError, UnsupportedError: it has ended; the engine cannot tell.
         """
-        if "info" in self._engine.lacks:
-            raise UnsupportedError(f"the {self._engine.name} engine cannot tell what holds a sandbox")
+        require(self._engine, "info")
         try:
             return await self._engine.info(self._id)
         except (ConnectionError, NotFoundError) as error:
@@ -264,7 +259,8 @@ class Sandbox(DualContext):
         Raises:
             InvalidError: it has no allow list.
         """
-        return await listing(self._engine).egress(self._id)
+        require(self._engine, "network_allowlists")
+        return [*await self._engine.egress(self._id)]
 
     @property
     def filesystem(self) -> Filesystem:

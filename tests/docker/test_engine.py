@@ -14,8 +14,9 @@ import pytest
 from openmodal._dual import run_sync
 from openmodal.app import App
 from openmodal.engines.docker.daemon import Daemon, MissingError
+from openmodal.engines.docker.host import Host
 from openmodal.engines.docker.links import RUN, SOCKET
-from openmodal.errors import EngineError, NotFoundError
+from openmodal.errors import EngineError, NotFoundError, UnsupportedError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.secret import Secret
@@ -229,3 +230,12 @@ def test_the_apps_sandboxes_are_found_by_another_home_only_by_name_of_the_owner(
 
     sandbox = create(app=App("owned"))
     assert sandbox.id not in {status.id for status in run_sync(Docker(tmp_path, daemon).list())}
+
+
+def test_a_disk_is_refused_before_the_image_is_built(
+    create: Create, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "extfs"]]}
+    monkeypatch.setattr(Host, "of", lambda daemon: Host(daemon, told))
+    with pytest.raises(UnsupportedError, match=r"disk= needs .* is on extfs"):
+        create(image=image.run_commands("sleep 3600"), disk=64)

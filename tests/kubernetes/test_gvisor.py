@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from openmodal._dual import run_sync
+from openmodal._spec import SandboxSpec
 from openmodal.engines.kubernetes import Kubernetes
 from openmodal.errors import EngineError, SandboxNotRunningError, SandboxTimeoutError, UnsupportedError
 from openmodal.image import Image
@@ -63,6 +65,14 @@ def test_a_class_that_the_cluster_lacks_is_one_sentence_and_leaves_no_pod(
     with settings(monkeypatch, runtime_class="of-nobody"), pytest.raises(EngineError) as caught:
         make()
     assert "the cluster has no RuntimeClass 'of-nobody'; an administrator makes it" in str(caught.value)
+    assert set(objects()) == before
+
+
+def test_the_class_is_asked_for_before_an_image_is_built(engine: Kubernetes) -> None:
+    before = set(objects())
+    with pytest.raises(EngineError, match="the cluster has no RuntimeClass 'of-nobody'"):
+        run_sync(engine.check(SandboxSpec("kube", runtime="of-nobody")))
+    run_sync(engine.check(SandboxSpec("kube", runtime="gvisor")))
     assert set(objects()) == before
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from openmodal._link import Stream
 from openmodal.app import App
-from openmodal.engines import Engine
+from openmodal.engines import Engine, contract, lacking
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import FACES, Face, open_face
@@ -29,32 +29,7 @@ from openmodal.testing.faces import FACES, Face, open_face
 F = TypeVar("F", bound=Callable[..., object])
 SandboxClass = type[Sandbox]
 
-PROMISES = {
-    "cgroup": "/sys/fs/cgroup tells the limits `memory` and `cpu`, and cannot be written to",
-    "cpu": "the limit `cpu` holds",
-    "cpu_time": "a command's record tells the CPU time that it really got",
-    "disk": "the limit `disk` holds",
-    "holes": "a hole in a file is copied as a hole",
-    "idle_timeout": "a sandbox ends when nothing happens in it",
-    "init": "nothing that runs in a sandbox can end its process 1",
-    "info": "`info` tells which controls and limits hold",
-    "loopback6": "::1, where /etc/hosts names it, can be bound",
-    "many_processes": "any process of the user finds and ends a sandbox by its id",
-    "meminfo": "/proc/meminfo tells the limit `memory`",
-    "memory": "the limit `memory` holds, and the sandbox's record tells",
-    "memory_left": "/proc/meminfo tells how much of the limit `memory` is left",
-    "memory_offender": "of what exceeds the limit `memory`, only the offender is killed, and its record tells",
-    "network_allowlists": "with a list of domains a sandbox reaches only what is on it, and `egress_log` tells",
-    "network_block": "with `block_network` a sandbox reaches nothing but itself",
-    "network_interfaces": "with `block_network` there is no interface but loopback",
-    "network_isolation": "no sandbox reaches this machine's services, private networks, or another sandbox",
-    "network_lists": "with a list of networks a sandbox reaches only what is on it",
-    "network_outbound": "a sandbox reaches the internet",
-    "nproc": "nproc tells the limit `cpu`",
-    "pids": "at most 512 processes and threads",
-    "proc": "/proc tells the signals that a process blocks and ignores",
-    "users": "commands can run as any user of the image",
-}
+PROMISES = {name: promised.text for name, promised in contract.PROMISES.items()}
 """What `Engine.lacks` may name."""
 
 
@@ -76,7 +51,7 @@ def promise_is_kept(request: pytest.FixtureRequest) -> None:
     if not names:
         return
     engine: Engine = request.getfixturevalue("engine")
-    if missing := sorted(set(names) & engine.lacks):
+    if missing := sorted(set(names) & lacking(engine)):
         pytest.skip(f"the {engine.name} engine lacks {', '.join(missing)}: {PROMISES[missing[0]]}")
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from openmodal.app import App
-from openmodal.engines import Engine
-from openmodal.errors import InvalidError, UnsupportedError
+from openmodal.engines import Engine, lacking
+from openmodal.errors import EngineError, InvalidError, UnsupportedError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.secret import Secret
-from openmodal.testing.fixtures import Create, SandboxClass
+from openmodal.testing.fixtures import PROMISES, Create, SandboxClass
 
 CREATE: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "timeout zero": ((), {"timeout": 0}, "timeout"),
@@ -125,6 +125,16 @@ EXEC: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "arguments too large": (("echo", *["x" * 131_071] * 16), {}, "stdin"),
 }
 
+ASKING: dict[str, tuple[dict[str, Any], str]] = {
+    "gpus": ({"gpu": 1}, "gpu="),
+    "gvisor": ({"runtime": "gvisor"}, "runtime='gvisor'"),
+    "idle_timeout": ({"idle_timeout": 60}, "idle_timeout="),
+    "network_allowlists": ({"outbound_domain_allowlist": ["example.com"], "block_network": False}, "allow lists"),
+    "network_block": ({"block_network": True}, "block_network="),
+    "network_lists": ({"outbound_cidr_allowlist": ["203.0.113.0/24"], "block_network": False}, "allow lists"),
+}
+"""What asks for a promise, and a word of the refusal."""
+
 
 class TestMistakes:
     @pytest.mark.parametrize("mistake", CREATE)
@@ -175,10 +185,22 @@ class TestMistakes:
         for wrong in (0, -1, True, 1.5, "", "A100:0", "A 100", ["A100"]):
             with pytest.raises(InvalidError, match="gpu"):
                 create(gpu=wrong)
-        if not getattr(engine, "gives_gpus", False):
+        if "gpus" in lacking(engine):
             for asked in (1, "any", "A100:2"):
                 with pytest.raises(UnsupportedError, match="gpu"):
                     create(gpu=asked)
+
+    def test_what_the_engine_lacks_is_refused_before_anything_is_built(
+        self, create: Create, engine: Engine, image: Image
+    ) -> None:
+        long = image.run_commands("sleep 3600")
+        for name, (arguments, word) in ASKING.items():
+            if name in lacking(engine):
+                with pytest.raises((UnsupportedError, EngineError), match=word):
+                    create(image=long, **arguments)
+
+    def test_the_engine_lacks_nothing_that_has_no_name(self, engine: Engine) -> None:
+        assert engine.lacks <= PROMISES.keys()
 
     def test_wait_refuses_timeouts_that_cannot_be(self, sandbox: Sandbox) -> None:
         for timeout in (0, -1, "1", float("nan"), float("inf"), 1e300, 10**5000):

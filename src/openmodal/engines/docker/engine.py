@@ -26,9 +26,10 @@ from openmodal.build import Options
 from openmodal.build.layers import Layers
 from openmodal.build.locks import try_lock
 from openmodal.engines import asked
+from openmodal.engines.contract import Engine
 from openmodal.engines.docker import container, links, posture
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError, find
-from openmodal.engines.docker.host import Host
+from openmodal.engines.docker.host import Host, no_disk
 from openmodal.engines.posture import while_it_runs
 from openmodal.errors import AlreadyExistsError, EngineError, NotFoundError, UnsupportedError
 
@@ -39,11 +40,10 @@ _START_SECONDS = 60.0
 _POLL = 0.003
 
 
-class Docker:
+class Docker(Engine):
     """Sandboxes in containers of a Docker daemon, or of Podman's service for Docker's API."""
 
     name = "docker"
-    runtimes = ("native", "gvisor")
 
     def __init__(self, state: Path | None = None, daemon: Daemon | None = None) -> None:
         home = state or _config.state()
@@ -55,8 +55,8 @@ class Docker:
     @property
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have, which also take IPv6 off loopback. Another machine's shows no /proc/meminfo of ours."""
-        lacking = frozenset({"disk", "loopback6", "memory_left", "network_allowlists", "network_lists", "snapshot"})
-        return lacking if self._daemon.path else lacking | {"meminfo"}
+        limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo",)))
+        return frozenset({*limits, "gpus", "loopback6", "network_allowlists", "network_lists", "pools", "snapshot"})
 
     # ------------------------------------------------------------------------------------------------ images
 
@@ -70,6 +70,11 @@ class Docker:
         return root
 
     # --------------------------------------------------------------------------------------------- the verbs
+
+    async def check(self, spec: SandboxSpec) -> None:
+        if spec.runtime != "native" or spec.resources.disk:
+            host: Host = await Blocking(Host.of, self._daemon)
+            host.check(spec)
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         id = f"{spec.app}-{os.urandom(4).hex()}"
@@ -139,9 +144,6 @@ class Docker:
                 return await posture.far(found, link, status.runtime)
             finally:
                 link.close()
-
-    async def snapshot(self, id: str) -> Root:
-        raise UnsupportedError("the Docker engine cannot take snapshots yet; build the files into an Image instead")
 
     # ------------------------------------------------------------------------------------------- keeping house
 
@@ -256,9 +258,7 @@ class Docker:
             return place, env
         except ApiError as error:
             if "storage" in error.message.lower() and spec.resources.disk:
-                raise UnsupportedError(
-                    f"disk= needs a Docker daemon that keeps its data on xfs with project quotas, or on btrfs or zfs ({error.message})"
-                ) from error
+                raise no_disk(error.message) from error
             raise
 
     def _run(self, id: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from openmodal.engines.docker.daemon import Daemon
 from openmodal.errors import EngineError, UnsupportedError
 
 _GVISOR = ("runsc", "gvisor")  # what `runsc install` calls it, and what clusters do
+_LIMITING = ("btrfs", "zfs")  # storage drivers that limit what a container writes by themselves
 _CPUS_ONLINE = "/sys/devices/system/cpu/online"
 
 
@@ -54,6 +55,19 @@ class Host:
         """Whether an agent can make a socket that this process may connect to: both must be the same user."""
         options = " ".join(self.info.get("SecurityOptions") or ())
         return self.is_here and "name=userns" not in options and (os.geteuid() == 0 or "name=rootless" in options)
+
+    def check(self, spec: SandboxSpec) -> None:
+        """Refuse what this daemon cannot do for a sandbox, as far as what it says of itself tells.
+
+        Raises:
+            UnsupportedError: it has no gVisor, or nothing that limits disk space.
+        """
+        if spec.runtime == "gvisor":
+            self.gvisor(network=not spec.network.block)
+        driver, told = self.info.get("Driver"), dict(self.info.get("DriverStatus") or ())
+        backing = told.get("Backing Filesystem", "xfs")
+        if spec.resources.disk and driver not in _LIMITING and backing != "xfs":
+            raise no_disk(f"its driver {driver} is on {backing}")
 
     def gvisor(self, *, network: bool) -> str:
         """The daemon's name for gVisor's runtime.
@@ -135,6 +149,13 @@ class Host:
         name = self.daemon.host.removeprefix("tcp://").partition(":")[0]
         found = socket.getaddrinfo(name, None, socket.AF_INET) if name and not self.daemon.path else []
         return sorted({str(address[0]) for *_, address in found})
+
+
+def no_disk(why: str) -> UnsupportedError:
+    """The refusal of `disk=`."""
+    return UnsupportedError(
+        f"disk= needs a Docker daemon that keeps its data on xfs with project quotas, or on btrfs or zfs ({why})"
+    )
 
 
 @functools.lru_cache(maxsize=8)

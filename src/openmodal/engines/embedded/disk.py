@@ -23,6 +23,21 @@ _BYTES_PER_INODE = 8192
 _OPTIONS = ("-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1")
 
 
+def program() -> str:
+    """The path of the program that makes disks.
+
+    Raises:
+        EngineError: this user may not mount a disk, or the program is missing.
+    """
+    if os.geteuid() != 0:
+        raise EngineError(
+            "disk= needs root, because a limit of disk space needs a mount of its own; leave it out, or run as root"
+        )
+    if mkfs := network.tool("mkfs.ext4"):
+        return mkfs
+    raise EngineError("disk= needs mkfs.ext4; install it with `apt-get install e2fsprogs`")
+
+
 def make(folder: Path, mebibytes: int, ready: Path) -> str:
     """Make the disk and return its path. What it holds counts on this machine's disk only as it is written.
 
@@ -30,13 +45,9 @@ def make(folder: Path, mebibytes: int, ready: Path) -> str:
         ready: the folder where disks are kept ready; anybody may remove what is in it at any time.
 
     Raises:
-        EngineError: this user may not mount it, or mkfs.ext4 is missing.
+        EngineError: as `program`.
         OSError: ENOSPC; there is no room even for its tables.
     """
-    if os.geteuid() != 0:
-        raise EngineError(
-            "disk= needs root, because a limit of disk space needs a mount of its own; leave it out, or run as root"
-        )
     path = folder / "disk.img"
     options = (*_OPTIONS, "-N", str(min(_MOST_INODES, (mebibytes << 20) // _BYTES_PER_INODE)))
     kept = ready / f"{mebibytes}-{sha256(' '.join(options).encode()).hexdigest()[:8]}"
@@ -49,9 +60,7 @@ def make(folder: Path, mebibytes: int, ready: Path) -> str:
 
 
 def _format(path: Path, mebibytes: int, options: tuple[str, ...]) -> None:
-    mkfs = network.tool("mkfs.ext4")
-    if not mkfs:
-        raise EngineError("disk= needs mkfs.ext4; install it with `apt-get install e2fsprogs`")
+    mkfs = program()
     with open(path, "xb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.truncate(mebibytes << 20)

@@ -23,6 +23,7 @@ from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
 from openmodal.engines import asked, machine
+from openmodal.engines.contract import Engine
 from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.errors import (
@@ -30,7 +31,6 @@ from openmodal.errors import (
     EngineError,
     InvalidError,
     NotFoundError,
-    UnsupportedError,
     disk_full_named,
 )
 
@@ -42,18 +42,21 @@ MOST_ON_DISK = 10 << 30
 """What a sandbox without `disk=` may have on the store's disk before it is ended."""
 
 
-class Embedded:
+class Embedded(Engine):
     """Sandboxes on this machine."""
 
     name = "embedded"
-    runtimes = ("native", "gvisor")
-    lacks: frozenset[str] = frozenset({"snapshot"})
 
     def __init__(self, state: Path | None = None, *, owner: int = 0) -> None:
         """`owner`: a process that no sandbox of this engine outlives."""
         self._owner = owner
         self._store = Store(state or _config.state())
         self._layers = Layers(self._store.state)
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        """GPUs, pools and snapshots are for other engines, or later."""
+        return frozenset({"gpus", "pools", "snapshot"})
 
     # ------------------------------------------------------------------------------------------------ images
 
@@ -80,16 +83,19 @@ class Embedded:
 
     # --------------------------------------------------------------------------------------------- the verbs
 
-    def check(self, spec: SandboxSpec) -> None:
+    async def check(self, spec: SandboxSpec) -> None:
+        host.require_rights()
         if "network" not in spec.allow_degraded or spec.network.listed:
             host.require_network(spec.network)
+        if "limits" not in spec.allow_degraded:
+            host.require_limits()
+        if spec.runtime == "gvisor":
+            gvisor.require(spec)
+        if spec.resources.disk:
+            disk.program()
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         runsc = gvisor.find() if spec.runtime == "gvisor" else ""
-        if runsc and spec.network.listed:
-            raise UnsupportedError(
-                "allow lists cannot be kept with runtime='gvisor' yet, whose network stack does not see the gate; leave out one of them"
-            )
         id = f"{spec.app}-{os.urandom(4).hex()}"
         lowers, env = host.over_trust(self._layers, root.layers, spec.env)
         with contextlib.ExitStack() as stack:
@@ -171,9 +177,6 @@ class Embedded:
                 "outbound_cidr_allowlist=[…]"
             )
         return found
-
-    async def snapshot(self, id: str) -> Root:
-        raise UnsupportedError("the embedded engine cannot take snapshots yet; build the files into an Image instead")
 
     # ------------------------------------------------------------------------------------------- keeping house
 

@@ -25,9 +25,9 @@ def ids() -> plan.Lines:
     Raises:
         EngineError: root is root of a container only, that lacks what a box takes.
     """
+    require_rights()
     if os.geteuid() != 0:
         return _idmap.lines()
-    _require_rights()
     machine = _config.machine()
     machine.mkdir(mode=0o700, parents=True, exist_ok=True)
     return [("ids", "range"), ("slots", str(machine / "slots"))]
@@ -42,8 +42,8 @@ def groups(id: str, limits: Limits, *, degraded: bool) -> cgroup.Plan:
     found = hierarchies()
     if os.geteuid() == 0:
         cgroup.let_memory_bound_open_files(memory())
-    if (lacking := cgroup.missing(found)) and not degraded:
-        raise EngineError(_refusal(lacking))
+    if not degraded:
+        require_limits()
     try:
         if found.v1 or found.v2:
             cgroup.prepare(found)
@@ -53,6 +53,12 @@ def groups(id: str, limits: Limits, *, degraded: bool) -> cgroup.Plan:
         found = control_groups.Hierarchies()
     made = cgroup.plan(found, id, limits)
     return replace(made, devices=()) if degraded else made
+
+
+def require_limits() -> None:
+    """Raise EngineError if a limit cannot be applied here."""
+    if lacking := cgroup.missing(hierarchies()):
+        raise EngineError(_refusal(lacking))
 
 
 def _refusal(lacking: Sequence[str]) -> str:
@@ -68,9 +74,9 @@ def _refusal(lacking: Sequence[str]) -> str:
 
 
 @functools.cache
-def _require_rights() -> None:
+def require_rights() -> None:
     """Raise EngineError if root has not what it takes, which does not change while a program runs."""
-    if lacking := container.lacking():
+    if os.geteuid() == 0 and (lacking := container.lacking()):
         raise EngineError(f"sandboxes cannot be made: {lacking}")
 
 
@@ -113,7 +119,7 @@ async def router(program: str) -> plan.Lines:
     """
     if os.geteuid() != 0:
         return []
-    _require_rights()
+    require_rights()
     found, servers = network.Router(_config.machine(), program), network.resolvers()
     if not found.ready(servers):
         await Blocking(found.ensure, servers)

@@ -20,7 +20,7 @@ from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, SocketStream, until_end
 from openmodal._spec import EndRecord, Info, PoolStatus, Recipe, Report, Resources, Root, SandboxSpec, Status
 from openmodal._store import Store
-from openmodal.engines import Created
+from openmodal.engines.contract import Created, Engine
 from openmodal.engines.kubernetes import api, pods, pool, posture, probe, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
@@ -39,13 +39,10 @@ _NOT_ENFORCED = (
 )
 
 
-class Kubernetes:
+class Kubernetes(Engine):
     """Sandboxes as pods of the cluster that the kubeconfig names."""
 
     name = "kubernetes"
-    runtimes = ("native", "gvisor")
-    gives_gpus = True
-    lists_networks = True
 
     def __init__(self) -> None:
         self._store = Store(_config.state())
@@ -61,6 +58,7 @@ class Kubernetes:
         network = () if self.settings.network_policy else ("network_block", "network_isolation", "network_lists")
         never = (
             "disk",
+            "images",
             "loopback6",
             "meminfo",
             "memory_left",
@@ -78,12 +76,18 @@ class Kubernetes:
         self._store.prepare()
         return await Images(self._store.state, self.settings).prepare(image, report)
 
-    async def create(self, spec: SandboxSpec, root: Root) -> str | Created:
+    async def check(self, spec: SandboxSpec) -> None:
         settings = self.settings
         if spec.network.block and not settings.network_policy:
             raise EngineError(_NOT_ENFORCED.format("block_network=True needs"))
-        if spec.network.listed and not settings.network_policy:
+        if spec.network.cidrs is not None and not settings.network_policy:
             raise UnsupportedError(_NOT_ENFORCED.format("allow lists need"))
+        if spec.runtime != "native":
+            nothing = Root(key="", layers=("none",))
+            await start.Start(self._api(settings), settings, f"{spec.app}-check", spec, nothing).rehearse()
+
+    async def create(self, spec: SandboxSpec, root: Root) -> str | Created:
+        settings = self.settings
         self._store.prepare()
         id = f"{spec.app}-{os.urandom(4).hex()}"
         cluster = self._api(settings)
@@ -174,9 +178,6 @@ class Kubernetes:
         with closing(await self.connect(id)) as stream:
             seen = await posture.look(Link(stream))
         return posture.info(seen, pod, enforced=self.settings.network_policy)
-
-    async def snapshot(self, id: str) -> Root:
-        raise UnsupportedError("the kubernetes engine cannot take snapshots; build the files into an Image instead")
 
     # ------------------------------------------------------------------------------------------------ pools
 

@@ -22,6 +22,7 @@ from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError, ImageError
 
 _SLICE = 10.0  # seconds: a watch under asyncio cannot be cancelled, so it is short
+_NO_ROOM = "exceeded quota"
 _log = logging.getLogger("openmodal")
 
 
@@ -51,19 +52,29 @@ class Start:
         if self._spec.network == Network() and await self.take():  # those that wait are selected by the usual policy
             return self._pod
         await Blocking(agent.ensure, self._cluster, self._agent)
-        manifest = pods.manifest(self.name, self._shape, self._lifetime())
-        manifest["metadata"] |= self._metadata()
         pause = 0.2
         while True:
             try:
-                self._pod = await Blocking(self._cluster.create, self._cluster.pods(), manifest)
+                self._pod = await Blocking(self._cluster.create, self._cluster.pods(), self._manifest)
                 return self._pod
             except ApiError as error:
-                if "exceeded quota" not in str(error) or self._out_of_patience():
+                if _NO_ROOM not in str(error) or self._out_of_patience():
                     raise
                 self._tell(f"room in the quota ({error})")
             await Sleep(pause * random.uniform(0.5, 1.5))  # of many that wait, not all at the same moment
             pause = min(5.0, pause * 2)
+
+    async def rehearse(self) -> None:
+        """Ask the API server whether it would take such a pod; none is made. A quota without room is no refusal: `pod` waits.
+
+        Raises:
+            EngineError: it would not.
+        """
+        try:
+            await Blocking(self._cluster.request, "POST", self._cluster.pods(), self._manifest, {"dryRun": "All"})
+        except ApiError as error:
+            if _NO_ROOM not in str(error):
+                raise
 
     async def take(self) -> bool:
         """Take a warm pod, if there is one."""
@@ -114,6 +125,12 @@ class Start:
     @functools.cached_property
     def _agent(self) -> Json:
         return agent.config_map(self._settings)
+
+    @functools.cached_property
+    def _manifest(self) -> Json:
+        made = pods.manifest(self.name, self._shape, self._lifetime())
+        made["metadata"] |= self._metadata()
+        return made
 
     @functools.cached_property
     def _shape(self) -> Json:

@@ -1,0 +1,328 @@
+"""What an engine is: its verbs, and the promises that it keeps or says that it lacks.
+
+`PROMISES` is the one list of them. The contract suite skips tests by it, `Sandbox.create` refuses arguments by it before anything
+is built, and the tables of docs/engines.md and docs/sandboxes.md are made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from openmodal._link import Stream
+from openmodal._spec import (
+    Built,
+    Egress,
+    EndRecord,
+    Info,
+    PoolStatus,
+    Recipe,
+    Report,
+    Resources,
+    Root,
+    SandboxSpec,
+    Status,
+)
+from openmodal.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from openmodal.build.prune import Pruned
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Something that the users of an engine can rely on.
+
+    Attributes:
+        text: the promise, as one sentence.
+        refusal: what is said to those who ask an engine for it that lacks it: "the docker engine …".
+        argument: of `Sandbox.create`, which asks for it; "" for none.
+        asked: whether a sandbox as asked for needs it.
+        verb: of the engine, which keeps it. An engine without that verb lacks the promise, also if it does not say so: what
+            an engine has never heard of must not be ignored.
+    """
+
+    text: str
+    refusal: str = ""
+    argument: str = ""
+    asked: Callable[[SandboxSpec], bool] = lambda spec: False
+    verb: str = ""
+
+
+_OTHER_LISTS = "use engine='embedded', or block_network=True for no network at all"
+
+PROMISES = {
+    "cgroup": Promise("/sys/fs/cgroup tells the limits `memory` and `cpu`, and cannot be written to"),
+    "cpu": Promise("the limit `cpu` holds"),
+    "cpu_time": Promise("a command's record tells the CPU time that it really got"),
+    "disk": Promise("the limit `disk` holds"),
+    "gc": Promise(
+        "`gc` removes what crashes and power cuts left",
+        "has no gc; clear up with its own tools",
+        verb="gc",
+    ),
+    "gpus": Promise(
+        "a sandbox has the GPUs that `gpu` asks for",
+        "has no gpu=; use engine='kubernetes'",
+        argument="gpu",
+        asked=lambda spec: spec.resources.gpus > 0,
+        verb="check",
+    ),
+    "gvisor": Promise(
+        'with `runtime="gvisor"` a sandbox runs on a kernel of its own',
+        "has no runtime='gvisor'; leave runtime= out, or use engine='embedded'",
+        argument="runtime",
+        asked=lambda spec: spec.runtime == "gvisor",
+        verb="check",
+    ),
+    "holes": Promise("a hole in a file is copied as a hole"),
+    "idle_timeout": Promise(
+        "a sandbox ends when nothing happens in it",
+        "does not end idle sandboxes; leave idle_timeout= out",
+        argument="idle_timeout",
+        asked=lambda spec: spec.idle_timeout is not None,
+    ),
+    "images": Promise(
+        "built images are listed, and those that nobody uses are removed",
+        "keeps no images of its own; use engine='embedded' or engine='docker'",
+        verb="images",
+    ),
+    "info": Promise(
+        "`info` tells which controls and limits hold",
+        "cannot tell what holds a sandbox",
+    ),
+    "init": Promise("nothing that runs in a sandbox can end its process 1"),
+    "loopback6": Promise("::1, where /etc/hosts names it, can be bound"),
+    "many_processes": Promise("any process of the user finds and ends a sandbox by its id"),
+    "meminfo": Promise("/proc/meminfo tells the limit `memory`"),
+    "memory": Promise("the limit `memory` holds, and the sandbox's record tells"),
+    "memory_left": Promise("/proc/meminfo tells how much of the limit `memory` is left"),
+    "memory_offender": Promise("of what exceeds the limit `memory`, only the offender is killed, and its record tells"),
+    "network_allowlists": Promise(
+        "with a list of domains a sandbox reaches only what is on it, and `egress_log` tells",
+        f"has no allow lists of domains, and no log of them; {_OTHER_LISTS}",
+        argument="outbound_domain_allowlist",
+        asked=lambda spec: spec.network.domains is not None,
+        verb="egress",
+    ),
+    "network_block": Promise(
+        "with `block_network` a sandbox reaches nothing but itself",
+        "cannot cut a sandbox off from the network; leave block_network= out",
+        argument="block_network",
+        asked=lambda spec: spec.network.block,
+    ),
+    "network_interfaces": Promise("with `block_network` there is no interface but loopback"),
+    "network_isolation": Promise("no sandbox reaches this machine's services, private networks, or another sandbox"),
+    "network_lists": Promise(
+        "with a list of networks a sandbox reaches only what is on it",
+        f"has no allow lists of networks; {_OTHER_LISTS}",
+        argument="outbound_cidr_allowlist",
+        asked=lambda spec: spec.network.cidrs is not None,
+    ),
+    "network_outbound": Promise("a sandbox reaches the internet"),
+    "nproc": Promise("nproc tells the limit `cpu`"),
+    "pids": Promise("at most 512 processes and threads"),
+    "pools": Promise(
+        "`Pool` keeps sandboxes ready",
+        "keeps no pools, its sandboxes need none; use engine='kubernetes'",
+        verb="create_pool",
+    ),
+    "proc": Promise("/proc tells the signals that a process blocks and ignores"),
+    "snapshot": Promise(
+        "the files of a running sandbox become an image",
+        "cannot take snapshots; build the files into an Image instead",
+        verb="snapshot",
+    ),
+    "users": Promise("commands can run as any user of the image"),
+}
+"""What `Engine.lacks` may name. A limit (`cpu`, `disk`, `memory`, `pids`) that an engine holds in a weaker way is not refused: what it
+cannot hold at all, its `check` refuses."""
+
+
+class Created(NamedTuple):
+    """A sandbox that was created with a stream to its agent still open: its first one, for whoever has the sandbox."""
+
+    id: str
+    first: Stream
+
+
+class Engine(Protocol):
+    """The verbs. They are safe from many threads and processes at once, and coroutines over the effects of `_dual`.
+
+    Only the last three block: they keep house, and are called through `Blocking`. The verbs from `check` on have a default for
+    an engine that inherits from this class; `lacks` tells which of them are not kept.
+    """
+
+    name: str
+    """The name in `engine=`, `Status.engine` and error texts."""
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        """The promises that this engine does not keep, by their names in `PROMISES`; the contract suite skips their tests."""
+        ...
+
+    async def prepare(self, image: Recipe, report: Report) -> Root:
+        """Make the image ready to run and return it. A hit costs about one stat. Idempotent, one build for many processes.
+
+        Raises:
+            ImageBuildError, RegistryError, DiskFullError: nothing half-made stays.
+        """
+        ...
+
+    async def create(self, spec: SandboxSpec, root: Root) -> str | Created:
+        """Start a sandbox that `check` has let pass. Return its id once its agent answers. On any error nothing is left behind.
+
+        An engine object keeps nothing of one sandbox: `choose` makes a new one for each call.
+
+        Raises:
+            AlreadyExistsError: a running sandbox of the app has the name.
+            EngineError: a control cannot be applied here; the text names it and the remedy.
+        """
+        ...
+
+    async def connect(self, id: str) -> Stream:
+        """Open a byte stream to the sandbox's agent; any number at once.
+
+        Raises:
+            ConnectionError: nothing listens (any more); `inspect` tells why.
+        """
+        ...
+
+    async def inspect(self, id: str) -> Status:
+        """Tell how the sandbox is, also for a while after its end.
+
+        Raises:
+            NotFoundError: there is none, or it ended long ago.
+        """
+        ...
+
+    async def info(self, id: str) -> Info:
+        """Tell what holds a running sandbox, read from the kernel (or whoever enforces it), not from what was asked for.
+
+        Raises:
+            ConnectionError: it has ended, or is just ending.
+            NotFoundError: as `inspect`.
+        """
+        ...
+
+    async def list(self) -> list[Status]:
+        """Tell of every running sandbox of this user, oldest first."""
+        ...
+
+    async def stop(self, id: str) -> None:
+        """End the sandbox and return when nothing of it is left. Idempotent, also for one that ended or never was."""
+        ...
+
+    async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
+        """Wait until the sandbox has ended and nothing of it is left.
+
+        Raises:
+            TimeoutError: it still runs after `timeout` seconds.
+            NotFoundError: as `inspect`.
+        """
+        ...
+
+    async def tag(self, id: str, tags: tuple[tuple[str, str], ...]) -> None:
+        """Replace the tags of a running sandbox."""
+        ...
+
+    async def main_output(self, id: str, stream: int) -> bytes:
+        """What is kept of a finished main command's stdout (1) or stderr (2), after its sandbox's end."""
+        ...
+
+    # ------------------------------------------------------------------------- with a default for those that lack it
+
+    async def check(self, spec: SandboxSpec) -> None:
+        """Refuse what this engine, or this machine, cannot do for such a sandbox. It is called before an image is built.
+
+        What `lacks` names is refused without it. It costs a look or two, and what it lets pass may still fail.
+
+        Raises:
+            EngineError: a control cannot be applied here; the text names it and the remedy.
+        """
+
+    async def egress(self, id: str) -> Sequence[Egress]:
+        """Tell what a sandbox with an allow list wanted to reach, oldest first, also for a while after its end.
+
+        Raises:
+            NotFoundError: as `inspect`.
+            InvalidError: the sandbox has no allow list.
+        """
+        raise refusal(self, "network_allowlists")
+
+    async def snapshot(self, id: str) -> Root:
+        """Keep the sandbox's files as an image; the box keeps running."""
+        raise refusal(self, "snapshot")
+
+    async def create_pool(self, name: str, root: Root, resources: Resources, size: int) -> None:
+        """Keep so many sandboxes ready. `create` takes one of them where image and resources are the same.
+
+        Raises:
+            AlreadyExistsError: there is a pool of that name.
+        """
+        raise refusal(self, "pools")
+
+    async def pools(self) -> Sequence[PoolStatus]:
+        """Tell of every pool of this user."""
+        raise refusal(self, "pools")
+
+    async def delete_pool(self, name: str) -> None:
+        """Delete a pool; sandboxes that came from it run on.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        raise refusal(self, "pools")
+
+    def gc(self, *, check: bool = False) -> Sequence[str]:
+        """Remove what crashes and power cuts left, and return what that was. `check`: only tell.
+
+        Raises:
+            EngineError: something could not be removed; all else is.
+        """
+        raise refusal(self, "gc")
+
+    def images(self) -> Sequence[Built]:
+        """The images that are built."""
+        raise refusal(self, "images")
+
+    def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:
+        """Remove images that were not used for so many seconds. What running sandboxes stand on stays."""
+        raise refusal(self, "images")
+
+
+async def check(engine: Engine, spec: SandboxSpec) -> None:
+    """Refuse a sandbox that an engine cannot make, before its image is built.
+
+    Raises:
+        UnsupportedError: the engine lacks something that it needs.
+        EngineError: as `Engine.check`.
+    """
+    if own := getattr(engine, "check", None):  # its sentence knows more than ours
+        await own(spec)
+    for name, promise in PROMISES.items():
+        if promise.asked(spec):
+            require(engine, name)
+
+
+def require(engine: Engine, name: str) -> None:
+    """Raise UnsupportedError if an engine lacks a promise."""
+    if name in lacking(engine):
+        raise refusal(engine, name)
+
+
+def refusal(engine: Engine, name: str) -> UnsupportedError:
+    """The error that tells that an engine lacks a promise, and the remedy."""
+    return UnsupportedError(f"the {engine.name} engine {PROMISES[name].refusal}")
+
+
+def lacking(engine: Engine) -> frozenset[str]:
+    """The promises that an engine does not keep: those that it names, and those whose verb it does not have."""
+    unknown = {name for name, promise in PROMISES.items() if promise.verb and not _has(engine, promise.verb)}
+    return engine.lacks | unknown
+
+
+def _has(engine: Engine, verb: str) -> bool:
+    found = getattr(engine, verb, None)
+    return found is not None and getattr(found, "__func__", None) is not getattr(Engine, verb)
