@@ -30,11 +30,14 @@ pytestmark = pytest.mark.root
 
 RESTORE = r"printf '*%s\n:FORWARD ACCEPT\n-A FORWARD -j REJECT\nCOMMIT\n' filter | iptables-restore"
 DROPPING = "nft 'table inet filter { chain f { type filter hook forward priority 0; policy drop; ct state established accept; }; }'"
+GOING = "nft 'table inet t { chain x { log; drop; }; chain f { type filter hook forward priority 0; goto x; }; }'"
 CHANGES = {
     "rules and policy, as scripts do": "iptables -F; iptables -t nat -F; iptables -P FORWARD DROP",
     "all of nftables": "nft flush ruleset",
     "another ruleset, as nftables.service loads": f"nft flush ruleset; {DROPPING}",
     "saved tables, as iptables-services loads": RESTORE,
+    "a chain that it jumps to": "iptables -N X; iptables -A X -j DROP; iptables -I FORWARD -j X",
+    "a chain that nftables goes to": GOING,
     "tables of iptables-legacy": "iptables-legacy -w -P FORWARD DROP",
     "our own table": "nft flush table ip openmodal",
     "our link taken down": "ip link set openmodal0 down",
@@ -155,9 +158,21 @@ def test_a_name_server_of_this_machine_answers_behind_a_firewall_that_lets_nothi
             assert not connects(sandbox, address, port), "nothing else of this machine does"
 
 
-def test_what_an_administrator_says_about_our_packets_holds(here: Machine, create: Create) -> None:
+WORDS = f"-i {uplink.NAME} -d {OTHER} -j DROP"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        f"iptables -P FORWARD DROP; iptables -A FORWARD {WORDS}",
+        f"iptables -N X; iptables -A X {WORDS}; iptables -A X -j DROP; iptables -A FORWARD -j X",
+        f"iptables -N X; iptables -A X -j LOG; iptables -A FORWARD -j X; iptables -A FORWARD {WORDS}; iptables -P FORWARD DROP",
+    ],
+    ids=["in the chain", "in one that it jumps to", "behind one that only logs"],
+)
+def test_what_an_administrator_says_about_our_packets_holds(here: Machine, create: Create, script: str) -> None:
     """Our exception stands after all other rules: it changes what is dropped by default, nothing else."""
-    sh(f"iptables -P FORWARD DROP; iptables -A FORWARD -i {uplink.NAME} -d {OTHER} -j DROP")
+    sh(script)
     sandbox = create()
     assert has_network(sandbox)
     assert lost_network(sandbox, OTHER)
@@ -199,31 +214,45 @@ def test_running_sandboxes_move_along_to_another_network(here: Machine, create: 
     assert "served" in listed.exec("timeout", "5", "nc", "other.example", "80", stdin=request).stdout.read()
 
 
-def doctor() -> tuple[bool, dict[str, bool]]:
-    """Whether it says that sandboxes can run, and each of its lines."""
+def doctor() -> tuple[bool, bool, str]:
+    """Whether it says that sandboxes can run; whether names resolve in them, and its words about that."""
     done = subprocess.run(
         [sys.executable, "-m", "openmodal.cli", "doctor", "--json"], capture_output=True, text=True, check=False
     )
     found = json.loads(done.stdout)
-    return found["works"], {check["name"]: check["ok"] for check in found["checks"]}
+    (names,) = [check for check in found["checks"] if check["name"] == "names"]
+    return found["works"], names["ok"], names["text"]
 
 
 def test_doctor_says_ok_only_if_a_packet_of_a_sandbox_comes_through(here: Machine) -> None:
-    works, checks = doctor()
-    assert (works, checks["names"]) == (True, True)
+    works, names, _ = doctor()
+    assert (works, names) == (True, True)
     sh(CHANGES["rules and policy, as scripts do"])
-    assert doctor()[1]["names"], "the sandbox that it makes mends it"
-    sh(
-        f"nft 'table inet theirs {{ chain c {{ type filter hook prerouting priority -300; iifname {uplink.NAME} drop; }}; }}'"
-    )
-    works, checks = doctor()
-    assert (works, checks["names"]) == (False, False)
+    assert doctor()[1], "the sandbox that it makes mends it"
+    chain = f"chain c {{ type filter hook prerouting priority -300; iifname {uplink.NAME} jump x; }}"
+    sh(f"nft 'table inet theirs {{ chain x {{ drop; }}; {chain}; }}'")
+    works, names, text = doctor()
+    assert (works, names) == (False, False)
+    assert "`inet theirs x`" in text
+    assert "trace" not in rules()
+
+
+def test_doctor_tries_a_packet_also_where_names_need_none(here: Machine) -> None:
+    """This machine answers them itself, so that they tell nothing of what it forwards."""
+    with name_server_here() as address:
+        here.resolv_conf.write_text(f"nameserver {address}\n")
+        works, names, _ = doctor()
+        assert (works, names) == (True, True)
+        sh(f"iptables -N X; iptables -A X -j DROP; iptables -A FORWARD -i {uplink.NAME} -j X")
+        works, names, text = doctor()
+        assert (works, names) == (False, False)
+        assert "`ip filter X`" in text
 
 
 def test_doctor_tells_a_machine_without_a_network_from_a_firewall_that_drops(here: Machine) -> None:
     here.resolv_conf.write_text("nameserver 192.0.2.99\n")  # nobody
-    works, checks = doctor()
-    assert (works, checks["names"]) == (True, False)
+    works, names, _ = doctor()
+    assert (works, names) == (True, False)
 
 
 def test_a_router_that_is_removed_leaves_nothing(here: Machine, create: Create, engine: Embedded) -> None:

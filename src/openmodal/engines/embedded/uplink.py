@@ -126,10 +126,10 @@ def open_machine(servers: Sequence[str], kept: Path) -> bool:
 def close_machine(servers: Sequence[str]) -> None:
     """Take our rules away, also those of earlier versions."""
     if nft := tool("nft"):
-        for chain in _foreign_chains(_listed(nft, "list", "chains"), machine.own_addresses()):
-            for rule in _rules(nft, chain):
-                if rule.get("comment") == _COMMENT:
-                    run([nft, "delete", "rule", *_place(chain), "handle", str(rule["handle"])])
+        for rule in _objects(run([nft, "-j", "-a", "list", "ruleset"]), "rule"):
+            if rule.get("comment") == _COMMENT:
+                place = (rule["family"], rule["table"], rule["chain"])
+                run([nft, "delete", "rule", *place, "handle", str(rule["handle"])])
         _binary.run([nft, "delete", "table", "ip", "openmodal"])
     for program in {tool("iptables"), _legacy_program() if _legacy_tables() else None} - {None}:
         for table, name, words in iptables_rules(servers):
@@ -161,8 +161,9 @@ def _open_nftables(nft: str, servers: Sequence[str], kept: Path) -> bool:
     if changed:
         run([nft, "-f", "-"], wanted)
         kept.write_text(wanted + _our_table(nft))
-    chains = _listed(nft, "list", "chains")
+    chains = _objects(run([nft, "-j", "list", "chains"]), "chain")
     commands = [line for chain in _foreign_chains(chains, servers) for line in _exceptions(nft, chain)]
+    commands = list(dict.fromkeys(commands))  # two chains may hand all to the same third one
     if commands:
         run([nft, "-f", "-"], "\n".join(commands) + "\n")
     if any(chain["table"] == "firewalld" for chain in chains):
@@ -190,8 +191,10 @@ def _foreign_chains(chains: Sequence[_Object], servers: Sequence[str]) -> list[_
 
 def _exceptions(nft: str, chain: _Object) -> Iterator[str]:
     """What adds our exception to a chain that drops what it does not know: after all that it says by itself, so that an administrator's own
-    words about our packets hold."""
+    words about our packets hold. So too in the chains that it hands every packet to."""
     rules = _rules(nft, chain)
+    for target in filter(None, map(_handed_to, rules)):
+        yield from _exceptions(nft, {**chain, "name": target, "policy": "accept"})
     last = rules[-1] if rules and _drops_all(rules[-1]) else None
     if (chain.get("policy") != "drop" and not last) or any(rule.get("comment") == _COMMENT for rule in rules):
         return
@@ -203,19 +206,34 @@ def _exceptions(nft: str, chain: _Object) -> Iterator[str]:
         yield f'{" ".join(verb)} {way} "{NAME}" accept comment "{_COMMENT}"'
 
 
+def _handed_to(rule: _Object) -> str:
+    """The chain that a rule without a condition jumps or goes to; "" if it is none."""
+    last = _all_that_it_does(rule)
+    jump = last.get("jump") or last.get("goto")
+    return str(jump["target"]) if jump else ""
+
+
 def _drops_all(rule: _Object) -> bool:
-    """Whether it has no condition. "xt": a target of iptables, such as REJECT, where nothing stands before it."""
-    words = [next(iter(expression)) for expression in rule.get("expr", [])]
-    return words[-1:] in (["drop"], ["reject"], ["xt"]) and not set(words[:-1]) - {"counter", "log"}
+    """Whether it has no condition. "xt": a target of iptables; an old nft does not tell which."""
+    last = _all_that_it_does(rule)
+    return bool({"drop", "reject"} & last.keys()) or ("xt" in last and _extension(last) in ("REJECT", ""))
+
+
+def _all_that_it_does(rule: _Object) -> _Object:
+    """What a rule does with every packet; nothing, if it does so on a condition."""
+    *before, last = rule.get("expr") or [{}]
+    free = all({"counter", "log"} & part.keys() or _extension(part) == "comment" for part in before)
+    return last if free else {}
+
+
+def _extension(expression: _Object) -> str:
+    """The name of the extension of iptables that it is."""
+    return str((expression.get("xt") or {}).get("name", ""))
 
 
 def _rules(nft: str, chain: _Object) -> list[_Object]:
     found = _objects(run([nft, "-j", "-a", "list", "chain", *_place(chain)]), "rule")
     return [rule for rule in found if rule["chain"] == chain["name"]]
-
-
-def _listed(nft: str, *what: str) -> list[_Object]:
-    return _objects(run([nft, "-j", *what]), "chain")
 
 
 def _objects(text: str, kind: str) -> list[_Object]:

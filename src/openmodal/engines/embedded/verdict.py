@@ -13,11 +13,12 @@ from openmodal import _binary, _config
 from openmodal._dual import run_sync
 from openmodal._spec import Info, SandboxSpec
 from openmodal.engines.check import Check
-from openmodal.engines.embedded import trial
+from openmodal.engines.embedded import network, trace, trial, uplink
 from openmodal.engines.embedded.engine import Embedded
 from openmodal.errors import EngineError, Error
 
 _NAME = "example.com"
+_NOBODYS = "192.0.2.1"  # of a documentation range: what is sent there gets no farther than the first router
 
 # What a sandbox of any kind proves, in the order in which the native program comes to it.
 PROVED = ("kernel", "user namespaces", "user ids", "store", "overlayfs", "seccomp")
@@ -90,21 +91,31 @@ def sandboxes(tried: Mapping[str, Tried]) -> list[Check]:
 
 
 def names(tried: Mapping[str, Tried]) -> list[Check]:
-    """Whether names resolve in a sandbox: asked by the native program itself, for there is nothing else in it."""
+    """Whether names resolve in a sandbox, asked by the native program itself, for there is nothing else in it; and whether this machine's
+    firewall lets a packet of a sandbox out."""
     if "names" not in tried:
         return []
-    if tried["names"].info:
-        return [Check("names", True, "a sandbox's name server answers")]
+    answered, servers = tried["names"].info is not None, network.resolvers()
+    if os.geteuid() == 0 and (not answered or set(servers) <= set(network.own_addresses())):
+        router = _config.machine() / "router"
+        if chain := trace.dropper(router, servers if not answered else (_NOBODYS,)):
+            text = f"this machine's firewall drops what sandboxes send, in its chain `{chain}`"
+            remedy = f"let it accept what comes from {uplink.NAME}: see `nft list chain {chain}`"
+            return [Check("names", False, text, remedy, required=True)]
+    return [Check("names", True, "a sandbox's name server answers")] if answered else [_unanswered()]
+
+
+def _unanswered() -> Check:
     remedy = "name a server in /etc/resolv.conf that answers from elsewhere than this machine's loopback; for a firewall, let it be asked"
     if _binary.run([_binary.find(_config.state()), "ask", _NAME]).returncode:
-        return [Check("names", False, "no name server answers, neither a sandbox nor this machine", remedy)]
+        return Check("names", False, "no name server answers, neither a sandbox nor this machine", remedy)
     if os.geteuid() != 0:
-        return [Check("names", False, "no name server answers a sandbox, although one answers this machine", remedy)]
+        return Check("names", False, "no name server answers a sandbox, although one answers this machine", remedy)
     text = "what sandboxes send is dropped: no name server answers one, although one answers this machine"
     remedy = (
-        "let this machine's firewall forward what comes from openmodal0: see `nft list ruleset` and `iptables-save`"
+        f"let this machine's firewall forward what comes from {uplink.NAME}: see `nft list ruleset` and `iptables-save`"
     )
-    return [Check("names", False, text, remedy, required=True)]
+    return Check("names", False, text, remedy, required=True)
 
 
 _ALL_IDS = 2**32 - 1  # a sandbox without a user namespace of its own
