@@ -102,13 +102,9 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class Root(msgspec.Struct, frozen=True):
-    """An image that is ready to run.
-
-    `layers` are the layers' folders (embedded) or one image reference (Docker, Kubernetes), topmost first.
-    """
+    """An image that is ready to run, `Layered` or `Referenced`: its key, and what commands run with."""
 
     key: str
-    layers: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     workdir: str = ""
     user: str = ""
@@ -116,6 +112,18 @@ class Root(msgspec.Struct, frozen=True):
     cmd: tuple[str, ...] = ()
     shell: tuple[str, ...] = ()  # that lines of a Dockerfile are given to, () for the usual one
     onbuild: tuple[str, ...] = ()  # what a Dockerfile that begins with it would have to do first
+
+
+class Layered(Root, frozen=True):
+    """An image of our own store, which knows the folders: the keys of its layers, topmost first; none: nothing yet."""
+
+    layers: tuple[str, ...] = ()
+
+
+class Referenced(Root, frozen=True, kw_only=True):
+    """An image that a daemon or a registry keeps: what it is called there."""
+
+    reference: str
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -42,7 +42,7 @@ def use(store: Layers, recipe: Recipe, seconds: str) -> None:
             continue
         with held:
             for _ in range(20):
-                assert all(os.path.isdir(folder) for folder in root.layers)
+                assert all(os.path.isdir(folder) for folder in store.folders(root))
 
 
 def die(store: Layers, recipe: Recipe, point: str, count: str) -> None:

@@ -70,17 +70,18 @@ class Built:
 
     def __call__(self, image: Image | Recipe, options: Options = DEFAULTS) -> Tree:
         recipe = image.recipe if isinstance(image, Image) else image
-        return Tree(build(recipe, self.store, self.run, self.news.append, options))
+        return Tree(build(recipe, self.store, self.run, self.news.append, options), self.store)
 
 
 class Tree:
     """A built image, to be looked into."""
 
-    def __init__(self, root) -> None:
+    def __init__(self, root, store: Layers) -> None:
         from openmodal.build.merged import Merged
 
         self.root = root
-        self.merged = Merged(root.layers)
+        self.folders = store.folders(root)
+        self.merged = Merged(self.folders)
 
     def text(self, path: str) -> str:
         assert self.merged.find(path), path

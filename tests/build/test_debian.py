@@ -35,9 +35,9 @@ def test_debian_slim_with_git_and_requests(made: Built):
     assert tree.text("/out").startswith("3.13")
     assert "git version 2" in tree.text("/out")
     for path in ("/var/lib/apt/lists", "/var/cache/apt", "/var/cache/openmodal", "/root/.cache"):
-        assert not _files(tree.root.layers, path)
+        assert not _files(tree.folders, path)
     assert tree.text("/etc/resolv.conf") == ""
-    base = tree.root.layers[-1]
+    base = tree.folders[-1]
     assert not _files((base,), "/dev")
     assert not _files((base,), "/usr/share/man")
     assert os.path.isdir(f"{base}/usr/share/man/man1"), "or Java's package is not installed"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import get_args
 
 import pytest
 
-from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Origin, Recipe, Registry, Run, Scratch
+from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Layered, Origin, Recipe, Registry, Run, Scratch
 from openmodal.build import Options, names, origin
+from openmodal.build.steps import configured
 from openmodal.build.titles import title
 from openmodal.errors import InvalidError
 
@@ -67,3 +69,21 @@ def test_an_image_of_a_registry_alone_is_used_as_it_is():
     assert origin.as_it_is(Recipe((Registry("busybox"),))) == "busybox"
     for steps in ((Registry("busybox"), RUN), (Debian(),), (Scratch(),), ()):
         assert origin.as_it_is(Recipe(steps)) == ""
+
+
+def test_an_image_that_an_earlier_version_noted_is_found(store):
+    store.folder("a" * 64).mkdir(parents=True)
+    (store.path / "images").mkdir()
+    noted = {
+        "key": "k",
+        "layers": ["a" * 64],
+        "env": [["A", "b"]],
+        "workdir": "/srv",
+        "user": "7",
+        "entrypoint": [],
+        "cmd": ["c"],
+    }
+    (store.path / "images/name.json").write_text(json.dumps(noted | {"shell": [], "onbuild": []}))
+    found = Layered("k", (("A", "b"),), "/srv", "7", cmd=("c",), layers=("a" * 64,))
+    assert store.image("name") == found
+    assert configured(found, SETTINGS).key.startswith("0a6b0c6c069d35617986")

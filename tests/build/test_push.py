@@ -13,7 +13,7 @@ from typing import IO
 import httpx2
 import pytest
 
-from openmodal._spec import Root
+from openmodal._spec import Layered
 from openmodal.build.layers import Layers, Meta
 from openmodal.build.push import Pusher, pack, push
 from openmodal.build.reference import MANIFESTS, Reference, parse
@@ -39,7 +39,7 @@ def layer(store: Layers, key: str, files: Path) -> str:
     with claim.held, store.scratch() as scratch:
         os.rename(files, scratch / "files")
         store.publish(scratch / "files", key, Meta())
-    return str(store.folder(key))
+    return key
 
 
 def lower(folder: Path) -> Path:
@@ -72,10 +72,10 @@ def upper(folder: Path) -> Path:
 
 
 @pytest.fixture
-def image(store: Layers, tmp_path: Path) -> Root:
+def image(store: Layers, tmp_path: Path) -> Layered:
     below = layer(store, "a" * 64, lower(tmp_path / "lower"))
     above = layer(store, "b" * 64, upper(tmp_path / "upper"))
-    return Root(
+    return Layered(
         key="c" * 64,
         layers=(above, below),
         env=(("A", "1"), ("B", "x=y")),
@@ -86,15 +86,15 @@ def image(store: Layers, tmp_path: Path) -> Root:
     )
 
 
-def test_what_is_pushed_comes_back(registry: str, store: Layers, image: Root, tmp_path: Path) -> None:
+def test_what_is_pushed_comes_back(registry: str, store: Layers, image: Layered, tmp_path: Path) -> None:
     pushed = push(store, image, parse(f"{registry}/team/openmodal:latest"))
-    assert pushed.layers[0].startswith(f"{registry}/team/openmodal@sha256:")
+    assert pushed.reference.startswith(f"{registry}/team/openmodal@sha256:")
     other = Layers(tmp_path / "other")
-    again = pull(other, pushed.layers[0])
+    again = pull(other, pushed.reference)
     assert (again.env, again.workdir, again.user, again.entrypoint, again.cmd) == (
         image.env, image.workdir, image.user, image.entrypoint, image.cmd,
     )  # fmt: skip
-    above, below = (Path(folder) for folder in again.layers)
+    above, below = (Path(folder) for folder in other.folders(again))
     assert (below / "etc/one").read_bytes() == b"1"
     info = os.stat(below / "tool")
     assert (stat.S_IMODE(info.st_mode), info.st_gid, info.st_nlink) == (0o4755, 50, 2)
@@ -107,17 +107,17 @@ def test_what_is_pushed_comes_back(registry: str, store: Layers, image: Root, tm
     assert os.getxattr(above / "old", "trusted.overlay.opaque") == b"y"
 
 
-def test_the_same_files_are_the_same_blob(image: Root, tmp_path: Path) -> None:
+def test_the_same_files_are_the_same_blob(store: Layers, image: Layered, tmp_path: Path) -> None:
     blobs = []
     for name in ("one", "two"):
         with (tmp_path / name).open("w+b") as file:
-            blobs.append(pack(Path(image.layers[1]), file))
+            blobs.append(pack(store.folder(image.layers[1]), file))
     assert blobs[0] == blobs[1]
     assert blobs[0].size == (tmp_path / "one").stat().st_size
 
 
 def test_only_what_is_missing_is_sent(
-    registry: str, store: Layers, image: Root, monkeypatch: pytest.MonkeyPatch
+    registry: str, store: Layers, image: Layered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = Reference(registry, "team/share", "latest")
     sent: list[str] = []
@@ -131,13 +131,13 @@ def test_only_what_is_missing_is_sent(
     first = push(store, image, target)
     assert len(sent) == 3, "two layers and a configuration"
     assert push(store, image, target) == first
-    other = Root(key="d" * 64, layers=image.layers, workdir="/other")
+    other = Layered(key="d" * 64, layers=image.layers, workdir="/other")
     push(store, other, target)
     assert len(sent) == 4, "another configuration"
 
 
 def test_what_a_registry_has_lost_is_sent_again(
-    store: Layers, image: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Layers, image: Layered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("openmodal.build.push._SURE", 0.0)
     with docker_registry(tmp_path) as host:
@@ -146,12 +146,12 @@ def test_what_a_registry_has_lost_is_sent_again(
         os.rename(tmp_path / "data", tmp_path / "lost")
         (tmp_path / "data").mkdir()
         assert push(store, image, target) == first
-        digest = first.layers[0].rpartition("@")[2]
+        digest = first.reference.rpartition("@")[2]
         assert httpx2.get(f"http://{host}/v2/x/manifests/{digest}", headers={"Accept": MANIFESTS[0]}).status_code == 200
 
 
 def test_a_registry_that_cannot_be_reached_is_named(
-    store: Layers, image: Root, monkeypatch: pytest.MonkeyPatch
+    store: Layers, image: Layered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(RegistryError, match=r"127\.0\.0\.1:1/.*cannot be pushed to"):
@@ -176,18 +176,18 @@ def login(folder: Path, host: str, password: str) -> None:
     (folder / "config.json").write_text(json.dumps({"auths": auths}))
 
 
-def test_without_credentials_the_remedy_is_told(guarded: str, store: Layers, image: Root) -> None:
+def test_without_credentials_the_remedy_is_told(guarded: str, store: Layers, image: Layered) -> None:
     with pytest.raises(RegistryError, match="docker login"):
         push(store, image, Reference(guarded, "x", "latest"))
 
 
-def test_wrong_credentials_are_told(guarded: str, store: Layers, image: Root, tmp_path: Path) -> None:
+def test_wrong_credentials_are_told(guarded: str, store: Layers, image: Layered, tmp_path: Path) -> None:
     login(tmp_path, guarded, "wrong")
     with pytest.raises(RegistryError, match="credentials"):
         push(store, image, Reference(guarded, "x", "latest"))
 
 
-def test_the_password_of_docker_login_is_used(guarded: str, store: Layers, image: Root, tmp_path: Path) -> None:
+def test_the_password_of_docker_login_is_used(guarded: str, store: Layers, image: Layered, tmp_path: Path) -> None:
     login(tmp_path, guarded, "secret")
     pushed = push(store, image, Reference(guarded, "x", "latest"))
-    assert pull(Layers(tmp_path / "other"), pushed.layers[0]).env == image.env
+    assert pull(Layers(tmp_path / "other"), pushed.reference).env == image.env

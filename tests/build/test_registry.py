@@ -205,10 +205,10 @@ def push(host: str, content: Content, tag: str = "latest", kind: str = f"{OCI}ma
         return sha(body)
 
 
-def check_example(root: Any) -> None:
+def check_example(store: Layers, root: Any) -> None:
     from openmodal.build.merged import Merged
 
-    merged = Merged(root.layers)
+    merged = Merged(store.folders(root))
     assert [merged.read(path) for path in ("/etc/one", "/two", "/three")] == [b"1", b"2", b"3"]
     assert merged.find("/etc/gone") is None
     assert root.env == (("A", "1"), ("B", "x=y"))
@@ -219,7 +219,7 @@ def check_example(root: Any) -> None:
 def test_an_image_is_pulled_by_tag_and_by_digest(registry: str, store: Layers, kind: str):
     digest = push(registry, example(), kind=kind)
     by_tag = pull(store, f"{registry}/team/app")
-    check_example(by_tag)
+    check_example(store, by_tag)
     assert pull(store, f"{registry}/team/app@{digest}") == by_tag
     assert list((store.path / "tmp").iterdir()) == []
 
@@ -244,7 +244,7 @@ def test_an_index_leads_to_this_machine_s_image(registry: str, store: Layers):
     )
     url = f"http://{registry}/v2/team/app/manifests/index"
     assert httpx2.put(url, content=index, headers={"Content-Type": f"{OCI}index.v1+json"}).status_code == 201
-    check_example(pull(store, f"{registry}/team/app:index"))
+    check_example(store, pull(store, f"{registry}/team/app:index"))
 
 
 def test_missing_images_and_registries_are_named(registry: str, store: Layers):
@@ -294,7 +294,7 @@ def test_basic_credentials_come_from_docker_s_configuration(tmp_path: Path, stor
         with pytest.raises(RegistryError, match="docker login"):
             pull(store, f"{host}/team/app", Options(docker_config=str(folder)))
         (folder / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}))
-        check_example(pull(store, f"{host}/team/app", Options(docker_config=str(folder))))
+        check_example(store, pull(store, f"{host}/team/app", Options(docker_config=str(folder))))
 
 
 def test_credential_helpers_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -417,7 +417,7 @@ def broken(text: str) -> Any:
 def test_tokens_are_fetched_from_the_token_server(tmp_path: Path, store: Layers):
     with serve(example(), token=True, basic="ada:secret") as host:
         (tmp_path / "config.json").write_text(json.dumps({"auths": {host: {"username": "ada", "password": "secret"}}}))
-        check_example(pull(store, f"{host}/team/app", Options(docker_config=str(tmp_path))))
+        check_example(store, pull(store, f"{host}/team/app", Options(docker_config=str(tmp_path))))
         assert any("scope=repository%3Ateam%2Fapp%3Apull" in path for path in host.server.asked)
 
 
@@ -533,7 +533,7 @@ def test_an_interrupted_download_goes_on_where_it_was(store: Layers):
 
     content = example()
     with serve(content, {layer["digest"]: stutter for layer in content.layers}) as host:
-        check_example(pull(store, f"{host}/team/app"))
+        check_example(store, pull(store, f"{host}/team/app"))
 
 
 def test_a_registry_that_is_not_there_is_named(store: Layers, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openmodal._spec import Debian, Progress, Recipe, Root, Run
+from openmodal._spec import Debian, Layered, Progress, Recipe, Referenced, Run
 from openmodal.build import context
 from openmodal.build.layers import Layers
 from openmodal.build.names import architecture
@@ -57,13 +57,12 @@ class Elsewhere:
         return self._push(order.target)
 
     def _push(self, target: Reference) -> str:
-        root = self._folder / f"layer-{len(self.files)}/root"
+        layer = f"layer-{len(self.files)}"
+        root = self._store.folder(layer)
         root.mkdir(parents=True)
         (root / "number").write_text(str(len(self.files)))
         with closing(Pusher(target)) as registry:
-            return registry.image(
-                self._store, Root(key=target.target.removeprefix("om-"), layers=(str(root),), user="ada")
-            )
+            return registry.image(self._store, Layered(target.target.removeprefix("om-"), layers=(layer,), user="ada"))
 
     @property
     def dockerfiles(self) -> list[str]:
@@ -75,7 +74,7 @@ def elsewhere(tmp_path: Path) -> Elsewhere:
     return Elsewhere(tmp_path)
 
 
-def look(reference: Reference) -> Root:
+def look(reference: Reference) -> Referenced:
     return images.seen(reference, architecture())
 
 
@@ -86,7 +85,7 @@ class Client:
         self.news: list[Progress] = []
         self._parts = elsewhere, store, target
 
-    def prepare(self, recipe: Recipe) -> Root:
+    def prepare(self, recipe: Recipe) -> Referenced:
         elsewhere, store, target = self._parts
         return remote.prepare(elsewhere, store, recipe, target, self.news.append, look, architecture())
 
@@ -104,7 +103,7 @@ def test_an_image_is_built_once_and_found_from_any_machine(
     made = client.prepare(recipe)
     assert "FROM docker.io/library/python:3.13-slim\n" in elsewhere.dockerfiles[0]
     assert b"content" in elsewhere.files[0].values()
-    assert made.layers[0].startswith(f"{target.host}/openmodal@sha256:")
+    assert made.reference.startswith(f"{target.host}/openmodal@sha256:")
     assert made.user == "ada", "the image's configuration is the registry's"
     started = [news.text for news in client.news if news.event == "start"]
     assert started == ["COPY file /srv/file"], "the first instruction's title is the step as the user wrote it"
@@ -153,9 +152,9 @@ def test_an_image_for_another_cpu_has_another_name_and_is_seen_as_such(
     other = {"amd64": "arm64", "arm64": "amd64"}[architecture()]
     asked: list[Reference] = []
 
-    def see(reference: Reference) -> Root:
+    def see(reference: Reference) -> Referenced:
         asked.append(reference)
-        return Root(key="k", layers=(str(reference),))
+        return Referenced("k", reference=str(reference))
 
     for cpu in (architecture(), other):
         remote.prepare(elsewhere, store, Recipe((Debian("3.10"),)), target, lambda news: None, see, cpu)

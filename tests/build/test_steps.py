@@ -62,7 +62,7 @@ def test_settings_reach_commands_and_the_root(made, busybox):
 
 def test_nothing_of_mounts_stays_in_a_layer(made, busybox, store):
     tree = made(busybox.run_commands("true"))
-    assert [p.name for p in Path(tree.root.layers[0]).iterdir() if p.name not in ("proc", "dev")] == []
+    assert [p.name for p in Path(tree.folders[0]).iterdir() if p.name not in ("proc", "dev")] == []
 
 
 def test_a_failing_step_tells_what_it_printed_and_leaves_nothing(made, store, busybox):
@@ -160,7 +160,7 @@ def test_modes_are_normal_and_links_stay_links(made, tmp_path):
     tree = made(Image.from_scratch().add_local_dir(folder, "/d", ignore=["none"]))
     modes = [stat.S_IMODE(tree.stat(path).st_mode) for path in ("/d", "/d/sub", "/d/sub/tool", "/d/text")]
     assert modes == [0o755, 0o755, 0o755, 0o644]
-    assert os.readlink(tree.root.layers[0] + "/d/link") == "/etc/shadow"
+    assert os.readlink(tree.folders[0] + "/d/link") == "/etc/shadow"
 
 
 def test_a_file_that_changes_while_it_is_added_is_noticed(store, tmp_path, monkeypatch):
@@ -258,8 +258,8 @@ def test_a_killed_build_leaves_a_store_that_the_next_build_completes(store, busy
         code = start("die", store, image, point, str(count)).wait()
         assert code in (0, -signal.SIGKILL)
         root = build(image.recipe, store, chroot_runner, lambda p: None)
-        assert Path(root.layers[0], "two").read_text() == "two\n"
-        assert Path(root.layers[1], "one").read_text() == "one\n"
+        assert Path(store.folder(root.layers[0]), "two").read_text() == "two\n"
+        assert Path(store.folder(root.layers[1]), "one").read_text() == "one\n"
         assert list((store.path / "tmp").iterdir()) == []
         if code == 0:
             break
@@ -319,7 +319,7 @@ def _top(file: Path) -> str:
 def _key(image: Image, store: Layers) -> str:
     root = lookup(image.recipe, store)
     assert root is not None
-    return Path(root.layers[0]).parent.name
+    return root.layers[0]
 
 
 def test_an_image_in_use_never_goes_away_under_its_users(store, busybox):
@@ -348,13 +348,14 @@ def test_lookup_is_fast(made, store, busybox, tmp_path):
 def test_the_trust_layer_is_content_addressed_and_survives_prune(store, tmp_path):
     bundle = tmp_path / "ca"
     bundle.write_text("certificates")
-    folder, env = trust_layer(store, bundle)
-    assert Path(folder, "usr/local/share/openmodal/ca.crt").read_text() == "certificates"
+    key, env = trust_layer(store, bundle)
+    assert key.startswith("57240bf0da526efc35bd"), "as every version has named it"
+    assert Path(store.folder(key), "usr/local/share/openmodal/ca.crt").read_text() == "certificates"
     assert dict(env)["PIP_CERT"] == "/usr/local/share/openmodal/ca.crt"
     prune(store)
-    assert trust_layer(store, bundle) == (folder, env)
+    assert trust_layer(store, bundle) == (key, env)
     bundle.write_text("others")
-    assert trust_layer(store, bundle)[0] != folder
+    assert trust_layer(store, bundle)[0] != key
 
 
 def test_a_python_that_debian_does_not_have_is_explained(made):

@@ -16,7 +16,7 @@ import pytest
 from openmodal._dual import run_sync
 from openmodal._spec import Root
 from openmodal.build.merged import Found, Merged
-from openmodal.engines import load
+from openmodal.engines.embedded import Embedded
 from openmodal.image import Image
 from tests.docker.engine import DockerUnderTest
 
@@ -92,7 +92,7 @@ def context(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Path:
 def of_docker(engine: DockerUnderTest, image: Image) -> tuple[Root, dict[str, Seen]]:
     root = run_sync(engine.prepare(image.recipe, lambda news: None))
     with engine._daemon.open() as api:
-        made = api.post("/containers/create", {"Image": root.layers[0], "Cmd": ["none"]})["Id"]
+        made = api.post("/containers/create", {"Image": root.reference, "Cmd": ["none"]})["Id"]
         try:
             data = api.read(f"/containers/{made}/export")
         finally:
@@ -121,8 +121,9 @@ def _of_member(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], member
 
 
 def of_embedded(image: Image) -> tuple[Root, dict[str, Seen]]:
-    root = run_sync(load("embedded").prepare(image.recipe, lambda news: None))
-    tree = Merged(root.layers)
+    engine = Embedded()
+    root = run_sync(engine.prepare(image.recipe, lambda news: None))
+    tree = Merged(engine.layers.folders(root))
     top = tree.find("/")
     assert top
     return root, dict(_walked(tree, top))

@@ -165,7 +165,7 @@ def test_volumes_of_the_image_go_with_the_sandbox(create: Create, image: Image, 
 def test_a_container_of_others_is_none_of_ours(daemon: Daemon, engine: DockerUnderTest, image: Image) -> None:
     root = run_sync(engine.prepare(image.recipe, lambda progress: None))
     with daemon.open() as api:
-        api.post("/containers/create", {"Image": root.layers[0], "Cmd": ["sleep", "9"]}, name="contract-0000abcd")
+        api.post("/containers/create", {"Image": root.reference, "Cmd": ["sleep", "9"]}, name="contract-0000abcd")
         try:
             with pytest.raises(NotFoundError):
                 Sandbox.from_id("contract-0000abcd", engine=engine)

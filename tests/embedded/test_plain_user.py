@@ -97,7 +97,7 @@ engine = Embedded()
 
 def layer(command):
     root = run_sync(engine.prepare(image.run_commands(command).recipe, lambda progress: None))
-    return Path(root.layers[0])
+    return engine.layers.folder(root.layers[0])
 
 made = layer("touch /mine /theirs && chown 33:44 /theirs")
 assert (made / "theirs").stat().st_uid == 2000032, "the range's first id is the sandbox's 1"

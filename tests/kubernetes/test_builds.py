@@ -76,7 +76,7 @@ def settings(engine: Kubernetes, namespace: str, tmp_path_factory: pytest.TempPa
         program.chmod(0o755)
     image = Image.from_scratch().add_local_dir(str(root), "/").env({"PATH": "/usr/local/bin:/bin"})
     made = run_sync(engine.prepare(image.entrypoint(["buildkitd"]).recipe, lambda news: None))
-    return msgspec.structs.replace(read(), build_image=made.layers[0], build_namespace=namespace)
+    return msgspec.structs.replace(read(), build_image=made.reference, build_namespace=namespace)
 
 
 def jobs() -> list[str]:

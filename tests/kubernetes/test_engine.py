@@ -141,7 +141,7 @@ def test_gc_removes_sandboxes_whose_end_nobody_saw(make: Make, engine: Kubernete
 
 
 def test_gc_removes_what_a_killed_probe_left(engine: Kubernetes, image: Image) -> None:
-    client, pushed = api(), run_sync(engine.prepare(image.recipe, lambda news: None)).layers[0]
+    client, pushed = api(), run_sync(engine.prepare(image.recipe, lambda news: None)).reference
     label = {policies.PROBE: "x"}
     spec = {"restartPolicy": "Never", "containers": [{"name": "x", "image": pushed, "command": ["true"]}]}
     client.create(client.pods(), {"metadata": {"name": "om-probe-x", "labels": label}, "spec": spec})
@@ -162,7 +162,7 @@ def test_a_pod_whose_maker_died_before_it_was_ready_is_no_sandbox(engine: Kubern
 
 
 def test_what_a_run_of_the_command_line_leaves_ends_with_it(engine: Kubernetes, image: Image, tmp_path: Path) -> None:
-    reference = run_sync(engine.prepare(image.recipe, lambda news: None)).layers[0]
+    reference = run_sync(engine.prepare(image.recipe, lambda news: None)).reference
     openmodal = CommandLine(tmp_path, tmp_path)
     program = openmodal.program(f"image = openmodal.Image.from_registry({reference!r})\nprint(create().id)\n")
     done = openmodal.run("--engine", "kubernetes", "run", program)
@@ -175,7 +175,7 @@ def test_what_a_run_of_the_command_line_leaves_ends_with_it(engine: Kubernetes, 
 
 
 def test_an_image_of_a_registry_is_used_as_it_is(make: Make, engine: Kubernetes, image: Image) -> None:
-    pushed = run_sync(engine.prepare(image.recipe, lambda news: None)).layers[0]
+    pushed = run_sync(engine.prepare(image.recipe, lambda news: None)).reference
     sandbox = make(image=Image.from_registry(pushed))
     assert pod_of(sandbox)["spec"]["containers"][0]["image"] == pushed
     assert sandbox.exec("sh", "-c", "pwd; echo $FROM_IMAGE").stdout.read() == "/srv\nimage\n"
@@ -243,7 +243,7 @@ def test_a_cluster_that_enforces_no_policies_is_known_by_trying(
     engine: Kubernetes, image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the test cluster's bridge plug-in that is the truth. One that enforces them says so, and `network_policy` is then true."""
-    pushed = run_sync(engine.prepare(image.recipe, lambda news: None)).layers[0]
+    pushed = run_sync(engine.prepare(image.recipe, lambda news: None)).reference
     with settings(monkeypatch, probe_image=pushed):
         found = doctor.policies_enforced(api(), read(), seconds=4)
     assert found.ok == read().network_policy

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from openmodal._dual import run_sync
-from openmodal._spec import Root, SandboxSpec
+from openmodal._spec import Referenced, SandboxSpec
 from openmodal.app import App
 from openmodal.engines.kubernetes import Kubernetes, doctor, setup
 from openmodal.engines.kubernetes import pods as manifests
@@ -47,7 +47,7 @@ def test_an_image_that_only_the_nodes_miss_is_told(make: Make, monkeypatch: pyte
     from openmodal.engines.kubernetes.images import Images
 
     missing = f"{registry}/openmodal@sha256:{'0' * 64}"
-    monkeypatch.setattr(Images, "_as_it_is", lambda self, text: Root(key="x", layers=(missing,)))
+    monkeypatch.setattr(Images, "_as_it_is", lambda self, text: Referenced("x", reference=missing))
     with pytest.raises(ImageError, match=r"cannot pull .*0000.*check its name"):
         make(image=Image.from_registry("anything:1"))
 

@@ -99,7 +99,7 @@ def delete_policy(name: str) -> None:
 
 
 def pushed(engine: Kubernetes, image: Image) -> str:
-    return run_sync(engine.prepare(image.recipe, lambda news: None)).layers[0]
+    return run_sync(engine.prepare(image.recipe, lambda news: None)).reference
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class Outside:
 
     async def prepare(self, image: Recipe, report: Report) -> Root:
         self.called.append("prepare")
-        return Root("key", ())
+        return Root("key")
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         self.called.append("create")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from openmodal._spec import Config, Copy, Dockerfile, Resources, Root, Run, SandboxSpec, Status
+from openmodal._spec import Config, Copy, Dockerfile, Referenced, Resources, Run, SandboxSpec, Status
 from openmodal.build import context as recipe
 from openmodal.build.told import Listener, News
 from openmodal.engines.docker import container, links
@@ -21,7 +21,7 @@ from openmodal.engines.docker.host import Host
 from openmodal.errors import EngineError, InvalidError, UnsupportedError
 
 STATUS = Status("app-1", "app", "", (), 1.0, 61.0, "key", "docker")
-ROOT = Root("key", ("sha256:1",))
+ROOT = Referenced("key", reference="sha256:1")
 
 
 @pytest.fixture(autouse=True)

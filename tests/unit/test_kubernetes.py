@@ -13,12 +13,12 @@ import pytest
 from msgspec.structs import replace
 
 from openmodal import _wire
-from openmodal._spec import EndRecord, Network, Resources, Root, SandboxSpec, Status
+from openmodal._spec import EndRecord, Network, Referenced, Resources, SandboxSpec, Status
 from openmodal.engines.kubernetes import buildkit, pods, policies, posture, report, setup
 from openmodal.engines.kubernetes.settings import Settings, label, read
 from openmodal.errors import InvalidError
 
-ROOT = Root(key="k", layers=("host/name@sha256:" + "0" * 64,))
+ROOT = Referenced("k", reference="host/name@sha256:" + "0" * 64)
 SETTINGS = Settings(owner="me", architecture="amd64")
 NO_LIMITS = Resources()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from openmodal._spec import Recipe, Report, Root
+from openmodal._spec import Layered, Recipe, Report
 
 if TYPE_CHECKING:
     from openmodal.build.layers import Layers
@@ -74,7 +74,7 @@ class Options(msgspec.Struct, frozen=True):
 DEFAULTS = Options()
 
 
-def lookup(recipe: Recipe, store: Layers, options: Options = DEFAULTS) -> Root | None:
+def lookup(recipe: Recipe, store: Layers, options: Options = DEFAULTS) -> Layered | None:
     """Return the image if it is made already. Local files that it adds are hashed (or known to be unchanged) first.
 
     Raises:
@@ -85,7 +85,7 @@ def lookup(recipe: Recipe, store: Layers, options: Options = DEFAULTS) -> Root |
     return store.image(names.chain(recipe, store, options)[-1])
 
 
-def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: Options = DEFAULTS) -> Root:
+def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: Options = DEFAULTS) -> Layered:
     """Make what is missing of the image, and return it. Of many processes that want the same step, one does it.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from openmodal._binary import PATH
-from openmodal._spec import Root, Scratch
+from openmodal._spec import Layered, Scratch
 from openmodal.build import debian
 from openmodal.build.layers import Layers, Meta
 from openmodal.build.names import FORMAT, architecture, digest
@@ -31,19 +31,19 @@ _REMEMBER = {True: 24 * 3600.0, False: 600.0}  # seconds that a registry counts 
 _PATIENCE = 3.0
 
 
-def scratch(builder: Builder) -> Root:
+def scratch(builder: Builder) -> Layered:
     """One empty layer: overlayfs wants something to stand on."""
     key = digest("scratch", FORMAT, architecture())
-    return builder.layer(Root(key="", layers=()), key, title(Scratch()), lambda upper: None)
+    return builder.layer(Layered(""), key, title(Scratch()), lambda upper: None)
 
 
-def _pull(builder: Builder, reference: str) -> Root:
+def _pull(builder: Builder, reference: str) -> Layered:
     from openmodal.build import pull
 
     return pull.pull(builder, reference)
 
 
-def either(builder: Builder, reference: str, version: str) -> Root:
+def either(builder: Builder, reference: str, version: str) -> Layered:
     """An image of a registry; where none can be reached, Debian's packages with that Python ("": nothing instead).
 
     Raises:
@@ -65,14 +65,14 @@ def either(builder: Builder, reference: str, version: str) -> Root:
     return root
 
 
-def _instead(builder: Builder, reference: str, version: str, reason: str, cause: RegistryError | None) -> Root:
+def _instead(builder: Builder, reference: str, version: str, reason: str, cause: RegistryError | None) -> Layered:
     if version not in debian.SUITES:
         raise UnsupportedError(f"{debian.unsupported(version)} ({reason})") from cause
     builder.prints(f"{reason}; using Debian's packages\n")
     return packages(builder, reference, version, again=True)
 
 
-def packages(builder: Builder, reference: str, version: str, *, again: bool = False) -> Root:
+def packages(builder: Builder, reference: str, version: str, *, again: bool = False) -> Layered:
     """Debian's packages instead of an image, with the settings that it has."""
     root = debian.make(builder, version, again=again)
     if parse(reference).repository != "library/debian":
@@ -118,7 +118,7 @@ TRUST_VARIABLES = dict.fromkeys(
 
 
 def trust_layer(store: Layers, bundle: str | os.PathLike[str]) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """A layer with this machine's bundle of certificate authorities, and the variables that point programs at it.
+    """The key of a layer with this machine's bundle of certificate authorities, and the variables that point programs at it.
 
     To be put on top of an image when it runs, never under a step's key: an image must not depend on where it was built. So there is
     always a layer below that has /usr, and this one's plain folders merge with it.
@@ -129,7 +129,7 @@ def trust_layer(store: Layers, bundle: str | os.PathLike[str]) -> tuple[str, tup
         content = Path(bundle).read_bytes()
         key = digest("trust", FORMAT, hashlib.sha256(content).hexdigest())
         _write_trust(store, key, content)
-    return str(store.folder(key)), tuple(TRUST_VARIABLES.items())
+    return key, tuple(TRUST_VARIABLES.items())
 
 
 @functools.lru_cache(maxsize=4)  # every sandbox asks, and reading the bundle costs as much as making a box's mounts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from openmodal._spec import Copy, Root
+from openmodal._spec import Copy, Layered
 from openmodal.build import local, put, wildcard
 from openmodal.build.merged import Merged
 from openmodal.build.names import digest
@@ -101,7 +101,7 @@ def _literally(name: str) -> str:
     return re.sub(r"([*?\[\]\\])", r"\\\1", name)
 
 
-def copy(builder: Builder, root: Root, context: Context, stage: Root | None, order: Order) -> Root:
+def copy(builder: Builder, root: Layered, context: Context, stage: Layered | None, order: Order) -> Layered:
     """The image after COPY or ADD; `stage` is the other image that `--from` names.
 
     Raises:
@@ -161,7 +161,7 @@ def _holds_tar(file: str) -> bool:
         return False
 
 
-def _target(root: Root, target: str) -> str:
+def _target(root: Layered, target: str) -> str:
     path = posixpath.normpath(posixpath.join("/", root.workdir, target))
     return path + "/" if (target.endswith(("/", "/.")) and path != "/") or target in (".", "./") else path
 
@@ -175,7 +175,7 @@ def _mode(order: Order) -> int | None:
     return int(text, 8)
 
 
-def owner_of(builder: Builder, root: Root, text: str) -> str:
+def owner_of(builder: Builder, root: Layered, text: str) -> str:
     """ "uid:gid" of --chown or USER, where names are the image's; "" for no owner."""
     if not text:
         return ""
@@ -199,14 +199,14 @@ def _named(image: Merged, database: str, name: str) -> tuple[str, str]:
 
 def _from_stage(
     builder: Builder,
-    root: Root,
-    stage: Root,
+    root: Layered,
+    stage: Layered,
     order: Order,
     sources: list[str],
     target: str,
     mode: int | None,
     owner: str,
-) -> Root:
+) -> Layered:
     key = digest(root.key, "copy-from", stage.key, sources, target, mode, owner)
 
     def make(upper: Path) -> None:
@@ -234,7 +234,9 @@ def _in_stage(tree: Merged, source: str) -> list[str]:
     return wildcard.expand(path, listing)
 
 
-def _documents(builder: Builder, root: Root, texts: dict[str, str], target: str, mode: int | None, owner: str) -> Root:
+def _documents(
+    builder: Builder, root: Layered, texts: dict[str, str], target: str, mode: int | None, owner: str
+) -> Layered:
     key = digest(root.key, "documents", texts, target, mode, owner)
 
     def make(upper: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openmodal._binary import PATH
-from openmodal._spec import Root
+from openmodal._spec import Layered
 from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
 from openmodal.build import ids
@@ -109,7 +109,7 @@ def version_of(reference: str) -> str:
     return ""
 
 
-def make(builder: Builder, version: str, *, again: bool = False) -> Root:
+def make(builder: Builder, version: str, *, again: bool = False) -> Layered:
     """The base image with that Python. `again`: the step was announced already."""
     suite = SUITES.get(version)
     if suite is None:
@@ -120,8 +120,8 @@ def make(builder: Builder, version: str, *, again: bool = False) -> Root:
         _bootstrap(builder, suite, upper)
 
     text = f"FROM Debian packages ({suite}, Python {version})"
-    root = builder.layer(Root(key="", layers=()), key, text, write, weight=0 if again else 1)
-    return Root(key=key, layers=root.layers, env=ENV, cmd=("python3",))
+    root = builder.layer(Layered(""), key, text, write, weight=0 if again else 1)
+    return Layered(key=key, layers=root.layers, env=ENV, cmd=("python3",))
 
 
 def unsupported(version: str) -> str:

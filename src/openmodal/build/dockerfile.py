@@ -16,7 +16,7 @@ import msgspec
 
 from openmodal import _config
 from openmodal._binary import PATH
-from openmodal._spec import Config, Dockerfile, Recipe, Root, Run, Scratch
+from openmodal._spec import Config, Dockerfile, Layered, Recipe, Run, Scratch
 from openmodal.build import base, debian, local
 from openmodal.build.copying import Context, Order, copy, owner_of
 from openmodal.build.names import architecture, digest
@@ -154,7 +154,7 @@ def count(step: Dockerfile) -> int:
     return steps
 
 
-def apply(builder: Builder, root: Root, step: Dockerfile) -> Root:
+def apply(builder: Builder, root: Layered, step: Dockerfile) -> Layered:
     """The image after a Dockerfile, or after lines of one on top of `root`."""
     ast = _parsed(step)
     reading = _Reading(builder, step, root, ast)
@@ -168,7 +168,7 @@ def apply(builder: Builder, root: Root, step: Dockerfile) -> Root:
 class _Reading:
     """A Dockerfile on the way through: the stage under way, and the stages before it."""
 
-    def __init__(self, builder: Builder, step: Dockerfile, root: Root, ast: Any) -> None:
+    def __init__(self, builder: Builder, step: Dockerfile, root: Layered, ast: Any) -> None:
         from e2b_dockerfile_utils import ShellLex
 
         self._lex = ShellLex
@@ -179,7 +179,7 @@ class _Reading:
         self._given = dict(step.args)
         self._stages = _stages(step, ast)
         self._needed = {stage.number for stage in self._stages.needed()}
-        self._done: dict[int, tuple[Root, dict[str, str]]] = {}
+        self._done: dict[int, tuple[Layered, dict[str, str]]] = {}
         self._number = -1
         self.root = _with_path(root) if root.layers else root
         self._args: dict[str, str] = {}
@@ -219,9 +219,9 @@ class _Reading:
                     f"{stage.base} has ONBUILD instructions, which are not done; copy them into the Dockerfile"
                 )
 
-    def _image(self, name: str) -> Root:
+    def _image(self, name: str) -> Layered:
         """An image that is no stage."""
-        root = Root(key="", layers=())
+        root = Layered("")
         if recipe := instead_of(self._step, name):
             for step in recipe.steps:
                 root = self._builder.apply(root, step)
@@ -372,7 +372,7 @@ class _Reading:
             error.args = (f"{_name(self._step)}, line {self._line}: {error.args[0]}", *error.args[1:])
             raise
 
-    def _other(self, name: str) -> Root:
+    def _other(self, name: str) -> Layered:
         """What `COPY --from` names: a stage, its number, or an image."""
         if stage := self._stages.named(name, self._number):
             return self._done[stage.number][0]
@@ -411,7 +411,7 @@ def _pair(word: str) -> tuple[str, str]:
     return name, value
 
 
-def _with_path(root: Root) -> Root:
+def _with_path(root: Layered) -> Layered:
     """The image with a PATH, which Docker sees to as well: else `ENV PATH=/x:$PATH` would leave nothing else."""
     return root if "PATH" in dict(root.env) else msgspec.structs.replace(root, env=(*root.env, ("PATH", PATH)))
 

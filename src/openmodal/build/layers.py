@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from openmodal import _trash
-from openmodal._spec import Root
+from openmodal._spec import Layered
 from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
 from openmodal.build.locks import Lock, lock, lock_folder, try_lock
@@ -62,37 +62,33 @@ class Layers:
 
     # ------------------------------------------------------------------------------------------------ images
 
-    def image(self, name: str) -> Root | None:
+    def image(self, name: str) -> Layered | None:
         """The image of that name, if it and its layers are there; notes that it was used."""
         file = self.path / "images" / f"{name}.json"
         try:
-            root = msgspec.json.decode(file.read_bytes(), type=Root)
+            root = msgspec.json.decode(file.read_bytes(), type=Layered)
         except (FileNotFoundError, msgspec.DecodeError):  # an unreadable note is as good as none: it is written again
             return None
         # One stat is enough: no layer goes before the layers that stand on it.
         if not root.layers or not self.has(root.layers[0]):
             return None
         _touch(file)
-        return self.absolute(root)
+        return root
 
-    def remember(self, name: str, root: Root) -> None:
-        """Give an image a name. `root` has keys for layers."""
+    def remember(self, name: str, root: Layered) -> None:
+        """Give an image a name."""
         self._write(self.path / "images" / f"{name}.json", msgspec.json.encode(root))
 
-    def absolute(self, root: Root) -> Root:
-        """The image with folders for layers: names are stored without them, so that the store can be moved."""
-        return msgspec.structs.replace(root, layers=tuple(str(self.folder(key)) for key in root.layers))
+    def folders(self, root: Layered) -> tuple[str, ...]:
+        """The folders of an image's layers. Keys are what is stored, so that the store can be moved."""
+        return tuple(str(self.folder(key)) for key in root.layers)
 
-    def relative(self, root: Root) -> Root:
-        """The image with keys for layers."""
-        return msgspec.structs.replace(root, layers=tuple(Path(folder).parent.name for folder in root.layers))
-
-    def hold(self, root: Root) -> Lock | None:
+    def hold(self, root: Layered) -> Lock | None:
         """Keep an image's layers from `prune` until the lock is closed; None if they are gone already: build again.
 
         The lock's descriptor may be handed to the process that outlives this one.
         """
-        key = Path(root.layers[0]).parent.name
+        key = root.layers[0]
         held = lock(self._lock_file(key), shared=True)
         if self.has(key):
             return held

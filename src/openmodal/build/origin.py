@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openmodal._spec import AnyStep, Debian, Dockerfile, Origin, Recipe, Registry, Root, Scratch
+from openmodal._spec import AnyStep, Debian, Dockerfile, Layered, Origin, Recipe, Registry, Scratch
 from openmodal.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def as_it_is(recipe: Recipe) -> str:
     return beginning.reference if beginning and not beginning.python else ""
 
 
-def make(builder: Builder, step: Origin) -> Root:
+def make(builder: Builder, step: Origin) -> Layered:
     """The beginning as layers of the store."""
     from openmodal.build import base
 

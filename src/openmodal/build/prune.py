@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from openmodal._spec import Built, Root
+from openmodal._spec import Built, Layered
 from openmodal._trash import going_on, tell
 from openmodal._trash import remove as remove_tree
 from openmodal.build import put
@@ -68,7 +68,7 @@ def images(store: Layers) -> list[Built]:
     found: dict[str, Built] = {}
     for file in _notes(store):
         try:
-            used, root = file.stat().st_mtime, msgspec.json.decode(file.read_bytes(), type=Root)
+            used, root = file.stat().st_mtime, msgspec.json.decode(file.read_bytes(), type=Layered)
         except (OSError, msgspec.DecodeError):  # pruned meanwhile, or of another version
             continue
         if root.layers and store.has(root.layers[0]) and (root.key not in found or found[root.key].used < used):
@@ -92,7 +92,7 @@ def _images(store: Layers) -> list[_Image]:
     found: list[_Image] = []
     for file in _notes(store):
         try:
-            root = msgspec.json.decode(file.read_bytes(), type=Root)
+            root = msgspec.json.decode(file.read_bytes(), type=Layered)
             found.append(_Image(file, file.stat().st_mtime, frozenset(root.layers)))
         except FileNotFoundError:
             continue

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from openmodal._spec import Root
+from openmodal._spec import Layered
 from openmodal.build import credentials
 from openmodal.build.layers import Meta
 from openmodal.build.names import FORMAT, architecture, digest
@@ -54,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
     config: RunConfig
 
 
-def pull(builder: Builder, text: str, limits: Limits | None = None) -> Root:
+def pull(builder: Builder, text: str, limits: Limits | None = None) -> Layered:
     """Fetch what is missing of an image and return it.
 
     Raises:
@@ -134,10 +134,10 @@ def _keys(contents: Sequence[str]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def root(plan: Plan) -> Root:
+def root(plan: Plan) -> Layered:
     config = plan.config
     pairs = (entry.partition("=") for entry in config.env or ())
-    return Root(
+    return Layered(
         key=plan.key,
         layers=tuple(reversed(plan.keys)),
         env=tuple((name, value) for name, _, value in pairs),

@@ -22,7 +22,7 @@ import httpx2
 import msgspec
 
 from openmodal import _idmap
-from openmodal._spec import Root
+from openmodal._spec import Layered, Referenced, Root
 from openmodal.build import credentials, names
 from openmodal.build.layers import Layers
 from openmodal.build.merged import is_opaque, is_whiteout
@@ -46,7 +46,7 @@ class Blob(msgspec.Struct, frozen=True):
     size: int
 
 
-def push(store: Layers, root: Root, target: Reference) -> Root:
+def push(store: Layers, root: Layered, target: Reference) -> Referenced:
     """Have an image in a registry, and return it as a reference by digest. Safe from many processes.
 
     Args:
@@ -62,7 +62,12 @@ def push(store: Layers, root: Root, target: Reference) -> Root:
         with store.guard(f"push-{root.key}"):
             digest = _lately(store, note) or _ensure(store, root, target, note)
     reference = msgspec.structs.replace(target, target=digest)
-    return msgspec.structs.replace(root, layers=(str(reference),))
+    return referenced(root, str(reference))
+
+
+def referenced(root: Root, reference: str) -> Referenced:
+    """The same image, as a registry keeps it."""
+    return Referenced(**{name: getattr(root, name) for name in Root.__struct_fields__}, reference=reference)
 
 
 def _lately(store: Layers, note: str) -> str:
@@ -71,7 +76,7 @@ def _lately(store: Layers, note: str) -> str:
     return str(known["digest"]) if known and 0 <= time.time() - float(known["asked"]) < _SURE else ""
 
 
-def _ensure(store: Layers, root: Root, target: Reference, note: str) -> str:
+def _ensure(store: Layers, root: Layered, target: Reference, note: str) -> str:
     """Look whether it is there, push it if not; its manifest's digest."""
     known = str(store.note(note).get("digest", ""))
     with closing(Pusher(target)) as registry:
@@ -89,9 +94,9 @@ class Pusher(Client):
         self._repository = f"{self._base}/v2/{target.repository}"
         self._authorization: dict[str, str] = {}
 
-    def image(self, store: Layers, root: Root) -> str:
+    def image(self, store: Layers, root: Layered) -> str:
         """Send what is missing of an image; its manifest's digest."""
-        blobs = [self._layer(store, folder) for folder in reversed(root.layers)]
+        blobs = [self._layer(store, key) for key in reversed(root.layers)]
         config = msgspec.json.encode(_config(root, blobs))
         described = _described(_CONFIG, config)
         if not self._has(f"blobs/{described.digest}"):
@@ -106,13 +111,13 @@ class Pusher(Client):
         """Whether the registry still has an image."""
         return self._has(f"manifests/{digest}")
 
-    def _layer(self, store: Layers, folder: str) -> Blob:
-        note = f"blob-{Path(folder).parent.name}"
+    def _layer(self, store: Layers, key: str) -> Blob:
+        note = f"blob-{key}"
         known = store.note(note)
         if known and self._has(f"blobs/{known['digest']}"):
             return msgspec.convert(known, Blob)
         with store.scratch() as scratch, (scratch / "blob").open("w+b") as file:
-            blob = pack(Path(folder), file)
+            blob = pack(store.folder(key), file)
             if not self._has(f"blobs/{blob.digest}"):
                 self._upload(file, blob.digest, blob.size)
         store.set_note(note, msgspec.to_builtins(blob))

@@ -1,7 +1,7 @@
 """Doing the steps of a recipe, one after the other, each at most once on this machine.
 
-`Builder` goes from image to image: `apply(root, step)` returns the image after the step, from the store if it is there. Inside this
-package a `Root` has keys for layers; folders appear only where something is read or run.
+`Builder` goes from image to image: `apply(root, step)` returns the image after the step, from the store
+if it is there. An image has keys for layers; folders appear only where something is read or run.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from openmodal._spec import (
     Config,
     Copy,
     Dockerfile,
+    Layered,
     Origin,
     Progress,
     Recipe,
     Report,
-    Root,
     Run,
 )
 from openmodal._store import make_folder
@@ -46,7 +46,7 @@ MOST_LAYERS = 256
 _NO_SPACE = 8 << 20  # bytes; a command that failed with less than this left failed for want of space
 
 
-def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: Options) -> Root:
+def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: Options) -> Layered:
     """See `openmodal.build.build`."""
     chain = names.chain(recipe, store, options)
     with disk_full_named(store.path), Builder(store, run, report, options, count(recipe)) as builder:
@@ -57,7 +57,7 @@ def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: O
         for step, last in _grouped(recipe.steps[done:], done):
             root = builder.apply(root, step)
             store.remember(chain[last], root)
-        return store.absolute(root)
+        return root
 
 
 def count(recipe: Recipe) -> int:
@@ -128,25 +128,25 @@ class Builder:
 
     # ------------------------------------------------------------------------------------------------- steps
 
-    def begin(self, chain: tuple[str, ...], recipe: Recipe) -> tuple[Root, int]:
+    def begin(self, chain: tuple[str, ...], recipe: Recipe) -> tuple[Layered, int]:
         """The longest part of the recipe that is made already, and how many steps that is."""
         for done in range(len(chain), 0, -1):
             known = self.store.image(chain[done - 1])
-            if known is not None and self._keep(root := self.store.relative(known)):
+            if known is not None and self._keep(known):
                 for step in recipe.steps[:done]:
                     self.starts(title(step), _weight(step))
                     self.ends(title(step), cached=True)
-                return root, done
-        return Root(key="", layers=()), 0
+                return known, done
+        return Layered(""), 0
 
-    def _keep(self, root: Root) -> bool:
+    def _keep(self, root: Layered) -> bool:
         claim = self.store.claim(root.layers[0])
         self._claims.callback(claim.held.close)
         if not claim.made:
             claim.held.close()
         return claim.made
 
-    def apply(self, root: Root, step: AnyStep | tuple[Copy, ...]) -> Root:
+    def apply(self, root: Layered, step: AnyStep | tuple[Copy, ...]) -> Layered:
         """The image after the step."""
         if isinstance(step, Origin):
             return origin.make(self, step)
@@ -166,13 +166,13 @@ class Builder:
             case _:
                 return self.copy(root, step)
 
-    def configure(self, root: Root, step: Config) -> Root:
+    def configure(self, root: Layered, step: Config) -> Layered:
         """Change what commands run with; no layer."""
         self.starts(title(step))
         self.ends(title(step), cached=True)
         return configured(root, step)
 
-    def copy(self, root: Root, group: tuple[Copy, ...]) -> Root:
+    def copy(self, root: Layered, group: tuple[Copy, ...]) -> Layered:
         """Put local files in, as one layer."""
         text = "; ".join(title(step) for step in group)
         tree = Merged(self.folders(root))
@@ -194,7 +194,7 @@ class Builder:
             copies.remember(key)
         return made
 
-    def folder(self, root: Root, path: str, owner: str) -> Root:
+    def folder(self, root: Layered, path: str, owner: str) -> Layered:
         """The image with a folder in it, as WORKDIR makes one; `owner` is "uid:gid", or "" for root."""
         if Merged(self.folders(root)).find(path):
             return root
@@ -206,7 +206,7 @@ class Builder:
 
         return self.layer(root, digest(root.key, "folder", owner), f"WORKDIR {path}", make, weight=0)
 
-    def command(self, root: Root, step: Run, text: str = "") -> Root:
+    def command(self, root: Layered, step: Run, text: str = "") -> Layered:
         """Run a command and keep what it changes."""
         text = text or title(step)
 
@@ -217,11 +217,11 @@ class Builder:
 
     # ------------------------------------------------------------------------------------------------ layers
 
-    def folders(self, root: Root) -> tuple[str, ...]:
+    def folders(self, root: Layered) -> tuple[str, ...]:
         """The image's layers as folders."""
-        return self.store.absolute(root).layers
+        return self.store.folders(root)
 
-    def layer(self, root: Root, key: str, text: str, make: Callable[[Path], None], *, weight: int = 1) -> Root:
+    def layer(self, root: Layered, key: str, text: str, make: Callable[[Path], None], *, weight: int = 1) -> Layered:
         """The image with one more layer, which `make` writes into an empty folder if nobody has made it before."""
         if len(root.layers) >= MOST_LAYERS:
             raise InvalidError(f"an image can have {MOST_LAYERS} layers; join commands with && to need fewer")
@@ -255,7 +255,7 @@ class Builder:
             os.chown(upper, below.st_uid, below.st_gid)
         upper.chmod(stat.S_IMODE(below.st_mode) if below is not None else 0o755)
 
-    def _run_in(self, root: Root, step: Run, text: str, upper: Path) -> None:
+    def _run_in(self, root: Layered, step: Run, text: str, upper: Path) -> None:
         work = make_folder(upper.parent / "work")
         with ExitStack() as stack:
             binds = tuple((self._cache(stack, target), target) for target in step.caches)
@@ -332,13 +332,13 @@ def drop_mount_point(upper: Path, target: str) -> None:
             parts.pop()
 
 
-def configured(root: Root, step: Config) -> Root:
+def configured(root: Layered, step: Config) -> Layered:
     """The image with other settings."""
 
     def pick(new: _T | None, old: _T) -> _T:
         return old if new is None else new
 
-    return Root(
+    return Layered(
         key=digest(root.key, facts(step)),
         layers=root.layers,
         env=merged_env(root.env, step.env),

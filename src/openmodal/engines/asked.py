@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from openmodal._spec import Resources, Root, SandboxSpec, Status
+from openmodal.errors import InvalidError
+
+R = TypeVar("R", bound=Root)
 
 DEFAULT_CPU = 1.0
 DEFAULT_MEMORY = 2048
@@ -68,6 +72,17 @@ def within_gvisor(memory: float | None, pids: float | None) -> tuple[float | Non
 def hostname(id: str) -> str:
     """The host name of a sandbox."""
     return id[-_HOSTNAME_MAX:].lstrip("-._") or "sandbox"
+
+
+def prepared(root: Root, kind: type[R]) -> R:
+    """The image, as the kind that an engine runs.
+
+    Raises:
+        InvalidError: another engine prepared it.
+    """
+    if not isinstance(root, kind):
+        raise InvalidError("another engine prepared this image; prepare it with the one that is to run it")
+    return root
 
 
 def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float | None = None) -> Status:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from openmodal._spec import EndRecord, Root, SandboxSpec, Status
+from openmodal._spec import EndRecord, Referenced, SandboxSpec, Status
 from openmodal._wire import Flag, milliseconds
 from openmodal.engines import asked
 from openmodal.engines.docker import links
@@ -52,10 +52,10 @@ class Place:
     keeps_local_logs: bool = True  # Docker does; Podman has a format of its own
 
 
-def body(spec: SandboxSpec, root: Root, status: Status, home: str, place: Place) -> dict[str, Any]:
+def body(spec: SandboxSpec, root: Referenced, status: Status, home: str, place: Place) -> dict[str, Any]:
     """What `POST /containers/create` is given."""
     return {
-        "Image": root.layers[0],
+        "Image": root.reference,
         "Hostname": asked.hostname(status.id),
         "User": "0:0",
         "WorkingDir": "/",
@@ -71,7 +71,7 @@ def body(spec: SandboxSpec, root: Root, status: Status, home: str, place: Place)
     }
 
 
-def _agent(spec: SandboxSpec, root: Root, place: Place) -> list[str]:
+def _agent(spec: SandboxSpec, root: Referenced, place: Place) -> list[str]:
     options = {
         "--listen": links.SOCKET,
         "--setup-fd": "0",

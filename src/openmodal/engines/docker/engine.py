@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from openmodal import _args, _config, _trash
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, Streamed, until_end
-from openmodal._spec import Built, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Built, EndRecord, Info, Recipe, Referenced, Report, Root, SandboxSpec, Status
 from openmodal._store import KEEP_ENDED_SECONDS, Store
 from openmodal.build import Options
 from openmodal.build.layers import Layers
@@ -60,12 +60,14 @@ class Docker(Engine):
 
     # ------------------------------------------------------------------------------------------------ images
 
-    async def prepare(self, image: Recipe, report: Report) -> Root:
+    async def prepare(self, image: Recipe, report: Report) -> Referenced:
         from openmodal.engines.docker.images import prepare
         from openmodal.engines.docker.prune import note_use
 
         self._store.prepare()
-        root: Root = await Blocking(prepare, self._daemon, image, self._layers, report, Options(base=_config.base()))
+        root: Referenced = await Blocking(
+            prepare, self._daemon, image, self._layers, report, Options(base=_config.base())
+        )
         note_use(self._layers, root.key)
         return root
 
@@ -83,7 +85,7 @@ class Docker(Engine):
             async with self._named(spec):
                 folder = stack.enter_context(self._store.new(status))
             try:
-                await self._start(spec, root, status, folder)
+                await self._start(spec, asked.prepared(root, Referenced), status, folder)
             except BaseException:
                 # The mark for a call that is still under way in a thread: what it makes from now on is its own to remove.
                 (folder / "status.json").unlink(missing_ok=True)
@@ -224,7 +226,7 @@ class Docker(Engine):
                     f"sandbox {id} of app {spec.app!r} has the name {spec.name!r}; terminate it or choose another name"
                 )
 
-    async def _start(self, spec: SandboxSpec, root: Root, status: Status, folder: Path) -> None:
+    async def _start(self, spec: SandboxSpec, root: Referenced, status: Status, folder: Path) -> None:
         host: Host = await Blocking(Host.lately if spec.runtime == "native" else Host.of, self._daemon)
         made: tuple[container.Place, dict[str, str]] = await Blocking(self._create, host, spec, root, status, folder)
         place, env = made
@@ -245,11 +247,11 @@ class Docker(Engine):
         await self._ready(status.id)
 
     def _create(
-        self, host: Host, spec: SandboxSpec, root: Root, status: Status, folder: Path
+        self, host: Host, spec: SandboxSpec, root: Referenced, status: Status, folder: Path
     ) -> tuple[container.Place, dict[str, str]]:
         """Make the container; what it got of this machine, and the environment that its agent is to be told."""
         place, env, image = host.place(spec, root, folder, self._layers)
-        request = container.body(spec, replace(root, layers=(image,)), status, self._home, place)
+        request = container.body(spec, replace(root, reference=image), status, self._home, place)
         try:
             with self._daemon.open() as api:
                 api.post("/containers/create", request, name=status.id)

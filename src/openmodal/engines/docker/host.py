@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openmodal import _binary, _config
-from openmodal._spec import Root, SandboxSpec
+from openmodal._spec import Referenced, SandboxSpec
 from openmodal.build.base import BUNDLE, TRUST_VARIABLES
 from openmodal.build.layers import Layers
 from openmodal.engines import asked, machine
@@ -110,14 +110,14 @@ class Host:
         return container.joined((*machine.DENIED, *own))
 
     def place(
-        self, spec: SandboxSpec, root: Root, folder: Path, layers: Layers
+        self, spec: SandboxSpec, root: Referenced, folder: Path, layers: Layers
     ) -> tuple[container.Place, dict[str, str], str]:
         """What the container gets, its environment, and the image that it is made of."""
         bundle = _config.authorities()
         trust = TRUST_VARIABLES if bundle else {}
         agent = Path(_binary.find(layers.path, self.info["Architecture"]))
         files = {links.AGENT: agent, **({f"/{BUNDLE}": bundle} if bundle else {})}
-        image = root.layers[0]
+        image = root.reference
         gvisor = "" if spec.runtime == "native" else self.gvisor(network=not spec.network.block)
         cpus = tuple(machine.cpus(asked.limits(spec.resources).cpu, range(int(self.info["NCPU"]))))
         local = "local" in (self.info.get("Plugins") or {}).get("Log", ())

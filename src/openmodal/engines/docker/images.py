@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openmodal import _config
-from openmodal._spec import Dockerfile, Recipe, Report, Root
+from openmodal._spec import Dockerfile, Recipe, Referenced, Report
 from openmodal.build import Options, credentials, debian, dockerfile, names, origin, reference
 from openmodal.build import base as bases
 from openmodal.build import context as recipes
@@ -31,7 +31,7 @@ from openmodal.errors import ImageBuildError, RegistryError, UnsupportedError
 REPOSITORY = "openmodal"
 
 
-def prepare(daemon: Daemon, recipe: Recipe, layers: Layers, report: Report, options: Options) -> Root:
+def prepare(daemon: Daemon, recipe: Recipe, layers: Layers, report: Report, options: Options) -> Referenced:
     """The image of a recipe, made if it is not there."""
     chain = names.chain(recipe, layers, options)
     with daemon.open() as api:
@@ -44,13 +44,13 @@ def prepare(daemon: Daemon, recipe: Recipe, layers: Layers, report: Report, opti
             return _Making(api, builder, recipe, chain).root()
 
 
-def with_files(daemon: Daemon, root: Root, files: dict[str, Path]) -> str:
+def with_files(daemon: Daemon, root: Referenced, files: dict[str, Path]) -> str:
     """The id of the image with files of this machine in it, for a daemon that cannot see them."""
     content = {target: source.read_bytes() for target, source in files.items()}
-    name = names.digest(root.layers, {target: names.digest(data.hex()) for target, data in content.items()})
+    name = names.digest((root.reference,), {target: names.digest(data.hex()) for target, data in content.items()})
     with daemon.open() as api:
         if known := _root(api, name):
-            return known.layers[0]
+            return known.reference
         lines = [
             f"FROM {REPOSITORY}:{root.key}",
             *(f"COPY {json.dumps([f'f{i}', target])}" for i, target in enumerate(content)),
@@ -88,7 +88,7 @@ class _Making:
         self._recipe = recipe
         self._chain = chain
 
-    def root(self) -> Root:
+    def root(self) -> Referenced:
         """Make what is missing."""
         root, done = self._begin()
         self._recipe = names.afresh(self._recipe, done)
@@ -105,7 +105,7 @@ class _Making:
             root = self._known(self._chain[part.last])
         return root
 
-    def _begin(self) -> tuple[Root, int]:
+    def _begin(self) -> tuple[Referenced, int]:
         """The longest part that is there, else the base."""
         for done in range(len(self._chain), 0, -1):
             if known := _root(self._api, self._chain[done - 1]):
@@ -115,7 +115,7 @@ class _Making:
                 return known, done
         beginning = origin.first(self._recipe)
         if beginning is None:
-            return Root("", ()), 0
+            return Referenced("", reference=""), 0
         if beginning.reference:
             image = self._fetched(beginning.reference, beginning.python, self._announced)
             _tag(self._api, image, self._chain[0])
@@ -123,7 +123,7 @@ class _Making:
             self._import(recipes.empty(), self._chain[0])
         return self._known(self._chain[0]), 1
 
-    def _known(self, name: str) -> Root:
+    def _known(self, name: str) -> Referenced:
         if known := _root(self._api, name):
             return known
         raise ImageBuildError("the image was removed a moment ago; create the sandbox again")
@@ -236,7 +236,7 @@ def _tag(api: Api, image: str, name: str) -> None:
     api.post(f"/images/{image}/tag", repo=REPOSITORY, tag=name)
 
 
-def _root(api: Api, name: str) -> Root | None:
+def _root(api: Api, name: str) -> Referenced | None:
     """The image of that name, if the daemon has it."""
     try:
         found = api.get(f"/images/{REPOSITORY}:{name}/json")
@@ -244,9 +244,9 @@ def _root(api: Api, name: str) -> Root | None:
         return None
     config: dict[str, Any] = found["Config"] or {}
     env = (entry.partition("=") for entry in config.get("Env") or ())
-    return Root(
+    return Referenced(
         key=name,
-        layers=(found["Id"],),
+        reference=found["Id"],
         env=tuple((key, value) for key, _, value in env),
         workdir=config.get("WorkingDir") or "",
         user=config.get("User") or "",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from openmodal import _args, _binary, _config, _trash
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
-from openmodal._spec import Built, Egress, EndRecord, Info, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import Built, Egress, EndRecord, Info, Layered, Recipe, Report, Root, SandboxSpec, Status
 from openmodal._store import Store, make_folder
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
@@ -60,21 +60,21 @@ class Embedded(Engine):
 
     # ------------------------------------------------------------------------------------------------ images
 
-    async def prepare(self, image: Recipe, report: Report) -> Root:
+    async def prepare(self, image: Recipe, report: Report) -> Layered:
         self._store.prepare()
         known = lookup(image, self._layers, Options(base=_config.base()))
         return known or await self._made(image, report)
 
-    async def _made(self, image: Recipe, report: Report) -> Root:
+    async def _made(self, image: Recipe, report: Report) -> Layered:
         """Build the image, if sandboxes can run here at all: that would be told only after all its minutes."""
         from openmodal.engines.embedded import trial
 
         with trial.place(self._store.state) as engine:
             await trial.run(engine, trial.bare())
-        root: Root = await Blocking(self._build, image, report)
+        root: Layered = await Blocking(self._build, image, report)
         return root
 
-    def _build(self, image: Recipe, report: Report) -> Root:
+    def _build(self, image: Recipe, report: Report) -> Layered:
         return build(image, self._layers, self._run_step, report, Options(base=_config.base()))
 
     def _run_step(self, request: RunRequest) -> int:
@@ -96,11 +96,12 @@ class Embedded(Engine):
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         runsc = gvisor.find() if spec.runtime == "gvisor" else ""
+        image = asked.prepared(root, Layered)
         id = f"{spec.app}-{os.urandom(4).hex()}"
-        lowers, env = host.over_trust(self._layers, root.layers, spec.env)
+        lowers, env = host.over_trust(self._layers, self._layers.folders(image), spec.env)
         with contextlib.ExitStack() as stack:
             stack.enter_context(disk_full_named(self._store.state))
-            held = stack.enter_context(self._held(root))
+            held = stack.enter_context(self._held(image))
             with self._named(spec):
                 folder = stack.enter_context(self._store.new(asked.status(id, spec, root, self.name)))
             box = await self._box(spec, root, id, folder, lowers, env)
@@ -339,7 +340,7 @@ class Embedded(Engine):
     def _egress_log(self, id: str) -> Path:
         return self._store.ended / f"{self._store.folder(id).name}.egress"
 
-    def _held(self, root: Root) -> Lock:
+    def _held(self, root: Layered) -> Lock:
         """The lock that keeps an image from `prune`. The supervisor inherits it, so it holds as long as the sandbox lives."""
         if held := self._layers.hold(root):
             return held

@@ -165,8 +165,8 @@ def over_trust(
     bundle = _config.authorities()
     if not bundle:
         return layers, dict(env)
-    layer, variables = trust_layer(store, bundle)
-    return (layer, *layers), {**dict(variables), **dict(env)}
+    key, variables = trust_layer(store, bundle)
+    return (str(store.folder(key)), *layers), {**dict(variables), **dict(env)}
 
 
 @functools.cache

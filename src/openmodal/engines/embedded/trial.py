@@ -14,7 +14,7 @@ from pathlib import Path
 from openmodal import _binary, _config
 from openmodal._agent import Agent
 from openmodal._command import Command, Spool
-from openmodal._spec import ExecSpec, Info, Network, Resources, Root, SandboxSpec
+from openmodal._spec import ExecSpec, Info, Layered, Network, Resources, SandboxSpec
 from openmodal._store import Store
 from openmodal._wire import Flag
 from openmodal.build.layers import Layers
@@ -66,7 +66,7 @@ async def run(engine: Embedded, spec: SandboxSpec, *argv: str) -> Info:
     Raises:
         EngineError: why that cannot be; `aspect` is what of the machine the native program found lacking.
     """
-    id = await engine.create(spec, Root(key=_LAYER, layers=(str(engine.layers.folder(_LAYER)),)))
+    id = await engine.create(spec, Layered(_LAYER, layers=(_LAYER,)))
     try:
         await _run(engine, id, argv or ("--version",))
         return await engine.info(id)

@@ -25,7 +25,7 @@ from openmodal import _wire
 from openmodal._agent import Agent
 from openmodal._command import Command, Feed, Sink
 from openmodal._dual import run_sync
-from openmodal._spec import ExecSpec, ExitRecord, OutputGap, Resources, Root, SandboxSpec
+from openmodal._spec import ExecSpec, ExitRecord, OutputGap, Referenced, Resources, SandboxSpec
 from openmodal._wire import Flag
 from openmodal.build import credentials
 from openmodal.build.reference import HUB
@@ -96,7 +96,7 @@ def job(name: str, settings: Settings, agent_map: str) -> Json:
     """The Job of one build."""
     # BuildKit makes its own namespaces, and nobody shall reach builds over the network
     own = msgspec.structs.replace(settings, runtime_class="", user_namespaces=False, direct=False)
-    image = Root(key="", layers=(settings.build_image,))
+    image = Referenced("", reference=settings.build_image)
     spec, other = (pods.pod_spec(image, size, agent_map, own) for size in (_CLIENT_SIZE, _DAEMON_SIZE))
     client, like = spec["containers"][0], other["containers"][0]
     shared = {"name": "sockets", "mountPath": _SOCKETS}

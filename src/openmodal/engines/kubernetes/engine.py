@@ -18,8 +18,20 @@ import msgspec
 from openmodal import _config, _trash
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, SocketStream, until_end
-from openmodal._spec import EndRecord, Info, PoolStatus, Recipe, Report, Resources, Root, SandboxSpec, Status
+from openmodal._spec import (
+    EndRecord,
+    Info,
+    PoolStatus,
+    Recipe,
+    Referenced,
+    Report,
+    Resources,
+    Root,
+    SandboxSpec,
+    Status,
+)
 from openmodal._store import Store
+from openmodal.engines import asked
 from openmodal.engines.contract import Created, Engine
 from openmodal.engines.kubernetes import api, pods, pool, posture, probe, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
@@ -72,7 +84,7 @@ class Kubernetes(Engine):
 
     # ------------------------------------------------------------------------------------------------ the verbs
 
-    async def prepare(self, image: Recipe, report: Report) -> Root:
+    async def prepare(self, image: Recipe, report: Report) -> Referenced:
         self._store.prepare()
         return await Images(self._store.state, self.settings).prepare(image, report)
 
@@ -83,7 +95,7 @@ class Kubernetes(Engine):
         if spec.network.cidrs is not None and not settings.network_policy:
             raise UnsupportedError(_NOT_ENFORCED.format("allow lists need"))
         if spec.runtime != "native":
-            nothing = Root(key="", layers=("none",))
+            nothing = Referenced("", reference="none")
             await start.Start(self._api(settings), settings, f"{spec.app}-check", spec, nothing).rehearse()
 
     async def create(self, spec: SandboxSpec, root: Root) -> str | Created:
@@ -91,7 +103,7 @@ class Kubernetes(Engine):
         self._store.prepare()
         id = f"{spec.app}-{os.urandom(4).hex()}"
         cluster = self._api(settings)
-        created = start.Start(cluster, settings, id, spec, root)
+        created = start.Start(cluster, settings, id, spec, asked.prepared(root, Referenced))
         try:
             pod = await created.pod()
             await created.confine()
@@ -183,7 +195,7 @@ class Kubernetes(Engine):
 
     async def create_pool(self, name: str, root: Root, resources: Resources, size: int) -> None:
         """Keep so many sandboxes of an image ready; `create` takes one of them where image and resources are the same."""
-        await Blocking(pool.create, self._api(), self.settings, name, root, resources, size)
+        await Blocking(pool.create, self._api(), self.settings, name, asked.prepared(root, Referenced), resources, size)
 
     async def pools(self) -> Sequence[PoolStatus]:
         """Tell of every pool of this user."""

@@ -10,15 +10,15 @@ import msgspec
 
 from openmodal import _config
 from openmodal._dual import Blocking
-from openmodal._spec import Recipe, Report, Root
+from openmodal._spec import Layered, Recipe, Referenced, Report
 from openmodal.build import credentials, origin, pull
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.build.names import digest
-from openmodal.build.push import push
+from openmodal.build.push import push, referenced
 from openmodal.build.reference import HUB, Reference, parse
 from openmodal.build.registry import Client, Denied
-from openmodal.engines import load
+from openmodal.engines import asked, load
 from openmodal.engines.kubernetes import api, buildkit, cloudbuild, remote
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError
@@ -36,10 +36,10 @@ class Images:
         self._store = Layers(state)
         self._settings = settings
 
-    async def prepare(self, image: Recipe, report: Report) -> Root:
+    async def prepare(self, image: Recipe, report: Report) -> Referenced:
         """The image, as one reference."""
         if reference := origin.as_it_is(image):
-            as_it_is: Root = await Blocking(self._as_it_is, reference)
+            as_it_is: Referenced = await Blocking(self._as_it_is, reference)
             return as_it_is
         registry = _config.registry()
         if not registry:
@@ -47,13 +47,13 @@ class Images:
         target = parse(f"{registry.rstrip('/')}/openmodal:latest")
         builder = self._settings.builder or ("local" if remote.possible_here() else "cluster")
         if builder != "local":
-            made: Root = await Blocking(self._elsewhere, builder, image, report, target)
+            made: Referenced = await Blocking(self._elsewhere, builder, image, report, target)
             return made
-        built = await load("embedded").prepare(image, report)
-        pushed: Root = await Blocking(push, self._store, _over_trust(self._store, built), target)
+        built = asked.prepared(await load("embedded").prepare(image, report), Layered)
+        pushed: Referenced = await Blocking(push, self._store, _over_trust(self._store, built), target)
         return pushed
 
-    def _elsewhere(self, builder: str, image: Recipe, report: Report, target: Reference) -> Root:
+    def _elsewhere(self, builder: str, image: Recipe, report: Report, target: Reference) -> Referenced:
         """Have it built where `builder` says."""
         maker = functools.partial(cloudbuild.builder, target) if builder == "cloudbuild" else self._in_the_cluster
         return remote.prepare(maker, self._store, image, target, report, self._seen, self._settings.cpu)
@@ -62,39 +62,37 @@ class Images:
         cluster = api.connect(self._settings.context, self._settings.builds)
         return buildkit.builder(cluster, self._settings)
 
-    def _as_it_is(self, text: str) -> Root:
+    def _as_it_is(self, text: str) -> Referenced:
         """An image of a registry: its digest and configuration; just its name, if only the nodes may see it."""
         reference = parse(text)
 
-        def find() -> Root:
+        def find() -> Referenced:
             try:
                 return self._seen(reference)
             except Denied:
-                return Root(key=text, layers=(text,))
+                return Referenced(text, reference=text)
 
         note = f"seen-{digest(str(reference), self._settings.cpu)[:40]}"
         return remote.remembered(self._store, note, find, always=reference.is_digest)
 
-    def _seen(self, reference: Reference) -> Root:
+    def _seen(self, reference: Reference) -> Referenced:
         """An image of a registry for the nodes' CPU, by its digest."""
         return seen(reference, self._settings.cpu)
 
 
-def _over_trust(store: Layers, root: Root) -> Root:
+def _over_trust(store: Layers, root: Layered) -> Layered:
     """The image with this machine's extra certificate authorities, if it was told to trust some."""
     if not (bundle := _config.authorities()):
         return root
-    layer, variables = trust_layer(store, bundle)
+    key, variables = trust_layer(store, bundle)
     env = tuple({**dict(variables), **dict(root.env)}.items())
-    return msgspec.structs.replace(
-        root, key=digest(root.key, Path(layer).parent.name), layers=(layer, *root.layers), env=env
-    )
+    return msgspec.structs.replace(root, key=digest(root.key, key), layers=(key, *root.layers), env=env)
 
 
-def seen(reference: Reference, cpu: str) -> Root:
+def seen(reference: Reference, cpu: str) -> Referenced:
     """An image of a registry for a CPU, by its digest."""
     with Client(reference.host, login=credentials.find(reference.host)) as client:
         _, manifest, _ = client.manifest(reference)
         root = pull.root(pull.resolve(client, reference, cpu))
     host = "docker.io" if reference.host == HUB else reference.host
-    return msgspec.structs.replace(root, layers=(f"{host}/{reference.repository}@{manifest}",))
+    return referenced(root, f"{host}/{reference.repository}@{manifest}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from openmodal._spec import EndRecord, Resources, Root, SandboxSpec, Status
+from openmodal._spec import EndRecord, Referenced, Resources, SandboxSpec, Status
 from openmodal.engines import asked
 from openmodal.engines.kubernetes.settings import Settings, label
 
@@ -104,7 +104,7 @@ def shape(spec: Json) -> str:
     return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()[:32]
 
 
-def pod_spec(root: Root, resources: Resources, agent: str, settings: Settings) -> Json:
+def pod_spec(root: Referenced, resources: Resources, agent: str, settings: Settings) -> Json:
     """How it runs (security.md, 2.5)."""
     spec: Json = {
         "terminationGracePeriodSeconds": 1,
@@ -131,11 +131,11 @@ def pod_spec(root: Root, resources: Resources, agent: str, settings: Settings) -
     return spec
 
 
-def _container(root: Root, resources: Resources, settings: Settings) -> Json:
+def _container(root: Referenced, resources: Resources, settings: Settings) -> Json:
     port = ("--port", str(PORT)) if settings.direct else ()
     container: Json = {
         "name": CONTAINER,
-        "image": root.layers[0],
+        "image": root.reference,
         "imagePullPolicy": "IfNotPresent",
         "command": [AGENT, "init", "--listen", SOCKET, *port, "--setup-ms", str(SETUP_SECONDS * 1000)],
         "resources": _limits(resources, settings),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 
-from openmodal._spec import PoolStatus, Resources, Root
+from openmodal._spec import PoolStatus, Referenced, Resources
 from openmodal.engines.kubernetes import agent, pods
 from openmodal.engines.kubernetes.api import Api, ApiError, Json
 from openmodal.engines.kubernetes.settings import Settings
@@ -19,7 +19,7 @@ _GROUP = "apis/apps/v1"
 _POOL, _WARM, _SHAPE = (f"{pods.DOMAIN}/{word}" for word in ("pool", "warm", "shape"))
 
 
-def create(cluster: Api, settings: Settings, name: str, root: Root, resources: Resources, size: int) -> None:
+def create(cluster: Api, settings: Settings, name: str, root: Referenced, resources: Resources, size: int) -> None:
     """Make a pool.
 
     Raises:
@@ -95,7 +95,7 @@ def _ready(pod: Json) -> bool:
     )
 
 
-def _replica_set(settings: Settings, name: str, root: Root, spec: Json, size: int) -> Json:
+def _replica_set(settings: Settings, name: str, root: Referenced, spec: Json, size: int) -> Json:
     marks = {_POOL: name, _WARM: "true", _SHAPE: pods.shape(spec)}
     managed = {"app.kubernetes.io/managed-by": "openmodal", f"{pods.DOMAIN}/owner": settings.owner}
     return {
@@ -104,7 +104,7 @@ def _replica_set(settings: Settings, name: str, root: Root, spec: Json, size: in
         "metadata": {
             "name": _set_name(name),
             "labels": {_POOL: name, **managed},
-            "annotations": {f"{pods.DOMAIN}/image": root.layers[0]},
+            "annotations": {f"{pods.DOMAIN}/image": root.reference},
         },
         "spec": {
             "replicas": size,

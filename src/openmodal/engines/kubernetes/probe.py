@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from openmodal._spec import Resources, Root
+from openmodal._spec import Referenced, Resources
 from openmodal.engines.kubernetes import agent, pods, policies
 from openmodal.engines.kubernetes.api import Api, Json
 from openmodal.engines.kubernetes.settings import Settings
@@ -41,7 +41,7 @@ def enforced(cluster: Api, settings: Settings, seconds: int) -> Found:
         EngineError: that cannot be found out; the text tells why.
     """
     spec = pods.pod_spec(
-        Root(key="", layers=(settings.probe_image,)),
+        Referenced("", reference=settings.probe_image),
         Resources(cpu=0.05, memory=16, disk=16),
         agent.ensure(cluster, agent.config_map(settings)),
         settings,

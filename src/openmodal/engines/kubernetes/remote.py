@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from openmodal._spec import Dockerfile, Recipe, Report, Root
+from openmodal._spec import Dockerfile, Recipe, Referenced, Report
 from openmodal.build import Options, context, dockerfile, names, origin
 from openmodal.build.layers import Layers
 from openmodal.build.push import Pusher
@@ -26,7 +26,7 @@ from openmodal.build.steps import Builder, count
 from openmodal.build.told import Told, runs_nothing
 from openmodal.errors import UnsupportedError
 
-Look = Callable[[Reference], Root]
+Look = Callable[[Reference], Referenced]
 """An image of a registry: digest, configuration."""
 
 _SURE = 300.0  # seconds for which a registry is believed to have what it had, and a tag to mean what it meant
@@ -83,7 +83,7 @@ def prepare(
     report: Report,
     look: Look,
     cpu: str,
-) -> Root:
+) -> Referenced:
     """The image for a CPU, made if the registry does not have it. Of many processes of this machine, one makes it.
 
     Raises:
@@ -99,7 +99,7 @@ def prepare(
     chain = names.chain(recipe, store, options)
     last = _named(target, chain[-1])
 
-    def find() -> Root:
+    def find() -> Referenced:
         digest = ""
         if not _is_there(last):
             with maker() as made, Builder(store, runs_nothing, report, Options(), count(recipe)) as builder:
@@ -119,19 +119,19 @@ def _note(image: Reference) -> str:
     return f"remote-{names.digest(str(image))[:40]}"
 
 
-def remembered(store: Layers, note: str, find: Callable[[], Root], *, always: bool = False) -> Root:
+def remembered(store: Layers, note: str, find: Callable[[], Referenced], *, always: bool = False) -> Referenced:
     """What `find` finds, or found some minutes ago; `always`: or ever."""
     if known := _noted(store, note, always=always):
         return known
     root = find()
-    store.set_note(note, {"root": msgspec.to_builtins(root), "asked": time.time()})
+    store.set_note(note, {"image": msgspec.to_builtins(root), "asked": time.time()})
     return root
 
 
-def _noted(store: Layers, note: str, *, always: bool = False) -> Root | None:
+def _noted(store: Layers, note: str, *, always: bool = False) -> Referenced | None:
     known = store.note(note)
-    if known and (always or 0 <= time.time() - float(known["asked"]) < _SURE):
-        return msgspec.convert(known["root"], Root)
+    if "image" in known and (always or 0 <= time.time() - float(known["asked"]) < _SURE):
+        return msgspec.convert(known["image"], Referenced)
     return None
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from openmodal import _wire
 from openmodal._dual import Blocking, Sleep
-from openmodal._spec import Network, Root, SandboxSpec, Status
+from openmodal._spec import Network, Referenced, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.engines import asked
 from openmodal.engines.kubernetes import agent, pods, policies, pool
@@ -29,7 +29,7 @@ _log = logging.getLogger("openmodal")
 class Start:
     """One sandbox being created."""
 
-    def __init__(self, cluster: Api, settings: Settings, id: str, spec: SandboxSpec, root: Root) -> None:
+    def __init__(self, cluster: Api, settings: Settings, id: str, spec: SandboxSpec, root: Referenced) -> None:
         self._cluster = cluster
         # "native" is whatever the cluster, or the configuration, says of every pod
         self._settings = settings if spec.runtime == "native" else replace(settings, runtime_class=spec.runtime)
@@ -115,7 +115,7 @@ class Start:
         kind, text = trouble
         if kind == "image":
             raise ImageError(
-                f"the cluster cannot pull the image {self._root.layers[0]}: {text}; "
+                f"the cluster cannot pull the image {self._root.reference}: {text}; "
                 "check its name, and that the nodes can reach the registry and may pull from it"
             )
         raise EngineError(f"the pod of sandbox {self.id} cannot run: {text}")
