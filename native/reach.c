@@ -1,5 +1,5 @@
 /* The verb `reach`: whether one pod reaches another by TCP, at first and for some time on. It is how a cluster that enforces network
- * policies is told from one that does not (engines/kubernetes/probe.py), and has to run in any image. Knows nothing of agents. */
+ * policies is told from one that does not (engines/kubernetes/admin/probe.py), and has to run in any image. Knows nothing of agents. */
 #include "util.h"
 #include "verbs.h"
 

@@ -40,6 +40,13 @@ FORBIDDEN = (
     ("openmodal.engines.docker", "openmodal.engines.embedded"),
     ("openmodal.engines.kubernetes", "openmodal.engines.embedded"),
     ("openmodal.engines.embedded", "openmodal.engines.docker"),
+    # The rooms of the Kubernetes engine: sandboxes ask for images; nothing else asks for sandboxes, and nobody for set-up.
+    ("openmodal.engines.kubernetes.engine", "openmodal.engines.kubernetes.admin"),
+    ("openmodal.engines.kubernetes.images", "openmodal.engines.kubernetes.engine"),
+    ("openmodal.engines.kubernetes.images", "openmodal.engines.kubernetes.admin"),
+    ("openmodal.engines.kubernetes.admin", "openmodal.engines.kubernetes.engine"),
+    ("openmodal.engines.kubernetes.google", "openmodal.engines.kubernetes.engine"),
+    ("openmodal.engines.kubernetes.google", "openmodal.engines.kubernetes.admin"),
 )
 
 

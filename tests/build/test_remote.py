@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from openmodal._spec import Debian, Layered, Progress, Recipe, Referenced, Run
-from openmodal.build import context
+from openmodal.build import context, remote
 from openmodal.build.layers import Layers
 from openmodal.build.names import architecture
 from openmodal.build.push import Pusher
 from openmodal.build.reference import Reference, parse
 from openmodal.build.told import Listener, News, Told
-from openmodal.engines.kubernetes import images, remote
+from openmodal.engines.kubernetes import images
 from openmodal.errors import ImageBuildError, InvalidError, RegistryError, UnsupportedError
 from openmodal.image import Image
 from tests.build.test_registry import docker_registry

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from openmodal.cli._root import run
-from openmodal.engines.kubernetes import gcp
+from openmodal.engines.kubernetes.google import gcp
 from tests.cli import gcloud as fake
 from tests.cli.conftest import COMMAND
 

@@ -17,11 +17,11 @@ from openmodal._spec import Copy, Progress, Run
 from openmodal.build import Options, context
 from openmodal.build.layers import Layers
 from openmodal.build.reference import parse
+from openmodal.build.remote import Order
 from openmodal.build.steps import Builder
 from openmodal.build.told import Listener, Told, runs_nothing
 from openmodal.engines.docker.daemon import Daemon
-from openmodal.engines.kubernetes import cloudbuild
-from openmodal.engines.kubernetes.remote import Order
+from openmodal.engines.kubernetes.images import cloudbuild
 
 # dockerd removes the network of a build's step in its own time, which on a busy machine is seconds after the build (moby's
 # executor_unix.go); what it has not when it ends is unmounted then (dockerd.py).

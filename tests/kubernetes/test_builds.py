@@ -18,10 +18,11 @@ from openmodal._spec import Copy, Dockerfile, Progress, Run
 from openmodal.build import Options, context
 from openmodal.build.layers import Layers
 from openmodal.build.reference import parse
+from openmodal.build.remote import Order
 from openmodal.build.steps import Builder
 from openmodal.build.told import Told, runs_nothing
-from openmodal.engines.kubernetes import Kubernetes, agent, buildkit
-from openmodal.engines.kubernetes.remote import Order
+from openmodal.engines.kubernetes import Kubernetes, agent
+from openmodal.engines.kubernetes.images import buildkit
 from openmodal.engines.kubernetes.settings import Settings, read
 from openmodal.errors import EngineError, ImageBuildError, ImageError
 from openmodal.image import Image

@@ -11,7 +11,8 @@ import pytest
 from openmodal import _wire
 from openmodal._dual import run_sync
 from openmodal._spec import SandboxSpec
-from openmodal.engines.kubernetes import Kubernetes, doctor, policies
+from openmodal.engines.kubernetes import Kubernetes, policies
+from openmodal.engines.kubernetes.admin import doctor
 from openmodal.engines.kubernetes.pods import CAPABILITIES, DOMAIN, name_of
 from openmodal.engines.kubernetes.settings import read
 from openmodal.engines.kubernetes.start import Start

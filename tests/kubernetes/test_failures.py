@@ -19,8 +19,9 @@ import pytest
 from openmodal._dual import run_sync
 from openmodal._spec import Referenced, SandboxSpec
 from openmodal.app import App
-from openmodal.engines.kubernetes import Kubernetes, doctor, setup
+from openmodal.engines.kubernetes import Kubernetes
 from openmodal.engines.kubernetes import pods as manifests
+from openmodal.engines.kubernetes.admin import doctor, setup
 from openmodal.engines.kubernetes.pods import name_of
 from openmodal.engines.kubernetes.settings import read
 from openmodal.engines.kubernetes.start import Start

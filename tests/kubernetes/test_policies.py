@@ -15,7 +15,8 @@ import pytest
 
 from openmodal._dual import run_sync
 from openmodal.app import App
-from openmodal.engines.kubernetes import Kubernetes, doctor, policies, probe, setup
+from openmodal.engines.kubernetes import Kubernetes, policies
+from openmodal.engines.kubernetes.admin import doctor, probe, setup
 from openmodal.engines.kubernetes.pods import DOMAIN, PORT
 from openmodal.engines.kubernetes.settings import read
 from openmodal.image import Image

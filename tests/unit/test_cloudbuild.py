@@ -20,10 +20,11 @@ from openmodal._spec import Copy, Progress, Run
 from openmodal.build import Options, context
 from openmodal.build.layers import Layers
 from openmodal.build.reference import parse
+from openmodal.build.remote import Order
 from openmodal.build.steps import Builder
 from openmodal.build.told import Told, runs_nothing
-from openmodal.engines.kubernetes import cloudbuild, gcloud, googleauth
-from openmodal.engines.kubernetes.remote import Order
+from openmodal.engines.kubernetes.google import gcloud, googleauth
+from openmodal.engines.kubernetes.images import cloudbuild
 from openmodal.errors import EngineError, ImageBuildError, InvalidError
 
 TARGET = parse("europe-west4-docker.pkg.dev/proj/agents/openmodal:om-1")

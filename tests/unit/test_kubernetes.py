@@ -14,7 +14,9 @@ from msgspec.structs import replace
 
 from openmodal import _wire
 from openmodal._spec import EndRecord, Network, Referenced, Resources, SandboxSpec, Status
-from openmodal.engines.kubernetes import buildkit, pods, policies, posture, report, setup
+from openmodal.engines.kubernetes import pods, policies, posture, report
+from openmodal.engines.kubernetes.admin import setup
+from openmodal.engines.kubernetes.images import buildkit
 from openmodal.engines.kubernetes.settings import Settings, label, read
 from openmodal.errors import InvalidError
 

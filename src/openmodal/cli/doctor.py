@@ -63,7 +63,7 @@ def _cluster(session: Session, *, network: bool) -> list[Check]:
 
     if (session.engine_name or _config.engine()) != "kubernetes":
         return []
-    from openmodal.engines.kubernetes.doctor import examine
+    from openmodal.engines.kubernetes.admin.doctor import examine
 
     return [*examine(network=network)]
 

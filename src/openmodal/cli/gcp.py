@@ -1,4 +1,7 @@
-"""`openmodal setup gcp`: from a project of Google Cloud to a configured cluster. What it has gcloud do is in engines/kubernetes/gcp.py."""
+"""`openmodal setup gcp`: from a project of Google Cloud to a configured cluster.
+
+What it has gcloud do is in engines/kubernetes/google/gcp.py.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from openmodal.cli._output import tell
 from openmodal.errors import InvalidError
 
 if TYPE_CHECKING:
-    from openmodal.engines.kubernetes.gcp import Cluster, Step, Wish
+    from openmodal.engines.kubernetes.google.gcp import Cluster, Step, Wish
 
 
 @click.command()
@@ -38,8 +41,8 @@ def gcp(
 
     May be said again: what is there stays as it is. A new cluster takes about ten minutes, and costs money from then on.
     """
-    from openmodal.engines.kubernetes import gcloud
-    from openmodal.engines.kubernetes.gcp import Wish, finish, foundation
+    from openmodal.engines.kubernetes.google import gcloud
+    from openmodal.engines.kubernetes.google.gcp import Wish, finish, foundation
 
     gcloud.check()
     account = gcloud.account()
@@ -66,7 +69,7 @@ def _chosen(name: str, key: str, value: str) -> str:
 
 
 def _perform(step: Step) -> None:
-    from openmodal.engines.kubernetes import gcloud
+    from openmodal.engines.kubernetes.google import gcloud
 
     if gcloud.is_done(step):
         click.echo(f"{step.what}: done already")
@@ -77,7 +80,7 @@ def _perform(step: Step) -> None:
 
 def _show(step: Step) -> None:
     """The command; as a comment, if there is nothing to do."""
-    from openmodal.engines.kubernetes import gcloud
+    from openmodal.engines.kubernetes.google import gcloud
 
     mark = "# done already: " if gcloud.is_done(step) else ""
     click.echo(mark + shlex.join(("gcloud", *step.do)))
@@ -85,7 +88,7 @@ def _show(step: Step) -> None:
 
 def _cluster(wish: Wish, *, dry_run: bool) -> Cluster:
     """What the cluster is, or will be."""
-    from openmodal.engines.kubernetes import gcloud, gcp
+    from openmodal.engines.kubernetes.google import gcloud, gcp
 
     if dry_run and not gcloud.is_done(gcp.foundation(wish)[-1]):
         return gcp.expected(wish)
@@ -94,7 +97,7 @@ def _cluster(wish: Wish, *, dry_run: bool) -> Cluster:
 
 def _configured(wish: Wish, cluster: Cluster) -> str:
     """The configuration file as it shall be. Namespace and CPU of the nodes are the user's, where he says them."""
-    from openmodal.engines.kubernetes.gcp import configuration
+    from openmodal.engines.kubernetes.google.gcp import configuration
     from openmodal.engines.kubernetes.settings import read
 
     defaults = {"kubernetes": {"namespace": read().namespace, "architecture": "amd64"}}
@@ -107,7 +110,8 @@ def _show_rest(_wish: Wish, text: str) -> None:
 
 def _finish(wish: Wish, text: str) -> None:
     """The namespace, and the configuration last: it holds only if all the rest does."""
-    from openmodal.engines.kubernetes import api, setup
+    from openmodal.engines.kubernetes import api
+    from openmodal.engines.kubernetes.admin import setup
     from openmodal.engines.kubernetes.settings import read
 
     settings = read()

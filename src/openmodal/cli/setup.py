@@ -34,7 +34,8 @@ def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool
 
     The cluster and the namespace are those of the configuration: the current kubeconfig, and the namespace `openmodal`.
     """
-    from openmodal.engines.kubernetes import api, doctor, setup
+    from openmodal.engines.kubernetes import api
+    from openmodal.engines.kubernetes.admin import doctor, setup
     from openmodal.engines.kubernetes.settings import read
 
     for who in grant:

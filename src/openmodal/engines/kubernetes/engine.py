@@ -33,7 +33,7 @@ from openmodal._spec import (
 from openmodal._store import Store
 from openmodal.engines import asked
 from openmodal.engines.contract import Created, Engine
-from openmodal.engines.kubernetes import api, pods, pool, posture, probe, report, start
+from openmodal.engines.kubernetes import api, pods, policies, pool, posture, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
 from openmodal.engines.kubernetes.links import link_to, open_link
@@ -223,7 +223,7 @@ class Kubernetes(Engine):
         cluster = self._api()
         left = [found for found in self._listed(cluster) if not found.deleting]
         ended = [found.status.id for found in left if found.phase in ("Succeeded", "Failed")]
-        probes = probe.finished(cluster)
+        probes = policies.finished_probes(cluster)
         if not check:
             self._store.prepare()
             for id in ended:

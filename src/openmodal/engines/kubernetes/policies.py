@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from openmodal.engines import machine
+from openmodal.engines.kubernetes.api import Api
 from openmodal.engines.kubernetes.pods import DOMAIN, PORT, Json
 from openmodal.engines.kubernetes.settings import Settings
 
@@ -104,3 +105,10 @@ def _within(network: IPv4Network | IPv6Network, other: str) -> bool:
     if isinstance(network, IPv4Network) and isinstance(outer, IPv4Network):
         return network.subnet_of(outer)
     return isinstance(network, IPv6Network) and isinstance(outer, IPv6Network) and network.subnet_of(outer)
+
+
+def finished_probes(cluster: Api) -> list[str]:
+    """The pods of probes that ended while nobody was there to delete them."""
+    over = "status.phase!=Pending,status.phase!=Running"
+    left = cluster.metadata(cluster.pods(), labelSelector=PROBE, fieldSelector=over)
+    return [str(metadata["name"]) for metadata in left if "deletionTimestamp" not in metadata]

@@ -20,10 +20,10 @@ import httpx2
 import msgspec
 
 from openmodal.build.reference import Reference
+from openmodal.build.remote import Order
 from openmodal.build.told import Listener, Told
-from openmodal.engines.kubernetes import gcloud
-from openmodal.engines.kubernetes.gcp import Wish
-from openmodal.engines.kubernetes.remote import Order
+from openmodal.engines.kubernetes.google import gcloud
+from openmodal.engines.kubernetes.google.gcp import Wish
 from openmodal.errors import EngineError, InvalidError
 
 Json = dict[str, Any]

@@ -11,7 +11,7 @@ import msgspec
 from openmodal import _config
 from openmodal._dual import Blocking
 from openmodal._spec import Layered, Recipe, Referenced, Report
-from openmodal.build import credentials, origin, pull
+from openmodal.build import credentials, origin, pull, remote
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.build.names import digest
@@ -19,7 +19,8 @@ from openmodal.build.push import push, referenced
 from openmodal.build.reference import HUB, Reference, parse
 from openmodal.build.registry import Client, Denied
 from openmodal.engines import asked, load
-from openmodal.engines.kubernetes import api, buildkit, cloudbuild, remote
+from openmodal.engines.kubernetes import api
+from openmodal.engines.kubernetes.images import buildkit, cloudbuild
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from openmodal import _config
 from openmodal.engines.check import Check
-from openmodal.engines.kubernetes import agent, api, probe
+from openmodal.engines.kubernetes import agent, api
+from openmodal.engines.kubernetes.admin import probe
 from openmodal.engines.kubernetes.api import Api, ApiError
 from openmodal.engines.kubernetes.settings import Settings, read
 from openmodal.errors import Error

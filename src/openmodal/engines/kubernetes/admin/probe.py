@@ -58,13 +58,6 @@ def enforced(cluster: Api, settings: Settings, seconds: int) -> Found:
     return Found(codes[_POD] == _NO_LONGER, codes[_NODE] == _ALWAYS)
 
 
-def finished(cluster: Api) -> list[str]:
-    """The pods of probes that ended while nobody was there to delete them."""
-    over = "status.phase!=Pending,status.phase!=Running"
-    left = cluster.metadata(cluster.pods(), labelSelector=policies.PROBE, fieldSelector=over)
-    return [str(metadata["name"]) for metadata in left if "deletionTimestamp" not in metadata]
-
-
 def _reaches(address: str, seconds: str) -> dict[str, tuple[str, ...]]:
     """What the pod that is to be cut off runs. The kubelet puts the node's address in."""
     return {_POD: (address, str(pods.PORT), seconds), _NODE: ("$(NODE)", _KUBELET, seconds)}

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from openmodal.engines.kubernetes import gcp
-from openmodal.engines.kubernetes.gcp import Argv, Cluster, Step, Wish
+from openmodal.engines.kubernetes.google import gcp
+from openmodal.engines.kubernetes.google.gcp import Argv, Cluster, Step, Wish
 from openmodal.errors import EngineError
 
 _QUIET = {"CLOUDSDK_CORE_DISABLE_PROMPTS": "1", "CLOUDSDK_CORE_SHOULD_PROMPT_TO_ENABLE_API": "false"}
@@ -71,7 +71,7 @@ def token() -> str:
     """
     if shutil.which("gcloud"):
         return _text(("auth", "print-access-token"), "log in")
-    from openmodal.engines.kubernetes.googleauth import token
+    from openmodal.engines.kubernetes.google.googleauth import token
 
     return token()
 

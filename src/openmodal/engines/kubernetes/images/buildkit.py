@@ -29,11 +29,11 @@ from openmodal._spec import ExecSpec, ExitRecord, OutputGap, Referenced, Resourc
 from openmodal._wire import Flag
 from openmodal.build import credentials
 from openmodal.build.reference import HUB
+from openmodal.build.remote import Order, hosts
 from openmodal.build.told import Listener, Told
 from openmodal.engines.kubernetes import agent, pods
 from openmodal.engines.kubernetes.api import Api, ApiError, Json
 from openmodal.engines.kubernetes.links import open_link
-from openmodal.engines.kubernetes.remote import Order, hosts
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError, ImageError
 

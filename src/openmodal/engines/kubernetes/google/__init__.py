@@ -1,0 +1,1 @@
+"""Google Cloud: a project made ready for sandboxes, and tokens for its services."""
