@@ -25,16 +25,16 @@ YEAR = 366 * 24 * 3600
 CONTROLS = ("limits", "network", "seccomp")
 """What `allow_degraded=` may name: limits of memory, processes and CPU; a network; the filter of system calls."""
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
-_TAG = re.compile(r"[A-Za-z0-9._-]{1,63}")
-_HOST = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_GPU = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)(?::([1-9][0-9]{0,2}))?")
-_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
+_TAG = r"[A-Za-z0-9._-]{1,63}"
+_HOST = r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_GPU = r"([A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)(?::([1-9][0-9]{0,2}))?"
+_SURROGATE = "[\ud800-\udc7f\udd00-\udfff]"
 
 
 def name(argument: str, value: object) -> str:
     """A name of an app, sandbox, secret…: it becomes part of file names, so the rule is strict."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(_NAME, value):
         raise InvalidError(
             f"{argument} cannot be {value!r}; use 1 to 63 letters, digits, '_', '.' and '-', with a letter or digit first"
         )
@@ -50,7 +50,7 @@ def string(argument: str, value: object) -> str:
         raise InvalidError(f"{argument} must be a string, not {type(value).__name__}; {instead}")
     if "\0" in value:
         raise InvalidError(f"{argument} contains a NUL character, which no argument or path can; remove it")
-    if _SURROGATE.search(value):
+    if re.search(_SURROGATE, value):
         raise InvalidError(f"{argument} contains half of a surrogate pair, which cannot be encoded; remove it")
     return value
 
@@ -135,7 +135,7 @@ def gpu(value: object) -> tuple[int, str]:
     if value is None:
         return 0, ""
     counted = isinstance(value, int) and not isinstance(value, bool)
-    given = _GPU.fullmatch(f"any:{value}" if counted else value if isinstance(value, str) else "")
+    given = re.fullmatch(_GPU, f"any:{value}" if counted else value if isinstance(value, str) else "")
     if not given:
         raise InvalidError(
             f"gpu must be a number of GPUs, or a type like 'T4' or 'A100:2' ('any': whatever there is), not {value!r}"
@@ -216,7 +216,7 @@ def _domain(argument: str, text: str) -> str:
         found = name.removesuffix(".").encode("idna").decode("ascii").lower()
     except UnicodeError:
         found = ""
-    if not _HOST.fullmatch(found) or found.replace(".", "").isdigit():
+    if not re.fullmatch(_HOST, found) or found.replace(".", "").isdigit():
         raise InvalidError(
             f"{argument} cannot contain {text!r}; write a host name like 'example.com', or '*.example.com' for all names below "
             "it, without scheme, port, path or address"
@@ -254,7 +254,7 @@ def tags(value: Mapping[str, str] | None) -> Pairs:
         raise InvalidError(f"tags must be a dict of strings, not {type(value).__name__}")
     for key, text in value.items():
         for part in (key, text):
-            if not isinstance(part, str) or not _TAG.fullmatch(part):
+            if not isinstance(part, str) or not re.fullmatch(_TAG, part):
                 raise InvalidError(f"tags cannot contain {part!r}; use 1 to 63 letters, digits, '.', '_' and '-'")
         if key.lower().startswith("openmodal"):
             raise InvalidError(f"the tag {key!r} is reserved; use a name that does not begin with 'openmodal'")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
-import tempfile
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -84,6 +83,8 @@ class Spool:
             data = data[self._file.write(data) :]
 
     def _spill(self) -> None:
+        import tempfile  # few outputs are that long
+
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed with us)
         weakref.finalize(self, file.close).atexit = False
         memory, self._file, self._spilled = cast("io.BytesIO", self._file), cast("IO[bytes]", file), True

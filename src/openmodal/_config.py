@@ -1,4 +1,4 @@
-"""Every environment variable, default and file location, read in one place. Nothing is kept: a change holds from the next call on.
+"""Every environment variable, default and file location, read in one place. A change holds from the next call on.
 
 | variable | what for |
 | --- | --- |
@@ -17,38 +17,49 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from openmodal._files import Stamp, stamp
 from openmodal.errors import InvalidError
 
-_PACKAGE_SOURCE = re.compile(r"OPENMODAL_MIRRORS|(PIP|UV|NPM_CONFIG)_.+|.+_PROXY", re.IGNORECASE)
+_PACKAGE_SOURCE = r"(?i)OPENMODAL_MIRRORS|(PIP|UV|NPM_CONFIG)_.+|.+_PROXY"
 
 
 def state() -> Path:
     """Where layers, images and sandboxes are: on a disk, private to this user."""
     if home := os.environ.get("OPENMODAL_HOME"):
-        return Path(home).absolute()
+        return _absolute(home)
     if os.geteuid() == 0:
-        return Path("/var/lib/openmodal")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "openmodal"
+        return _path("/var/lib/openmodal")
+    return _path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share", "openmodal")
 
 
 def machine() -> Path:
     """What all of this machine's sandboxes of this user share until the next boot: network, id ranges."""
     if os.geteuid() == 0:
-        return Path("/run/openmodal")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or state()) / "openmodal-run"
+        return _path("/run/openmodal")
+    return _path(os.environ.get("XDG_RUNTIME_DIR") or state(), "openmodal-run")
 
 
 def config_file() -> Path:
     """The user's configuration."""
     if home := os.environ.get("OPENMODAL_HOME"):
-        return Path(home).absolute() / "config.toml"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "openmodal" / "config.toml"
+        return _path(_absolute(home), "config.toml")
+    return _path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "openmodal", "config.toml")
+
+
+def _absolute(folder: str) -> Path:
+    return _path(folder) if os.path.isabs(folder) else Path(folder).absolute()
+
+
+@functools.lru_cache(maxsize=32)  # making one costs more than a look at its file, and each creation needs ten
+def _path(*parts: str | Path) -> Path:
+    return Path(*parts)
 
 
 def engine() -> str | None:
@@ -88,7 +99,7 @@ def registry() -> str:
 
 def package_sources() -> list[str]:
     """What the environment and the configuration file say of mirrors and proxies: texts with URLs in them."""
-    said = [value for name, value in os.environ.items() if _PACKAGE_SOURCE.fullmatch(name)]
+    said = [value for name, value in os.environ.items() if re.fullmatch(_PACKAGE_SOURCE, name)]
     return [*said, setting("mirrors") or ""]
 
 
@@ -121,8 +132,13 @@ def table(name: str, keys: Iterable[str]) -> dict[str, Any]:
 def _file() -> dict[str, Any]:
     """The configuration file; empty if there is none."""
     path = config_file()
-    if not path.exists():
-        return {}
+    changed = stamp(path)
+    return _parsed(path, changed) if changed else {}
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(path: Path, changed: Stamp) -> dict[str, Any]:
+    """What the file says; the stamp tells whether it is still the one that was read."""
     import tomllib
 
     try:

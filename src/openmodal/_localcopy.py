@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -313,6 +312,8 @@ def _remove(name: str, folder: int) -> None:
     """Remove what `Receiver` made. It is no deeper than DEEPEST, so this needs no more stack or descriptors than that."""
     info = _looked_at(name, folder)
     if info and stat.S_ISDIR(info.st_mode):
+        import shutil
+
         shutil.rmtree(name, dir_fd=folder)
     elif info:
         os.unlink(name, dir_fd=folder)

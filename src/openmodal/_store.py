@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 
 from openmodal import _trash
+from openmodal._files import made
 from openmodal._spec import EndRecord, Status
 from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_full, no_room
 
@@ -55,7 +56,7 @@ class Store:
                     "set OPENMODAL_HOME to a folder that only you and root can reach"
                 )
         try:
-            self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made(self.state)
             for folder in (self.sandboxes, self.ended):
                 _make_private(folder)
             info = os.stat(self.state)
@@ -263,15 +264,25 @@ def _write(file: Path, data: bytes) -> bool:
     return True
 
 
-def _parents(folder: Path) -> list[Path]:
-    """Every folder on the way to this one that is there, with those that links lead through."""
-    found = {*folder.absolute().parents, *Path(os.path.realpath(folder)).parents}
-    return sorted(parent for parent in found if parent.exists())
+def _parents(folder: Path) -> list[str]:
+    """Every folder on the way to this one, with those that links lead through."""
+    found: set[str] = set()
+    for path in (os.path.abspath(folder), os.path.realpath(folder)):
+        while path != (parent := os.path.dirname(path)):
+            path = parent
+            found.add(path)
+    return sorted(found)
 
 
-def _open_to_others(folder: Path) -> str:
-    """Why others than this user and root may rename what is in a folder; "" if they may not. As sshd's StrictModes has it."""
-    info = os.stat(folder)
+def _open_to_others(folder: str) -> str:
+    """Why others than this user and root may rename what is in a folder, as sshd's StrictModes has it.
+
+    "" if they may not, or if the folder is not there.
+    """
+    try:
+        info = os.stat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
     # Asked last: every creation comes here, and most folders are root's or the user's.
     if info.st_uid not in (0, os.geteuid()) and info.st_uid != _root_seen_from_inside():
         return f"belongs to user {info.st_uid}"
@@ -295,8 +306,7 @@ def make_folder(folder: Path, mode: int = 0o755) -> Path:
 
 def _make_private(folder: Path) -> None:
     """Make a folder for this user only, or make it so: whoever reaches a socket in it can run commands."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if os.stat(folder).st_mode & 0o077:
+    if os.stat(made(folder)).st_mode & 0o077:
         folder.chmod(0o700)
 
 

@@ -53,10 +53,10 @@ _UV = (
 _UV_ENV = (*_PIP_ENV, ("UV_CACHE_DIR", _UV_CACHE), ("UV_LINK_MODE", "copy"), ("UV_NO_PROGRESS", "1"))
 
 _REQUIREMENTS = "/usr/local/share/openmodal/requirements"
-_PYTHON = re.compile(r"3\.\d{1,2}(\.\d{1,2})?")
-_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._:~=*/-]*")
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?")
-_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PYTHON = r"3\.\d{1,2}(\.\d{1,2})?"
+_PACKAGE = r"[A-Za-z0-9][A-Za-z0-9+._:~=*/-]*"
+_USER = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?"
+_MODULE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class Image:
                 Debian's packages have 3.11 (bookworm) and 3.13 (trixie); building another one without a registry fails and says so.
         """
         version = "" if python_version is None else _args.string("python_version", python_version)
-        if version and not _PYTHON.fullmatch(version):
+        if version and not re.fullmatch(_PYTHON, version):
             raise InvalidError(f"python_version cannot be {version!r}; write it like '3.13'")
         return cls(Recipe((Debian(version),)))
 
@@ -142,7 +142,7 @@ class Image:
         """Install Debian packages, without those that are only recommended. Downloads are kept between builds."""
         names = _words("apt_install", packages)
         for name in names:
-            if not _PACKAGE.fullmatch(name):
+            if not re.fullmatch(_PACKAGE, name):
                 raise InvalidError(
                     f"apt_install() cannot install {name!r}; use names of Debian packages, one per argument"
                 )
@@ -234,7 +234,7 @@ class Image:
 
     def user(self, user: str) -> Image:
         """Set who commands in sandboxes run as: "name", "uid", "name:group" or "uid:gid". Build steps run as root."""
-        if not _USER.fullmatch(_args.string("user", user)):
+        if not re.fullmatch(_USER, _args.string("user", user)):
             raise InvalidError(f"user cannot be {user!r}; use 'name', 'uid', 'name:group' or 'uid:gid'")
         return self._add(Config(user=user))
 
@@ -401,7 +401,7 @@ def _module(name: str) -> tuple[str, str]:
     """Where a module is here, and what it is to be called in the image."""
     import importlib.util
 
-    if not _MODULE.fullmatch(name):
+    if not re.fullmatch(_MODULE, name):
         raise InvalidError(
             f"add_local_python_source() cannot take {name!r}; use the name of a top-level module or package"
         )

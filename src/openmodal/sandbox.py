@@ -7,7 +7,7 @@ import functools
 import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from openmodal import _args, _config, _wire
 from openmodal._agent import Agent
@@ -28,10 +28,12 @@ from openmodal.errors import (
     SandboxTimeoutError,
     UnsupportedError,
 )
-from openmodal.filesystem import Filesystem
 from openmodal.image import Image, main_command, ready
 from openmodal.process import Kept, Live, Process, StreamReader, StreamWriter, timed_out
 from openmodal.secret import Secret
+
+if TYPE_CHECKING:
+    from openmodal.filesystem import Filesystem
 
 DEFAULT_TIMEOUT = 300.0
 
@@ -265,6 +267,8 @@ class Sandbox(DualContext):
     @property
     def filesystem(self) -> Filesystem:
         """Its files."""
+        from openmodal.filesystem import Filesystem
+
         return Filesystem(self._agent)
 
     @property

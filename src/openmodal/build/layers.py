@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 
 from openmodal import _trash
+from openmodal._files import made, text
 from openmodal._spec import Layered
 from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
@@ -64,10 +65,11 @@ class Layers:
 
     def image(self, name: str) -> Layered | None:
         """The image of that name, if it and its layers are there; notes that it was used."""
-        file = self.path / "images" / f"{name}.json"
+        file = f"{self.path}/images/{name}.json"
         try:
-            root = msgspec.json.decode(file.read_bytes(), type=Layered)
-        except (FileNotFoundError, msgspec.DecodeError):  # an unreadable note is as good as none: it is written again
+            root = msgspec.json.decode(text(file), type=Layered)
+        except msgspec.DecodeError:
+            # There is none, or one that cannot be read and is written again.
             return None
         # One stat is enough: no layer goes before the layers that stand on it.
         if not root.layers or not self.has(root.layers[0]):
@@ -81,7 +83,7 @@ class Layers:
 
     def folders(self, root: Layered) -> tuple[str, ...]:
         """The folders of an image's layers. Keys are what is stored, so that the store can be moved."""
-        return tuple(str(self.folder(key)) for key in root.layers)
+        return tuple(map(self._root, root.layers))
 
     def hold(self, root: Layered) -> Lock | None:
         """Keep an image's layers from `prune` until the lock is closed; None if they are gone already: build again.
@@ -99,11 +101,14 @@ class Layers:
 
     def folder(self, key: str) -> Path:
         """The layer's files."""
-        return self.path / "layers" / key / "root"
+        return Path(self._root(key))
+
+    def _root(self, key: str) -> str:
+        return f"{self.path}/layers/{key}/root"
 
     def has(self, key: str) -> bool:
         """Whether the layer is there, which means: complete."""
-        return os.path.isdir(self.folder(key))
+        return os.path.isdir(self._root(key))
 
     def meta(self, key: str) -> Meta:
         """What is known of a layer."""
@@ -221,10 +226,7 @@ class Layers:
         return self._made("locks") / key
 
     def _made(self, name: str) -> Path:
-        folder = self.path / name
-        if not folder.is_dir():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder
+        return made(self.path / name)
 
     def _write(self, file: Path, data: bytes) -> None:
         """Old or new, never torn: readers do not lock."""
@@ -285,9 +287,9 @@ def _children(folder: Path) -> list[Path]:
         return []
 
 
-def _touch(file: Path) -> None:
+def _touch(file: str) -> None:
     with suppress(OSError):  # a read-only store is fine: its images are just never pruned by age
-        if time.time() - file.stat().st_mtime > _USED_EVERY:
+        if time.time() - os.stat(file).st_mtime > _USED_EVERY:
             os.utime(file)
 
 

@@ -7,6 +7,7 @@ digest); layers are found by them. Neither contains a local path.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -79,18 +80,23 @@ def _unseen(step: AnyStep) -> AnyStep:
 
 def chain(recipe: Recipe, store: Layers, options: Options) -> tuple[str, ...]:
     """The name of the image after each step."""
-    names: list[str] = []
     # Only Debian and Python images can come from two places; who asks for one must not get the other.
     base = options.base if any(_has_two_origins(step, options) for step in recipe.steps) else ""
     previous = digest("image", FORMAT, options.cpu or architecture(), base)
+    names: list[str] = []
     for step in recipe.steps:
         seen = looked_at(step, store)
-        parts: list[Any] = [facts(seen, seen.content if isinstance(seen, Copy | Dockerfile) else "")]
-        if isinstance(seen, Dockerfile) and seen.bases:
-            parts.append([[name, chain(other, store, options)[-1]] for name, other in seen.bases])
-        previous = digest(previous, *parts)
+        bases = seen.bases if isinstance(seen, Dockerfile) else ()
+        previous = _name(previous, seen, tuple((name, chain(other, store, options)[-1]) for name, other in bases))
         names.append(previous)
     return tuple(names)
+
+
+@functools.lru_cache(maxsize=256)  # each creation asks for its image, of the same steps as the one before
+def _name(previous: str, seen: AnyStep, bases: tuple[tuple[str, str], ...]) -> str:
+    """The name of an image after a step whose local files were looked at."""
+    parts: list[Any] = [facts(seen, seen.content if isinstance(seen, Copy | Dockerfile) else "")]
+    return digest(previous, *parts, *([bases] if bases else []))
 
 
 def _has_two_origins(step: AnyStep, options: Options) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openmodal import _config
+from openmodal._files import made
 
 # Private, shared, link-local, metadata, protocol and multicast ranges; not the documentation ranges, which lead nowhere.
 DENIED = (
@@ -42,7 +43,12 @@ NEVER = (
 
 def own_addresses() -> tuple[str, ...]:
     """This machine's own addresses."""
-    return _local(Path("/proc/net/fib_trie").read_text())
+    return _local(_fib_trie())
+
+
+def _fib_trie() -> str:
+    with open("/proc/net/fib_trie", "rb", buffering=0) as file:
+        return b"".join(iter(lambda: file.read(1 << 16), b"")).decode("ascii")
 
 
 @functools.lru_cache(maxsize=4)  # each create looks; it rarely finds anything new
@@ -87,9 +93,8 @@ def cpuinfo(count: int) -> str:
 
 def _ticket() -> int:
     """The next number, of all processes of this user on this machine."""
-    machine = _config.machine()
-    machine.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(machine / "ticket", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    path = os.path.join(made(_config.machine()), "ticket")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         number = int.from_bytes(os.pread(fd, 4, 0), "little")

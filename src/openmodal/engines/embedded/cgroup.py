@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from openmodal._files import text
 from openmodal.engines import asked
 from openmodal.engines.asked import Limits
 from openmodal.engines.groups import LEAF, LIMITED, NO_LIMIT, PERIOD_US, Hierarchies, members
@@ -23,6 +25,7 @@ from openmodal.errors import EngineError
 PARENT = "openmodal"
 LEAST_FILE = 128
 """No open file takes fewer bytes of the kernel's memory."""
+_ID = "\0"  # in a plan that is for any sandbox
 _NEW_SECONDS = 60.0  # a group that is empty for so long is nobody's
 _MOVE_SECONDS = 5.0
 
@@ -66,9 +69,24 @@ def missing(found: Hierarchies) -> list[str]:
 
 def plan(found: Hierarchies, id: str, limits: Limits) -> Plan:
     """The plan for one sandbox. v1 controllers are used where they are mounted, v2's otherwise."""
-    v1 = dict(found.v1)
-    folders = {name: f"{point}/{PARENT}/{id}" for name, point in v1.items()}
-    unified = f"{found.v2}/{PARENT}/{id}" if found.v2 else ""
+    made = _plan(found, PARENT, limits)
+    return replace(
+        made,
+        folders=tuple(folder.replace(_ID, id) for folder in made.folders),
+        values=tuple((path.replace(_ID, id), value) for path, value in made.values),
+        kill=made.kill.replace(_ID, id),
+        thaw=made.thaw.replace(_ID, id),
+        oom=(made.oom[0].replace(_ID, id), made.oom[1]) if made.oom else None,
+        shown=tuple((folder.replace(_ID, id), name) for folder, name in made.shown),
+    )
+
+
+@functools.lru_cache(maxsize=32)  # most sandboxes of a program have the same limits
+def _plan(found: Hierarchies, parent: str, limits: Limits) -> Plan:
+    """The plan for a sandbox of the id `_ID`."""
+    v1, id = dict(found.v1), _ID
+    folders = {name: f"{point}/{parent}/{id}" for name, point in v1.items()}
+    unified = f"{found.v2}/{parent}/{id}" if found.v2 else ""
     values: list[tuple[str, str]] = []
     for name, folder in folders.items():
         values += [(f"{folder}/{file}", text) for file, text in _v1_values(name, folder, limits)]
@@ -76,7 +94,7 @@ def plan(found: Hierarchies, id: str, limits: Limits) -> Plan:
         (f"{unified}/{file}", text)
         for name in found.v2_controllers
         if name not in v1
-        for file, text in _v2_values(name, f"{found.v2}/{PARENT}", limits)
+        for file, text in _v2_values(name, f"{found.v2}/{parent}", limits)
     ]
     in_v2 = "memory" not in v1
     oom = (f"{unified}/memory.events", "oom_kill") if in_v2 else (f"{folders['memory']}/memory.oom_control", "oom_kill")
@@ -158,25 +176,37 @@ def _cpus(limits: Limits) -> float:
 
 
 def prepare(found: Hierarchies) -> None:
-    """Make the parent groups, which all sandboxes share, and what they lack, each time: one that is half made does not stay so.
+    """Make the parent groups, which all sandboxes share, and what they lack: one that is half made does not stay so.
 
     Raises:
         EngineError: this user may not, or not in this container.
     """
-    v1 = dict(found.v1)
+    points = dict.fromkeys((*dict(found.v1).values(), *([found.v2] if found.v2 else [])))
     try:
-        for point in {*v1.values(), *([found.v2] if found.v2 else [])}:
-            with contextlib.suppress(FileExistsError):
-                (Path(point) / PARENT).mkdir()
-        _delegate(Path(found.v2), [name for name in LIMITED if name in found.v2_controllers and name not in v1])
-        _bound_together(v1, found)
-        if "cpuset" in v1:
-            _fill_cpuset(Path(v1["cpuset"]))
+        _complete(found, tuple((path, _group(path)) for path in (f"{point}/{PARENT}" for point in points)))
     except OSError as error:
         raise EngineError(
             f"the limits of a sandbox cannot be applied because the control group {error.filename} cannot be set up: "
             f'{error.strerror}; {_remedy(error)}, or create it without limits: allow_degraded=["limits"]'
         ) from error
+
+
+def _group(path: str) -> int:
+    """The number of a group, which is made if it is not there. Another group of that name has another number."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(path).st_ino
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    return os.stat(path).st_ino
+
+
+@functools.lru_cache(maxsize=16)  # what was completed stays so, as long as it is the same group
+def _complete(found: Hierarchies, parents: tuple[tuple[str, int], ...]) -> None:
+    v1 = dict(found.v1)
+    _delegate(Path(found.v2), [name for name in LIMITED if name in found.v2_controllers and name not in v1])
+    _bound_together(v1, found)
+    if "cpuset" in v1:
+        _fill_cpuset(Path(v1["cpuset"]))
 
 
 def let_memory_bound_open_files(memory: int, file_max: Path = Path("/proc/sys/fs/file-max")) -> None:
@@ -185,7 +215,7 @@ def let_memory_bound_open_files(memory: int, file_max: Path = Path("/proc/sys/fs
     They are charged to the group that opens them, and a sandbox can hold more in its share of the memory than the kernel lets a machine
     have. Not by fewer descriptors: a mapping holds its file without one.
     """
-    if int(file_max.read_text()) < (most := memory // LEAST_FILE):
+    if int(text(file_max)) < (most := memory // LEAST_FILE):
         with contextlib.suppress(OSError):  # /proc/sys may be read-only, in a container; `doctor` tells
             _write(file_max, str(most))
 

@@ -146,6 +146,8 @@ class Embedded(Engine):
             pass  # it has ended, or was never there, or somebody else ends it and its supervisor listens no more
         except TimeoutError:
             await self._kill(id)
+        if not self._store.folder(id).exists():  # as its supervisor left it
+            return
         if not await self._ended(id):
             await self._kill(id)
         self._reap(id, self._store.status(id))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from openmodal import _config, _idmap
 from openmodal._dual import Blocking, run_sync
+from openmodal._files import made
 from openmodal._spec import Network
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
@@ -28,9 +29,7 @@ def ids() -> plan.Lines:
     require_rights()
     if os.geteuid() != 0:
         return _idmap.lines()
-    machine = _config.machine()
-    machine.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return [("ids", "range"), ("slots", str(machine / "slots"))]
+    return [("ids", "range"), ("slots", os.path.join(made(_config.machine()), "slots"))]
 
 
 def groups(id: str, limits: Limits, *, degraded: bool) -> cgroup.Plan:
@@ -107,7 +106,7 @@ def require_network(wanted: Network) -> None:
         return
     if os.geteuid() != 0 and not wanted.listed:
         rootless.require_network()
-    elif wanted.listed or not network.Router(_config.machine(), "").exists():
+    elif wanted.listed or not _router("").exists():
         network.loader()
 
 
@@ -120,15 +119,24 @@ async def router(program: str) -> plan.Lines:
     if os.geteuid() != 0:
         return []
     require_rights()
-    found, servers = network.Router(_config.machine(), program), network.resolvers()
+    found, servers = _router(program), network.resolvers()
     if not found.ready(servers):
         await Blocking(found.ensure, servers)
     return [("router", str(found.path))]
 
 
+def _router(program: str) -> network.Router:
+    return _router_at(_config.machine(), program)
+
+
+@functools.lru_cache(maxsize=4)  # it holds paths alone
+def _router_at(machine: Path, program: str) -> network.Router:
+    return network.Router(machine, program)
+
+
 async def mend_router(program: str) -> None:
     """If boxes of root have a router, see that what they send passes: others reload firewalls, and machines move to other networks."""
-    if os.geteuid() == 0 and network.Router(_config.machine(), program).exists():
+    if os.geteuid() == 0 and _router(program).exists():
         await router(program)
 
 
@@ -136,7 +144,7 @@ def tidy_router(program: str) -> None:
     """For `gc`: the same, and what sandboxes left in the tables of connections whose supervisors were killed."""
     run_sync(mend_router(program))
     if os.geteuid() == 0:
-        network.Router(_config.machine(), program).sweep()
+        _router(program).sweep()
 
 
 def in_machines_network() -> plan.Lines:

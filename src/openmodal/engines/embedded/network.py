@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from openmodal import _binary
+from openmodal._files import text
 from openmodal.engines import machine
 from openmodal.engines.embedded import uplink
-from openmodal.engines.embedded.uplink import run, text
+from openmodal.engines.embedded.uplink import run
 from openmodal.engines.machine import DENIED
 from openmodal.errors import EngineError
 
@@ -54,12 +55,9 @@ def resolvers(root: Path = Path("/")) -> tuple[str, ...]:
 def named_resolvers(root: Path = Path("/")) -> tuple[str, ...]:
     """The machine's name servers that can be reached from elsewhere than its loopback, where systemd-resolved is, too."""
     for name in ("etc/resolv.conf", "run/systemd/resolve/resolv.conf"):
-        try:
-            found = _nameservers((root / name).read_text("utf-8", "replace"))
-        except OSError:
-            continue
-        if found:
-            return found
+        with contextlib.suppress(OSError):
+            if found := _nameservers(text(os.path.join(root, name))):
+                return found
     return ()
 
 

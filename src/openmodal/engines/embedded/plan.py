@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ def encode(box: Box) -> bytes:
         "owner": str(box.owner) if box.owner else "",
     }
     lines += [(key, value) for key, value in optional.items() if value]
-    return b"".join(f"{key}={value}\0".encode("utf-8", "surrogateescape") for key, value in lines)
+    return "".join([f"{key}={value}\0" for key, value in lines]).encode("utf-8", "surrogateescape")
 
 
 def _groups(groups: cgroup.Plan) -> Lines:
@@ -110,6 +111,7 @@ def _groups(groups: cgroup.Plan) -> Lines:
     ]
 
 
+@functools.lru_cache(maxsize=32)
 def rlimits(limits: Limits) -> list[tuple[int, int, int]]:
     """Limits per process, as (number, soft, hard).
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from openmodal import _binary
+from openmodal._files import text
 from openmodal.engines import machine
 from openmodal.errors import EngineError
 
@@ -48,18 +49,6 @@ def run(command: Sequence[str], text: str = "") -> str:
         said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
         raise EngineError(f"the sandboxes' network cannot be set up: {name} said: {said}")
     return done.stdout.decode("utf-8", "replace")
-
-
-def text(path: str | Path) -> str:
-    """A small file; "" if there is none. Each creation looks at some: this is a fifth of what a Path takes."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return ""
-    try:
-        return os.read(file, 1 << 16).decode()
-    finally:
-        os.close(file)
 
 
 # -------------------------------------------------------------------------------------------------- the rules

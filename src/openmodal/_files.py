@@ -1,0 +1,38 @@
+"""Small files of this machine, in the fewest system calls: each creation looks at some. Below everything else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_SMALL = 1 << 16
+
+Stamp = tuple[int, int, int]
+
+
+def text(path: str | os.PathLike[str]) -> str:
+    """What a small file says; "" if there is none. A fifth of what a Path takes for it."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(file, _SMALL).decode("utf-8", "replace")
+    finally:
+        os.close(file)
+
+
+def stamp(path: str | os.PathLike[str]) -> Stamp | None:
+    """What is another whenever a file is another, or says something else; None if there is none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def made(folder: Path) -> Path:
+    """The folder, private to this user, if it was not there."""
+    if not os.path.isdir(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
