@@ -1,4 +1,4 @@
-"""A machine of its own for tests of networks, which flush firewalls and change addresses: as far as networks go, and no farther.
+"""A machine of its own for tests that flush firewalls and change addresses, as far as networks go.
 
     with apart(folder) as machine: the thread that runs the test is there, and so is what it starts
 

@@ -2,8 +2,8 @@
 
     with internet(folder) as net: net.hits() tells which addresses and names were asked for since the last time
 
-A machine can have one, and who comes second waits. Tests that need no more of this machine than its network use apart.py instead, where
-each has one of its own.
+A machine can have one, and the second to come waits. Tests that need no more of this machine than a
+network use apart.py instead, where each has one of its own.
 
 Run as a program it is the servers' side: it waits for a line, serves, and answers each further line with the hits, as JSON.
 """

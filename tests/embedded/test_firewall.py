@@ -215,7 +215,7 @@ def test_running_sandboxes_move_along_to_another_network(here: Machine, create: 
 
 
 def doctor() -> tuple[bool, bool, str]:
-    """Whether it says that sandboxes can run; whether names resolve in them, and its words about that."""
+    """Whether it says that sandboxes can run; whether names resolve there, and its words about it."""
     done = subprocess.run(
         [sys.executable, "-m", "openmodal.cli", "doctor", "--json"], capture_output=True, text=True, check=False
     )

@@ -179,8 +179,11 @@ def _foreign_chains(chains: Sequence[_Object], servers: Sequence[str]) -> list[_
 
 
 def _exceptions(nft: str, chain: _Object) -> Iterator[str]:
-    """What adds our exception to a chain that drops what it does not know: after all that it says by itself, so that an administrator's own
-    words about our packets hold. So too in the chains that it hands every packet to."""
+    """What adds our exception to a chain that drops what it does not know.
+
+    The exception stands after all that the chain says by itself, so that an administrator's own words
+    about our packets hold; and likewise in the chains that it hands every packet to.
+    """
     rules = _rules(nft, chain)
     for target in filter(None, map(_handed_to, rules)):
         yield from _exceptions(nft, {**chain, "name": target, "policy": "accept"})

@@ -18,7 +18,8 @@ from openmodal.engines.embedded.engine import Embedded
 from openmodal.errors import EngineError, Error
 
 _NAME = "example.com"
-_NOBODYS = "192.0.2.1"  # of a documentation range: what is sent there gets no farther than the first router
+# Of a documentation range: what is sent there gets no farther than the first router.
+_NOBODYS = "192.0.2.1"
 
 # What a sandbox of any kind proves, in the order in which the native program comes to it.
 PROVED = ("kernel", "user namespaces", "user ids", "store", "overlayfs", "seccomp")
@@ -91,8 +92,10 @@ def sandboxes(tried: Mapping[str, Tried]) -> list[Check]:
 
 
 def names(tried: Mapping[str, Tried]) -> list[Check]:
-    """Whether names resolve in a sandbox, asked by the native program itself, for there is nothing else in it; and whether this machine's
-    firewall lets a packet of a sandbox out."""
+    """Whether names resolve in a sandbox, and whether this machine's firewall lets its packets out.
+
+    The native program itself asks, for there is nothing else in the sandbox.
+    """
     if "names" not in tried:
         return []
     answered, servers = tried["names"].info is not None, network.resolvers()
