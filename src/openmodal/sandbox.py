@@ -19,7 +19,8 @@ from openmodal._spec import Egress, EndRecord, Info, Resources, Root, SandboxSpe
 from openmodal._wire import Flag
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
-from openmodal.engines import Created, Engine, check, choose, require
+from openmodal.engines import Created, Engine, choose, require
+from openmodal.engines.contract import check  # not the package's, which a module of that name would replace
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
