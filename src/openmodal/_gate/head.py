@@ -1,4 +1,4 @@
-"""The host in the head of an HTTP/1 request (RFC 9112). Pure, and strict: what servers may read in different ways is denied."""
+"""The host in the head of an HTTP/1 request (RFC 9112). Pure. What is ambiguous is denied."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _target(line: bytes) -> bytes:
 
 
 def _field(line: bytes) -> tuple[bytes, bytes]:
-    """A name in lower case and its value. A line that goes on with the one before has no name, nor has one with a bare CR or LF."""
+    """A name in lower case and its value; no name for a continued line or a bare CR or LF."""
     found = _FIELD.fullmatch(line)
     if not found:
         raise Denied("malformed HTTP")

@@ -1,6 +1,6 @@
-"""The server name in a TLS ClientHello (RFC 8446, RFC 6066). Pure, and strict: what is odd is denied.
+"""The server name in a TLS ClientHello (RFC 8446, RFC 6066). Pure. What is odd is denied.
 
-An encrypted ClientHello counts by its outer name: that is the server which the connection goes to.
+An encrypted ClientHello counts by its outer name, that of the server that the connection goes to.
 """
 
 from __future__ import annotations

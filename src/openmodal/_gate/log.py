@@ -1,4 +1,4 @@
-"""The log: a line of JSON for each thing that was asked. The newest are kept, so its size is bounded."""
+"""The log: one line of JSON for each request. Only the newest are kept, so its size is bounded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Log:
         self._size = sum(map(len, self._lines))
 
     def add(self, kind: str, asked: str, address: str, reason: str, *, allowed: bool) -> None:
-        """Note what was asked (a name or ""), of which address and port (or ""), and how and why it was decided."""
+        """Note a request: its name, its address and port ("" for none), the decision and why."""
         fields = (round(time.time(), 3), kind, asked[:260], address, allowed, reason[:200])
         line = json.dumps(dict(zip(("time", "kind", "asked", "address", "allowed", "reason"), fields, strict=True)))
         self._lines.append(line.encode("ascii") + b"\n")
@@ -31,7 +31,7 @@ class Log:
             self._size += os.pwrite(self._fd, self._lines[-1], self._size)
 
     def _drop(self) -> None:
-        """Written over the old ones and cut then, so that whoever reads meanwhile finds whole lines, but for one perhaps."""
+        """Overwrite, then cut: a reader meanwhile finds whole lines, but perhaps for one."""
         for _ in range(MOST // 2):
             self._lines.popleft()
         self._size = os.pwrite(self._fd, b"".join(self._lines), 0)

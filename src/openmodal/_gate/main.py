@@ -1,7 +1,7 @@
-"""The gate as a program, `main.py ROOT POLICY LOG ID DIED`: opens its files, loads what it serves with, and says when it serves.
+"""The gate as a program, `main.py ROOT POLICY LOG ID DIED`: opens its files, and says when it serves.
 
-`Sandbox.create` waits for that, so as little as possible is loaded. ID: whose user id it takes, "" for none; DIED: how the gate before it
-ended, "" for the first.
+`Sandbox.create` waits for that, so as little as possible is loaded. ID is the user id that the gate
+takes, "" for none; DIED tells how the gate before this one ended, "" for the first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LIFELINE = 5  # as native/gate.c numbers it
 def main() -> None:
     """Serve; or tell the supervisor in one sentence why not."""
     root, policy_path, log_path, id, died = sys.argv[1:]
-    # asyncio takes TLS along where it is, and loading that costs as much as all the rest. The gate only looks at it.
+    # asyncio imports ssl if it can, which costs as much as all the rest. The gate needs no TLS.
     sys.modules["ssl"] = None  # type: ignore[assignment]
     sys.path.append(root)
     try:

@@ -1,4 +1,4 @@
-"""Just enough DNS (RFC 1035): questions from inside and answers to them, questions to a resolver and its answers. Pure."""
+"""Just enough DNS (RFC 1035) for questions and answers, of the sandbox and of a resolver. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPCODE, _RCODE = 0x7800, 0x000F
 
 @dataclass(frozen=True)
 class Question:
-    """One question; `raw` is its section as it came, so that the answer has the same case of letters (some clients check)."""
+    """One question; `raw` is its section as it came: some clients check the answer's case."""
 
     id: int
     name: str
@@ -103,7 +103,7 @@ def parse_answer(data: bytes, question: Question) -> Answer | None:
 
 
 def _read_records(data: bytes, at: int, count: int) -> tuple[tuple[str, ...], int]:
-    """The addresses, and the shortest time that a record holds. Names of aliases do not matter: the resolver followed them."""
+    """The addresses and the shortest TTL. Aliases do not matter: the resolver followed them."""
     addresses: list[str] = []
     shortest = 1 << 31
     for _ in range(count):
@@ -122,7 +122,7 @@ def _read_records(data: bytes, at: int, count: int) -> tuple[tuple[str, ...], in
 
 
 def _read_name(data: bytes, at: int) -> tuple[str, int]:
-    """The name at a position, and where what follows it begins. Pointers lead backwards only, so they end."""
+    """The name at a position, and where the name ends. Pointers lead only backwards, so they end."""
     labels: list[str] = []
     end = 0
     limit = at

@@ -21,9 +21,11 @@ class Denied(Exception):
 
 @dataclass(frozen=True)
 class Policy:
-    """`networks` and `domains` are the user's lists; `never` and `private` what names may not lead to; `resolvers` whom to ask.
+    """What a sandbox may reach.
 
-    `mirrors` are addresses with a port that are reached wherever they are: a step of an image may need them.
+    `networks` and `domains` are the user's lists. Names may not lead to `never` and `private`.
+    `resolvers` are the name servers to ask. `mirrors` are addresses with a port that may be reached
+    wherever they are: a step of an image may need them.
     """
 
     networks: tuple[IPv4Network, ...]
@@ -47,14 +49,17 @@ class Policy:
         return not zones or any(network.subnet_of(zone) for network in matching for zone in zones)
 
     def allows(self, name: str) -> bool:
-        """Whether the list of domains allows a normal name. `*.example.com` is every name below example.com, but not that itself; `*`,
-        which only steps of images have, every name."""
+        """Whether the list of domains allows a normal name.
+
+        `*.example.com` is every name below example.com, but not example.com itself. `*` is every
+        name; only steps of images have it.
+        """
         labels = name.split(".")
         parents = (".".join(labels[n:]) for n in range(1, len(labels)))
         return "*" in self.domains or name in self.domains or any(f"*.{parent}" in self.domains for parent in parents)
 
     def usable(self, addresses: Sequence[str], port: int | None) -> list[str]:
-        """The addresses of an allowed name that may be connected to, at this port (None: at some)."""
+        """The addresses of an allowed name that may be connected to at this port (None: at any)."""
         return [text for text in addresses if self._public(IPv4Address(text)) or self.reaches(IPv4Address(text), port)]
 
     def _public(self, address: IPv4Address) -> bool:

@@ -1,4 +1,4 @@
-"""Asks the machine's name servers for the addresses of allowed names, and remembers the answers for as long as they hold."""
+"""Asks the machine's name servers for addresses of allowed names, and caches the answers."""
 
 from __future__ import annotations
 

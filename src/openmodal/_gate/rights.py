@@ -1,4 +1,4 @@
-"""Giving up the gate's rights, before it reads anything from inside: what it reads from then on is hostile."""
+"""Giving up the gate's rights before it reads anything from inside, which is hostile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Program(ctypes.Structure):
 
 
 def become(id: str) -> None:
-    """Take a user and group id, and with that lose every capability. "": stay who we are, a plain user with one id."""
+    """Take a user and group id, and so lose all capabilities. "": stay the plain user with one id."""
     codecs.lookup("idna")  # sockets may want it, and its file may be out of reach then
     os.chdir("/")
     if id:

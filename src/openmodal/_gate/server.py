@@ -1,7 +1,9 @@
-"""Takes the sandbox's connections and questions, judges each, and carries what is allowed. The only place of the gate with I/O and time.
+"""Takes the sandbox's connections and questions, judges each, and carries what is allowed.
 
-A connection's way: whom did it call (the kernel knows, for it turned the call to us); is that address on the list? Else, what name does
-it say in its first bytes; is that on the list? Then resolve the name here, connect here, and copy until one of them ends.
+The only file of the gate with I/O and time. For each connection: the kernel, which redirected it to
+the gate, tells the address that the sandbox called. Is that address on the list? If not, is the
+name on the list that the first bytes give? Then the gate resolves the name itself, connects, and
+copies until one side ends.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class Gate:
             await crowd.room()
             crowd.start(self._reply(datagrams, *await _next_datagram(datagrams)))
 
-    # ------------------------------------------------------------------------------------------------- names
+    # ---------------------------------------------------------------------------------------- names
 
     async def _reply(self, datagrams: socket.socket, data: bytes, sender: Any) -> None:
         answer = await self._answer(data)
@@ -83,7 +85,7 @@ class Gate:
             pass  # the one who asked is gone
 
     async def _answer(self, data: bytes) -> bytes:
-        """The answer to a question from inside. What is not on the list is not asked for outside: a name can carry data away."""
+        """The answer to the sandbox. Only allowed names are asked for: a name can carry data out."""
         try:
             question = names.parse_question(data)
         except Denied as denied:
@@ -113,7 +115,7 @@ class Gate:
                 answer = await self._answer(await read_exactly(client, size))
                 await asyncio.get_running_loop().sock_sendall(client, len(answer).to_bytes(2, "big") + answer)
 
-    # ------------------------------------------------------------------------------------------- connections
+    # ---------------------------------------------------------------------------------- connections
 
     async def _client(self, client: socket.socket) -> None:
         with client:
@@ -154,7 +156,7 @@ class Gate:
             await _copy_both(client, server)
 
     async def _targets(self, name: str, port: int) -> list[str]:
-        """The addresses to connect to for a name: of our own asking, whatever the sandbox was told or chose."""
+        """The addresses for a name. The gate resolves it, whatever the sandbox was told or chose."""
         found = await self._resolver.lookup(self._listed(name))
         usable = self._policy.usable(found.addresses, port)
         if not usable:
@@ -254,7 +256,7 @@ async def _connect(addresses: list[str], port: int) -> tuple[socket.socket | Non
 
 
 async def _copy_both(client: socket.socket, server: socket.socket) -> None:
-    """Copy in both directions until both have ended, one has failed, or nothing has moved for long."""
+    """Copy both ways until both sides have ended, one has failed, or nothing has moved for long."""
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         async with asyncio.timeout(_IDLE_SECONDS) as idle, asyncio.TaskGroup() as both:

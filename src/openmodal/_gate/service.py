@@ -1,4 +1,4 @@
-"""The gate's service: takes its sockets, gives up its rights, and serves until the supervisor is gone."""
+"""The gate's service: takes its sockets, drops its rights, serves until the supervisor ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NICENESS = 5
 
 
 def run(policy: bytes, log: int, id: str, died: str) -> None:
-    """Serve by that policy, and write to that descriptor. Whatever fails here ends the gate, and then nothing leaves the sandbox."""
+    """Serve by that policy, and log there. Any failure ends the gate: nothing gets out then."""
     notes = Log(log)
     gate = Gate(load(policy), notes)
     if died:

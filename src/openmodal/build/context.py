@@ -1,7 +1,8 @@
-"""A recipe as Docker's builders take it: parts, each a Dockerfile and the files that it copies. Pure, but for looking at local files.
+"""A recipe as Docker's builders take it: parts, each a Dockerfile and the files that it copies.
 
-A part is as long as possible, so that the builder sees many steps at once; it ends where the user's own Dockerfile begins, which is
-handed over as it is, with its own context.
+A part is as long as possible, so that the builder sees many steps at once. It ends where the user's
+own Dockerfile begins, which is handed over as it is, with its own context. Pure, but for local
+files.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from openmodal.errors import InvalidError
 DOCKERFILE = ".openmodal.Dockerfile"
 _AUTHORITIES = ".openmodal-ca.crt"
 
-# Not as process 1, to which the kernel delivers no signal of its own, and which would have to reap orphans. `exit`, or a shell would
-# replace itself by the command.
+# The command is not process 1: to that one the kernel delivers no default signals, and it would
+# have to reap orphans. `exit` keeps the shell from replacing itself by the command.
 _WRAPPED = '"$@"; exit $?'
 
 
 @dataclass(frozen=True)
 class Part:
-    """`last`: the index of its last step; `titles`: of the instructions that the builder counts, from the second on.
+    """One Dockerfile. `last`: the index of its last step; `titles`: of its instructions after FROM.
 
-    `dockerfile` is the Dockerfile's name among the files. If it is not one of them, `COPY .` takes it, too: Docker's builders see no
-    difference between context and Dockerfile where both come in one tar.
+    `dockerfile` is the Dockerfile's name among the files. If it is not one of the user's files,
+    `COPY .` copies it, too: in one tar, Docker's builders do not tell context and Dockerfile apart.
     """
 
     last: int
@@ -173,7 +174,7 @@ def _own(step: Dockerfile, index: int) -> Part:
 
 
 def archive(part: Part, first: str, authorities: bytes) -> Iterator[bytes]:
-    """The part's context as a tar: its files as they are to be in the image, and its Dockerfile, which `first` is put before."""
+    """The part's context as a tar: its files as in the image, `first`, and its Dockerfile."""
     out = _Out()
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         if part.dockerfile == DOCKERFILE:
@@ -189,7 +190,7 @@ def archive(part: Part, first: str, authorities: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def unchanged(part: Part, store: Layers) -> Iterator[None]:
-    """A block in which the part's files are read; ImageBuildError at its end if somebody wrote to them meanwhile."""
+    """Read the part's files in this block. ImageBuildError if somebody writes to them meanwhile."""
     before = [scan.digest(store) for _, scan, _ in part.files]
     yield
     for (_, scan, _), content in zip(part.files, before, strict=True):
@@ -216,7 +217,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> Non
 def _add_entry(tar: tarfile.TarFile, prefix: str, entry: local.Entry, mode: int | None) -> None:
     info = tarfile.TarInfo("/".join(filter(None, (prefix, entry.name))) or ".")
     info.mode = entry.permissions if mode is None or entry.is_folder else mode
-    info.mtime = entry.changed // 10**9  # a fraction would need a header before it, by which Docker does not know a tar
+    # Whole seconds: a fraction needs a PAX header first, and Docker does not take that for a tar.
+    info.mtime = entry.changed // 10**9
     if entry.is_folder:
         info.type = tarfile.DIRTYPE
         tar.addfile(info)

@@ -16,7 +16,8 @@ from openmodal.errors import RegistryError
 
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", HUB)
 _HELPER = re.compile(r"[A-Za-z0-9_.-]+")
-_TOKEN_USER = "<token>"  # what helpers answer as the user's name when the secret is an identity token
+# The user name in a helper's answer if the secret is an identity token.
+_TOKEN_USER = "<token>"
 
 
 class Login:

@@ -1,7 +1,8 @@
-"""Programs that run as root of the ids of whoever builds (_idmap.py).
+"""Programs that run as root over the ids of the user who builds (_idmap.py).
 
-A plain user is root of a user namespace in which his own id is 0 and a range of /etc/subuid and /etc/subgid follows: in every sandbox of
-his, and here. So what such a program writes belongs, on disk, to the ids that a sandbox sees as root and as the others.
+A plain user is root of a user namespace: root is the user's own id, and a range of /etc/subuid and
+/etc/subgid follows. The user's sandboxes have the same ids. So what such a program writes belongs,
+on disk, to the ids that a sandbox sees as root and as its other users.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ REMEDY = (
     "(another range if others have this one)"
 )
 
-# The first dies with its parent, the second is process 1 of its own namespace and dies with the first.
+# The first dies with its parent; the second is process 1 of its own namespace, and dies with the
+# first.
 _TIED = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-# A line says that the user namespace is there, and an answer that it has its maps: what is executed then is root with all rights in it.
-# Only then can it be tied, because the kernel forgets that when a process gains rights.
+# A line says that the user namespace is there, an answer that its maps are written: the program
+# that is executed then is root with all rights in it. PDEATHSIG is set only after that, because the
+# kernel clears it when a process gains rights.
 _MAPPED = ("unshare", "--user", "sh", "-c", 'echo; read -r mapped && exec "$@" < /dev/null', "sh")
 
 

@@ -1,6 +1,7 @@
-"""Locks between processes: flock on small files, which the kernel releases whatever happens to their owner.
+"""Locks between processes: flock on small files, which the kernel releases however their owner
+ends.
 
-A lock's file may be removed by whoever holds it exclusively. So after locking, the file is compared with what the path names now.
+The exclusive owner may remove a lock's file. So after locking, the file is compared with its path.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from types import TracebackType
 class Lock:
     """A lock that is held until `close`, the end of its `with` block, or this process's death.
 
-    `fd` may be inherited by another process, which then holds the lock, too: the lock is gone when the last copy is closed.
+    Another process may inherit `fd`, and then holds the lock, too, until the last copy is closed.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     def share(self) -> None:
-        """Let others have the lock in shared mode. Not atomic: what the lock protects must be looked at again."""
+        """Share the lock. Not atomic: look again at what the lock protects."""
         fcntl.flock(self.fd, fcntl.LOCK_SH)
 
     def close(self) -> None:
@@ -57,7 +58,7 @@ def try_lock(path: Path, *, shared: bool = False) -> Lock | None:
 
 
 def _attempt(path: Path, operation: int) -> Lock | None:
-    """None: the file was removed by its last owner meanwhile; the lock of a file without a name excludes nobody."""
+    """None if the lock file was unlinked meanwhile: try again, its lock protects nothing."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, operation)
@@ -71,7 +72,7 @@ def _attempt(path: Path, operation: int) -> Lock | None:
 
 
 def lock_folder(path: Path) -> Lock | None:
-    """Lock a folder itself; None if it is locked or gone. A folder's lock needs no file beside it."""
+    """Lock a folder itself, which needs no file beside it; None if it is locked or gone."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

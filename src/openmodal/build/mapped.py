@@ -1,4 +1,4 @@
-"""Images of registries under other names: what the configuration's table `[bases]` says, put into a recipe's steps."""
+"""Images of registries under other names: the table `[bases]` of the configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openmodal.build.reference import same_image
 
 
 def mapped(step: AnyStep, table: Mapping[str, str]) -> AnyStep:
-    """The step, standing on the images that the table names instead; what it gives itself counts more."""
+    """The step on the images that the table names instead. The step's own `bases` win."""
     if isinstance(step, Dockerfile):
         found = ((name, _other(name, table)) for name in (bases(step) if table else ()))
         others = tuple((name, Recipe((Registry(other),))) for name, other in found if other)

@@ -1,7 +1,8 @@
-"""The files of an image as its sandboxes will see them, read from the layers without mounting anything.
+"""The files of an image as its sandboxes will see them, read from the layers without mounting
+anything.
 
-Everything is looked at through paths that this module resolves itself, component by component, links included, inside the image:
-a link to /etc/passwd means the image's.
+Paths are resolved here, component by component and inside the image, links included: a link to
+/etc/passwd means the image's.
 """
 
 from __future__ import annotations
@@ -45,10 +46,11 @@ class Merged:
         return None if rest else self._at(name)
 
     def resolve(self, path: str, *, follow: bool = True) -> tuple[str, tuple[str, ...]]:
-        """Follow a path as far as it exists: the real name of that part, and the components that are missing.
+        """Follow a path as far as it exists: the real name of that part, and the missing
+        components.
 
         Raises:
-            ImageBuildError: a loop of links, or something that is no folder in the middle of the path.
+            ImageBuildError: the links loop, or something in the middle of the path is no folder.
         """
         pending = [part for part in reversed(path.split("/")) if part not in ("", ".")]
         name = ""
@@ -102,7 +104,7 @@ class Merged:
         return None
 
     def _visible(self, name: str) -> list[str]:
-        """The layers that can have something to say about a name: down to the first that hides those below."""
+        """The layers that can have a name: down to the first that hides those below."""
         visible: list[str] = []
         parents = _prefixes(name)
         for layer in self._layers:
@@ -122,7 +124,7 @@ def is_whiteout(info: os.stat_result) -> bool:
 
 
 def _hides(file: str) -> bool:
-    """Whether what is below this name in lower layers is hidden: it is no folder here, or an opaque one."""
+    """Whether lower layers are hidden below a name: it is no folder here, or an opaque one."""
     try:
         info = os.lstat(file)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""How a build looks to the person who waits: a live view in a terminal, one quiet line per step anywhere else."""
+"""How a build looks to a person: a live view in a terminal, one quiet line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _WIDTH = 100
 
 
 def terminal_report(file: TextIO | None = None) -> Lines:
-    """A report for people, on stderr: what a program prints on stdout stays its own. Close it, or use it in a `with` block.
+    """A report for people, on stderr: stdout belongs to the program. Close it, or use a `with`
+    block.
 
     It is decoration: whatever stderr is, and does, the build goes on.
     """
@@ -28,7 +29,7 @@ def terminal_report(file: TextIO | None = None) -> Lines:
 
 
 class Quiet(io.TextIOBase):
-    """A stream for what may be lost: the one below may be None, closed, full, without a reader, of another encoding, or no real file."""
+    """A stream that drops what stderr does not take: it is closed, full, or no file."""
 
     # What a stream that is none raises, beside OSError and (closed, wrong characters) ValueError.
     _REFUSALS = (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError)
@@ -58,7 +59,8 @@ class Quiet(io.TextIOBase):
 
     def _write(self, below: TextIO, data: bytes) -> None:
         below.flush()
-        # Past the buffer of a plain file: what a full disk refuses would stay in it, and make Python's exit fail.
+        # Past the buffer of a file: a full disk would leave text there that makes Python's exit
+        # fail.
         if type(below) is io.TextIOWrapper and type(below.buffer) is io.BufferedWriter:
             below.buffer.raw.write(data)
         else:
@@ -118,7 +120,7 @@ class Lines:
 
 
 class View(Lines):
-    """The step under way with its last lines of output; finished steps stay above. Drawn by the caller's thread only."""
+    """The current step and its last lines, below finished ones. Only the caller's thread draws."""
 
     def __init__(self, file: Quiet) -> None:
         from rich.console import Console
@@ -155,7 +157,7 @@ class View(Lines):
 
         self._drawn = time.monotonic()
         if self._live is None:
-            # It would take over sys.stdout, too, and what another thread prints into a file meanwhile.
+            # It would redirect sys.stdout, too, and what another thread prints to a file meanwhile.
             self._live = Live(
                 console=self._console,
                 auto_refresh=False,
@@ -164,7 +166,8 @@ class View(Lines):
                 redirect_stderr=False,
             )
             self._live.start()
-            self._console.show_cursor(True)  # a build that is killed must not leave a terminal without one
+            # A build that is killed must not leave a terminal without a cursor.
+            self._console.show_cursor(True)
         self._live.update(self._picture(), refresh=True)
 
     def _picture(self) -> RenderableType:

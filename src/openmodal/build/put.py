@@ -1,7 +1,8 @@
 """Copying into a new layer: local files, and files of another image (COPY --from).
 
-The layer's folders on the way to a target are made as they are in the image below, or they would hide its modes; links on the way
-are followed in the image, or a folder would hide the link (/bin).
+Folders on the way to a target are made with the modes that they have in the image below, which the
+layer would hide. Links on the way (/bin) are followed in the image, or a folder would hide the
+link.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ class Upper:
     def __init__(self, root: str, below: tuple[str, ...]) -> None:
         self._root = root
         self._image = Merged((root, *below))
-        self._fresh: set[str] = set()  # folders that the image below does not have: nothing in them needs looking up
+        # Folders that the image below does not have: nothing in them needs looking up.
+        self._fresh: set[str] = set()
 
     def place(self, target: str, *, folder: bool, name: str, owner: tuple[int, int] = (0, 0)) -> str:
-        """Where a source called `name` really goes: into `target` if that is a folder, with its parents made for `owner`."""
+        """Where a source goes: into `target` if that is a folder. `owner` gets the parents."""
         into = not folder and (target.endswith("/") or self._is_folder(target))
         real, missing = self._image.resolve(f"{target}/{name}" if into else target)
         path = real
@@ -63,7 +65,7 @@ class Upper:
         return path
 
     def folder(self, path: str, mode: int = 0o755, owner: tuple[int, int] = (0, 0), *, anew: bool = False) -> str:
-        """Make a folder in the layer; one that the image has keeps its mode and owner, unless it is to be as if made `anew`."""
+        """Make a folder in the layer, with the mode and owner of the image's unless `anew`."""
         file = self._root + path
         found = self._look(path)
         if found is not None and not found.is_folder:
@@ -102,7 +104,7 @@ class Upper:
 
 
 def own(file: str, owner: tuple[int, int], mode: int | None = None) -> None:
-    """Set owner and mode. A plain user's files are all the user's, which its sandboxes see as root's."""
+    """Set owner and mode. A plain user's files are all the user's; sandboxes see root."""
     if os.geteuid() == 0:
         os.chown(file, *owner, follow_symlinks=False)
     if mode is not None:
@@ -121,9 +123,11 @@ def numbers(owner: str) -> tuple[int, int]:
 
 
 class Earlier:
-    """A source's files as they were last copied to a place: one that is the same is linked from that layer instead of copied.
+    """A source's files as they were last copied: an unchanged file is linked from that layer, not
+    copied.
 
-    Several layers may share a file, for no layer ever changes. What was copied is noted when it is safely on the disk.
+    Layers may share files, because no layer ever changes. Copies are noted once they are on the
+    disk.
     """
 
     def __init__(self, store: Layers, step: Copy) -> None:
@@ -149,7 +153,8 @@ class Earlier:
         """Link a file, if there is one with the same content, mode, owner and time."""
         if self._known.get(local.escaped(entry.name)) != facts:
             return False
-        with suppress(OSError):  # its layer is gone, or has as many links to the file as there can be
+        # Its layer is gone, or the file has as many links as there can be.
+        with suppress(OSError):
             os.link(f"{self._folder}{_below(entry)}", target, follow_symlinks=False)
             return True
         return False
@@ -191,7 +196,7 @@ def copy_local(upper: Upper, step: Copy, expected: str, earlier: Earlier) -> Non
 
 
 class _Copying:
-    """Copying from this machine. As in Docker, the target is no copy of the source's folder, only what is in it is."""
+    """Copying from this machine. As in Docker, the content of a source folder is copied."""
 
     def __init__(self, upper: Upper, step: Copy, scan: local.Scan, earlier: Earlier) -> None:
         self._upper = upper
@@ -204,7 +209,7 @@ class _Copying:
         earlier.at(self._base)
 
     def take(self, entry: Entry, content: str) -> list[str]:
-        """Copy one, whose content has the hash `content`, "" if that is not known; its description."""
+        """Copy one file and describe it. `content` is the hash of its content, "" if unknown."""
         mode = entry.permissions if self._step.mode is None else self._step.mode
         path = f"{self._base}{_below(entry)}" or "/"
         if entry.is_folder:

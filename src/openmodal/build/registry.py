@@ -1,7 +1,8 @@
 """A client of container registries (the OCI distribution protocol): tokens, manifests, blobs.
 
-Nothing that a registry says is believed: sizes are limits, digests are checked while reading, and addresses that it sends us to
-(redirects, token servers) may be no more private than the registry itself, so that it cannot use this machine as its hands.
+Nothing that a registry says is believed. Sizes are limits, and digests are checked while reading.
+An address that it redirects to (or of its token server) may be no more private than the registry
+itself, so that a registry cannot reach into this machine's network.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _ACCEPT = ", ".join((*INDEXES, *MANIFESTS))
 _REDIRECTS = 5
 _ATTEMPTS = 5
 _TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
-_SLOWEST = 10 << 10  # bytes per second that a download must keep up over its whole time, after a minute's grace
+# Bytes per second that a download must reach on average, after a minute's grace.
+_SLOWEST = 10 << 10
 _GRACE = 60.0
 _PARAMETER = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
 
@@ -106,7 +108,7 @@ class Client:
     def __exit__(self, *unused: object) -> None:
         self.close()
 
-    # --------------------------------------------------------------------------------------------- what there is
+    # -------------------------------------------------------------------------------- what there is
 
     def manifest(self, reference: Reference, target: str = "") -> tuple[str, str, bytes]:
         """A manifest or index: its media type, digest and bytes."""
@@ -134,10 +136,11 @@ class Client:
         return self._attempt(self._blob(reference, blob), dict, str(reference), read)
 
     def download(self, reference: Reference, blob: Descriptor, file: Path, tell: Callable[[int], None]) -> None:
-        """Fetch a blob into a file. An interrupted download goes on where it was; `tell` takes the bytes of each piece.
+        """Fetch a blob into a file, or the rest of it if interrupted; `tell` takes each piece's
+        length.
 
         Raises:
-            RegistryError: it is not what its digest and size say, or it cannot be had.
+            RegistryError: the blob cannot be had, or its digest or size is wrong.
         """
         hasher = hashlib.sha256()
         deadline = time.monotonic() + _GRACE + blob.size / _SLOWEST
@@ -168,7 +171,7 @@ class Client:
     def _blob(self, reference: Reference, blob: Descriptor) -> str:
         return f"{self._base}/v2/{reference.repository}/blobs/{blob.digest}"
 
-    # ----------------------------------------------------------------------------------------------- requests
+    # ------------------------------------------------------------------------------------- requests
 
     def _attempt(self, url: str, headers: Headers, what: str, read: Callable[[httpx2.Response], _T]) -> _T:
         """Ask until it works; give up on what will not change."""
@@ -301,7 +304,7 @@ _PUBLIC, _PRIVATE, _LOOPBACK, _LINK_LOCAL = range(4)
 
 
 def _level(hosts: list[str], resolver: Resolve | None = None) -> int:
-    """How far inside the most inner of the hosts' addresses is. Link-local includes the clouds' metadata services."""
+    """How private the hosts' most private address is. Link-local includes clouds' metadata."""
     level = _PUBLIC
     for host in hosts:
         try:

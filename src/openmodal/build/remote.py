@@ -1,7 +1,8 @@
-"""Images built elsewhere than on this machine, and pushed to the registry from there: what the ways to do that have in common.
+"""Images built elsewhere than on this machine, and pushed to the registry from there.
 
-An image's tag is made of its recipe's name (build/names.py), so that whoever wants it again, from any machine, finds it by one look. A
-recipe is built part by part (build/context.py); each part is pushed, and the next one stands on it.
+An image's tag is made of its recipe's name (build/names.py), so one look finds the image from any
+machine. A recipe is built part by part (build/context.py): each is pushed, and the next stands on
+it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from openmodal.errors import UnsupportedError
 Look = Callable[[Reference], Referenced]
 """An image of a registry: digest, configuration."""
 
-_SURE = 300.0  # seconds for which a registry is believed to have what it had, and a tag to mean what it meant
+# Seconds for which a registry is believed to keep what it had, and a tag to mean what it meant.
+_SURE = 300.0
 _REFUSALS = (
     ("kernel/unprivileged_userns_clone", "0"),
     ("kernel/apparmor_restrict_unprivileged_userns", "1"),
@@ -51,7 +53,7 @@ class Maker(Protocol):
 
 
 class Order:
-    """An image to be built: the tar of Dockerfile and files, its build arguments, where to, and the images that it may pull."""
+    """An image to be built: files, build arguments, target, and the images that it may pull."""
 
     def __init__(self, part: context.Part, first: str, target: Reference, bases: tuple[str, ...]) -> None:
         self.part = part
@@ -84,7 +86,8 @@ def prepare(
     look: Look,
     cpu: str,
 ) -> Referenced:
-    """The image for a CPU, made if the registry does not have it. Of many processes of this machine, one makes it.
+    """The image for a CPU, built if the registry does not have it. Of this machine's processes, one
+    builds.
 
     Raises:
         ImageBuildError: a step failed; `.step` and `.output` tell.
@@ -169,7 +172,7 @@ def _others(step: Dockerfile) -> dict[str, str]:
 
 
 def _base(recipe: Recipe, look: Look) -> tuple[str, str, int]:
-    """What the first part stands on ("": it says so itself, a Dockerfile), its user, and the index of the first step upon it."""
+    """The base ("" for a Dockerfile), its user, and the index of the first step on it."""
     beginning = origin.first(recipe)
     if beginning is None:
         return "", "", 0

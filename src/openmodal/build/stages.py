@@ -15,9 +15,11 @@ SCRATCH = "scratch"
 
 @dataclass
 class Stage:
-    """`base` is what its FROM names, without variables: an image, another stage, or "scratch"; "" for lines without FROM.
+    """A stage of a Dockerfile.
 
-    `copies` are what its `COPY --from=` name; `line` and `end` are the lines of its FROM, counted from 1, `words` that instruction's.
+    `base` is the image or stage that its FROM names, without variables, or "scratch"; "" for lines
+    without FROM. `copies` are the names in its `COPY --from=`. `line` and `end` are the lines of
+    its FROM, counted from 1, and `words` the words.
     """
 
     number: int
@@ -74,7 +76,7 @@ class Stages:
         return None if stage.base.isdigit() else self.named(stage.base, stage.number)
 
     def needed(self) -> list[Stage]:
-        """The stages that the last one stands on or copies from; the others are not built, as Docker does not."""
+        """The stages that the last one needs. As in Docker, no others are built."""
         wanted = {len(self.all) - 1}
         for stage in reversed(self.all):
             if stage.number in wanted:
@@ -85,7 +87,7 @@ class Stages:
         return [stage for stage in self.all if stage.number in wanted]
 
     def images(self) -> Iterator[tuple[str, Stage]]:
-        """The images that needed stages begin with or copy from, as far as they can be told without building."""
+        """The images that needed stages begin with or copy from, if known before a build."""
         for stage in (*self.needed(), self.lines):
             if stage.base not in ("", SCRATCH) and not self.begun_with(stage):
                 yield stage.base, stage

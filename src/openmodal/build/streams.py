@@ -1,4 +1,4 @@
-"""Layer files as streams of uncompressed bytes: gzip, zstd or nothing, known by their first bytes."""
+"""Layer files as streams of uncompressed bytes: gzip, zstd or plain, told by their first bytes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class _Gzip:
     def next(self) -> bytes:
         while True:
             if self._codec.eof:
-                # Several gzip members in a row are one stream (pigz, stargz); zero bytes after the last are padding.
+                # Several gzip members are one stream (pigz, stargz); zeros after the last are
+                # padding.
                 self._input = (self._codec.unused_data or self._file.read(_CHUNK)).lstrip(b"\0")
                 if not self._input:
                     return b""

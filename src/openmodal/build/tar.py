@@ -1,7 +1,7 @@
 """Reading a tar stream without trusting it: headers to members, nothing is written here.
 
-Our own reader instead of `tarfile`: that reads names of any length into memory and takes some broken headers for the end of the
-archive. Knows ustar, PAX, and GNU's long names; refuses what no image needs (sparse files, several volumes).
+Not `tarfile`: that reads names of any length into memory, and takes some broken headers for the end
+of the archive. Knows ustar, PAX, and GNU's long names; refuses sparse files and several volumes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from openmodal.errors import ImageError
 
 BLOCK = 512
 MOST_ID = 65_535
-"""The last user or group id of a sandbox. What belongs to a higher one would silently be nobody's (65534)."""
+"""The last user or group id of a sandbox. The kernel would show a higher one as nobody's."""
 
 _LONGEST = 1 << 20  # bytes of a long name or of PAX records: paths have 4096
 _KINDS = {
@@ -48,7 +48,7 @@ class Member(NamedTuple):
 
 
 class Reader:
-    """Members in order. The data of a member is read before the next member is asked for; what is not read is skipped."""
+    """Members in order. Read a member's data before the next; the rest of it is skipped."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read

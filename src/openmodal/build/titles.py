@@ -35,13 +35,13 @@ def _full(step: AnyStep) -> str:
 
 
 def command(argv: tuple[str, ...]) -> str:
-    """A shell's command line as it was written, anything else quoted; without apt's settings, which say nothing about the step."""
+    """A shell's line as written, other commands quoted; without apt's options."""
     line = argv[2] if len(argv) == 3 and argv[1] == "-c" else shlex.join(argv)
     return re.sub(r"(?<=apt-get)( -o \S+)+", "", line)
 
 
 def _config(step: Config) -> str:
-    # Values may be secrets that somebody put there in spite of all; names are enough to know the step by.
+    # Only names: somebody may have put a secret into a value in spite of all.
     parts = ["ENV " + " ".join(f"{name}=…" for name, _ in step.env)] if step.env else []
     parts += [f"WORKDIR {step.workdir}"] if step.workdir is not None else []
     parts += [f"USER {step.user}"] if step.user is not None else []

@@ -1,7 +1,8 @@
-"""What a builder of somebody else's tells: BuildKit's records (protocol buffers of dockerd, JSON of buildctl), or the lines of Docker's
-older builder and of Podman's; made progress of the steps that the user wrote.
+"""Progress of another builder, translated into progress of the user's steps.
 
-Of `moby.buildkit.v1.StatusResponse` (control.proto) few fields are needed, so they are read here instead of by a library of a megabyte.
+The builder is BuildKit (protocol buffers of dockerd, JSON of buildctl), Docker's older one, or
+Podman's (lines). Few fields of `moby.buildkit.v1.StatusResponse` (control.proto) are needed, so
+they are read here, and not by a library of a megabyte.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class News(NamedTuple):
-    """`event`: "start", "output", "done", "cached" or "failed" (`text` is the cause). `name` is the instruction as the builder shows it."""
+    """`event`: "start", "output", "done", "cached" or "failed"; `name`: the instruction."""
 
     event: str
     number: int
@@ -35,7 +36,7 @@ class News(NamedTuple):
 
 
 class Listener:
-    """Takes the objects that the daemon sends, and tells news of numbered instructions. `image` is the id of the image, at the end."""
+    """Turns the daemon's objects into news of numbered instructions, and an image's id."""
 
     def __init__(self, tell: Callable[[News], None]) -> None:
         self._tell = tell
@@ -87,7 +88,8 @@ class Listener:
         elif text.startswith(("DONE ", "CACHED", "ERROR")):
             flags = frozenset({"started", "completed", *(("cached",) if text == "CACHED" else ())})
             self._vertex(digest, name, text.partition("ERROR: ")[2], flags)
-        elif text != "..." and not text.startswith("sha256:"):  # it goes on below; its name to older builders
+        # "..." means that more follows below; older builders print the image's name.
+        elif text != "..." and not text.startswith("sha256:"):
             self._say("output", digest, f"{_SECONDS.sub('', text)}\n")
 
     def _trace(self, record: bytes) -> None:
@@ -169,7 +171,7 @@ def _string(value: bytes | None) -> str:
 
 
 def _fields(record: bytes) -> Iterator[tuple[int, bytes]]:
-    """The fields of a message: number and bytes; numbers come as bytes, too, for only whether they are there matters."""
+    """The fields of a message, by number. Integers are bytes, too: their presence counts."""
     at = 0
     while at < len(record):
         key, at = _varint(record, at)

@@ -1,8 +1,9 @@
-"""The one place where an archive that somebody else made becomes files: one layer's tar into one empty folder.
+"""The one place where an archive of somebody else becomes files: a layer's tar, into an empty
+folder.
 
-Every member is put where it belongs by descriptors: its folder is opened by openat2(2) with RESOLVE_IN_ROOT, so that the kernel itself
-keeps links, "..", and mounts inside, and the last component is never followed. What is refused is refused with the member's name;
-the state of the folder is then undefined, and its owner removes it.
+A member's folder is opened by openat2(2) with RESOLVE_IN_ROOT, so the kernel itself keeps links,
+".." and mounts inside, and the last component is never followed. An error names the member that is
+refused; the state of the folder is then undefined, and its owner removes it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _CHUNK = 1 << 18
 class Limits(msgspec.Struct, frozen=True):
     """What one layer may be: far above any real image, far below what fills a disk unnoticed.
 
-    `ratio` (unpacked to packed) counts only from `ratio_floor` bytes on: small files of zeros are no bomb.
+    `ratio` (unpacked to packed) counts only from `ratio_floor` bytes on: small files of zeros are
+    no bomb.
     """
 
     bytes: int = 64 << 30
@@ -67,7 +69,8 @@ class Unpacker:
         self._limits = limits
         self._as_root = os.geteuid() == 0
         self._opaque = "trusted.overlay.opaque" if self._as_root else "user.overlay.opaque"
-        self._parent: tuple[bytes, int] | None = None  # the last used folder: archives list a folder's files together
+        # The last used folder: archives list a folder's files together.
+        self._parent: tuple[bytes, int] | None = None
 
     def __enter__(self) -> Unpacker:
         return self
@@ -91,7 +94,8 @@ class Unpacker:
             else:
                 raise HostileTar(f"{shown(member.name)}: something else in the place of /; refused")
         except OSError as error:
-            if error.errno in (28, 122, 5, 24, 12):  # ENOSPC, EDQUOT, EIO, EMFILE, ENOMEM: not the archive's fault
+            # ENOSPC, EDQUOT, EIO, EMFILE, ENOMEM: not the archive's fault.
+            if error.errno in (28, 122, 5, 24, 12):
                 raise
             raise HostileTar(f"{shown(member.name)}: cannot be unpacked: {error.strerror}") from error
 
@@ -111,7 +115,7 @@ class Unpacker:
             )
         return path
 
-    # ------------------------------------------------------------------------------------------------ members
+    # -------------------------------------------------------------------------------------- members
 
     def _write(self, member: Member, path: tuple[bytes, ...], reader: Reader) -> None:
         parent, name = self._folder(path[:-1]), path[-1]
@@ -120,7 +124,7 @@ class Unpacker:
         elif member.kind == "folder":
             self._make_folder(member, parent, name)
         elif member.kind == "device":
-            # A sandbox has its own /dev, and old images bring one along; anywhere else a device is an attack.
+            # A sandbox has its own /dev, and old images bring one; elsewhere a device is an attack.
             if path[0] != b"dev":
                 raise HostileTar(f"{shown(member.name)}: a device outside /dev; refused")
         else:
@@ -174,7 +178,7 @@ class Unpacker:
             os.close(fd)
 
     def _hardlink(self, member: Member, parent: int, name: bytes) -> None:
-        """The folder was empty at first, so whatever is in it came out of this archive: a link cannot reach anything else."""
+        """The folder began empty: a link reaches nothing but what came from this archive."""
         target = tuple(part for part in member.link.split(b"/") if part not in (b"", b"."))
         if not target or b".." in target:
             raise HostileTar(f"{shown(member.name)}: a hard link to {shown(member.link)}; refused")
@@ -190,10 +194,10 @@ class Unpacker:
         finally:
             os.close(source)
 
-    # ----------------------------------------------------------------------------------------------- whiteouts
+    # ------------------------------------------------------------------------------------ whiteouts
 
     def _whiteout(self, member: Member, parent: int, name: bytes) -> None:
-        """`.wh.x` says that x of the layers below is gone; overlayfs says it with a device 0:0, or an opaque folder."""
+        """`.wh.x` removes x of lower layers: a device 0:0, or an opaque folder, in overlayfs."""
         if name == _OPAQUE:
             os.setxattr(parent, self._opaque, b"y")
             return
@@ -212,7 +216,7 @@ class Unpacker:
                 os.close(fd)
 
     def _clear(self, parent: int, name: bytes, *, keep_folder: bool = False) -> bool:
-        """Make room for a member: of two with one name, the later one counts. Whether something was there that hid lower layers."""
+        """Make room: the later of two members wins. True if the first hid lower layers."""
         info = _info(parent, name)
         if info is None or (keep_folder and stat.S_ISDIR(info.st_mode)):
             return False
@@ -223,10 +227,10 @@ class Unpacker:
             os.unlink(name, dir_fd=parent)
         return not stat.S_ISDIR(info.st_mode)
 
-    # ------------------------------------------------------------------------------------------------- folders
+    # -------------------------------------------------------------------------------------- folders
 
     def _folder(self, path: tuple[bytes, ...]) -> int:
-        """The descriptor of a member's folder, which is made if the archive forgot it. Valid until the next call."""
+        """A member's folder, made if the archive forgot it. Valid until the next call."""
         key = b"/".join(path)
         if self._parent is None or self._parent[0] != key:
             self._forget()
@@ -257,11 +261,11 @@ class Unpacker:
             os.close(parent[1])
 
     def _forget_below(self) -> None:
-        """Something is replaced: a name may mean another folder from now on. The current member still uses the descriptor."""
+        """A name may mean another folder now. The current member still uses the descriptor."""
         if self._parent is not None:
             self._parent = (b"\0", self._parent[1])
 
-    # ---------------------------------------------------------------------------------------------- attributes
+    # ----------------------------------------------------------------------------------- attributes
 
     def _own(self, member: Member, fd: int) -> None:
         if self._as_root:
@@ -272,7 +276,7 @@ class Unpacker:
             os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
 
     def _set_xattrs(self, fd: int, member: Member) -> None:
-        """Only what programs use; `trusted.overlay.*` and the like would speak to overlayfs in our name."""
+        """Only what programs use: `trusted.overlay.*` would speak to overlayfs in our name."""
         for name, value in member.xattrs.items():
             harmless = name.startswith("user.") and not name.startswith("user.overlay.")
             if harmless or (name == "security.capability" and self._as_root):
@@ -289,7 +293,8 @@ def _info(parent: int, name: bytes) -> os.stat_result | None:
 def unpack(
     read: Callable[[int], bytes], folder: str | os.PathLike[str], packed: int, limits: Limits | None = None
 ) -> None:
-    """Unpack an uncompressed tar stream into an empty folder. `packed` is how many bytes the stream was before.
+    """Unpack an uncompressed tar stream into an empty folder. `packed` is the stream's compressed
+    size.
 
     Raises:
         HostileTar: something in it is refused, or it is broken.

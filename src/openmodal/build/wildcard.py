@@ -1,4 +1,4 @@
-"""Wildcards of COPY, as Go's filepath.Match has them: `*`, `?`, `[a-z]`, `[^a-z]`, and a backslash before what is to be ordinary."""
+"""Wildcards of COPY, as Go's filepath.Match has them: `*`, `?`, `[a-z]`, `[^a-z]`, backslash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_pattern(path: str) -> bool:
 
 
 def expand(path: str, listing: Listing) -> list[str]:
-    """The paths that match, in the order of their names. Folders behind links are looked into only before the first wildcard."""
+    """The paths that match, sorted. Links are followed only before the first wildcard."""
     parts = path.split("/")
     start = next(number for number, part in enumerate(parts) if is_pattern(part))
     found = [("/".join(parts[:start]), True)]

@@ -1,4 +1,4 @@
-"""What a container keeps from root in it, and the flags that give it. Looks only; a real machine keeps nothing."""
+"""What a container keeps from its root, and the flags that allow it. Looks only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ALL_IDS = (1 << 32) - 1
 
 
 def lacking(root: Path = Path("/")) -> str:
-    """A sentence's beginning that says what root lacks here, and what to do; "" if nothing. `root` stands for "/"."""
+    """The beginning of a sentence: what root lacks here, and the remedy; "" if nothing."""
     lines = _text(root / "proc/self/uid_map").splitlines()
     ids = sum(int(line.split()[2]) for line in lines)
     if lines and ids < _ALL_IDS:
@@ -44,7 +44,7 @@ def _lacks(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _refused(setting: Path) -> int:
-    """Why a setting of the kernel cannot be opened for writing. AppArmor looks when it is opened, not when it is asked (access)."""
+    """The errno of opening a setting for writing: AppArmor checks open(2), not access(2)."""
     try:
         os.close(os.open(setting, os.O_WRONLY | os.O_CLOEXEC))
     except OSError as error:
@@ -53,7 +53,7 @@ def _refused(setting: Path) -> int:
 
 
 def _pivot_root_is_filtered() -> bool:
-    """Whether a filter says no before the kernel looks for the folder; Docker's lets nobody through."""
+    """Whether a filter refuses the call before the kernel looks for the folder."""
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)

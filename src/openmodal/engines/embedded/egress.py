@@ -1,4 +1,4 @@
-"""Allow lists: what the box is told, so that a gate (openmodal._gate) makes a sandbox's connections; and what the gate has noted."""
+"""Allow lists: the plan's lines for a gate (openmodal._gate), and what the gate has logged."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from openmodal.engines.embedded.plan import Lines
 POLICY = "egress.json"
 """In the folder of a sandbox that has a gate: what it may reach."""
 
-# Where the package is, for Python starts with the standard library alone (-I -S), which takes half the time.
+# Where the package is: Python starts with the standard library alone (-I -S), in half the time.
 _ROOT = Path(__file__).parents[3]
 _GATE = _ROOT / "openmodal" / "_gate" / "main.py"
 
 
 def prepare(wanted: Network, folder: Path, log: Path, resolvers: Sequence[str], mirrors: Sequence[str] = ()) -> Lines:
-    """Write the policy into the sandbox's folder; return the plan's lines. `mirrors` ("10.0.0.5:3141") are reached besides.
+    """Write the policy into the sandbox's folder; return the plan's lines. `mirrors`
+    ("10.0.0.5:3141") may be reached.
 
     Raises:
-        EngineError: there is no program here that loads firewall rules.
+        EngineError: no program here loads firewall rules.
     """
     load = network.loader()
     policy = folder / POLICY
@@ -55,7 +56,7 @@ def policy_text(wanted: Network, own: Sequence[str], resolvers: Sequence[str], m
 
 
 def read(log: Path) -> list[Egress] | None:
-    """What the gate has noted; None if there is no log. A line that is just being written is left out."""
+    """What the gate has logged; None without a log. A half-written line is left out."""
     try:
         lines = log.read_bytes().split(b"\n")
     except FileNotFoundError:

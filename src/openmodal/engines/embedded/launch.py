@@ -1,4 +1,4 @@
-"""Starting a box, and talking to what is started: its report, its supervisor, its agent's socket."""
+"""Starting a box, and talking to it: its report, its supervisor, its agent's socket."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ async def start(program: str, box: plan.Box, held: int = -1) -> None:
 
 
 async def ask(folder: Path, word: bytes, timeout: float | None) -> EndRecord:
-    """Ask a sandbox's supervisor to end it (b"t"), or only to tell when it has ended (b"w"); return how it ended.
+    """Ask a sandbox's supervisor to end it (b"t") or to tell when it has ended (b"w"); return how
+    it ended.
 
     Raises:
         ConnectionError: there is no supervisor any more.
@@ -116,8 +117,9 @@ def _started(program: str, plan_fd: int, report_end: int, held: int) -> int:
 
 
 def _reap(pid: int) -> None:
-    """Wait for the program, which ends soon: it has reported, or its report is closed. One that hangs is killed."""
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # the host program ignores SIGCHLD
+    """Wait for the program, which ends once its report is closed. Kill it if it hangs."""
+    # The user's program may ignore SIGCHLD.
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
         process = os.pidfd_open(pid)
         try:
             ended = select.poll()
@@ -158,7 +160,7 @@ def _refused(said: str) -> EngineError:
 
 
 async def connect(folder: Path, name: str) -> socket.socket:
-    """Connect to a socket of a sandbox. Its path may be longer than a socket's address: go through the open folder."""
+    """Connect through the open folder: a path may be too long for a socket's address."""
     try:
         fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError as error:

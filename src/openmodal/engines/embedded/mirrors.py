@@ -1,8 +1,10 @@
-"""Package mirrors and proxies of this machine that steps of images may reach although they are private. Looks only; changes nothing.
+"""Package mirrors and proxies of this machine that steps of images may reach although they are
+private.
 
-A step has a sandbox's network: the internet, and nothing private. Many machines get their packages from a mirror or through a proxy in
-a private network, or on this machine. So what this machine's own configuration names in a URL is let through, by address and port. A
-recipe's commands do not count: a Dockerfile may be a stranger's.
+A step has a sandbox's network: the internet, and nothing private. Many machines get their packages
+from a mirror or through a proxy in a private network, or on the machine. So the addresses and ports
+in URLs of this machine's own configuration are let through. A recipe's commands do not count: a
+Dockerfile may be a stranger's. Looks only; changes nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _KEPT_SECONDS = 60  # a build has many steps, and a name server may be slow
 
 
 def private() -> tuple[str, ...]:
-    """What steps may reach besides the internet: "10.0.0.5:3141", sorted. Never a link-local address or a cloud's metadata."""
+    """What steps may reach besides the internet ("10.0.0.5:3141"), never link-local."""
     period = int(time.monotonic() / _KEPT_SECONDS)
     named = {(host, port) for text in _configuration() for host, port in urls(text)}
     own = network.own_addresses()
@@ -64,7 +66,7 @@ def _texts(folder: Path, patterns: Iterable[str]) -> list[str]:
 
 @functools.lru_cache(maxsize=256)
 def _addresses(host: str, period: int) -> frozenset[str]:
-    """The IPv4 addresses of a host; none if nobody knows it. `period` makes the answer one that is not kept for long."""
+    """The IPv4 addresses of a host, or none. `period` makes the cache forget."""
     try:
         found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
     except (OSError, UnicodeError):

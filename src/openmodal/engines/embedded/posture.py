@@ -17,7 +17,7 @@ _EXPECTED = "network.expected"
 
 
 def expect_network(folder: Path) -> None:
-    """Note in the sandbox's folder that it is to have an interface: it may have been made without, or its helper may have died."""
+    """Note that the sandbox should have an interface: its helper may die."""
     (folder / _EXPECTED).touch()
 
 

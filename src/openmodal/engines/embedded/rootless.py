@@ -1,4 +1,4 @@
-"""What differs for a plain user, but for ids (_idmap.py): delegated control groups, a network by a helper program. Looks only."""
+"""What differs for a plain user, besides ids (_idmap.py): delegated cgroups, the network."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from openmodal.engines.embedded import network
 from openmodal.engines.groups import Hierarchies
 from openmodal.errors import EngineError
 
-# Addresses inside a user's sandbox; its own network namespace has only these, so they collide with nothing.
+# Addresses inside a user's sandbox, alone in its network namespace: they collide with nothing.
 ADDRESS, ROUTER, RESOLVER = "10.0.2.100", "10.0.2.2", "10.0.2.3"
 
 
 def network_lines(own: Sequence[str]) -> Lines:
     """How a user's sandbox reaches the internet: by pasta or slirp4netns.
 
-    The box's first process loads rules against what must not be reached (`own`: this machine's addresses), before anything else runs.
+    The box's first process loads rules against what must not be reached, before anything else runs.
+    `own` are this machine's addresses.
 
     Raises:
-        EngineError: it cannot; the text tells the remedy.
+        EngineError: there is no network here; the text tells the remedy.
     """
     require_network()
     # Few: most own addresses lie in private networks.
@@ -38,9 +39,10 @@ def network_lines(own: Sequence[str]) -> Lines:
 
 
 def helpers(which: Callable[[str], str | None]) -> Sequence[Sequence[str]]:
-    """The commands that give a sandbox a network, in the order in which they are to be tried (native/helper.c).
+    """The commands that give a sandbox a network, in the order to try them (native/helper.c).
 
-    AppArmor refuses Debian 12's pasta a look at another process, so it gets open namespaces; newer ones close what they are given.
+    AppArmor forbids Debian 12's pasta to look at another process, so that one gets open namespaces;
+    newer ones close what they are given.
     """
     found: list[Sequence[str]] = []
     if pasta := which("pasta"):
@@ -72,7 +74,7 @@ def require_network() -> None:
 
 
 def lacking(root: Path, which: Callable[[str], str | None]) -> tuple[str, str] | None:
-    """Why a user's sandbox can have no network, and what to do; None if nothing is known to be missing."""
+    """Why a user's sandbox can have no network, and the remedy; None if nothing is."""
     tun = root / "dev/net/tun"
     if not tun.exists():
         return (
@@ -87,10 +89,12 @@ def lacking(root: Path, which: Callable[[str], str | None]) -> tuple[str, str] |
 
 
 def servers(root: Path = Path("/")) -> Sequence[str]:
-    """The machine's own name servers, which sandboxes ask themselves. If they are on its loopback, a helper asks them.
+    """The machine's own name servers, which sandboxes ask directly; a helper asks those on its
+    loopback.
 
-    So pasta need not read the machine's resolv.conf, from which AppArmor keeps it where that is a link, as systemd-resolved makes it. Where
-    such a link leads to nobody but the loopback, public servers are asked, as root's sandboxes do.
+    So pasta need not read the machine's resolv.conf: AppArmor forbids that if the file is a link,
+    as systemd-resolved makes it. If such a link leads to loopback only, public servers are asked,
+    as in root's sandboxes.
     """
     if found := network.named_resolvers(root):
         return found
@@ -99,7 +103,7 @@ def servers(root: Path = Path("/")) -> Sequence[str]:
 
 
 def hierarchies(own: str, mount: str) -> Hierarchies:
-    """The part of cgroup v2 that systemd delegates to the user, if it does; `own` is /proc/self/cgroup."""
+    """The part of cgroup v2 that systemd delegates; `own` is /proc/self/cgroup."""
     unified = next((line[3:] for line in own.splitlines() if line.startswith("0::")), "")
     service = f"/user@{os.getuid()}.service"
     head, found, _ = unified.partition(service)
