@@ -4,10 +4,11 @@
 #   make test      set up what tests need, then run all of them (linters too)
 #   make test-security   the attacks, with a table of the rows that passed
 #   make test-machines   a smoke suite in machines with other kernels, as root and as a plain user; VM_RUN boots them (.ci/machines)
+#   make test-integrations   adapters of frameworks, with the newest release of each framework
 #   make lint      the linters only          make bench   the benchmarks
 #   make wheel     one wheel for both CPUs   make clean   forget everything that was built
 
-.PHONY: help example test test-security test-machines lint bench wheel native native-test clean
+.PHONY: help example test test-security test-machines test-integrations lint bench wheel native native-test clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -48,6 +49,16 @@ KERNELS ?= 6.1 6.12
 test-machines:
 	@.ci/machines $(KERNELS)
 
+# Frameworks contradict each other, so each has an environment of its own; a new one has the newest release.
+FRAMEWORKS ?= inspect
+PACKAGES_inspect := inspect_ai
+
+test-integrations: $(FRAMEWORKS:%=test-integration-%)
+
+test-integration-%: .venv-%/.installed $(STAMPS)/test $(STAMPS)/lint native
+	$(PYTHON_IN) -m mypy --python-executable .venv-$*/bin/python src/openmodal/integrations/$*.py
+	.venv-$*/bin/python -m pytest $(PYTEST_ARGS) tests/integrations/test_$**.py
+
 lint: $(STAMPS)/lint
 	$(PYTHON_IN) -m ruff check
 	$(PYTHON_IN) -m ruff format --check
@@ -71,7 +82,7 @@ wheel: $(STAMPS)/release
 	$(PYTHON_IN) .ci/wheel.py dist
 
 clean:
-	rm -rf $(VENV) dist native/build src/openmodal/_native .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* dist native/build src/openmodal/_native .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # ---------------------------------------------------------------------------------------------------- set-up
 
@@ -97,6 +108,13 @@ $(STAMPS)/test: $(STAMPS)/installed $(STAMPS)/pip Makefile
 
 $(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip
 	$(PIP) --editable '.[gke]' --group lint
+	@touch $@
+
+.PRECIOUS: .venv-%/.installed
+.venv-%/.installed: pyproject.toml
+	@.ci/venv .venv-$*
+	.venv-$*/bin/python -m pip install -qq 'pip>=25.1'
+	.venv-$*/bin/python -m pip install -qq --editable . --group test $(PACKAGES_$*)
 	@touch $@
 
 $(STAMPS)/release: pyproject.toml $(STAMPS)/pip

@@ -27,7 +27,7 @@ LAYERS = (
     {"process"},
     {"_options"},
     {"pool", "sandbox"},
-    {"cli", "testing"},
+    {"cli", "integrations", "testing"},
 )
 """Each module or package directly in openmodal, from the ground up. A new one must be put here."""
 

@@ -1,0 +1,36 @@
+"""OpenModal in other frameworks: a file for each, which imports its framework when that imports it.
+
+What the files share is here and imports no framework. An adapter has at most 200 lines: what it
+would have to emulate is missing in the SDK, and is added there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from openmodal.image import Image
+
+Errors = Mapping[type[Exception], Callable[[str], Exception]]
+"""What a framework raises for an error of ours, made of its text."""
+
+
+def image_from(source: str, *, context_dir: str | None = None) -> Image:
+    """The image that a framework names by a Dockerfile's path or by a registry's reference."""
+    if os.path.isabs(source):
+        return Image.from_dockerfile(source, context_dir=context_dir)
+    return Image.from_registry(source)
+
+
+@contextmanager
+def errors_as(theirs: Errors) -> Iterator[None]:
+    """Raise a framework's errors in place of ours, by the first entry that fits."""
+    try:
+        yield
+    except tuple(theirs) as error:
+        make = next(make for ours, make in theirs.items() if isinstance(error, ours))
+        raise make(str(error)) from error
+
+
+__all__ = ["Errors", "errors_as", "image_from"]

@@ -1,0 +1,116 @@
+"""What adapters of frameworks share: compose files as sandboxes, and our errors as theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openmodal.errors import InvalidError, SandboxNotRunningError, SandboxTimeoutError, UnsupportedError
+from openmodal.image import Image
+from openmodal.integrations import errors_as
+from openmodal.integrations.compose import from_compose
+
+
+def of_service(folder: str = "/task", **service: Any) -> Any:
+    return from_compose({"services": {"box": {"image": "alpine", **service}}}, folder)
+
+
+def test_a_service_of_an_image_is_a_sandbox_of_it() -> None:
+    plan = of_service()
+    assert (plan.image, plan.argv, plan.options) == (Image.from_registry("alpine"), (), {"env": {}})
+
+
+@pytest.mark.parametrize(
+    ("build", "dockerfile", "context"),
+    [
+        (".", "/task/Dockerfile", "/task"),
+        ("sub", "/task/sub/Dockerfile", "/task/sub"),
+        ({"context": "/else"}, "/else/Dockerfile", "/else"),
+        ({"dockerfile": "a/Dockerfile"}, "/task/a/Dockerfile", "/task"),
+    ],
+)
+def test_a_service_that_is_built_has_its_dockerfile_and_context(build: Any, dockerfile: str, context: str) -> None:
+    assert of_service(build=build).image == Image.from_dockerfile(dockerfile, context_dir=context)
+
+
+@pytest.mark.parametrize(
+    ("service", "options"),
+    [
+        ({"cpus": 1.5}, {"cpu": 1.5}),
+        ({"mem_limit": "512m"}, {"memory": 512}),
+        ({"mem_limit": "2GB"}, {"memory": 2048}),
+        ({"mem_limit": 64 << 20}, {"memory": 64}),
+        ({"deploy": {"resources": {"limits": {"cpus": "2", "memory": "1.5g"}}}}, {"cpu": 2.0, "memory": 1536}),
+        ({"network_mode": "none"}, {"block_network": True}),
+        ({"network_mode": "bridge"}, {}),
+        ({"environment": {"A": 1, "B": "$$x"}}, {"env": {"A": "1", "B": "$x"}}),
+        ({"environment": ["A=1=2", "HERE", "NOT_HERE"]}, {"env": {"A": "1=2", "HERE": "here"}}),
+        ({"x-openmodal": {"runtime": "gvisor", "memory": 99}, "mem_limit": "1g"}, {"runtime": "gvisor", "memory": 99}),
+        ({"init": True, "tty": True, "x-default": True, "ports": [], "volumes": None}, {}),
+    ],
+)
+def test_what_a_service_says_is_an_argument(
+    service: dict[str, Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERE", "here")
+    monkeypatch.delenv("NOT_HERE", raising=False)
+    assert of_service(**service).options == {"env": {}, **options}
+
+
+def test_command_entrypoint_user_and_folder_are_the_images_and_the_main_command() -> None:
+    alpine = Image.from_registry("alpine")
+    assert of_service(command="tail -f '/dev/null'").argv == ("tail", "-f", "/dev/null")
+    assert of_service(command=["a", "b c"]).argv == ("a", "b c")
+    plan = of_service(entrypoint=["run"], user=1000, working_dir="/srv")
+    assert plan.image == alpine.workdir("/srv").user("1000").entrypoint(["run"]).cmd([])
+
+
+@pytest.mark.parametrize(
+    ("service", "said"),
+    [
+        ({"ports": ["80:80"]}, "ports"),
+        ({"volumes": ["a:/a"]}, "volumes"),
+        ({"healthcheck": {"test": "true"}}, "healthcheck"),
+        ({"privileged": True}, "privileged"),
+        ({"network_mode": "host"}, "network_mode 'host'"),
+        ({"image": "a:${TAG}"}, r"the variable \$\{"),
+        ({"command": "echo $$$HOME"}, r"the variable \$HOME"),
+        ({"build": {"context": ".", "args": {"A": "b"}}}, "args"),
+        ({"deploy": {"resources": {"reservations": {"devices": [{"driver": "nvidia"}]}}}}, "reservations of devices"),
+    ],
+)
+def test_what_a_sandbox_has_not_is_refused_by_its_name(service: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"'box' has {said}"):
+        of_service(**service)
+
+
+def test_several_services_none_and_networks_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"0 services \(none\)"):
+        from_compose({}, "/")
+    with pytest.raises(UnsupportedError, match=r"2 services \(a, b\)"):
+        from_compose({"services": {"a": {}, "b": {}}}, "/")
+    with pytest.raises(UnsupportedError, match="has networks"):
+        from_compose({"services": {"a": {"image": "b"}}, "networks": {"inner": {"internal": True}}}, "/")
+
+
+def test_wrong_values_are_the_users() -> None:
+    with pytest.raises(InvalidError, match="neither build nor image"):
+        of_service(image=None)
+    with pytest.raises(InvalidError, match="'much'"):
+        of_service(mem_limit="much")
+
+
+def test_errors_are_a_frameworks_by_the_first_entry_that_fits(tmp_path: Path) -> None:
+    class Theirs(Exception):
+        pass
+
+    with (
+        pytest.raises(Theirs, match="why") as caught,
+        errors_as({SandboxNotRunningError: Theirs, TimeoutError: KeyError}),
+    ):
+        raise SandboxTimeoutError("why")
+    assert isinstance(caught.value.__cause__, SandboxTimeoutError)
+    with pytest.raises(InvalidError), errors_as({SandboxNotRunningError: Theirs}):
+        raise InvalidError("other")
