@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from openmodal.build.layers import Layers
 from openmodal.build.prune import prune
 from openmodal.errors import DiskFullError, ImageBuildError, InvalidError, UnsupportedError
 from openmodal.image import Image
+from openmodal.testing.fixtures import eventually
 from tests.build.runner import chroot_runner
 
 pytestmark = pytest.mark.root
@@ -248,6 +250,36 @@ def test_many_processes_build_an_image_once(store, busybox, tmp_path):
     assert [process.wait(60) for process in processes] == [0] * 6
     assert len((tmp_path / "log").read_text().splitlines()) == 2
     assert lookup(image.recipe, store) is not None
+
+
+def test_those_who_wait_for_a_step_fail_as_it_does_and_a_later_build_tries_again(store, busybox):
+    """Each of them ran the step again, one after the other."""
+    image, runs, waiting = busybox.run_commands("false"), [], []
+
+    def report(progress):
+        if progress.event == "waiting":
+            waiting.append(progress)
+
+    def attempt(run):
+        with pytest.raises(ImageBuildError, match=r"step 3 of 3.*code 7.*no luck") as caught:
+            build(image.recipe, store, run, report)
+        return caught.value.step, caught.value.output
+
+    def run(request):
+        runs.append(request)
+        if len(runs) == 1:
+            others.extend(pool.submit(attempt, run) for _ in range(3))
+            eventually(lambda: len(waiting) == 3)
+        request.output(b"no luck\n")
+        return 7
+
+    others: list[Future[tuple[str, str]]] = []
+    with ThreadPoolExecutor(3) as pool:
+        failed = attempt(run)
+    assert [other.result() for other in others] == [failed] * 3
+    assert len(runs) == 1
+    assert attempt(run) == failed == ("RUN false", "no luck")
+    assert len(runs) == 2
 
 
 @pytest.mark.parametrize("point", ["run", "sync", "rename", "remove", "mkdir"])

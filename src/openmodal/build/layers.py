@@ -31,10 +31,11 @@ from openmodal._spec import Layered
 from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
 from openmodal.build.locks import Lock, lock, lock_folder, try_lock
-from openmodal.errors import disk_full_named
+from openmodal.errors import ImageBuildError, disk_full_named
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_PIECE = 2048  # bytes; PATH_MAX is 4096
+_FAILURE_MOST = 1 << 20
 _USED_EVERY = 600.0  # seconds between two notes of an image's use: a hit must not write each time
 
 
@@ -45,6 +46,15 @@ class Meta(msgspec.Struct, frozen=True):
     step: str = ""
     size: int = 0
     made: float = 0.0
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """How a step failed, and when (monotonic clock): in its layer's lock file, for those who wait."""
+
+    at: float
+    text: str
+    step: str
+    output: str
 
 
 class Claim:
@@ -118,18 +128,38 @@ class Layers:
         """Wait until the layer is made by another process, or is to be made by this one.
 
         `waiting` is called once if another process is making it.
+
+        Raises:
+            ImageBuildError: another process made it, and its step failed: it would fail again.
         """
         held = try_lock(self._lock_file(key), shared=True)
         if held is None:
+            since = time.monotonic()
             waiting()
             held = lock(self._lock_file(key), shared=True)
+            self._fail_alike(key, held, since)
         while not self.has(key):
             held.close()
             held = lock(self._lock_file(key))
             if not self.has(key):
+                os.ftruncate(held.fd, 0)
                 return Claim(held, False)
             held.share()
         return Claim(held, True)
+
+    def fail(self, claim: Claim, error: ImageBuildError) -> None:
+        """Leave a step's failure to those who wait for its layer; later builds try again."""
+        failure = Failure(time.monotonic(), str(error), error.step, error.output)
+        os.pwrite(claim.held.fd, msgspec.json.encode(failure), 0)
+
+    def _fail_alike(self, key: str, held: Lock, since: float) -> None:
+        note = os.pread(held.fd, _FAILURE_MOST, 0)
+        if not note or self.has(key):
+            return
+        failure = msgspec.json.decode(note, type=Failure)
+        if failure.at >= since:
+            held.close()
+            raise ImageBuildError(failure.text, step=failure.step, output=failure.output)
 
     def publish(self, files: Path, key: str, meta: Meta) -> None:
         """Make a folder under `scratch` the layer of that key, whose claim is held."""

@@ -242,7 +242,9 @@ class Builder:
                 self._as_below(upper, meta.parent)
                 make(upper)
                 self.store.publish(upper, key, meta)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ImageBuildError):
+                self.store.fail(claim, error)
             claim.held.close()  # at once: others may try
             raise
         claim.held.share()
@@ -296,7 +298,7 @@ class Builder:
 
     def failure(self, code: int, text: str, tail: Tail) -> ImageBuildError:
         """The exception for a step whose command failed."""
-        printed = f"; it last printed: {tail.last}" if tail.last else ""
+        printed = f"; {tail.why}" if tail.why else ""
         return ImageBuildError(
             f"{self._where(text)}, failed with exit code {code}{printed}", step=text, output=tail.text
         )
