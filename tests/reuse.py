@@ -21,6 +21,7 @@ from openmodal.testing.faces import Face
 from tests.leaks import Check
 
 INSIDE = (
+    suite.TestAttached,
     suite.TestCopying,
     suite.TestExec,
     suite.TestExecInput,

@@ -24,7 +24,7 @@ LAYERS = (
     {"_command"},
     {"build", "engines"},
     {"app", "filesystem", "image", "secret", "_localcopy"},
-    {"process"},
+    {"_sources", "process"},
     {"_options"},
     {"pool", "sandbox"},
     {"cli", "integrations", "testing"},

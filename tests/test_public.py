@@ -16,9 +16,10 @@ import pytest
 import openmodal
 import openmodal.errors
 from openmodal._command import Command, Spool
+from openmodal._sources import Kept
 from openmodal.engines import load
 from openmodal.errors import ExecTimeoutError, SandboxFilesystemError, file_error
-from openmodal.process import Kept, StreamReader, StreamWriter, timed_out
+from openmodal.process import StreamReader, StreamWriter, timed_out
 
 PUBLIC = [
     "AlreadyExistsError",
@@ -114,7 +115,7 @@ def an_instance(name: str) -> Any:
             stdout=Kept(Spool()),
             stderr=Kept(Spool()),
             text=True,
-            stdin=True,
+            stdin=0,
         ),
         "Sandbox": lambda: sandbox,
         "Secret": lambda: value({"NAME": "value"}),

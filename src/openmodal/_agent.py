@@ -1,4 +1,4 @@
-"""The agent of a box, as everything that asks it something sees it: links to it, why they broke, and when to ask again."""
+"""The agent of a box, for all that asks it: links to it, why they broke, when to ask again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.16
 class Agent:
     """One agent. Commands, files and connections are operations on a link to it.
 
-    An operation says by ids and offsets where it is, so `exchange` may run it again: nothing starts twice, nothing is lost.
+    An operation says by ids and offsets where it is, so `exchange` may run it again: nothing starts
+    twice, nothing is lost.
     """
 
     def __init__(
@@ -35,7 +36,8 @@ class Agent:
 
         Args:
             connect: opens a stream to the agent; raises ConnectionError when nothing listens.
-            why: a link broke: raises why the box ended; returns if it runs, so that asking again makes sense.
+            why: a link broke: raises why the box ended; returns if it runs, so that asking again
+                makes sense.
             first: a stream that is open already, and used before another is opened.
         """
         self._connect = connect
@@ -84,8 +86,8 @@ class _Patience:
     def after(self, error: Exception, opened: float) -> float:
         """Seconds to pause, after the link that was opened then (0: none was) has failed.
 
-        An agent that nobody reaches is asked less and less often. A link that held for a while has worked, so what
-        broke it is news: a command of an hour may see any number of breaks.
+        An agent that nobody reaches is asked less and less often. A link that held for a while has
+        worked, so what broke it is news: a command of an hour may see any number of breaks.
         """
         now = time.monotonic()
         if opened and now - opened > _HELD_SECONDS:

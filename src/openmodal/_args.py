@@ -25,10 +25,14 @@ YEAR = 366 * 24 * 3600
 CONTROLS = ("limits", "network", "seccomp")
 """What `allow_degraded=` may name: limits of memory, processes and CPU; a network; the filter of system calls."""
 
+OFFSET_MOST = (1 << 63) - 1
+"""The last byte of a file or stream."""
+
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
 _TAG = r"[A-Za-z0-9._-]{1,63}"
 _HOST = r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _GPU = r"([A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)(?::([1-9][0-9]{0,2}))?"
+_COMMAND_ID = r"[0-9a-f]{32}"
 _SURROGATE = "[\ud800-\udc7f\udd00-\udfff]"
 
 
@@ -39,6 +43,13 @@ def name(argument: str, value: object) -> str:
             f"{argument} cannot be {value!r}; use 1 to 63 letters, digits, '_', '.' and '-', with a letter or digit first"
         )
     return value
+
+
+def command_id(value: object) -> bytes:
+    """The id of a command, as `Process.id` gives it."""
+    if not re.fullmatch(_COMMAND_ID, string("id", value)):
+        raise InvalidError(f"id must be a Process.id, 32 hexadecimal digits, not {value!r}")
+    return bytes.fromhex(str(value))
 
 
 def string(argument: str, value: object) -> str:
@@ -76,6 +87,11 @@ def count(argument: str, value: object, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise InvalidError(f"{argument} must be a whole number of bytes from 0 to {most}, not {value!r}")
     return value
+
+
+def offset(argument: str, value: object) -> int | None:
+    """A place in a stream, or None for wherever it begins."""
+    return None if value is None else count(argument, value, OFFSET_MOST)
 
 
 def seconds(argument: str, value: object) -> float:

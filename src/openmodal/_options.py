@@ -61,6 +61,18 @@ class ExecOptions(SpawnOptions, total=False):
     stdin: str | bytes | IO[str] | IO[bytes] | None
 
 
+class AttachOptions(TypedDict, total=False):
+    """The keywords of `process`.
+
+    Attributes:
+        stdout_offset, stderr_offset: where reading begins, in bytes from the stream's start.
+            None: at the first byte that is kept.
+    """
+
+    stdout_offset: int | None
+    stderr_offset: int | None
+
+
 class ExecCall(Protocol):
     """The two faces of `exec`; `text` decides what its streams give."""
 
@@ -85,6 +97,19 @@ class SpawnCall(Protocol):
     async def aio(self, *argv: str, text: Literal[True] = ..., **options: Unpack[SpawnOptions]) -> Process[str]: ...
     @overload
     async def aio(self, *argv: str, text: Literal[False], **options: Unpack[SpawnOptions]) -> Process[bytes]: ...
+
+
+class ProcessCall(Protocol):
+    """The two faces of `process`."""
+
+    @overload
+    def __call__(self, id: str, *, text: Literal[True] = ..., **options: Unpack[AttachOptions]) -> Process[str]: ...
+    @overload
+    def __call__(self, id: str, *, text: Literal[False], **options: Unpack[AttachOptions]) -> Process[bytes]: ...
+    @overload
+    async def aio(self, id: str, *, text: Literal[True] = ..., **options: Unpack[AttachOptions]) -> Process[str]: ...
+    @overload
+    async def aio(self, id: str, *, text: Literal[False], **options: Unpack[AttachOptions]) -> Process[bytes]: ...
 
 
 def environment(env: Mapping[str, str] | None, secrets: Iterable[Secret]) -> _args.Pairs:
@@ -163,6 +188,11 @@ def why_missing(function: str, options: Mapping[str, Any]) -> str:
         return (
             f"because the command wrote more than {MAX_OUTPUT >> 20} MiB; have more given with exec(…, max_output=BYTES), or all with "
             "max_output=None"
+        )
+    if function == "process":
+        return (
+            "because another handle has read them, or nobody did while the command wrote more than is kept; "
+            "read sooner, or have more kept: spawn(…, max_output=BYTES)"
         )
     return (
         "because nobody read while the command wrote more than is kept; read sooner, or have more kept: "

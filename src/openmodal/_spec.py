@@ -267,7 +267,10 @@ class PoolStatus(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """A sandbox as it is. `ended` is None while it runs; times are seconds of the Unix clock."""
+    """A sandbox as it is. `ended` is None while it runs; times are seconds of the Unix clock.
+
+    `build`: it runs a step of an image, belongs to whoever builds that, and is in nobody's list.
+    """
 
     id: str
     app: str
@@ -280,6 +283,7 @@ class Status(msgspec.Struct, frozen=True):
     run: str = ""
     runtime: str = "native"
     ended: EndRecord | None = None
+    build: bool = False
 
 
 class Built(msgspec.Struct, frozen=True):

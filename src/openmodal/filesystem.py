@@ -34,7 +34,6 @@ LIST_MOST = 500_000
 """Entries of a folder that are listed."""
 
 _LIMIT_MOST = (1 << 32) - 1
-_OFFSET_MOST = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ class Filesystem:
         Raises:
             SandboxFileTooLargeError: all are more than 256 MiB; read it in parts, or copy it.
         """
-        return await self._read(path, _args.count("offset", offset, _OFFSET_MOST), limit)
+        return await self._read(path, _args.count("offset", offset, _args.OFFSET_MOST), limit)
 
     @dual
     async def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -170,7 +169,7 @@ class Filesystem:
             SandboxFileTooLargeError: there is more than `max_bytes`; nothing is left of it.
         """
         target = Path(local)
-        most = None if max_bytes is None else _args.count("max_bytes", max_bytes, _OFFSET_MOST)
+        most = None if max_bytes is None else _args.count("max_bytes", max_bytes, _args.OFFSET_MOST)
         request = self._request(FileOp.PULL, path, flags=_FOLLOW | _HOLES)
 
         async def operation(link: Link) -> None:

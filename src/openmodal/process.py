@@ -10,14 +10,15 @@ import codecs
 import signal as signals
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any, AnyStr, Generic, Protocol, cast
+from typing import Any, AnyStr, Generic, cast
 
 from openmodal import _args, _wire
-from openmodal._command import Command, Spool
+from openmodal._command import Command
 from openmodal._dual import DualIterator, dual
+from openmodal._sources import Source
 from openmodal._spec import ExitRecord, OutputGap
 from openmodal._wire import State, Want
 from openmodal.errors import (
@@ -44,66 +45,6 @@ class StreamType(Enum):
     DEVNULL = "devnull"
 
 
-class Source(Protocol):
-    """Where a StreamReader's bytes come from."""
-
-    @property
-    def gaps(self) -> Sequence[OutputGap]:
-        """Where bytes are missing, as far as that is known."""
-        ...
-
-    @property
-    def why(self) -> str:
-        """Why they are missing, and what to do about it; "" if they were not wanted."""
-        ...
-
-    async def chunk(self) -> bytes:
-        """Return some bytes, up to the next gap at most, or b"" at the end."""
-        ...
-
-
-class Kept:
-    """The output of a finished command: here already, also after its sandbox is gone."""
-
-    def __init__(self, spool: Spool, why: str = "") -> None:
-        self.why = why
-        self._spool = spool
-        self._at = 0
-
-    @property
-    def gaps(self) -> Sequence[OutputGap]:
-        return self._spool.gaps
-
-    async def chunk(self) -> bytes:
-        data = self._spool.read(self._at, _PIECE)
-        self._at += len(data)
-        return data
-
-
-class Live:
-    """The output of a running command, taken from its agent piece by piece."""
-
-    def __init__(self, command: Command, stream: int, why: str = "") -> None:
-        self.why = why
-        self.gaps: list[OutputGap] = []
-        self._command = command
-        self._stream = stream
-        self._offsets = [0, 0, 0]
-        self._piece = Kept(Spool())
-
-    async def chunk(self) -> bytes:
-        # Who gives up in the middle and reads again finds in the piece what had come: the offset has moved on already.
-        if data := await self._piece.chunk():
-            return data
-        spool = Spool()
-        self._piece = Kept(spool)
-        try:
-            await self._command.io(Want(self._stream), self._offsets, {self._stream: spool})
-        finally:
-            self.gaps += spool.gaps
-        return await self._piece.chunk()
-
-
 class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
     """What a command writes. Text is UTF-8; bytes that are not become U+FFFD. Iteration gives lines, with their newline.
 
@@ -122,7 +63,8 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
         self._begin = 0  # what lies before in `_rest` was read already
         self._ended = False
         self._reading = False
-        self._at = 0  # in what the command wrote: where what comes next begins
+        self._at = source.start or 0  # in what the command wrote: where what comes next begins
+        self._begun = source.start is not None  # else a gap at the start is no loss: it was read elsewhere
         self._passed = 0  # gaps that lie before that
         self._lost = 0  # bytes missing right before `_rest`, of which nobody was told yet
 
@@ -232,9 +174,10 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
         known = self._source.gaps
         before = self._passed
         while self._passed < len(known) and known[self._passed].at <= self._at:
-            self._lost += known[self._passed].size
+            self._lost += known[self._passed].size if self._begun else 0
             self._at += known[self._passed].size
             self._passed += 1
+        self._begun = True
         return self._passed > before
 
     def _tell(self) -> None:
@@ -256,12 +199,12 @@ def _as_it_is(data: bytes, final: bool = False) -> bytes:
 class StreamWriter:
     """What a command reads. `write` and `write_eof` collect; `drain` (or `close`) sends and waits until all is taken."""
 
-    def __init__(self, command: Command | None) -> None:
+    def __init__(self, command: Command | None, accepted: int = 0) -> None:
         self._command = command
         self._pending = bytearray()
         self._ends = False
         self._ended = False
-        self._accepted = 0
+        self._accepted = accepted
 
     def write(self, data: str | bytes | bytearray | memoryview) -> None:
         """Add to what `drain` sends.
@@ -332,8 +275,9 @@ class Process(Generic[AnyStr]):
     It can be pickled: a finished one with its output, another as a handle that goes on where this one is.
 
     Attributes:
-        args: its argv.
-        pid: its process id inside the sandbox; 0 if it could not be executed.
+        args: its argv; empty if it comes from `Sandbox.process`.
+        pid: its process id inside the sandbox; 0 if it could not be executed, or if it comes from
+            `Sandbox.process`.
         stdin, stdout, stderr: its streams.
     """
 
@@ -346,16 +290,21 @@ class Process(Generic[AnyStr]):
         stdout: Source,
         stderr: Source,
         text: bool,
-        stdin: bool,
+        stdin: int | None,
         record: ExitRecord | None = None,
     ) -> None:
         self.args = args
         self.pid = pid
-        self.stdin = StreamWriter(command if stdin else None)
+        self.stdin = StreamWriter(None if stdin is None else command, stdin or 0)
         self.stdout: StreamReader[AnyStr] = StreamReader(stdout, text=text)
         self.stderr: StreamReader[AnyStr] = StreamReader(stderr, text=text)
         self._command = command
         self._record = record
+
+    @property
+    def id(self) -> str:
+        """By which `Sandbox.process` finds it, in any process of yours."""
+        return self._command.id.hex()
 
     @property
     def returncode(self) -> int | None:
@@ -433,12 +382,13 @@ class Process(Generic[AnyStr]):
 
     def __repr__(self) -> str:
         state = "running" if self._record is None else f"returncode {self.returncode}"
-        return f"<Process {self.args!r} {state}>"
+        return f"<Process {self.args or self.id!r} {state}>"
 
 
 def timed_out(process: Process[Any]) -> ExecTimeoutError:
     """The error for a command whose timeout ended it."""
-    return ExecTimeoutError(f"the command {process.args[0]!r} was killed because its timeout expired", process)
+    name = process.args[0] if process.args else process.id
+    return ExecTimeoutError(f"the command {name!r} was killed because its timeout expired", process)
 
 
 __all__ = ["Process", "StreamReader", "StreamType", "StreamWriter", "timed_out"]

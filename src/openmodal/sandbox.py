@@ -14,9 +14,20 @@ from openmodal._agent import Agent
 from openmodal._command import Command, Spool
 from openmodal._dual import DualContext, dual
 from openmodal._link import Stream
-from openmodal._options import ExecCall, ExecOptions, SpawnCall, SpawnOptions, environment, exec_spec, feed, why_missing
+from openmodal._options import (
+    ExecCall,
+    ExecOptions,
+    ProcessCall,
+    SpawnCall,
+    SpawnOptions,
+    environment,
+    exec_spec,
+    feed,
+    why_missing,
+)
+from openmodal._sources import Kept, Live
 from openmodal._spec import Egress, EndRecord, Info, Resources, Root, SandboxSpec, Status
-from openmodal._wire import Flag
+from openmodal._wire import Flag, Want
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
 from openmodal.engines import Created, Engine, choose, require
@@ -30,7 +41,7 @@ from openmodal.errors import (
     UnsupportedError,
 )
 from openmodal.image import Image, main_command, ready
-from openmodal.process import Kept, Live, Process, StreamReader, StreamWriter, timed_out
+from openmodal.process import Process, StreamReader, StreamWriter, timed_out
 from openmodal.secret import Secret
 
 if TYPE_CHECKING:
@@ -54,6 +65,7 @@ class Sandbox(DualContext):
         self._main = Command(self._agent, _wire.MAIN)
         self._stdin = StreamWriter(self._main)
         self._streams: dict[int, StreamReader[str]] = {}
+        self._status: Status | None = None
         self._end: EndRecord | None = None
 
     # ------------------------------------------------------------------------------------------ make and find
@@ -167,7 +179,7 @@ class Sandbox(DualContext):
             NotFoundError: there is none, and none of that id ended lately.
         """
         sandbox = cls(_args.string("id", id), choose(engine))
-        await sandbox._engine.inspect(id)
+        await sandbox._look()
         return sandbox
 
     @dual
@@ -182,7 +194,7 @@ class Sandbox(DualContext):
         wanted = (_args.name("app_name", app_name), _args.name("name", name))
         for status in await chosen.list():
             if (status.app, status.name) == wanted:
-                return cls(status.id, chosen)
+                return cls._seen(status, chosen)
         raise NotFoundError(
             f"no sandbox {name!r} of app {app_name!r} is running; `openmodal sandbox list` shows which are"
         )
@@ -192,15 +204,24 @@ class Sandbox(DualContext):
     async def list(
         cls, *, app: App | str | None = None, tags: Mapping[str, str] | None = None, engine: str | Engine | None = None
     ) -> list[Sandbox]:
-        """Return the running sandboxes, oldest first: of an app, and with all of these tags."""
+        """Return the running sandboxes, oldest first: of an app, and with all of these tags.
+
+        Each has its `last_status`, so that nobody has to ask for them one by one.
+        """
         chosen = choose(engine)
         name = app.name if isinstance(app, App) else app
         wanted = set(_args.tags(tags))
         return [
-            cls(status.id, chosen)
+            cls._seen(status, chosen)
             for status in await chosen.list()
             if (name is None or status.app == name) and wanted <= set(status.tags)
         ]
+
+    @classmethod
+    def _seen(cls, status: Status, engine: Engine) -> Sandbox:
+        sandbox = cls(status.id, engine)
+        sandbox._status = status
+        return sandbox
 
     # ------------------------------------------------------------------------------------------------- about it
 
@@ -216,10 +237,15 @@ class Sandbox(DualContext):
         """How it ended, if that is known already (see `poll`): 124 timeout, 137 terminated, else its main command's."""
         return self._end.returncode if self._end else None
 
+    @property
+    def last_status(self) -> Status | None:
+        """Its status as `list`, `status` or `poll` saw it last; None: none of them did."""
+        return self._status
+
     @dual
     async def status(self) -> Status:
         """Tell how it is: app, name, tags, times, image, and how it ended."""
-        return await self._engine.inspect(self._id)
+        return await self._look()
 
     @dual
     async def info(self) -> Info:
@@ -238,7 +264,7 @@ class Sandbox(DualContext):
     @dual
     async def get_tags(self) -> dict[str, str]:
         """Return its tags."""
-        return dict((await self._engine.inspect(self._id)).tags)
+        return dict((await self._look()).tags)
 
     @dual
     async def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -248,7 +274,7 @@ class Sandbox(DualContext):
             SandboxNotRunningError: it has ended.
         """
         checked = _args.tags(tags)
-        status = await self._engine.inspect(self._id)
+        status = await self._look()
         if status.ended:
             raise _ended(self._id, status.ended)
         await self._engine.tag(self._id, checked)
@@ -293,7 +319,7 @@ class Sandbox(DualContext):
     async def poll(self) -> int | None:
         """Return how it ended, or None while it runs."""
         if not self._end:
-            self._end = (await self._engine.inspect(self._id)).ended
+            await self._look()
         return self.returncode
 
     @dual
@@ -350,7 +376,7 @@ class Sandbox(DualContext):
             stdout=Kept(stdout, why),
             stderr=Kept(stderr, why),
             text=text,
-            stdin=False,
+            stdin=None,
             record=record,
         )
         if record.timed_out:
@@ -370,19 +396,62 @@ class Sandbox(DualContext):
             stdout=Live(command, 1, why),
             stderr=Live(command, 2, why),
             text=text,
-            stdin=True,
+            stdin=0,
+        )
+
+    async def _process(
+        self,
+        id: str,
+        *,
+        text: bool = True,
+        stdout_offset: int | None = None,
+        stderr_offset: int | None = None,
+    ) -> Process[Any]:
+        """Return the command of that `Process.id`; any process of yours may have spawned it.
+
+        Output that another handle has read is gone, which `dropped` counts. Only one handle at a
+        time should write to stdin.
+
+        Args:
+            id: its `Process.id`.
+            text: as in `spawn`.
+            stdout_offset, stderr_offset: where reading begins, in bytes from the stream's start; if
+                that is gone, the read warns. None: at the first byte that is kept.
+
+        Raises:
+            NotFoundError: the sandbox has no such command.
+        """
+        command = Command(self._agent, _args.command_id(id))
+        why = why_missing("process", {})
+        stdout = Live(command, 1, why, _args.offset("stdout_offset", stdout_offset))
+        stderr = Live(command, 2, why, _args.offset("stderr_offset", stderr_offset))
+        try:
+            found = await command.io(Want.EXIT, [0, 0, 0], {}, wait=0)
+        except NotFoundError:
+            raise NotFoundError(
+                f"sandbox {self._id} has no command {id}; it was started in another one, or by exec(), which "
+                "forgets it at its end"
+            ) from None
+        return Process(
+            command, (), pid=0, stdout=stdout, stderr=stderr, text=text, stdin=found.stdin, record=found.record
         )
 
     exec = cast("ExecCall", dual(_exec))
     spawn = cast("SpawnCall", dual(_spawn))
+    process = cast("ProcessCall", dual(_process))
 
     def _new_command(self) -> Command:
         return Command(self._agent, os.urandom(16))
 
+    async def _look(self) -> Status:
+        self._status = await self._engine.inspect(self._id)
+        self._end = self._status.ended
+        return self._status
+
     async def _why(self, error: Exception) -> None:
         """Raise why the sandbox ended; return if it runs."""
         try:
-            self._end = (await self._engine.inspect(self._id)).ended
+            await self._look()
         except NotFoundError as gone:
             raise SandboxNotRunningError(f"sandbox {self._id} does not exist any more; create a new one") from gone
         if self._end:
@@ -390,7 +459,7 @@ class Sandbox(DualContext):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied it is the same sandbox; connections, and how far its main command's streams were read, stay here."""
-        return type(self), (self._id, self._engine), {"_end": self._end}
+        return type(self), (self._id, self._engine), {"_end": self._end, "_status": self._status}
 
     def _stream(self, number: int) -> StreamReader[str]:
         if number not in self._streams:

@@ -22,6 +22,7 @@ from openmodal import _agent, _dual, _wire
 from openmodal._agent import Agent
 from openmodal._command import SPOOL_LIMIT, Command, Feed, Spool
 from openmodal._link import Link, LinkLost, Links, SocketStream, Stream
+from openmodal._sources import Live
 from openmodal._spec import ExecSpec, OutputGap
 from openmodal._wire import Code, Kind, State, Want
 from openmodal.errors import (
@@ -34,7 +35,7 @@ from openmodal.errors import (
     SandboxTerminatedError,
     UnsupportedError,
 )
-from openmodal.process import LINE_LIMIT, Live, StreamReader
+from openmodal.process import LINE_LIMIT, StreamReader
 from tests.unit.agents import HELLO, FakeAgent, FakeCommand
 
 SPEC = ExecSpec(("x",))
@@ -136,7 +137,7 @@ def test_an_agent_that_nobody_reaches_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("held", [0.02, 1000.0], ids=["they worked", "the control"])
 def test_each_break_of_links_that_worked_is_a_new_one(monkeypatch: pytest.MonkeyPatch, held: float) -> None:
-    """A long command may see many: what the first has used of the patience is not the next one's."""
+    """A long command may see many: the patience that one has used up is the next one's again."""
     monkeypatch.setattr(_agent, "_RECONNECT_SECONDS", 0.01)
     monkeypatch.setattr(_agent, "_HELD_SECONDS", held)
     agent = FakeAgent(FakeCommand(OUT), cuts=[2_000, 2_000, 2_000])
@@ -469,7 +470,7 @@ class Pieces:
     """A source of given pieces."""
 
     gaps: tuple[OutputGap, ...] = ()
-    why = ""
+    why, start = "", 0
 
     def __init__(self, *pieces: bytes) -> None:
         self.pieces = list(pieces)

@@ -141,7 +141,7 @@ cannot hold at all, its `check` refuses."""
 
 
 class Created(NamedTuple):
-    """A sandbox that was created with a stream to its agent still open: its first one, for whoever has the sandbox."""
+    """A new sandbox, and a stream to its agent that is open already: its first."""
 
     id: str
     first: Stream
@@ -207,7 +207,7 @@ class Engine(Protocol):
         ...
 
     async def list(self) -> list[Status]:
-        """Tell of every running sandbox of this user, oldest first."""
+        """Tell of the running sandboxes of this user, oldest first; boxes of builds are none."""
         ...
 
     async def stop(self, id: str) -> None:

@@ -65,7 +65,7 @@ from openmodal.testing.fixtures import (  # noqa: E402
     sandbox,
     sandboxes,
 )
-from openmodal.testing.handles import TestInterrupted, TestOtherProcesses  # noqa: E402
+from openmodal.testing.handles import TestAttached, TestInterrupted, TestOtherProcesses  # noqa: E402
 from openmodal.testing.images import TestImages  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
@@ -83,6 +83,7 @@ __all__ = [
     "SandboxClass",
     "TestAllowLists",
     "TestApp",
+    "TestAttached",
     "TestCopying",
     "TestEnd",
     "TestExec",

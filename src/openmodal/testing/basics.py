@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any, cast
 
 import pytest
 
+from openmodal._spec import Status
 from openmodal.app import App
 from openmodal.engines import Engine
 from openmodal.errors import (
@@ -21,6 +23,21 @@ from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import Face, plain
 from openmodal.testing.fixtures import Create, SandboxClass, promise, python
+
+
+class Asked:
+    """An engine that notes which single sandboxes it is asked about."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.about: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def inspect(self, id: str) -> Status:
+        self.about.append(id)
+        return await self._engine.inspect(id)
 
 
 class TestSandbox:
@@ -158,6 +175,21 @@ class TestFinding:
         assert {*made, other} <= {sandbox.id for sandbox in sandboxes.list(engine=engine)}
         sandboxes.from_id(made[1], engine=engine).terminate()
         assert [sandbox.id for sandbox in sandboxes.list(app=app, engine=engine)] == [made[0], made[2]]
+
+    def test_list_tells_how_they_are_and_asks_for_none_by_itself(
+        self, create: Create, sandboxes: SandboxClass, engine: Engine
+    ) -> None:
+        made = [create(name=f"listed-{number}", tags={"number": str(number)}) for number in range(2)]
+        asked = Asked(engine)
+        told = [sandbox.last_status for sandbox in sandboxes.list(app="contract", engine=cast("Engine", asked))]
+        assert asked.about == []
+        assert [(status.id, status.name, status.tags, status.ended) for status in told if status] == [
+            (sandbox.id, f"listed-{number}", (("number", str(number)),), None) for number, sandbox in enumerate(made)
+        ]
+        assert made[0].last_status is None
+        made[0].terminate()
+        assert made[0].poll() == 137
+        assert made[0].last_status == made[0].status()
 
     def test_list_takes_tags(self, create: Create, sandboxes: SandboxClass, engine: Engine) -> None:
         both = create(tags={"role": "worker", "stage": "one"}).id

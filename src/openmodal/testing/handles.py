@@ -16,12 +16,13 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-from openmodal.errors import ExecTimeoutError
+from openmodal.engines import Engine
+from openmodal.errors import ExecTimeoutError, InvalidError, NotFoundError, OutputLostWarning, StdinClosedError
 from openmodal.process import Process, StreamType
 from openmodal.sandbox import Sandbox
 from openmodal.testing.exec import DAEMONS
 from openmodal.testing.faces import Face, plain
-from openmodal.testing.fixtures import Create, eventually, python, running
+from openmodal.testing.fixtures import Create, SandboxClass, eventually, promise, python, running
 
 T = TypeVar("T")
 
@@ -134,6 +135,106 @@ class TestOtherProcesses:
         assert how(again).poll() == 137
 
 
+class TestAttached:
+    """A command that somebody else has started, found by its id."""
+
+    TALK = ("sh", "-c", "echo begun; echo err >&2; while read x; do echo got $x; done; exit 4")
+
+    def test_it_is_read_written_to_and_waited_for(
+        self, sandbox: Sandbox, sandboxes: SandboxClass, engine: Engine
+    ) -> None:
+        process = sandbox.spawn(*self.TALK)
+        process.stdin.write("one\n")
+        process.stdin.drain()
+        again = sandboxes.from_id(sandbox.id, engine=engine).process(process.id)
+        assert (again.id, again.returncode) == (process.id, None)
+        assert [again.stdout.readline(), again.stdout.readline()] == ["begun\n", "got one\n"]
+        again.stdin.write("two\n")
+        again.stdin.close()
+        assert (again.stdout.read(), again.stderr.read(), again.stdout.dropped) == ("got two\n", "err\n", 0)
+        assert (again.wait(), process.wait()) == (4, 4)
+
+    def test_reading_goes_on_where_the_last_reader_was_or_at_an_offset(self, sandbox: Sandbox) -> None:
+        process = sandbox.spawn("sh", "-c", "printf 0123456789; read x; printf abc", text=False)
+        assert process.stdout.read_some() == b"0123456789"
+        again = sandbox.process(process.id, text=False, stdout_offset=4)
+        assert again.stdout.read_some() == b"456789", "a reader that was cut off may ask for the last piece again"
+        process.stdin.close()
+        assert process.stdout.read_some() == b"abc"
+        assert sandbox.process(process.id, stdout_offset=11).stdout.read() == "bc"
+        later = sandbox.process(process.id)
+        assert later.stdout.read() == "", "all is read, and that is no loss"
+
+    def test_what_was_read_elsewhere_counts_as_dropped_for_who_wants_all(self, sandbox: Sandbox) -> None:
+        process = sandbox.spawn("sh", "-c", "printf 0123456789; read x; printf abc")
+        assert process.stdout.read_some() == "0123456789"
+        process.stdin.close()
+        assert process.stdout.read_some() == "abc"
+        again = sandbox.process(process.id, stdout_offset=0)
+        with pytest.warns(OutputLostWarning, match="10 bytes"):
+            assert again.stdout.read() == "abc"
+        assert again.stdout.dropped == 10
+
+    def test_it_is_killed(self, sandbox: Sandbox) -> None:
+        process = sandbox.spawn("sh", "-c", f"{DAEMONS} while :; do sleep 54321; done")
+        eventually(lambda: len(running(sandbox, "sleep 54321")) >= 3)
+        again = sandbox.process(process.id)
+        again.kill()
+        assert (again.wait(), process.wait(), running(sandbox, "54321")) == (137, 137, [])
+
+    def test_one_that_has_ended_is_known_at_once(self, sandbox: Sandbox) -> None:
+        process = sandbox.spawn("sh", "-c", "echo out; exit 3")
+        assert process.wait() == 3
+        again = sandbox.process(process.id)
+        assert (again.returncode, again.record, again.stdout.read()) == (3, process.record, "out\n")
+        again.stdin.write("late")
+        with pytest.raises(StdinClosedError):
+            again.stdin.drain()
+
+    def test_its_timeout_is_told(self, sandbox: Sandbox) -> None:
+        process = sandbox.spawn("sleep", "54321", timeout=0.3)
+        with pytest.raises(ExecTimeoutError, match=process.id):
+            sandbox.process(process.id).wait()
+
+    def test_what_is_not_there_is_told(self, sandbox: Sandbox) -> None:
+        process = sandbox.spawn("echo", "text")
+        for unknown in ("0" * 31 + "1", sandbox.exec("true").id):
+            with pytest.raises(NotFoundError, match=unknown):
+                sandbox.process(unknown)
+        for wrong in ("", "x", process.id.upper() + "0"):
+            with pytest.raises(InvalidError, match="id"):
+                sandbox.process(wrong)
+        with pytest.raises(InvalidError, match="stdout_offset"):
+            sandbox.process(process.id, stdout_offset=-1)
+        process.wait()
+        with pytest.raises(InvalidError, match="offset"):
+            sandbox.process(process.id, stdout_offset=6).stdout.read()
+
+    @promise("many_processes")
+    def test_a_command_outlives_the_program_that_started_it(self, sandbox: Sandbox, engine_name: str) -> None:
+        source = """
+            sandbox = openmodal.Sandbox.from_id(argv[0], engine=argv[1])
+            print(sandbox.spawn(*argv[2:]).id, end="")
+        """
+        id = python(source, sandbox.id, engine_name, *self.TALK)
+        again = sandbox.process(id)
+        again.stdin.write("more\n")
+        again.stdin.close()
+        assert (again.stdout.read(), again.wait()) == ("begun\ngot more\n", 4)
+
+    @promise("many_processes")
+    def test_another_program_takes_part(self, sandbox: Sandbox, engine_name: str) -> None:
+        process = sandbox.spawn(*self.TALK)
+        source = """
+            process = openmodal.Sandbox.from_id(argv[0], engine=argv[1]).process(argv[2])
+            process.stdin.write("there\\n")
+            process.stdin.close()
+            print(process.stdout.read(), process.wait(), end="")
+        """
+        assert python(source, sandbox.id, engine_name, process.id) == "begun\ngot there\n 4"
+        assert process.wait() == 4
+
+
 def _when_it_runs(sandbox: Sandbox, act: Callable[[], object]) -> None:
     eventually(lambda: len(running(sandbox, "sleep 54321")) >= 3)
     act()
@@ -158,4 +259,4 @@ def _interrupted(core: Coroutine[Any, Any, Any], instant: int) -> bool:
     raise AssertionError
 
 
-__all__ = ["TestInterrupted", "TestOtherProcesses"]
+__all__ = ["TestAttached", "TestInterrupted", "TestOtherProcesses"]

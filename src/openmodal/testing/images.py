@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import secrets
+import time
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,17 @@ class TestImages:
         (tmp_path / "Dockerfile").write_text("# comment\nFROM registry.invalid/x:1\n")
         with pytest.raises(Error, match=r"Dockerfile, line 2: registry\.invalid/x:1 .*bases="):
             Image.from_dockerfile(tmp_path / "Dockerfile").build(engine=engine)
+
+    def test_what_builds_an_image_is_in_nobodys_list(self, face: Face, engine: Engine, image: Image) -> None:
+        """A program that ends all that is listed must not end other people's builds."""
+        before = {sandbox.id for sandbox in Sandbox.list(engine=engine)}
+        build = face.start(face(image.run_commands(f"{unique()}; sleep 0.5")).build, engine=engine)
+        listed: set[str] = set()
+        while not build.done():
+            listed |= {sandbox.id for sandbox in Sandbox.list(engine=engine)}
+            time.sleep(0.02)
+        build.result()
+        assert listed <= before
 
     @pytest.mark.slow
     @pytest.mark.parametrize("how", ["apt_install", "pip_install"])

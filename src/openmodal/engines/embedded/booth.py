@@ -43,7 +43,7 @@ class Booth:
         """Run the step and return its exit code."""
         request, engine = self._request, self._engine
         now = time.time()
-        status = Status(self._id, "build", "", (), now, now + TIMEOUT, "", "embedded")
+        status = Status(self._id, "build", "", (), now, now + TIMEOUT, "", "embedded", build=True)
         lowers, env = host.over_trust(engine.layers, request.layers, request.env)
         with engine.store.new(status) as folder:
             net, servers = await self._net(folder)

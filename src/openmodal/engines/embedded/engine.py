@@ -136,7 +136,7 @@ class Embedded(Engine):
 
     async def list(self) -> list[Status]:
         found = [(id, self._store.status(id)) for id in self._store.ids()]
-        running = [status for id, status in found if status and self._store.alive(id)]
+        running = [status for id, status in found if status and not status.build and self._store.alive(id)]
         return sorted(running, key=lambda status: status.created)
 
     async def stop(self, id: str) -> None:

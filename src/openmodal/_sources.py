@@ -1,0 +1,86 @@
+"""Where the bytes of a StreamReader come from: what is kept of a finished command, or a running one's agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from openmodal._command import Command, Spool
+from openmodal._spec import OutputGap
+from openmodal._wire import Want
+
+_PIECE = 256 * 1024
+
+
+class Source(Protocol):
+    """Where a StreamReader's bytes come from."""
+
+    @property
+    def gaps(self) -> Sequence[OutputGap]:
+        """Where bytes are missing, as far as that is known."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """Why they are missing, and what to do about it; "" if they were not wanted."""
+        ...
+
+    @property
+    def start(self) -> int | None:
+        """Where reading begins in what the command wrote; None: at the first byte that comes."""
+        ...
+
+    async def chunk(self) -> bytes:
+        """Return some bytes, up to the next gap at most, or b"" at the end."""
+        ...
+
+
+class Kept:
+    """The output of a finished command: here already, also after its sandbox is gone."""
+
+    def __init__(self, spool: Spool, why: str = "") -> None:
+        self.why = why
+        self.start = 0
+        self._spool = spool
+        self._at = 0
+
+    @property
+    def gaps(self) -> Sequence[OutputGap]:
+        return self._spool.gaps
+
+    async def chunk(self) -> bytes:
+        data = self._spool.read(self._at, _PIECE)
+        self._at += len(data)
+        return data
+
+
+class Live:
+    """The output of a running command, taken from its agent piece by piece.
+
+    It begins at `start`; None: at the first byte that is kept.
+    """
+
+    def __init__(self, command: Command, stream: int, why: str = "", start: int | None = 0) -> None:
+        self.why = why
+        self.start = start
+        self.gaps: list[OutputGap] = []
+        self._command = command
+        self._stream = stream
+        self._offsets = [0, 0, 0]
+        self._offsets[stream] = start or 0
+        self._piece = Kept(Spool())
+
+    async def chunk(self) -> bytes:
+        # Who gives up in the middle and reads again finds in the piece what had come: the offset has moved on already.
+        if data := await self._piece.chunk():
+            return data
+        spool = Spool()
+        self._piece = Kept(spool)
+        try:
+            await self._command.io(Want(self._stream), self._offsets, {self._stream: spool})
+        finally:
+            self.gaps += spool.gaps
+        return await self._piece.chunk()
+
+
+__all__ = ["Kept", "Live", "Source"]
