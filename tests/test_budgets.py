@@ -35,7 +35,7 @@ LONG_FILES = {
 }
 
 # Lines of comments and docstrings that were written for 140 columns. New ones are narrower, and these counts only fall.
-WIDE_PROSE = {"src": 843, "tests": 403, "benchmarks": 17, "examples": 7, "native": 24}
+WIDE_PROSE = {"src": 530, "tests": 403, "benchmarks": 17, "examples": 7, "native": 24}
 
 # A comment that stood behind a line which became too long: the formatter then breaks the code, not the comment.
 ACCIDENT = re.compile(r"^\s*\)( as \w+)?:?  # (?!fmt: )")

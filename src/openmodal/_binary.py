@@ -24,7 +24,8 @@ _ALL_SIGNALS = [n for n in signal.Signals if n not in (signal.SIGKILL, signal.SI
 
 
 def find(state: Path, cpu: str = "") -> str:
-    """The path of the program, for this CPU or another one ("x86_64" or "amd64", "aarch64" or "arm64"), as something to execute.
+    """The path of the program, for this CPU or another one ("x86_64" or "amd64", "aarch64" or
+    "arm64"), as something to execute.
 
     Raises:
         EngineError: there is none, or it cannot be executed.
@@ -37,7 +38,8 @@ def find(state: Path, cpu: str = "") -> str:
 
 
 def own(state: Path) -> str:
-    """The program for this machine's own house-keeping: this installation's, whatever is chosen for sandboxes; else that.
+    """The program for this machine's own house-keeping: this installation's, whatever is chosen for
+    sandboxes; else that.
 
     Raises:
         EngineError: there is none, or it cannot be executed.
@@ -98,9 +100,11 @@ def _executable_copy(path: Path, state: Path) -> Path:
 
 
 def start(program: str, arguments: Sequence[str], stdin: int, stdout: int, held: int = -1) -> int:
-    """Start the program with these descriptors (`held` as 3) and no other of ours, no signal blocked; return its process id.
+    """Start the program with these descriptors (`held` as 3) and no other of ours, no signal
+    blocked; return its process id.
 
-    posix_spawn, not subprocess: it costs a millisecond less and needs no lock that a fork could leave held.
+    posix_spawn, not subprocess: it costs a millisecond less and needs no lock that a fork could
+    leave held.
     """
     actions = [
         (os.POSIX_SPAWN_DUP2, stdin, 0),

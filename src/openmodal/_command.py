@@ -38,7 +38,8 @@ class Sink(Protocol):
 
 
 class Spool:
-    """Bytes kept in memory and, beyond SPOOL_LIMIT, in a temporary file without a name, which goes when we go.
+    """Bytes kept in memory and, beyond SPOOL_LIMIT, in a temporary file without a name, which goes
+    when we go.
 
     Attributes:
         size: how many bytes were written.
@@ -142,7 +143,8 @@ class Command:
         self.id = id
 
     async def start(self, spec: ExecSpec) -> int:
-        """Start it, once; return its process id in the sandbox (0: it could not be executed; its record tells).
+        """Start it, once; return its process id in the sandbox (0: it could not be executed; its
+        record tells).
 
         Who is interrupted has no handle to it, so it is killed.
         """
@@ -170,9 +172,11 @@ class Command:
 
     @asynccontextmanager
     async def _killed_if_interrupted(self) -> AsyncIterator[None]:
-        """Kill the command with all its descendants if the block ends by anything but its result or what the sandbox says.
+        """Kill the command with all its descendants if the block ends by anything but its result or
+        what the sandbox says.
 
-        That is Ctrl-C, a task's cancellation, a full disk here, a stdin that cannot be read. It takes some seconds at most.
+        That is Ctrl-C, a task's cancellation, a full disk here, a stdin that cannot be read. It
+        takes some seconds at most.
         """
         try:
             yield
@@ -235,7 +239,8 @@ async def _next_io(id: bytes, offsets: list[int], feed: Feed | None) -> bytes:
 async def _start(link: Link, request: bytes, *more: bytes) -> int:
     """Send START and what follows it, and return the process id.
 
-    Who is interrupted meanwhile waits for the answer all the same: a KILL goes over another link, and must not overtake it.
+    Who is interrupted meanwhile waits for the answer all the same: a KILL goes over another link,
+    and must not overtake it.
     """
     try:
         await link.send(request, *more)

@@ -1,4 +1,5 @@
-"""Every environment variable, default and file location, read in one place. A change holds from the next call on.
+"""Every environment variable, default and file location, read in one place. A change holds from the
+next call on.
 
 | variable | what for |
 | --- | --- |

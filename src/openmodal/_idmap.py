@@ -1,6 +1,8 @@
-"""The ids of a plain user's sandboxes: its own as root, and a range from /etc/subuid and /etc/subgid for the others. Looks only.
+"""The ids of a plain user's sandboxes: its own as root, and a range from /etc/subuid and
+/etc/subgid for the others. Looks only.
 
-So what is root's in a sandbox belongs, on disk, to the user, and what is others' to the ids of the range (user_namespaces(7)).
+So what is root's in a sandbox belongs, on disk, to the user, and what is others' to the ids of the
+range (user_namespaces(7)).
 """
 
 from __future__ import annotations

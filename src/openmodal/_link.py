@@ -1,6 +1,8 @@
-"""One connection to an agent: whole frames over a byte stream. One operation at a time; links are leased from a pool and reused.
+"""One connection to an agent: whole frames over a byte stream. One operation at a time; links are
+leased from a pool and reused.
 
-Nothing here starts a command twice: a link that breaks raises LinkLost, and the caller asks again by command id and offset.
+Nothing here starts a command twice: a link that breaks raises LinkLost, and the caller asks again
+by command id and offset.
 """
 
 from __future__ import annotations
@@ -221,8 +223,8 @@ class Link:
 class Links:
     """The links of one sandbox: leased one operation at a time, kept for reuse.
 
-    Safe from many threads without a lock (a deque's append and pop are atomic), and after a fork: a child never touches
-    its parent's links, whose bytes it would steal.
+    Safe from many threads without a lock (a deque's append and pop are atomic), and after a fork: a
+    child never touches its parent's links, whose bytes it would steal.
     """
 
     def __init__(self, connect: Callable[[], Coroutine[Any, Any, Stream]], first: Stream | None = None) -> None:

@@ -1,8 +1,10 @@
-"""The local side of copying: a tree of this machine read as entries, and entries from a sandbox written as a tree.
+"""The local side of copying: a tree of this machine read as entries, and entries from a sandbox
+written as a tree.
 
-What comes from a sandbox is hostile, and so is what came from one before: a local name may be a link that a sandbox chose. Every name
-is one plain component per level, every step is taken relative to an open folder, the last name that the caller gave is not followed
-either, nor a link from a sandbox on the way to it, and the result is put in place only when it is complete.
+What comes from a sandbox is hostile, and so is what came from one before: a local name may be a
+link that a sandbox chose. Every name is one plain component per level, every step is taken relative
+to an open folder, the last name that the caller gave is not followed either, nor a link from a
+sandbox on the way to it, and the result is put in place only when it is complete.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ _NAME_ITS_TARGET = "give the path that it leads to (os.path.realpath)"
 
 
 def entries(source: Path) -> Iterator[tuple[Entry, IO[bytes] | None]]:
-    """Yield what a local file or folder consists of, parents first; a file comes with its open content.
+    """Yield what a local file or folder consists of, parents first; a file comes with its open
+    content.
 
     Raises:
-        InvalidError: there is nothing at `source`, it is a link, or a link from a sandbox leads there; it is neither file nor folder,
-            or its folders are too deep.
+        InvalidError: there is nothing at `source`, it is a link, or a link from a sandbox leads
+            there; it is neither file nor folder, or its folders are too deep.
     """
     _planted.refuse(source.parent)
     try:
@@ -196,10 +199,12 @@ class Receiver:
             raise too_large(os.fspath(self._target), self._most, text)
 
     def commit(self) -> None:
-        """Put the result in place: a file replaces a file or a link at once, a folder merges into a folder.
+        """Put the result in place: a file replaces a file or a link at once, a folder merges into a
+        folder.
 
         Raises:
-            InvalidError: a link to a folder is there: it is not followed, and it may be a sandbox's.
+            InvalidError: a link to a folder is there: it is not followed, and it may be a
+                sandbox's.
         """
         self._end_file()
         self._leave(0)

@@ -1,7 +1,9 @@
-"""Links that were copied from a sandbox, which chose where they lead: marked when they are made, refused on the way to a local file.
+"""Links that were copied from a sandbox, which chose where they lead: marked when they are made,
+refused on the way to a local file.
 
-A user's own links are followed, as cp follows them; so the two must be told apart, also by another process, days later. A link has
-no attributes of the user's (xattr(7)), but a time of its own, which stays when the tree is moved or archived.
+A user's own links are followed, as cp follows them; so the two must be told apart, also by another
+process, days later. A link has no attributes of the user's (xattr(7)), but a time of its own, which
+stays when the tree is moved or archived.
 """
 
 from __future__ import annotations

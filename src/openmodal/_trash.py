@@ -1,5 +1,6 @@
-"""Removing trees that a sandbox or an image made: any depth, owners and modes. The native program does it (native/trash.c), for a
-plain user inside the user namespace that the files' owners belong to.
+"""Removing trees that a sandbox or an image made: any depth, owners and modes. The native program
+does it (native/trash.c), for a plain user inside the user namespace that the files' owners belong
+to.
 """
 
 from __future__ import annotations

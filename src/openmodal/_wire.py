@@ -1,4 +1,5 @@
-"""Frames between the SDK and an agent: bytes to values and back. Pure: no I/O, no state. Source: docs/protocol.md, section 1.
+"""Frames between the SDK and an agent: bytes to values and back. Pure: no I/O, no state. Source:
+docs/protocol.md, section 1.
 
 What arrives is hostile: every decoder checks lengths and raises ProtocolError, never anything else.
 """

@@ -34,7 +34,8 @@ class App:
         return cls(name)
 
     def local_entrypoint(self, name: str | None = None) -> Callable[[F], F]:
-        """Make a function startable by `openmodal run file.py`; its parameters become command line options.
+        """Make a function startable by `openmodal run file.py`; its parameters become command line
+        options.
 
         With several, `openmodal run file.py::name` says which.
         """

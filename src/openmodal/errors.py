@@ -30,8 +30,9 @@
         ├── SandboxFileTooLargeError               more than was asked for at most; `.limit`
         └── SandboxPathAlreadyExistsError (FileExistsError)
 
-A failure of the sandbox is an exception; a failure of the user's command is a value (`returncode`). Each text is one sentence
-that names the cause and, where there is one, the remedy. They can be pickled, as everything public: another process gets them whole.
+A failure of the sandbox is an exception; a failure of the user's command is a value (`returncode`).
+Each text is one sentence that names the cause and, where there is one, the remedy. They can be
+pickled, as everything public: another process gets them whole.
 """
 
 from __future__ import annotations
@@ -67,9 +68,11 @@ class UnsupportedError(Error, NotImplementedError):
 
 
 class EngineError(Error):
-    """The engine cannot work here: rights, kernel features, or a daemon are missing. Nothing is left behind.
+    """The engine cannot work here: rights, kernel features, or a daemon are missing. Nothing is
+    left behind.
 
-    `aspect` is what of this machine is lacking, as `openmodal doctor` calls it; "" if that is not known.
+    `aspect` is what of this machine is lacking, as `openmodal doctor` calls it; "" if that is not
+    known.
     """
 
     def __init__(self, *args: object, aspect: str = "") -> None:
@@ -177,7 +180,8 @@ class ExecTimeoutError(ExecError, TimeoutError):
 
 
 class LineTooLongError(ExecError):
-    """A line is longer than the reader's limit. Nothing is lost: `read_some` gives what came, `readline` with a higher limit goes on.
+    """A line is longer than the reader's limit. Nothing is lost: `read_some` gives what came,
+    `readline` with a higher limit goes on.
 
     Attributes:
         limit: how many characters, or bytes with text=False, a line may have.
@@ -231,7 +235,8 @@ class SandboxFileTooLargeError(SandboxFilesystemError):
     """It is larger than what was to be fetched at most; nothing is left of what was.
 
     Attributes:
-        limit: how much that was, in bytes (of `list_files`: in entries); None if it was a limit of the sandbox itself.
+        limit: how much that was, in bytes (of `list_files`: in entries); None if it was a limit of
+            the sandbox itself.
     """
 
     limit: int | None = None

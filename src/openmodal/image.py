@@ -1,8 +1,10 @@
-"""Image: an immutable recipe for a sandbox's files. Pure: nothing is read, built or fetched before the image is used.
+"""Image: an immutable recipe for a sandbox's files. Pure: nothing is read, built or fetched before
+the image is used.
 
-Each method returns a new image with one more step; empty lists add none. Local paths are made absolute when the method is called, so a
-later `chdir` changes nothing; the files themselves are looked at once, when the image or one made of it is first used, and their content,
-not their path, decides whether a step is in the cache.
+Each method returns a new image with one more step; empty lists add none. Local paths are made
+absolute when the method is called, so a later `chdir` changes nothing; the files themselves are
+looked at once, when the image or one made of it is first used, and their content, not their path,
+decides whether a step is in the cache.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from openmodal.errors import InvalidError
 
 Words = str | Iterable[str]
 
-# apt's packages and lists are kept between builds, outside the layers. The folder is our own, because official images have hooks that
-# empty apt's usual one. The lists of other distributions stay; apt need not become another user to download into our folder.
+# apt's packages and lists are kept between builds, outside the layers. The folder is our own,
+# because official images have hooks that empty apt's usual one. The lists of other distributions
+# stay; apt need not become another user to download into our folder.
 _APT_CACHE = "/var/cache/openmodal/apt"
 _APT = (
     f"-o Dir::Cache={_APT_CACHE} -o APT::Keep-Downloaded-Packages=true -o APT::Get::List-Cleanup=false "
@@ -70,7 +73,8 @@ class _Seen:
 class Image:
     """What a sandbox's files are, as a recipe. Two images are equal if their recipes are.
 
-    Local files are looked at once, when the image is first used: later changes of them are seen by images that are made later.
+    Local files are looked at once, when the image is first used: later changes of them are seen by
+    images that are made later.
 
     Example::
 
@@ -83,18 +87,19 @@ class Image:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_seen", tuple(_Seen() for _ in self.recipe.steps))
 
-    # ------------------------------------------------------------------------------------------- where it begins
+    # ------------------------------------------------------------------------------ where it begins
 
     @classmethod
     def debian_slim(cls, python_version: str | None = None) -> Image:
         """A small Debian with Python, pip and venv.
 
-        It is Docker Hub's `python:<version>-slim` where that registry can be reached, and made of Debian's packages where not;
-        `OPENMODAL_BASE=registry` or `packages` says it exactly.
+        It is Docker Hub's `python:<version>-slim` where that registry can be reached, and made of
+        Debian's packages where not; `OPENMODAL_BASE=registry` or `packages` says it exactly.
 
         Args:
-            python_version: such as "3.12". None: "3.13", the newest that both a registry and a current Debian have.
-                Debian's packages have 3.11 (bookworm) and 3.13 (trixie); building another one without a registry fails and says so.
+            python_version: such as "3.12". None: "3.13", the newest that both a registry and a
+                current Debian have. Debian's packages have 3.11 (bookworm) and 3.13 (trixie);
+                building another one without a registry fails and says so.
         """
         version = "" if python_version is None else _args.string("python_version", python_version)
         if version and not re.fullmatch(_PYTHON, version):
@@ -103,9 +108,11 @@ class Image:
 
     @classmethod
     def from_registry(cls, reference: str) -> Image:
-        """An image of a registry: "alpine", "python:3.12", "ghcr.io/owner/name:tag", "name@sha256:…".
+        """An image of a registry: "alpine", "python:3.12", "ghcr.io/owner/name:tag",
+        "name@sha256:…".
 
-        A tag is looked up once and then stays what it was, until `openmodal image prune`; a digest is always the same.
+        A tag is looked up once and then stays what it was, until `openmodal image prune`; a digest
+        is always the same.
         """
         return cls(Recipe((Registry(_word("reference", reference)),)))
 
@@ -118,13 +125,15 @@ class Image:
         build_args: Mapping[str, str] | None = None,
         bases: Mapping[str, Image] | None = None,
     ) -> Image:
-        """What a Dockerfile describes (docs/images.md tells what of it is done and what is refused).
+        """What a Dockerfile describes (docs/images.md tells what of it is done and what is
+        refused).
 
         Args:
             path: the Dockerfile.
             context_dir: what COPY reads from; None: the Dockerfile's folder.
             build_args: values for its ARG instructions.
-            bases: images to use instead of those that it names: `{"ubuntu:22.04": Image.debian_slim()}`.
+            bases: images to use instead of those that it names: `{"ubuntu:22.04":
+                Image.debian_slim()}`.
         """
         file = _local("path", path)
         context = os.path.dirname(file) if context_dir is None else _local("context_dir", context_dir)
@@ -136,7 +145,7 @@ class Image:
         """No files at all."""
         return cls(Recipe((Scratch(),)))
 
-    # ------------------------------------------------------------------------------------------------- commands
+    # ------------------------------------------------------------------------------------- commands
 
     def apt_install(self, *packages: Words) -> Image:
         """Install Debian packages, without those that are only recommended. Downloads are kept between builds."""
@@ -159,7 +168,8 @@ class Image:
         pre: bool = False,
         extra_options: str = "",
     ) -> Image:
-        """Install Python packages with the image's pip. Downloads and built wheels are kept between builds.
+        """Install Python packages with the image's pip. Downloads and built wheels are kept between
+        builds.
 
         `extra_options` are more arguments for pip, as in a shell.
         """
@@ -210,7 +220,7 @@ class Image:
         context = _local("context_dir", "." if context_dir is None else context_dir)
         return self._add(Dockerfile("", lines, context)) if lines else self
 
-    # ------------------------------------------------------------------------------------------------- settings
+    # ------------------------------------------------------------------------------------- settings
 
     def env(self, variables: Mapping[str, str]) -> Image:
         """Set variables for later steps and for every command in sandboxes. Not for secrets: an image can be read."""
@@ -226,9 +236,11 @@ class Image:
         return self._add(Config(entrypoint=_arguments("entrypoint", arguments)))
 
     def cmd(self, arguments: Iterable[str]) -> Image:
-        """Set the main command of sandboxes that are given none: they end with it. An empty list: just the entrypoint, if there is one.
+        """Set the main command of sandboxes that are given none: they end with it. An empty list:
+        just the entrypoint, if there is one.
 
-        Only this method does: the CMD that a base image or a Dockerfile has is mostly a shell or a server of theirs, and is not run.
+        Only this method does: the CMD that a base image or a Dockerfile has is mostly a shell or a
+        server of theirs, and is not run.
         """
         return self._add(Config(cmd=_arguments("cmd", arguments)))
 
@@ -238,7 +250,7 @@ class Image:
             raise InvalidError(f"user cannot be {user!r}; use 'name', 'uid', 'name:group' or 'uid:gid'")
         return self._add(Config(user=user))
 
-    # ---------------------------------------------------------------------------------------------- local files
+    # ---------------------------------------------------------------------------------- local files
 
     def add_local_file(self, local_path: str | os.PathLike[str], remote_path: str) -> Image:
         """Put a file of this machine into the image; a `remote_path` that ends in "/" is the folder to put it in."""
@@ -247,19 +259,22 @@ class Image:
     def add_local_dir(self, local_path: str | os.PathLike[str], remote_path: str, *, ignore: Words = ()) -> Image:
         """Put what is in a folder of this machine into a folder of the image.
 
-        Files are owned by root and have mode 0755 if they are executable here, else 0644; links stay links.
+        Files are owned by root and have mode 0755 if they are executable here, else 0644; links
+        stay links.
 
         Args:
-            ignore: patterns of what to leave out, as in a .dockerignore file, for example `[".git", "**/*.pyc"]`.
+            ignore: patterns of what to leave out, as in a .dockerignore file, for example `[".git",
+                "**/*.pyc"]`.
         """
         source, target = _local("local_path", local_path), _args.absolute("remote_path", remote_path)
         return self._add(Copy(source, target, tuple(_words("ignore", (ignore,)))))
 
     def add_local_python_source(self, *modules: Words, ignore: Words = ("**/__pycache__", "**/*.pyc")) -> Image:
-        """Put modules or packages that can be imported here where Python in the image can import them.
+        """Put modules or packages that can be imported here where Python in the image can import
+        them.
 
-        They go below /root, which becomes part of PYTHONPATH. Finding them is the one look that this class takes at local files;
-        nothing is imported.
+        They go below /root, which becomes part of PYTHONPATH. Finding them is the one look that
+        this class takes at local files; nothing is imported.
         """
         image = self
         names = _words("add_local_python_source", modules)
@@ -268,14 +283,15 @@ class Image:
             image = image._add(Copy(source, f"/root/{base}", tuple(_words("ignore", (ignore,)))))
         return image._add(Config(env=(("PYTHONPATH", "/root"),))) if names else self
 
-    # ------------------------------------------------------------------------------------------------ being made
+    # ----------------------------------------------------------------------------------- being made
 
     @dual
     async def build(self, *, engine: str | Engine | None = None) -> Image:
         """Make the image now instead of at its first use, and return it.
 
         Raises:
-            ImageBuildError: a step failed; `.step` and `.output` tell. The steps before it stay in the cache.
+            ImageBuildError: a step failed; `.step` and `.output` tell. The steps before it stay in
+                the cache.
             RegistryError: the base image cannot be fetched.
             UnsupportedError: it cannot be made on this machine; the text says what can.
         """
@@ -285,7 +301,7 @@ class Image:
             await ready(self, choose(engine), report)
         return self
 
-    # ---------------------------------------------------------------------------------------------------- inside
+    # --------------------------------------------------------------------------------------- inside
 
     def _add(self, step: AnyStep) -> Image:
         if not self.recipe.steps:

@@ -16,8 +16,8 @@ from openmodal.image import Image, ready
 class Pool:
     """So many sandboxes of one image kept ready on a cluster.
 
-    `Sandbox.create` takes one where image, cpu, memory and disk are the same, and the cluster makes another in its place. A sandbox
-    that came from a pool is like any other.
+    `Sandbox.create` takes one where image, cpu, memory and disk are the same, and the cluster makes
+    another in its place. A sandbox that came from a pool is like any other.
     """
 
     def __init__(self, name: str, engine: Engine) -> None:

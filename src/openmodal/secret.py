@@ -34,7 +34,8 @@ class Secret:
 
     @classmethod
     def from_dotenv(cls, path: str | os.PathLike[str] = ".env") -> Secret:
-        """A secret of the lines `NAME=value` of a file; `#` starts a comment line, quotes around a value are removed.
+        """A secret of the lines `NAME=value` of a file; `#` starts a comment line, quotes around a
+        value are removed.
 
         Raises:
             InvalidError: there is no such file, or a line is not of that form.

@@ -1,8 +1,9 @@
 """A recipe made into layers: what an engine asks for, and what it must lend.
 
-`lookup` finds an image that is made already, at the price of about one stat; `build` makes what is missing. Everything here is plain
-blocking Python over one folder (`Layers`), safe from many processes. It knows no engine: the command of a step is run by the callable
-that the engine passes in, so that build steps are sandboxes like any other.
+`lookup` finds an image that is made already, at the price of about one stat; `build` makes what is
+missing. Everything here is plain blocking Python over one folder (`Layers`), safe from many
+processes. It knows no engine: the command of a step is run by the callable that the engine passes
+in, so that build steps are sandboxes like any other.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ class RunRequest(msgspec.Struct, frozen=True):
 
     Attributes:
         layers: folders of the layers below, topmost first; never empty, never written to.
-        upper: an empty folder. When the call returns it holds the new layer, as overlayfs wrote it; owners on disk are 0-based.
-        work: an empty folder on the same file system, for overlayfs; what is in it afterwards does not matter.
-        argv, env, user, workdir: the command. `env` is complete but for what the engine adds for its own network and trust.
-            `user` is "" (root), a name, a number, or "user:group". A `workdir` that is missing is made.
-        binds: (folder here, folder in the sandbox): writable, and no part of the layer. Missing targets are made by the engine;
-            the builder removes the empty folders that this leaves in `upper`.
+        upper: an empty folder. When the call returns it holds the new layer, as overlayfs wrote it;
+            owners on disk are 0-based.
+        work: an empty folder on the same file system, for overlayfs; what is in it afterwards does
+            not matter.
+        argv, env, user, workdir: the command. `env` is complete but for what the engine adds for
+            its own network and trust. `user` is "" (root), a name, a number, or "user:group". A
+            `workdir` that is missing is made.
+        binds: (folder here, folder in the sandbox): writable, and no part of the layer. Missing
+            targets are made by the engine; the builder removes the empty folders that this leaves
+            in `upper`.
         output: takes what the command prints, stdout and stderr mixed, as it comes.
     """
 
@@ -44,10 +49,12 @@ class RunRequest(msgspec.Struct, frozen=True):
 
 
 class Runner(Protocol):
-    """Runs a command and returns its exit code, 128 + n for signal n. Raises only if the sandbox itself failed, or was ended
-    because it filled the store's disk: a DiskFullError whose text goes on after the step's name.
+    """Runs a command and returns its exit code, 128 + n for signal n. Raises only if the sandbox
+    itself failed, or was ended because it filled the store's disk: a DiskFullError whose text goes
+    on after the step's name.
 
-    When it returns or raises, nothing writes to `upper` any more. If this process dies, the sandbox ends by itself.
+    When it returns or raises, nothing writes to `upper` any more. If this process dies, the sandbox
+    ends by itself.
     """
 
     def __call__(self, request: RunRequest, /) -> int: ...
@@ -57,11 +64,15 @@ class Options(msgspec.Struct, frozen=True):
     """What a build may be told by the machine's configuration.
 
     Attributes:
-        base: where `debian_slim` comes from: "registry", "packages", or "auto" (a registry where one can be reached).
+        base: where `debian_slim` comes from: "registry", "packages", or "auto" (a registry where
+            one can be reached).
         insecure: registries ("host:port") that are spoken to without TLS; loopback is always.
-        docker_config: the folder of Docker's `config.json` with credentials; "": `$DOCKER_CONFIG` or `~/.docker`.
-        cpu: what an image is named for, "amd64" or "arm64"; "": this machine's, which is the only one that it can build for.
-        suites: where Debian packages are for each suite, as lines of a sources.list; empty: mmdebstrap's own choice.
+        docker_config: the folder of Docker's `config.json` with credentials; "": `$DOCKER_CONFIG`
+            or `~/.docker`.
+        cpu: what an image is named for, "amd64" or "arm64"; "": this machine's, which is the only
+            one that it can build for.
+        suites: where Debian packages are for each suite, as lines of a sources.list; empty:
+            mmdebstrap's own choice.
     """
 
     base: str = "auto"
@@ -75,7 +86,8 @@ DEFAULTS = Options()
 
 
 def lookup(recipe: Recipe, store: Layers, options: Options = DEFAULTS) -> Layered | None:
-    """Return the image if it is made already. Local files that it adds are hashed (or known to be unchanged) first.
+    """Return the image if it is made already. Local files that it adds are hashed (or known to be
+    unchanged) first.
 
     Raises:
         InvalidError: a local file that the recipe names is not there.
@@ -86,7 +98,8 @@ def lookup(recipe: Recipe, store: Layers, options: Options = DEFAULTS) -> Layere
 
 
 def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: Options = DEFAULTS) -> Layered:
-    """Make what is missing of the image, and return it. Of many processes that want the same step, one does it.
+    """Make what is missing of the image, and return it. Of many processes that want the same step,
+    one does it.
 
     Raises:
         InvalidError, UnsupportedError: the recipe cannot be built here; the text says what can.
@@ -94,7 +107,8 @@ def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: O
         RegistryError: the base image cannot be fetched.
         DiskFullError: the store's disk is full, or a step was ended before it filled that disk.
 
-    In each case nothing half-made stays, also if this process is killed: finished steps are kept and used by the next build.
+    In each case nothing half-made stays, also if this process is killed: finished steps are kept
+    and used by the next build.
     """
     from openmodal.build.steps import build as build_steps
 

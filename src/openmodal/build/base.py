@@ -1,6 +1,8 @@
-"""Base images as layers of the store: an image of a registry, Debian from its packages instead, or nothing.
+"""Base images as layers of the store: an image of a registry, Debian from its packages instead, or
+nothing.
 
-Also the one layer that is put on top of any image where this machine trusts certificate authorities of its own.
+Also the one layer that is put on top of any image where this machine trusts certificate authorities
+of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def _pull(builder: Builder, reference: str) -> Layered:
 
 
 def either(builder: Builder, reference: str, version: str) -> Layered:
-    """An image of a registry; where none can be reached, Debian's packages with that Python ("": nothing instead).
+    """An image of a registry; where none can be reached, Debian's packages with that Python ("":
+    nothing instead).
 
     Raises:
         RegistryError: it cannot be fetched, and nothing can stand for it.
@@ -103,7 +106,7 @@ def answers(patience: float) -> bool:
         return False
 
 
-# ----------------------------------------------------------------------------------------------------- trust
+# -------------------------------------------------------------------------------------------- trust
 
 TRUST = "trust"
 """The step of layers of certificate authorities."""
@@ -118,10 +121,12 @@ TRUST_VARIABLES = dict.fromkeys(
 
 
 def trust_layer(store: Layers, bundle: str | os.PathLike[str]) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The key of a layer with this machine's bundle of certificate authorities, and the variables that point programs at it.
+    """The key of a layer with this machine's bundle of certificate authorities, and the variables
+    that point programs at it.
 
-    To be put on top of an image when it runs, never under a step's key: an image must not depend on where it was built. So there is
-    always a layer below that has /usr, and this one's plain folders merge with it.
+    To be put on top of an image when it runs, never under a step's key: an image must not depend on
+    where it was built. So there is always a layer below that has /usr, and this one's plain folders
+    merge with it.
     """
     info = os.stat(bundle)
     key = _trust_key(os.fspath(bundle), info.st_mtime_ns, info.st_size, info.st_ino)

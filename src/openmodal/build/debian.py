@@ -1,6 +1,7 @@
 """Debian from its packages, by mmdebstrap: a base image where no registry can be reached.
 
-No mirror is named here: mmdebstrap takes Debian's own, and checks signatures with the keys in /usr/share/keyrings.
+No mirror is named here: mmdebstrap takes Debian's own, and checks signatures with the keys in
+/usr/share/keyrings.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ APT_LISTS = "/var/lib/apt/lists"
 ENV = (
     ("PATH", PATH),
     ("LANG", "C.UTF-8"),
-    # Debian keeps pip and uv from touching its Python; in a sandbox there is nothing to protect, and official images allow it.
+    # Debian keeps pip and uv from touching its Python; in a sandbox there is nothing to protect,
+    # and official images allow it.
     ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
     ("UV_BREAK_SYSTEM_PACKAGES", "1"),
     ("PIP_ROOT_USER_ACTION", "ignore"),
@@ -63,26 +65,29 @@ Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
 """
 
-# What packages' scripts see of the caller: how the internet is reached, and nothing that could change the image.
+# What packages' scripts see of the caller: how the internet is reached, and nothing that could
+# change the image.
 _KEPT = re.compile(r"PATH|HOME|TMPDIR|APT_CONFIG|SSL_CERT_(FILE|DIR)|\w+_proxy", re.IGNORECASE)
-# No device nodes: a sandbox has its own /dev. No /sys: it shows the machine's network, so a plain user may not mount it. The others keep
-# downloaded packages until our hook has taken them.
+# No device nodes: a sandbox has its own /dev. No /sys: it shows the machine's network, so a plain
+# user may not mount it. The others keep downloaded packages until our hook has taken them.
 _SKIPPED = "output/dev,chroot/mount/sys,essential/unlink,download/empty"
 
-# Packages wait in our cache instead of the mirror's; links where that is possible, because they cost nothing.
+# Packages wait in our cache instead of the mirror's; links where that is possible, because they
+# cost nothing.
 _TAKE_DEBS = (
     'mkdir -p "$1/var/cache/apt/archives"; '
     'for deb in "$OPENMODAL_APT"/archives/*.deb; do [ ! -f "$deb" ] || cp -l "$deb" "$1/var/cache/apt/archives/" 2>/dev/null '
     '|| cp "$deb" "$1/var/cache/apt/archives/"; done'
 )
-# mmdebstrap would filter the first packages in Python if it were told what to leave out; removing it afterwards takes a third
-# of the time. The other packages are filtered by dpkg itself.
+# mmdebstrap would filter the first packages in Python if it were told what to leave out; removing
+# it afterwards takes a third of the time. The other packages are filtered by dpkg itself.
 _SLIM = (
     'printf "%s\\n" "$OPENMODAL_DPKG" > "$1/etc/dpkg/dpkg.cfg.d/99openmodal"; '
     'find "$1/usr/share/doc" ! -type d ! -name copyright -delete; '
     'for name in groff info lintian locale man; do [ ! -d "$1/usr/share/$name" ] '
     '|| find "$1/usr/share/$name" -mindepth 1 -delete; done; '
-    # update-alternatives puts links there, and where it cannot, packages (Java's) are not installed.
+    # update-alternatives puts links there, and where it cannot, packages (Java's) are not
+    # installed.
     'for section in 1 2 3 4 5 6 7 8; do mkdir -p "$1/usr/share/man/man$section"; done'
 )
 _KEEP_DEBS = (

@@ -1,7 +1,8 @@
 """Dockerfiles: read by e2b-dockerfile-utils, done as the same steps that `Image`'s methods make.
 
-What cannot be done, or must not (files outside the context, secrets, other mounts), is refused with the line's number; what has no meaning
-here (EXPOSE, LABEL, HEALTHCHECK…) is skipped. docs/images.md has the table.
+What cannot be done, or must not (files outside the context, secrets, other mounts), is refused with
+the line's number; what has no meaning here (EXPOSE, LABEL, HEALTHCHECK…) is skipped. docs/images.md
+has the table.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ _SHELL = ("/bin/sh", "-c")
 _PROXIES = tuple(
     name for kind in ("http", "https", "ftp", "no", "all") for name in (f"{kind}_proxy", f"{kind}_proxy".upper())
 )
-# What is in a cache is up to the cache, so that its name and who waits for it change nothing that a build may rely on.
+# What is in a cache is up to the cache, so that its name and who waits for it change nothing that a
+# build may rely on.
 _CACHE_OPTIONS = ("type", "target", "dst", "destination", "id", "sharing")
 
-# A heredoc with a shebang is a program of its own. It travels as a variable, because a step has no standard input.
+# A heredoc with a shebang is a program of its own. It travels as a variable, because a step has no
+# standard input.
 _SCRIPT = (
     'f=$(mktemp) && printf %s "$OPENMODAL_SCRIPT" >"$f" && chmod 700 "$f" && unset OPENMODAL_SCRIPT && "$f"; '
     's=$?; rm -f "$f"; exit $s'
@@ -78,7 +81,8 @@ def _name(step: Dockerfile) -> str:
 def content(step: Dockerfile, store: Layers) -> str:
     """What the result depends on: the text, and the whole context if anything is copied from it.
 
-    Which files a COPY takes may depend on variables of the base image; each COPY's own key looks at its own files only.
+    Which files a COPY takes may depend on variables of the base image; each COPY's own key looks at
+    its own files only.
     """
     files = local.scan(step.context, ignored(step), keep=True).digest(store) if reads_context(step) else ""
     return digest(text(step), files)
@@ -201,7 +205,7 @@ class _Reading:
         method(instruction)
         self._done[self._number] = (self.root, self._args)
 
-    # ------------------------------------------------------------------------------------------------ stages
+    # --------------------------------------------------------------------------------------- stages
 
     def _on_from(self, instruction: Any) -> None:
         if not self._step.path:
@@ -241,7 +245,7 @@ class _Reading:
         if not flag.startswith("--platform=") or flag.removeprefix("--platform=") not in ours:
             raise self._unsupported(f"FROM {flag} is not possible on linux/{architecture()}")
 
-    # --------------------------------------------------------------------------------------------- variables
+    # ------------------------------------------------------------------------------------ variables
 
     def _on_arg(self, instruction: Any) -> None:
         if self._number < 0 and self._step.path:
@@ -274,7 +278,7 @@ class _Reading:
         # Of ARG and ENV, the later one counts.
         self._args = {name: value for name, value in self._args.items() if name not in dict(pairs)}
 
-    # ---------------------------------------------------------------------------------------------- settings
+    # ------------------------------------------------------------------------------------- settings
 
     def _set(self, config: Config) -> None:
         self.root = self._builder.configure(self.root, config)
@@ -313,7 +317,7 @@ class _Reading:
             raise self._wrong('SHELL takes a list in JSON, for example ["/bin/bash", "-c"]')
         self.root = msgspec.structs.replace(self.root, shell=tuple(instruction.args))
 
-    # ---------------------------------------------------------------------------------------------- commands
+    # ------------------------------------------------------------------------------------- commands
 
     def _on_run(self, instruction: Any) -> None:
         caches = tuple(target for flag in instruction.flags if (target := self._cache(flag)))
@@ -356,7 +360,7 @@ class _Reading:
             raise self._wrong("RUN --mount=type=cache needs a target")
         return target
 
-    # ------------------------------------------------------------------------------------------------- files
+    # ---------------------------------------------------------------------------------------- files
 
     def _on_copy(self, instruction: Any) -> None:
         order = Order(
@@ -397,7 +401,7 @@ class _Reading:
                 raise self._unsupported(f"ADD {source} fetches from the network; use RUN with curl or git")
         self._on_copy(instruction)
 
-    # ------------------------------------------------------------------------------------------------ errors
+    # --------------------------------------------------------------------------------------- errors
 
     def _wrong(self, text: str) -> InvalidError:
         return InvalidError(f"{_name(self._step)}, line {self._line}: {text}")

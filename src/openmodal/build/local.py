@@ -1,8 +1,10 @@
-"""Local files on their way into an image: which ones, what they hash to, and copying them so that hash and copy are the same bytes.
+"""Local files on their way into an image: which ones, what they hash to, and copying them so that
+hash and copy are the same bytes.
 
-What counts is what an image can tell: relative path, content, link target, and whether the owner may execute it. Other modes and owners
-do not, so that two checkouts of one repository make one layer: files get 0644 or 0755, folders 0755. COPY in Dockerfiles keeps modes, as
-Docker does. Times of change are kept, but do not count. Sockets, FIFOs and devices in a folder are left out.
+What counts is what an image can tell: relative path, content, link target, and whether the owner
+may execute it. Other modes and owners do not, so that two checkouts of one repository make one
+layer: files get 0644 or 0755, folders 0755. COPY in Dockerfiles keeps modes, as Docker does. Times
+of change are kept, but do not count. Sockets, FIFOs and devices in a folder are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _CHUNK = 1 << 20
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One file, folder or link. `name` is relative to the source, "" for the source itself; `mode` is what it has in an image.
+    """One file, folder or link. `name` is relative to the source, "" for the source itself; `mode`
+    is what it has in an image.
 
     `link` is a link's target. `identity` tells whether it is still the same file.
     """
@@ -72,7 +75,8 @@ class Entry(msgspec.Struct, frozen=True):
 class Scan(msgspec.Struct, frozen=True):
     """What a source consists of, sorted by name; parents come before children.
 
-    `name` is that of a file which keeps it in an image. `left_out` are paths of what is neither file, folder nor link.
+    `name` is that of a file which keeps it in an image. `left_out` are paths of what is neither
+    file, folder nor link.
     """
 
     source: str
@@ -117,8 +121,8 @@ def scan(source: str, ignore: tuple[str, ...] = (), *, keep: bool = False, below
         below: where `source` is in that folder.
 
     Raises:
-        InvalidError: there is no such file, a link from a sandbox leads to it, a pattern is wrong, or the source itself is neither file
-            nor folder.
+        InvalidError: there is no such file, a link from a sandbox leads to it, a pattern is wrong,
+            or the source itself is neither file nor folder.
     """
     _planted.refuse(Path(source))
     try:
@@ -200,7 +204,7 @@ class _Walk:
             self.left_out.append(path)
 
 
-# ---------------------------------------------------------------------------------------------------- content
+# ------------------------------------------------------------------------------------------ content
 
 
 def _content(entry: Entry, memo: Memo) -> str:
@@ -254,7 +258,7 @@ def changed(source: str) -> ImageBuildError:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 def identity(info: os.stat_result) -> tuple[int, ...]:
@@ -287,7 +291,8 @@ class Memo:
 
     def put(self, name: str, before: tuple[int, ...], after: tuple[int, ...], content: str) -> None:
         """Remember the hash of a file that was read."""
-        # A file changed a moment ago may change again without its times moving: then nothing is remembered.
+        # A file changed a moment ago may change again without its times moving: then nothing is
+        # remembered.
         if before == after and time.time() - before[-1] / 1e9 > SETTLED:
             self._new[escaped(name)] = [*before, content]
             self._learnt = True

@@ -1,8 +1,9 @@
 """Keys: what makes two steps the same step, on every machine.
 
-Two chains of hashes run along a recipe. *Names* are made of what the user wrote and of the local files' content; they need no
-network, so an image is found by its last name. *Keys* are made of what the steps really stand on (a registry's tag becomes a
-digest); layers are found by them. Neither contains a local path.
+Two chains of hashes run along a recipe. *Names* are made of what the user wrote and of the local
+files' content; they need no network, so an image is found by its last name. *Keys* are made of what
+the steps really stand on (a registry's tag becomes a digest); layers are found by them. Neither
+contains a local path.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def _unseen(step: AnyStep) -> AnyStep:
 
 def chain(recipe: Recipe, store: Layers, options: Options) -> tuple[str, ...]:
     """The name of the image after each step."""
-    # Only Debian and Python images can come from two places; who asks for one must not get the other.
+    # Only Debian and Python images can come from two places; who asks for one must not get the
+    # other.
     base = options.base if any(_has_two_origins(step, options) for step in recipe.steps) else ""
     previous = digest("image", FORMAT, options.cpu or architecture(), base)
     names: list[str] = []
@@ -115,7 +117,8 @@ def _content(step: Copy | Dockerfile, store: Layers) -> str:
 
         found = local.scan_of(step)
         name = local.base_name(step.source)
-        # Only the image knows whether the target is a folder, into which a file goes under its own name.
+        # Only the image knows whether the target is a folder, into which a file goes under its own
+        # name.
         may_keep_name = not found.entries[0].is_folder and name not in (found.name, os.path.basename(step.target))
         return digest(found.digest(store), name) if may_keep_name else found.digest(store)
     from openmodal.build.dockerfile import content

@@ -1,4 +1,5 @@
-"""What an image begins with. The one place that knows the kinds: engines ask `of`, and fetch it in their own way.
+"""What an image begins with. The one place that knows the kinds: engines ask `of`, and fetch it in
+their own way.
 
 A new kind is a step of `_spec.Origin` and a case here.
 """

@@ -1,7 +1,9 @@
-"""Making room: images that nobody has used for a while are forgotten, then the layers that no image has, from the top down.
+"""Making room: images that nobody has used for a while are forgotten, then the layers that no image
+has, from the top down.
 
-A layer is removed only under its exclusive lock, so never while a build or a sandbox holds it, and never before the layers that
-stand on it, so that one look at the topmost layer tells that an image is whole.
+A layer is removed only under its exclusive lock, so never while a build or a sandbox holds it, and
+never before the layers that stand on it, so that one look at the topmost layer tells that an image
+is whole.
 """
 
 from __future__ import annotations
@@ -36,14 +38,16 @@ class _Image(msgspec.Struct, frozen=True):
 
 
 def prune(store: Layers, *, budget: int | None = None, unused_for: float = 0.0, caches: bool = False) -> Pruned:
-    """Remove images that have not been used for `unused_for` seconds, and what belonged to them only.
+    """Remove images that have not been used for `unused_for` seconds, and what belonged to them
+    only.
 
     Args:
-        budget: keep layers of at most so many bytes: go on with the images that were used least recently, until they fit. With a
-            budget, nothing is removed while everything fits.
+        budget: keep layers of at most so many bytes: go on with the images that were used least
+            recently, until they fit. With a budget, nothing is removed while everything fits.
         caches: the folders of package downloads, too.
 
-    Safe at any time, from many processes. What is in use stays, and is tried again by the next call.
+    Safe at any time, from many processes. What is in use stays, and is tried again by the next
+    call.
 
     Raises:
         EngineError: something could not be removed; all else is.
@@ -116,7 +120,8 @@ def _to_forget(images: list[_Image], layers: dict[str, Meta], budget: int | None
 def _sweep(store: Layers, layers: dict[str, Meta], failed: list[str]) -> tuple[int, int]:
     """Remove layers that no image has and no layer stands on, until there is none."""
     wanted = {key for image in _images(store) for key in image.layers}
-    # The layer of certificate authorities belongs to no image and lies on top of any; it is small and stays.
+    # The layer of certificate authorities belongs to no image and lies on top of any; it is small
+    # and stays.
     left = {key: meta for key, meta in layers.items() if meta.step != TRUST}
     count = freed = 0
     progress = True

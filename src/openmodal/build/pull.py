@@ -1,7 +1,8 @@
 """An image of a registry made into layers: index → manifest → blobs → folders.
 
-Layers are downloaded side by side and unpacked in order. Their keys are made of the digests of their uncompressed content, so images
-that share layers share them here, whatever they are compressed with.
+Layers are downloaded side by side and unpacked in order. Their keys are made of the digests of
+their uncompressed content, so images that share layers share them here, whatever they are
+compressed with.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def root(plan: Plan) -> Layered:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- layers
+# ------------------------------------------------------------------------------------------- layers
 
 
 def _fetch(builder: Builder, client: Client, reference: Reference, plan: Plan, limits: Limits | None) -> None:

@@ -1,6 +1,8 @@
-"""An image of the layer store made an image of a registry: folders → tars → blobs → manifest. Only what the registry lacks travels.
+"""An image of the layer store made an image of a registry: folders → tars → blobs → manifest. Only
+what the registry lacks travels.
 
-Tars are made anew when they are needed and not kept: what the store remembers of a layer is which blob it became.
+Tars are made anew when they are needed and not kept: what the store remembers of a layer is which
+blob it became.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Blob(msgspec.Struct, frozen=True):
 
 
 def push(store: Layers, root: Layered, target: Reference) -> Referenced:
-    """Have an image in a registry, and return it as a reference by digest. Safe from many processes.
+    """Have an image in a registry, and return it as a reference by digest. Safe from many
+    processes.
 
     Args:
         root: the image, with folders for layers.
@@ -123,7 +126,7 @@ class Pusher(Client):
         store.set_note(note, msgspec.to_builtins(blob))
         return blob
 
-    # --------------------------------------------------------------------------------------------- requests
+    # ------------------------------------------------------------------------------------- requests
 
     def _has(self, what: str) -> bool:
         accept = {"Accept": ", ".join(MANIFESTS)}  # without it, an OCI manifest is "not found"
@@ -216,7 +219,7 @@ def _described(kind: str, data: bytes) -> Descriptor:
     return Descriptor(kind, f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
 
 
-# ------------------------------------------------------------------------------------------------------------ tars
+# --------------------------------------------------------------------------------------------- tars
 
 
 class _Hashing:

@@ -1,8 +1,9 @@
 """The `openmodal` command: one small function per command, over the public API.
 
-Nothing but this file is imported until it is known what was asked for: `openmodal --version` costs an interpreter's
-start, `--help` click's import. Every error is one sentence on stderr and exit code 1 (2 for wrong usage); `--debug`
-shows its traceback. An exception in the user's own program keeps its traceback, without our frames.
+Nothing but this file is imported until it is known what was asked for: `openmodal --version` costs
+an interpreter's start, `--help` click's import. Every error is one sentence on stderr and exit code
+1 (2 for wrong usage); `--debug` shows its traceback. An exception in the user's own program keeps
+its traceback, without our frames.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from openmodal.errors import InvalidError, UnsupportedError
 
 
 def merged(path: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """The file's text with these values, tables within. `defaults` are for what the user does not say, and what is in both, too.
+    """The file's text with these values, tables within. `defaults` are for what the user does not
+    say, and what is in both, too.
 
     Raises:
         InvalidError: the file is no TOML, or has something else where a table must be.

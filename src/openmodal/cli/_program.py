@@ -1,7 +1,8 @@
 """The user's Python file: read, looked at, executed, and what it defines.
 
-A file with `@app.local_entrypoint()` functions is imported, then one of them is called. A file without, that does
-something by itself (top-level statements, or `if __name__ == "__main__":`), is run as Python would run it.
+A file with `@app.local_entrypoint()` functions is imported, then one of them is called. A file
+without, that does something by itself (top-level statements, or `if __name__ == "__main__":`), is
+run as Python would run it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def _does_something(node: ast.stmt) -> bool:
 
 
 def load(program: Program, *, name: str = "") -> types.ModuleType:
-    """Execute the file as a module; its folder comes first in sys.path, as if it had been started by `python`.
+    """Execute the file as a module; its folder comes first in sys.path, as if it had been started
+    by `python`.
 
     What it raises comes out as it is: it is the user's own.
     """

@@ -114,7 +114,8 @@ root = Commands(
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code.
 
-    A command that runs the user's code returns a function for it: it is called out here, where its exceptions are the user's and not ours.
+    A command that runs the user's code returns a function for it: it is called out here, where its
+    exceptions are the user's and not ours.
     """
     outcome = _command(arguments)
     code = outcome() if callable(outcome) else outcome

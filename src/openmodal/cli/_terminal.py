@@ -1,7 +1,8 @@
 """This terminal, or these pipes, connected to a command in a sandbox.
 
-Three streams are moved at once, and the SDK has no threads: so here is one for what is typed and, without a pty, one
-for stderr. The main thread moves stdout and hears signals. Whatever happens, the terminal is put back as it was.
+Three streams are moved at once, and the SDK has no threads: so here is one for what is typed and,
+without a pty, one for stderr. The main thread moves stdout and hears signals. Whatever happens, the
+terminal is put back as it was.
 """
 
 from __future__ import annotations

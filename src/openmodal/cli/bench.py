@@ -33,7 +33,8 @@ Figures = dict[str, list[float]]
 @engine_options
 @pass_session
 def bench(session: Session, rounds: int, image: str | None, as_json: bool) -> None:
-    """Measure this machine: create, exec, write and read a file, terminate, and four sandboxes in parallel.
+    """Measure this machine: create, exec, write and read a file, terminate, and four sandboxes in
+    parallel.
 
     Shows medians in milliseconds. The image is built before, if it has to be.
     """

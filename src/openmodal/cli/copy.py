@@ -31,7 +31,8 @@ _REMOTE = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9_.-]*):(?P<path>/.*)", re.DOT
 def cp(session: Session, source: str, target: str, max_bytes: int | None, user: str | None) -> None:
     """Copy files or folders: openmodal sandbox cp ID:/path LOCAL, or LOCAL ID:/path.
 
-    Into a folder that exists, SOURCE is put under its own name; otherwise TARGET is its new name. A local link is not followed.
+    Into a folder that exists, SOURCE is put under its own name; otherwise TARGET is its new name. A
+    local link is not followed.
     """
     from openmodal import Sandbox
     from openmodal.filesystem import COPY_MOST
@@ -60,8 +61,9 @@ def _local_target(source: str, target: str) -> str:
     name = os.path.basename(source.rstrip("/"))
     if name == "..":
         raise click.UsageError(f"{source!r} has no name to be put under here; write its path without ..")
-    # A link to a folder may be one that a sandbox sent: it is left to copy_to_local, which refuses it. The kernel follows a link whose
-    # name ends in "/" or "/.", so the name is taken without these.
+    # A link to a folder may be one that a sandbox sent: it is left to copy_to_local, which refuses
+    # it. The kernel follows a link whose name ends in "/" or "/.", so the name is taken without
+    # these.
     target = os.fspath(Path(target))
     return os.path.join(target, name) if os.path.isdir(target) and not os.path.islink(target) else target
 

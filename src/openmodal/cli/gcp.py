@@ -37,9 +37,11 @@ def gcp(
     cloud_build: bool,
     dry_run: bool,
 ) -> None:
-    """Make a cluster and a registry on Google Cloud, or use those that are there, and configure this machine for them.
+    """Make a cluster and a registry on Google Cloud, or use those that are there, and configure
+    this machine for them.
 
-    May be said again: what is there stays as it is. A new cluster takes about ten minutes, and costs money from then on.
+    May be said again: what is there stays as it is. A new cluster takes about ten minutes, and
+    costs money from then on.
     """
     from openmodal.engines.kubernetes.google import gcloud
     from openmodal.engines.kubernetes.google.gcp import Wish, finish, foundation

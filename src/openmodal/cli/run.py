@@ -1,7 +1,8 @@
 """`openmodal run FILE`: run the user's program; when it ends, however it ends, its sandboxes end.
 
-The run's id is in the environment, so that it covers every sandbox of the program: of any app, thread or child
-process, and those created when the file is imported. Only SIGKILL leaves sandboxes, until their own timeout.
+The run's id is in the environment, so that it covers every sandbox of the program: of any app,
+thread or child process, and those created when the file is imported. Only SIGKILL leaves sandboxes,
+until their own timeout.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @engine_options
 @pass_session
 def run(session: Session, detach: bool, file: str, arguments: tuple[str, ...]) -> Callable[[], int]:
-    """Run a Python file: its @app.local_entrypoint() function, whose parameters are options in ARGS.
+    """Run a Python file: its @app.local_entrypoint() function, whose parameters are options in
+    ARGS.
 
-    With several entrypoints, FILE::NAME says which. A file without any is run as a script, and ARGS are its sys.argv.
-    The sandboxes that it creates end with the run, also on Ctrl-C and on an error.
+    With several entrypoints, FILE::NAME says which. A file without any is run as a script, and ARGS
+    are its sys.argv. The sandboxes that it creates end with the run, also on Ctrl-C and on an
+    error.
     """
     engine = _chosen(session)
     path, name = _program.split(file)
@@ -118,7 +121,8 @@ class Run:
             signal.signal(number, self._on_signal)
         if not debug:
             sys.excepthook = _traceback.show
-        # At exit, Python first waits for threads that still work; what they created meanwhile is found here.
+        # At exit, Python first waits for threads that still work; what they created meanwhile is
+        # found here.
         atexit.register(self._last_sweep)
         try:
             return program()

@@ -121,8 +121,8 @@ def exec_(session: Session, /, id: str, command: tuple[str, ...], interactive: b
 def logs(session: Session, id: str) -> None:
     """Show what the main command of the sandbox ID prints, until it ends.
 
-    The main command is what Sandbox.create(...) was given. Output is kept until somebody reads it, and what nobody has
-    read for a day after the sandbox has ended.
+    The main command is what Sandbox.create(...) was given. Output is kept until somebody reads it,
+    and what nobody has read for a day after the sandbox has ended.
     """
     from openmodal import Sandbox
 

@@ -30,9 +30,11 @@ _SUBJECTS = ("user:", "group:", "serviceaccount:")
 )
 @click.option("--builds", is_flag=True, help="Also a namespace in which images are built; see docs/kubernetes.md.")
 def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool) -> None:
-    """Make the namespace of sandboxes, the rights to use it, and its network policies. May be said again.
+    """Make the namespace of sandboxes, the rights to use it, and its network policies. May be said
+    again.
 
-    The cluster and the namespace are those of the configuration: the current kubeconfig, and the namespace `openmodal`.
+    The cluster and the namespace are those of the configuration: the current kubeconfig, and the
+    namespace `openmodal`.
     """
     from openmodal.engines.kubernetes import api
     from openmodal.engines.kubernetes.admin import doctor, setup

@@ -18,7 +18,8 @@ DEFAULT_PIDS = 512
 
 _HOSTNAME_MAX = 63  # Linux takes 64; a DNS label has 63
 
-# What gVisor itself needs: memory in bytes, and tasks, of which it has about two for each in the sandbox.
+# What gVisor itself needs: memory in bytes, and tasks, of which it has about two for each in the
+# sandbox.
 _GVISOR_MEMORY, _GVISOR_TASKS = 48 << 20, 128
 
 # What the gate of an allow list needs, which counts as the sandbox's (src/openmodal/_gate).

@@ -26,7 +26,8 @@ class Hierarchies:
 def hierarchies(mountinfo: str, first: str = "") -> Hierarchies:
     """Read /proc/self/mountinfo (proc(5)): which cgroup hierarchies are mounted, and where.
 
-    With `first`, /proc/1/cgroup, v2 begins at the group of process 1, which is a container's own and on a real machine the whole.
+    With `first`, /proc/1/cgroup, v2 begins at the group of process 1, which is a container's own
+    and on a real machine the whole.
     """
     v1: dict[str, str] = {}
     v2 = ""

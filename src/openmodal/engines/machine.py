@@ -12,7 +12,8 @@ from pathlib import Path
 from openmodal import _config
 from openmodal._files import made
 
-# Private, shared, link-local, metadata, protocol and multicast ranges; not the documentation ranges, which lead nowhere.
+# Private, shared, link-local, metadata, protocol and multicast ranges; not the documentation
+# ranges, which lead nowhere.
 DENIED = (
     "0.0.0.0/8",
     "10.0.0.0/8",

@@ -44,8 +44,8 @@ def while_it_runs(id: str) -> Iterator[None]:
 
 
 def info(found: Seen, outside: str, limits: Mapping[str, float], runtime: str, disk: int | None) -> Info:
-    """Tell of a sandbox. `outside`: the status of a process that is not locked in, "" if the machine is another. `limits` as groups.held
-    tells them, `disk` in MiB."""
+    """Tell of a sandbox. `outside`: the status of a process that is not locked in, "" if the
+    machine is another. `limits` as groups.held tells them, `disk` in MiB."""
     status, ids = fields(found.status), [line.split() for line in found.uid_map.splitlines()]
     names = {line.split(":")[0].strip() for line in found.interfaces.splitlines()[2:]}
     memory, pids = limits.get("memory"), limits.get("pids")

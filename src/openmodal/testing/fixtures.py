@@ -140,9 +140,11 @@ def sandbox(create: Create) -> Sandbox:
 
 
 class Flaky:
-    """An engine whose links break: each at one of the `breaks` in turn, and when they are used up, never.
+    """An engine whose links break: each at one of the `breaks` in turn, and when they are used up,
+    never.
 
-    A break is ("send", n): the link is cut right after its n-th send; ("receive", n): after n bytes came; ("connect", 0): it is refused.
+    A break is ("send", n): the link is cut right after its n-th send; ("receive", n): after n bytes
+    came; ("connect", 0): it is refused.
     """
 
     def __init__(self, engine: Engine, breaks: list[tuple[str, int]]) -> None:

@@ -1,7 +1,9 @@
-"""The Docker daemon: where it is, and how it is asked over its HTTP API. Knows nothing of sandboxes, and needs no `docker` command.
+"""The Docker daemon: where it is, and how it is asked over its HTTP API. Knows nothing of
+sandboxes, and needs no `docker` command.
 
-Found as Docker's own command line finds it: DOCKER_HOST (with DOCKER_TLS_VERIFY and DOCKER_CERT_PATH), DOCKER_CONTEXT, the current
-context of Docker's configuration, the usual socket. What the API refuses is an `ApiError` here; engine and builder make sense of it.
+Found as Docker's own command line finds it: DOCKER_HOST (with DOCKER_TLS_VERIFY and
+DOCKER_CERT_PATH), DOCKER_CONTEXT, the current context of Docker's configuration, the usual socket.
+What the API refuses is an `ApiError` here; engine and builder make sense of it.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Daemon:
     def take(self, path: str, body: object = None, *, speaks: bool) -> Taken:
         """Ask for a path whose connection then belongs to the caller, as a stream of bytes.
 
-        `speaks`: the other side begins; what it says first may have come with the answer, so it is waited for here.
+        `speaks`: the other side begins; what it says first may have come with the answer, so it is
+        waited for here.
 
         Raises:
             ApiError: it is refused.

@@ -1,8 +1,9 @@
-"""The Docker engine: the verbs, over the daemon's API. See container.py for what a sandbox is there.
+"""The Docker engine: the verbs, over the daemon's API. See container.py for what a sandbox is
+there.
 
-The daemon owns the container, the agent inside keeps its deadline, and this machine keeps a small folder per sandbox (_store.py): its
-status, and the folder where the agent's socket appears. Whoever first sees that a container has ended keeps how, and removes it;
-if nobody looks, `gc` does.
+The daemon owns the container, the agent inside keeps its deadline, and this machine keeps a small
+folder per sandbox (_store.py): its status, and the folder where the agent's socket appears. Whoever
+first sees that a container has ended keeps how, and removes it; if nobody looks, `gc` does.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Docker(Engine):
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo",)))
         return frozenset({*limits, "gpus", "loopback6", "network_allowlists", "network_lists", "pools", "snapshot"})
 
-    # ------------------------------------------------------------------------------------------------ images
+    # --------------------------------------------------------------------------------------- images
 
     async def prepare(self, image: Recipe, report: Report) -> Referenced:
         from openmodal.engines.docker.images import prepare
@@ -71,7 +72,7 @@ class Docker(Engine):
         note_use(self._layers, root.key)
         return root
 
-    # --------------------------------------------------------------------------------------------- the verbs
+    # ------------------------------------------------------------------------------------ the verbs
 
     async def check(self, spec: SandboxSpec) -> None:
         if spec.runtime != "native" or spec.resources.disk:
@@ -87,7 +88,8 @@ class Docker(Engine):
             try:
                 await self._start(spec, asked.prepared(root, Referenced), status, folder)
             except BaseException:
-                # The mark for a call that is still under way in a thread: what it makes from now on is its own to remove.
+                # The mark for a call that is still under way in a thread: what it makes from now on
+                # is its own to remove.
                 (folder / "status.json").unlink(missing_ok=True)
                 with contextlib.suppress(EngineError):
                     await Blocking(self._remove, id)
@@ -147,7 +149,7 @@ class Docker(Engine):
             finally:
                 link.close()
 
-    # ------------------------------------------------------------------------------------------- keeping house
+    # -------------------------------------------------------------------------------- keeping house
 
     @property
     def daemon(self) -> Daemon:
@@ -155,7 +157,8 @@ class Docker(Engine):
         return self._daemon
 
     def gc(self, *, check: bool = False) -> Sequence[str]:
-        """Remove what crashes left: containers that ended and nobody looked at, folders without one; return what was removed.
+        """Remove what crashes left: containers that ended and nobody looked at, folders without
+        one; return what was removed.
 
         `check`: only tell what would be removed.
 
@@ -198,7 +201,7 @@ class Docker(Engine):
         status = container.status_of(item["Labels"])
         return status is None or status.expires + KEEP_ENDED_SECONDS < time.time()
 
-    # ------------------------------------------------------------------------------------------------ to begin
+    # ------------------------------------------------------------------------------------- to begin
 
     @contextlib.asynccontextmanager
     async def _named(self, spec: SandboxSpec) -> AsyncIterator[None]:
@@ -239,7 +242,8 @@ class Docker(Engine):
                 (folder / "pid").write_text(str(found["State"]["Pid"]), "ascii")
             if place.gvisor and denied:
                 await Blocking(host.wall, found, denied, self._layers)
-            # gVisor is the cage, and what it runs has no right to give up, nor a kernel of ours to load rules into.
+            # gVisor is the cage, and what it runs has no right to give up, nor a kernel of ours to
+            # load rules into.
             setup = container.setup(env, () if place.gvisor else denied, caged=not place.gvisor)
             await attached.send(setup)
         finally:
@@ -309,7 +313,7 @@ class Docker(Engine):
             raise EngineError(f"the sandbox could not be started: {container.why_not(stderr)}")
         return True
 
-    # ------------------------------------------------------------------------------------------------- to look
+    # -------------------------------------------------------------------------------------- to look
 
     def _inspect(self, id: str) -> Status:
         status, end = self._store.status(id), self._store.end(id)
@@ -358,7 +362,7 @@ class Docker(Engine):
     def _log(api: Api, id: str) -> dict[int, bytes]:
         return links.pieces(api.read(f"/containers/{id}/logs", stdout=True, stderr=True))
 
-    # -------------------------------------------------------------------------------------------------- to end
+    # --------------------------------------------------------------------------------------- to end
 
     def _stop(self, id: str) -> None:
         if self._store.end(id) and not self._store.folder(id).exists():

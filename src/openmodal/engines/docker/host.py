@@ -41,8 +41,8 @@ class Host:
 
     @classmethod
     def lately(cls, daemon: Daemon) -> Host:
-        """As the daemon was at most a minute ago: to answer, it starts programs, which takes ten milliseconds. One that is set up anew
-        meanwhile refuses what it cannot do."""
+        """As the daemon was at most a minute ago: to answer, it starts programs, which takes ten
+        milliseconds. One that is set up anew meanwhile refuses what it cannot do."""
         return _asked(daemon, int(time.monotonic() // 60))
 
     @property
@@ -73,7 +73,8 @@ class Host:
         """The daemon's name for gVisor's runtime.
 
         Raises:
-            UnsupportedError: it has none, or nobody here can put the firewall around a sandbox that has a network stack of its own.
+            UnsupportedError: it has none, or nobody here can put the firewall around a sandbox that
+                has a network stack of its own.
         """
         runtimes: Mapping[str, Any] = self.info.get("Runtimes") or {}
         name = next((name for name in _GVISOR if name in runtimes), "")
@@ -90,7 +91,8 @@ class Host:
         return name
 
     def wall(self, found: Mapping[str, Any], denied: Sequence[str], layers: Layers) -> None:
-        """Put the firewall around a described container whose network stack is not the kernel's; it ends with the container's network.
+        """Put the firewall around a described container whose network stack is not the kernel's; it
+        ends with the container's network.
 
         Raises:
             EngineError: it cannot be done.

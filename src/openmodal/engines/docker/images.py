@@ -1,8 +1,11 @@
-"""Images: the recipe's steps, made by the daemon's own builder and kept by it under the recipe's name.
+"""Images: the recipe's steps, made by the daemon's own builder and kept by it under the recipe's
+name.
 
-An image is `openmodal:<name>`, where the name is the same hash of the recipe that the embedded engine uses (build/names.py): so a second
-create costs one look-up. Bases are pulled by the daemon, or made of Debian packages here and imported where no registry can be reached.
-BuildKit is used through the API alone: the context travels in the request's body, and every base is pulled before, so no session is needed.
+An image is `openmodal:<name>`, where the name is the same hash of the recipe that the embedded
+engine uses (build/names.py): so a second create costs one look-up. Bases are pulled by the daemon,
+or made of Debian packages here and imported where no registry can be reached. BuildKit is used
+through the API alone: the context travels in the request's body, and every base is pulled before,
+so no session is needed.
 """
 
 from __future__ import annotations
@@ -128,7 +131,7 @@ class _Making:
             return known
         raise ImageBuildError("the image was removed a moment ago; create the sandbox again")
 
-    # ---------------------------------------------------------------------------------------------------- bases
+    # ---------------------------------------------------------------------------------------- bases
 
     def _import(self, content: Iterable[bytes] | bytes, name: str, changes: Iterable[str] = ()) -> None:
         whole = iter((content,)) if isinstance(content, bytes) else content
@@ -209,7 +212,7 @@ class _Making:
             self._import(recipes.folder(self._builder.folders(root)[0]), root.key, changes)
         return root.key
 
-    # ---------------------------------------------------------------------------------------------------- parts
+    # ---------------------------------------------------------------------------------------- parts
 
     def _part(self, part: recipes.Part, first: str, authorities: bytes) -> str:
         """Have a part built, and return the image's id."""

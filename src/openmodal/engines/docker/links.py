@@ -1,7 +1,9 @@
-"""Ways to a container's agent: its socket in a folder that both sides see, or a process in the container that dials it.
+"""Ways to a container's agent: its socket in a folder that both sides see, or a process in the
+container that dials it.
 
-The folder can be written by root inside the sandbox. So nothing in it is trusted: the socket is opened without following links, and
-what listens there must be the process that the daemon says is the container's first.
+The folder can be written by root inside the sandbox. So nothing in it is trusted: the socket is
+opened without following links, and what listens there must be the process that the daemon says is
+the container's first.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _STDERR = 2
 
 
 async def direct(folder: Path, pid: int) -> Streamed:
-    """Connect to the agent's socket in a folder of this machine. `pid`: the agent's, as this machine counts.
+    """Connect to the agent's socket in a folder of this machine. `pid`: the agent's, as this
+    machine counts.
 
     Raises:
         ConnectionError: nothing listens, or something else than the agent does.

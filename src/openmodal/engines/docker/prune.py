@@ -1,6 +1,8 @@
-"""The images that a daemon keeps for us: which there are, and making room. Images of others are never touched.
+"""The images that a daemon keeps for us: which there are, and making room. Images of others are
+never touched.
 
-Docker does not tell when an image was used last. So each use from this machine is noted, as the time of an empty file of the image's name.
+Docker does not tell when an image was used last. So each use from this machine is noted, as the
+time of an empty file of the image's name.
 """
 
 from __future__ import annotations

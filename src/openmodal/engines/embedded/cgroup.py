@@ -1,6 +1,8 @@
-"""Limits through cgroups: a plan of folders and values for the box to carry out, for v1, v2, or v1 with an empty v2 beside it.
+"""Limits through cgroups: a plan of folders and values for the box to carry out, for v1, v2, or v1
+with an empty v2 beside it.
 
-Plans are pure but for looking at what is mounted; a test gives them any folder. Kernel: Documentation/admin-guide/cgroup-v1, -v2.
+Plans are pure but for looking at what is mounted; a test gives them any folder. Kernel:
+Documentation/admin-guide/cgroup-v1, -v2.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _ID = "\0"  # in a plan that is for any sandbox
 _NEW_SECONDS = 60.0  # a group that is empty for so long is nobody's
 _MOVE_SECONDS = 5.0
 
-# The most that the kernel takes; and what one CPU weighs on v2, where that is the weight of a whole service or slice.
+# The most that the kernel takes; and what one CPU weighs on v2, where that is the weight of a whole
+# service or slice.
 _MOST_SHARES, _MOST_WEIGHT = 262_144, 10_000
 _WEIGHT = 100
 
@@ -38,17 +41,20 @@ _SOCKETS = "memory.kmem.tcp.limit_in_bytes"  # v1 counts here what all kinds of 
 # The JVM believes none of them unless all are there.
 _SHOWN = ("memory", "pids", "cpu", "cpuacct", "cpuset")
 
-# What a sandbox may open, besides nothing: null zero full random urandom tty ptmx, and its terminals.
+# What a sandbox may open, besides nothing: null zero full random urandom tty ptmx, and its
+# terminals.
 _DEVICES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2", "136:*")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the box does: make `folders`, write `values`, let init join, and at the end `kill`, `thaw`, remove.
+    """What the box does: make `folders`, write `values`, let init join, and at the end `kill`,
+    `thaw`, remove.
 
-    `devices` are those that the group of v2 may open: it has no file for that, so the box loads a program into the kernel.
-    `weight` is the parent's file that is kept at the sum of its children's, and the most that it may be.
-    `shown`: what the sandbox sees of them, and under which name in /sys/fs/cgroup ("." is that folder itself).
+    `devices` are those that the group of v2 may open: it has no file for that, so the box loads a
+    program into the kernel. `weight` is the parent's file that is kept at the sum of its
+    children's, and the most that it may be. `shown`: what the sandbox sees of them, and under which
+    name in /sys/fs/cgroup ("." is that folder itself).
     """
 
     folders: tuple[str, ...]
@@ -121,8 +127,9 @@ def _shown(folders: Mapping[str, str], unified: str) -> tuple[tuple[str, str], .
 
 
 def _parents_weight(found: Hierarchies) -> tuple[str, str] | None:
-    """Together, sandboxes weigh what each of them weighs. What they run beside on v2 are not processes but slices, each of one weight
-    however much runs in it; so there they weigh at most one slice for each CPU, and the program that uses them gets its turn.
+    """Together, sandboxes weigh what each of them weighs. What they run beside on v2 are not
+    processes but slices, each of one weight however much runs in it; so there they weigh at most
+    one slice for each CPU, and the program that uses them gets its turn.
     """
     if point := dict(found.v1).get("cpu"):
         return f"{point}/{PARENT}/cpu.shares", str(_MOST_SHARES)
@@ -176,7 +183,8 @@ def _cpus(limits: Limits) -> float:
 
 
 def prepare(found: Hierarchies) -> None:
-    """Make the parent groups, which all sandboxes share, and what they lack: one that is half made does not stay so.
+    """Make the parent groups, which all sandboxes share, and what they lack: one that is half made
+    does not stay so.
 
     Raises:
         EngineError: this user may not, or not in this container.
@@ -210,10 +218,12 @@ def _complete(found: Hierarchies, parents: tuple[tuple[str, int], ...]) -> None:
 
 
 def let_memory_bound_open_files(memory: int, file_max: Path = Path("/proc/sys/fs/file-max")) -> None:
-    """Put the kernel's count of all open files of the machine out of reach, as systemd does at boot.
+    """Put the kernel's count of all open files of the machine out of reach, as systemd does at
+    boot.
 
-    They are charged to the group that opens them, and a sandbox can hold more in its share of the memory than the kernel lets a machine
-    have. Not by fewer descriptors: a mapping holds its file without one.
+    They are charged to the group that opens them, and a sandbox can hold more in its share of the
+    memory than the kernel lets a machine have. Not by fewer descriptors: a mapping holds its file
+    without one.
     """
     if int(text(file_max)) < (most := memory // LEAST_FILE):
         with contextlib.suppress(OSError):  # /proc/sys may be read-only, in a container; `doctor` tells
@@ -248,7 +258,8 @@ def _enable(group: Path, controllers: str) -> None:
 
 
 def _step_aside(group: Path) -> bool:
-    """Move the processes of a container's own group to a leaf; False if it is no such group, which is that of process 1.
+    """Move the processes of a container's own group to a leaf; False if it is no such group, which
+    is that of process 1.
 
     Who forks meanwhile leaves a child behind, so the caller tries again.
     """
@@ -265,7 +276,8 @@ def _step_aside(group: Path) -> bool:
 
 
 def _bound_together(v1: Mapping[str, str], found: Hierarchies) -> None:
-    """All sandboxes together leave the machine process ids, and their sockets stay below the mark from which on TCP saves memory for all.
+    """All sandboxes together leave the machine process ids, and their sockets stay below the mark
+    from which on TCP saves memory for all.
 
     Where a bound is set already, it may be the administrator's.
     """
@@ -317,7 +329,7 @@ def leftovers(found: Hierarchies) -> dict[str, list[Path]]:
     return result
 
 
-# ------------------------------------------------------------------------------------------------- what is left of them
+# ----------------------------------------------------------------------------- what is left of them
 
 
 def kill(groups: Iterable[Path]) -> None:

@@ -1,7 +1,9 @@
-"""A disk of limited size for one sandbox: a sparse file with an ext4 file system, which the box mounts through a loop device.
+"""A disk of limited size for one sandbox: a sparse file with an ext4 file system, which the box
+mounts through a loop device.
 
-It is the one hard limit of bytes and inodes that needs no quotas in the kernel. The file is in the sandbox's folder and goes with it.
-mkfs takes tens of milliseconds, so a disk of each size is kept ready, and a sandbox gets a copy of what is written of that one.
+It is the one hard limit of bytes and inodes that needs no quotas in the kernel. The file is in the
+sandbox's folder and goes with it. mkfs takes tens of milliseconds, so a disk of each size is kept
+ready, and a sandbox gets a copy of what is written of that one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from openmodal.errors import EngineError, disk_full
 _MOST_INODES = 1_000_000
 _BYTES_PER_INODE = 8192
 
-# No journal: the disk does not outlive the sandbox. Nothing is kept back for root: root in the sandbox is the user.
+# No journal: the disk does not outlive the sandbox. Nothing is kept back for root: root in the
+# sandbox is the user.
 _OPTIONS = ("-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard,lazy_itable_init=1")
 
 
@@ -39,7 +42,8 @@ def program() -> str:
 
 
 def make(folder: Path, mebibytes: int, ready: Path) -> str:
-    """Make the disk and return its path. What it holds counts on this machine's disk only as it is written.
+    """Make the disk and return its path. What it holds counts on this machine's disk only as it is
+    written.
 
     Args:
         ready: the folder where disks are kept ready; anybody may remove what is in it at any time.

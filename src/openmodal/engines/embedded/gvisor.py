@@ -1,7 +1,9 @@
-"""gVisor: a box whose processes run on a kernel of their own, `runsc`. What runsc is told is a value, made from the box's.
+"""gVisor: a box whose processes run on a kernel of their own, `runsc`. What runsc is told is a
+value, made from the box's.
 
-The box stays what it is: its supervisor, id range, groups, network and root. Its first process becomes runsc, which sees a small root of
-its own: the sandbox's root at /root, itself, /proc, and a place for its state (native/runtime.c).
+The box stays what it is: its supervisor, id range, groups, network and root. Its first process
+becomes runsc, which sees a small root of its own: the sandbox's root at /root, itself, /proc, and a
+place for its state (native/runtime.c).
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ LACKS = frozenset(
 )
 """Promises of the contract that a sandbox in gVisor does not keep; docs/sandboxes.md tells why."""
 
-# Descriptors that the box starts runsc with (RUNTIME_LINK … in native/runtime.h), and the link's number in the sandbox.
+# Descriptors that the box starts runsc with (RUNTIME_LINK … in native/runtime.h), and the link's
+# number in the sandbox.
 _LINK, _AGENT, _LOG = 4, 5, 6
 _LINK_INSIDE = 3
 

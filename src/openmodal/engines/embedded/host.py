@@ -80,7 +80,8 @@ def require_rights() -> None:
 
 
 async def net(program: str, *, degraded: bool) -> plan.Lines:
-    """The way out of a box; made on the machine if it is the first. `degraded`: where it cannot be made there is none.
+    """The way out of a box; made on the machine if it is the first. `degraded`: where it cannot be
+    made there is none.
 
     Raises:
         EngineError: it cannot be made; the text tells the remedy.
@@ -111,7 +112,8 @@ def require_network(wanted: Network) -> None:
 
 
 async def router(program: str) -> plan.Lines:
-    """The router that boxes of root are behind; made on the machine if it is not there. A plain user's have none.
+    """The router that boxes of root are behind; made on the machine if it is not there. A plain
+    user's have none.
 
     Raises:
         EngineError: it cannot be made; the text tells the remedy.

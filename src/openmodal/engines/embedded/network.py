@@ -1,13 +1,15 @@
-"""The sandboxes' way out: a router of our own, in a network namespace that all sandboxes of this machine share.
+"""The sandboxes' way out: a router of our own, in a network namespace that all sandboxes of this
+machine share.
 
     sandbox eth0 ── om<slot> ┐
     sandbox eth0 ── om<slot> ┤ router: rules, NAT ── up0 ── openmodal0 (this machine) ── NAT ── internet
                              └ 10.251.0.0/16                169.254.137.0/30
 
-Why a namespace: its rules are nobody else's, so a flush or reload of the machine's firewall cannot open a way, only close
-one; its addresses collide with no network of the machine; and making an interface in it wakes no udev and no
-NetworkManager. A sandbox costs one veth and no rule. The namespace is bound to a file only after its rules are loaded: no
-interface can exist before them. This machine's own side of it is in uplink.py.
+Why a namespace: its rules are nobody else's, so a flush or reload of the machine's firewall cannot
+open a way, only close one; its addresses collide with no network of the machine; and making an
+interface in it wakes no udev and no NetworkManager. A sandbox costs one veth and no rule. The
+namespace is bound to a file only after its rules are loaded: no interface can exist before them.
+This machine's own side of it is in uplink.py.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ tool = uplink.tool
 
 GATEWAY = "10.251.0.1"
 NAMES = ("10.251.0.2", "10.251.0.3", "10.251.0.4")
-"""What sandboxes ask for names. The router sends each question on to a name server that this machine has now, so those that run go on when
-it changes; three are as many as C libraries ask."""
+"""What sandboxes ask for names. The router sends each question on to a name server that this
+machine has now, so those that run go on when it changes; three are as many as C libraries ask."""
 GATE = "127.0.0.53"  # as native/gate.c says
 
 # What no allow list opens: beside what none ever does, other sandboxes.
@@ -139,7 +141,8 @@ def router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
             ":OUTPUT ACCEPT",
             ":POSTROUTING ACCEPT",
             *names,
-            # Any port, not the sandbox's own: the next one with its address would meet what servers still keep of the last one.
+            # Any port, not the sandbox's own: the next one with its address would meet what servers
+            # still keep of the last one.
             "-A POSTROUTING -o up0 -j MASQUERADE --random-fully",
             "COMMIT",
             "",
@@ -193,7 +196,8 @@ table ip openmodal {{
 
 
 def gate_rules(mirrors: Sequence[str], *, nft: bool) -> str:
-    """Rules of the own namespace of a sandbox with an allow list: all that it calls is turned to its gate (native/gate.c).
+    """Rules of the own namespace of a sandbox with an allow list: all that it calls is turned to
+    its gate (native/gate.c).
 
     Its loopback is its own, but for `mirrors` that are on this machine's.
     """
@@ -258,10 +262,12 @@ class Router:
             return False
 
     def ensure(self, servers: Sequence[str]) -> None:
-        """Make the namespace, or what has changed: the rules of new resolvers and addresses, what others did to this machine's firewall.
+        """Make the namespace, or what has changed: the rules of new resolvers and addresses, what
+        others did to this machine's firewall.
 
         Raises:
-            EngineError: rights or a firewall program are missing; the text tells the remedy. No half-made router stays.
+            EngineError: rights or a firewall program are missing; the text tells the remedy. No
+                half-made router stays.
         """
         with self._lock():
             if self.ready(servers):
@@ -328,8 +334,9 @@ class Router:
         run([enter, f"--net={namespace}", *loader(rules)], rules)
 
     def _open_machine(self, servers: Sequence[str]) -> None:
-        """Until there is nothing left to do: then nothing has changed since the seal was read. Where others change the firewall all the
-        time, there is no seal, and the next sandbox looks again."""
+        """Until there is nothing left to do: then nothing has changed since the seal was read.
+        Where others change the firewall all the time, there is no seal, and the next sandbox looks
+        again."""
         self._sealed.unlink(missing_ok=True)
         for _ in range(_LOOKS):
             seal = uplink.seal(servers)

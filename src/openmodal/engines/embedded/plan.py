@@ -25,8 +25,8 @@ _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0
 class Box:
     """A box, as values. `net` is "none", "router", "exec" or "gate"; `owner` a process to die with.
 
-    Times in seconds, `memory` and `guard` (what it may have on the disk) in bytes; 0 is none. `counted`: folders outside `upper` that
-    the guard counts.
+    Times in seconds, `memory` and `guard` (what it may have on the disk) in bytes; 0 is none.
+    `counted`: folders outside `upper` that the guard counts.
     """
 
     id: str
@@ -115,7 +115,8 @@ def _groups(groups: cgroup.Plan) -> Lines:
 def rlimits(limits: Limits) -> list[tuple[int, int, int]]:
     """Limits per process, as (number, soft, hard).
 
-    A core limit of 1 byte keeps the kernel from piping a dump to a program of the machine (core(5)).
+    A core limit of 1 byte keeps the kernel from piping a dump to a program of the machine
+    (core(5)).
     """
     wanted = {
         resource.RLIMIT_CORE: (1, 1),

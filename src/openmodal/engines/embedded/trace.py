@@ -1,8 +1,8 @@
 """Which chain of this machine's firewall drops what sandboxes send.
 
-Rules alone do not tell: a chain may drop through others, by sets, maps and marks. But the kernel can
-trace a packet through nf_tables. So a packet is sent from the router, as sandboxes' packets come, and
-followed. The tables of iptables-legacy cannot be traced.
+Rules alone do not tell: a chain may drop through others, by sets, maps and marks. But the kernel
+can trace a packet through nf_tables. So a packet is sent from the router, as sandboxes' packets
+come, and followed. The tables of iptables-legacy cannot be traced.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _DROPPED = re.compile(r"^trace id (\w+) (\w+) (\S+) (\S+) (?:rule .*\(verdict dr
 
 
 def dropper(router: Path, addresses: Sequence[str]) -> str:
-    """The chain that drops a question for a name to one of these addresses, as `nft list chain` takes
-    it; "" if none does, or if it is not known."""
+    """The chain that drops a question for a name to one of these addresses, as `nft list chain`
+    takes it; "" if none does, or if it is not known."""
     nft, enter = tool("nft"), tool("nsenter")
     if not nft or not enter:
         return ""

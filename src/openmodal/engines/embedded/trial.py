@@ -1,6 +1,8 @@
-"""A trial: a sandbox on the store with nothing but the native program in it, created, asked and ended like any other.
+"""A trial: a sandbox on the store with nothing but the native program in it, created, asked and
+ended like any other.
 
-So what it shows is what sandboxes get. It leaves nothing: all that is written lies in one folder of the store, which goes with it.
+So what it shows is what sandboxes get. It leaves nothing: all that is written lies in one folder of
+the store, which goes with it.
 """
 
 from __future__ import annotations
@@ -61,10 +63,12 @@ def place(state: Path) -> Iterator[Embedded]:
 
 
 async def run(engine: Embedded, spec: SandboxSpec, *argv: str) -> Info:
-    """Create a sandbox, run the native program in it with these arguments, end it, and return what the kernel says of it.
+    """Create a sandbox, run the native program in it with these arguments, end it, and return what
+    the kernel says of it.
 
     Raises:
-        EngineError: why that cannot be; `aspect` is what of the machine the native program found lacking.
+        EngineError: why that cannot be; `aspect` is what of the machine the native program found
+            lacking.
     """
     id = await engine.create(spec, Layered(_LAYER, layers=(_LAYER,)))
     try:

@@ -1,10 +1,12 @@
 """The machine's side of the router: forwarding, and what this machine's firewall must let through.
 
-That firewall is others': administrators, Docker, firewalld and ufw load, flush and reload it whenever they like. So what holds for
-sandboxes is in a table of our own, which nobody flushes by the way; a chain of others that drops by default is told, in its last place,
-that it is not about our interface; and `seal()` tells in microseconds whether all this may have changed since we looked.
+That firewall is others': administrators, Docker, firewalld and ufw load, flush and reload it
+whenever they like. So what holds for sandboxes is in a table of our own, which nobody flushes by
+the way; a chain of others that drops by default is told, in its last place, that it is not about
+our interface; and `seal()` tells in microseconds whether all this may have changed since we looked.
 
-Packets cannot go around the machine's forward hook, and every chain at it must accept them: what one accepts, the next still drops.
+Packets cannot go around the machine's forward hook, and every chain at it must accept them: what
+one accepts, the next still drops.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def run(command: Sequence[str], text: str = "") -> str:
     return done.stdout.decode("utf-8", "replace")
 
 
-# -------------------------------------------------------------------------------------------------- the rules
+# ---------------------------------------------------------------------------------------- the rules
 
 
 def nft_rules(servers: Sequence[str]) -> str:
@@ -91,8 +93,8 @@ def iptables_rules(servers: Sequence[str]) -> list[tuple[str, str, list[str]]]:
 
 
 def open_machine(servers: Sequence[str], kept: Path) -> bool:
-    """Let the router's packets through this machine, and answers back; whether there was anything to do. `kept`: the file for our table as
-    it was loaded.
+    """Let the router's packets through this machine, and answers back; whether there was anything
+    to do. `kept`: the file for our table as it was loaded.
 
     Raises:
         EngineError: a program of the firewall refuses, or there is none.
@@ -137,7 +139,7 @@ def _open_iptables(program: str, servers: Sequence[str]) -> bool:
     return changed
 
 
-# ------------------------------------------------------------------------------------------- chains of others
+# --------------------------------------------------------------------------------- chains of others
 
 _COMMENT = "openmodal"
 _Object = dict[str, Any]
@@ -181,8 +183,8 @@ def _foreign_chains(chains: Sequence[_Object], servers: Sequence[str]) -> list[_
 def _exceptions(nft: str, chain: _Object) -> Iterator[str]:
     """What adds our exception to a chain that drops what it does not know.
 
-    The exception stands after all that the chain says by itself, so that an administrator's own words
-    about our packets hold; and likewise in the chains that it hands every packet to.
+    The exception stands after all that the chain says by itself, so that an administrator's own
+    words about our packets hold; and likewise in the chains that it hands every packet to.
     """
     rules = _rules(nft, chain)
     for target in filter(None, map(_handed_to, rules)):
@@ -250,12 +252,13 @@ def _trust() -> bool:
 
 _NOT_RUNNING = 252  # firewall-cmd(1)
 
-# ----------------------------------------------------------------------------------------- has it changed since?
+# ---------------------------------------------------------------------------- has it changed since?
 
 
 def seal(servers: Sequence[str]) -> str:
-    """What changes when anybody changes what sandboxes' packets meet on this machine: nftables' generation, the size of older tables, and
-    where packets go and whether they are forwarded. Costs some 40 µs."""
+    """What changes when anybody changes what sandboxes' packets meet on this machine: nftables'
+    generation, the size of older tables, and where packets go and whether they are forwarded. Costs
+    some 40 µs."""
     forwarding = (f"{name}={text(_forwarding(name)).strip()}" for name in _interfaces(servers))
     return " ".join((str(_generation()), _legacy_size(), *forwarding))
 
@@ -321,7 +324,7 @@ def _asked(kernel: socket.socket, kind: int, question: bytes) -> bytes:
     return answer[16:] if struct.unpack_from("=H", answer, 4)[0] != 2 else b""
 
 
-# ------------------------------------------------------------------------------- tables of before nf_tables
+# ----------------------------------------------------------------------- tables of before nf_tables
 
 
 def _legacy_tables() -> bool:

@@ -1,7 +1,9 @@
-"""The API server: requests, watches, and the handshake of an exec. Blocking; the engine calls it through `Blocking`.
+"""The API server: requests, watches, and the handshake of an exec. Blocking; the engine calls it
+through `Blocking`.
 
-lightkube reads the kubeconfig (contexts, certificates, tokens, credential plugins, a pod's own account) and makes the HTTP client. Bodies
-are plain JSON: of a pod we read a dozen fields, for which lightkube's models would cost an import of 200 ms.
+lightkube reads the kubeconfig (contexts, certificates, tokens, credential plugins, a pod's own
+account) and makes the HTTP client. Bodies are plain JSON: of a pod we read a dozen fields, for
+which lightkube's models would cost an import of 200 ms.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class Api:
         # The uids of pods whose addresses this process has tried in vain: the first is news.
         self.out_of_reach: set[str] = set()
 
-    # ------------------------------------------------------------------------------------------------ objects
+    # -------------------------------------------------------------------------------------- objects
 
     def create(self, path: str, body: Json) -> Json:
         """Make an object; ApiError 409 if its name is taken."""
@@ -159,7 +161,7 @@ class Api:
                 self._worked = True
                 return response
 
-    # ------------------------------------------------------------------------------------------------ streams
+    # -------------------------------------------------------------------------------------- streams
 
     def changed(self, path: str, name: str, version: str, seconds: float) -> Json | None:
         """The object, as soon as it is no longer of that version; None after so many seconds. 404 if it was deleted."""
@@ -185,7 +187,8 @@ class Api:
         return None
 
     def upgrade(self, path: str, query: Query) -> httpx2.Response:
-        """Open a WebSocket; the response's network stream is its connection, and closing the response closes it.
+        """Open a WebSocket; the response's network stream is its connection, and closing the
+        response closes it.
 
         Raises:
             ConnectionError: there is no such pod, or it does not run.

@@ -1,8 +1,10 @@
-"""The Kubernetes engine: a sandbox is a pod, and a link to its agent the WebSocket of an exec, or a connection to the pod itself.
+"""The Kubernetes engine: a sandbox is a pod, and a link to its agent the WebSocket of an exec, or a
+connection to the pod itself.
 
-The pod starts with an agent that is nothing yet (any image, the agent from a ConfigMap); what sandbox it shall be, secrets included, it is
-told over its first link. What the pod's object says is for finding and listing. How a sandbox ended is learnt from the agent's report in
-the pod's log, by whoever looks first, who keeps it on this machine for a day and deletes the pod.
+The pod starts with an agent that is nothing yet (any image, the agent from a ConfigMap); what
+sandbox it shall be, secrets included, it is told over its first link. What the pod's object says is
+for finding and listing. How a sandbox ended is learnt from the agent's report in the pod's log, by
+whoever looks first, who keeps it on this machine for a day and deletes the pod.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ class Kubernetes(Engine):
         )
         return frozenset((*never, *network))
 
-    # ------------------------------------------------------------------------------------------------ the verbs
+    # ------------------------------------------------------------------------------------ the verbs
 
     async def prepare(self, image: Recipe, report: Report) -> Referenced:
         self._store.prepare()
@@ -191,7 +193,7 @@ class Kubernetes(Engine):
             seen = await posture.look(Link(stream))
         return posture.info(seen, pod, enforced=self.settings.network_policy)
 
-    # ------------------------------------------------------------------------------------------------ pools
+    # ---------------------------------------------------------------------------------------- pools
 
     async def create_pool(self, name: str, root: Root, resources: Resources, size: int) -> None:
         """Keep so many sandboxes of an image ready; `create` takes one of them where image and resources are the same."""
@@ -206,10 +208,11 @@ class Kubernetes(Engine):
         """Delete a pool; sandboxes that came from it run on."""
         await Blocking(pool.delete, self._api(), name)
 
-    # ------------------------------------------------------------------------------------------- keeping house
+    # -------------------------------------------------------------------------------- keeping house
 
     def gc(self, *, check: bool = False) -> Sequence[str]:
-        """Remove the pods of sandboxes that ended while nobody looked, and of probes that were killed; return what was removed.
+        """Remove the pods of sandboxes that ended while nobody looked, and of probes that were
+        killed; return what was removed.
 
         `check`: only tell.
 
@@ -237,7 +240,7 @@ class Kubernetes(Engine):
         _trash.tell(failed)
         return [*(f"sandbox {id}" for id in ended), *(f"pod {name}" for name in probes)]
 
-    # --------------------------------------------------------------------------------------------------- links
+    # ---------------------------------------------------------------------------------------- links
 
     async def _set_up(self, cluster: Api, created: start.Start) -> WebSocket | None:
         """Tell the agent what sandbox it is. Its lifetime begins; the link is the first that is used, None if it has ended already."""
@@ -247,7 +250,8 @@ class Kubernetes(Engine):
             try:
                 begins = functools.partial(self._note, cluster, created.name, created.status(time.time()))
                 return await open_link(cluster, created.name, created.setup, begins)
-            # The agent listens a moment after its start; or a short main command has ended meanwhile.
+            # The agent listens a moment after its start; or a short main command has ended
+            # meanwhile.
             except ConnectionError as error:
                 if await self._settle(cluster, id):
                     return None
@@ -266,7 +270,7 @@ class Kubernetes(Engine):
         await (stream.until_end(deadline) if isinstance(stream, WebSocket) else until_end(stream, deadline))
         await self._settle(self._api(), id)
 
-    # --------------------------------------------------------------------------------------------------- pods
+    # ----------------------------------------------------------------------------------------- pods
 
     async def _settle(self, cluster: Api, id: str) -> EndRecord | None:
         """If the sandbox has ended, keep how on this machine and delete its pod."""
@@ -305,7 +309,8 @@ class Kubernetes(Engine):
         return found
 
     def _pod(self, cluster: Api, id: str) -> Json:
-        """The pod of a sandbox: it has the sandbox's name, or had one before that it came from a pool with.
+        """The pod of a sandbox: it has the sandbox's name, or had one before that it came from a
+        pool with.
 
         Raises:
             NotFoundError: there is none.

@@ -107,8 +107,9 @@ async def link_to(cluster: api.Api, found: pods.Found, *, direct: bool) -> WebSo
 async def direct_link(cluster: api.Api, found: pods.Found) -> SocketStream:
     """A link to the agent at the pod's own address.
 
-    A pod that is gone leaves its address to others, who may be anybody. So the pod is looked at once more: if it is still the same, what
-    we are connected to was its agent. Otherwise nobody heard more than the token of a sandbox that is gone.
+    A pod that is gone leaves its address to others, who may be anybody. So the pod is looked at
+    once more: if it is still the same, what we are connected to was its agent. Otherwise nobody
+    heard more than the token of a sandbox that is gone.
 
     Raises:
         OSError: it cannot be reached that way, or is gone.
@@ -156,7 +157,7 @@ def _is_still(cluster: api.Api, found: pods.Found) -> bool:
     return now is not None and (now.uid, now.address) == (found.uid, found.address)
 
 
-# ------------------------------------------------------------------------------------------------ greetings
+# ---------------------------------------------------------------------------------------- greetings
 
 
 async def _answer(stream: _Greetable, deadline: float | None) -> tuple[int, memoryview]:

@@ -1,7 +1,7 @@
 """Names of sandboxes: unique among the running ones of an app, in the whole cluster.
 
-A name is a Lease, which the API server makes once however many ask at once. It belongs to the pod and goes with it; one whose sandbox has
-ended is taken over.
+A name is a Lease, which the API server makes once however many ask at once. It belongs to the pod
+and goes with it; one whose sandbox has ended is taken over.
 """
 
 from __future__ import annotations

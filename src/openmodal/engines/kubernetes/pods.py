@@ -189,13 +189,15 @@ def agent_map(binary: bytes, settings: Settings) -> Json:
     }
 
 
-# ------------------------------------------------------------------------------------------------ what a pod tells
+# --------------------------------------------------------------------------------- what a pod tells
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A sandbox as its pod, of that name, tells. `main`: it has a main command; `ready`: it was set up.
+    """A sandbox as its pod, of that name, tells. `main`: it has a main command; `ready`: it was set
+    up.
 
-    `address` is where its agent listens for those who need no API server, as long as the pod runs and is not being deleted.
+    `address` is where its agent listens for those who need no API server, as long as the pod runs
+    and is not being deleted.
     """
 
     pod: str

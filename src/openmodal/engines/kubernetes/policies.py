@@ -1,7 +1,9 @@
-"""NetworkPolicies as values. They choose pods by the labels that `create` puts on them; what several say of a pod is added up.
+"""NetworkPolicies as values. They choose pods by the labels that `create` puts on them; what
+several say of a pod is added up.
 
-Nothing comes in, but to agents with the setting `direct`; out goes nothing (`block_network`), or what is not inside (the internet, and
-name servers wherever they are), or what a list of networks allows. Whether anybody enforces them is the cluster's affair (`probe`).
+Nothing comes in, but to agents with the setting `direct`; out goes nothing (`block_network`), or
+what is not inside (the internet, and name servers wherever they are), or what a list of networks
+allows. Whether anybody enforces them is the cluster's affair (`probe`).
 """
 
 from __future__ import annotations
@@ -43,9 +45,11 @@ def internet(settings: Settings) -> Json:
 
 
 def direct(settings: Settings) -> Json:
-    """Of all sandboxes, also those that are cut off: the port of their agents, from pods that say they are clients. Nothing goes out.
+    """Of all sandboxes, also those that are cut off: the port of their agents, from pods that say
+    they are clients. Nothing goes out.
 
-    Without the setting it lets nothing through; it is said all the same, so that `setup` closes what it has opened before.
+    Without the setting it lets nothing through; it is said all the same, so that `setup` closes
+    what it has opened before.
     """
     clients = {"namespaceSelector": {}, "podSelector": {"matchLabels": {CLIENT: "true"}}}
     ingress = [{"from": [clients], "ports": [{"protocol": "TCP", "port": PORT}]}] if settings.direct else []

@@ -1,7 +1,9 @@
-"""Warm pods: a ReplicaSet keeps so many of one shape running, each with an agent that waits to be told what sandbox it is.
+"""Warm pods: a ReplicaSet keeps so many of one shape running, each with an agent that waits to be
+told what sandbox it is.
 
-A sandbox takes one by a single patch that makes it its own: the pod leaves the selector of the ReplicaSet, which then makes another. Of
-many that want the same pod one gets it, because the patch names the version that it saw. No controller of ours is involved.
+A sandbox takes one by a single patch that makes it its own: the pod leaves the selector of the
+ReplicaSet, which then makes another. Of many that want the same pod one gets it, because the patch
+names the version that it saw. No controller of ours is involved.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""What holds a running sandbox: what the kernel that it runs on tells inside, and of the rest what its pod's object says.
+"""What holds a running sandbox: what the kernel that it runs on tells inside, and of the rest what
+its pod's object says.
 
-The files are read by the agent. Root in the sandbox cannot put others in their place: it may not mount.
+The files are read by the agent. Root in the sandbox cannot put others in their place: it may not
+mount.
 """
 
 from __future__ import annotations

@@ -21,18 +21,26 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         context: the context of the kubeconfig; "": its current one.
         namespace: where the pods live.
         owner: whose sandboxes `list` tells; "": this user's name.
-        overcommit: how many times more than it has a node may promise: what a pod reserves is its limits divided by this.
+        overcommit: how many times more than it has a node may promise: what a pod reserves is its
+            limits divided by this.
         architecture: the nodes' CPU, "amd64" or "arm64"; "": this machine's.
-        network_policy: whether the cluster enforces NetworkPolicies; see docs/kubernetes.md for how to find out.
-        inside: networks of yours whose addresses are public, such as the nodes': only who has a list with one of them reaches it.
-        user_namespaces: whether root in a sandbox is nobody on the node: Kubernetes 1.33 with containerd 2 or CRI-O can do it.
-        direct: whether this client runs in the cluster, or reaches pods' addresses, and connects to them without the API server.
+        network_policy: whether the cluster enforces NetworkPolicies; see docs/kubernetes.md for how
+            to find out.
+        inside: networks of yours whose addresses are public, such as the nodes': only who has a
+            list with one of them reaches it.
+        user_namespaces: whether root in a sandbox is nobody on the node: Kubernetes 1.33 with
+            containerd 2 or CRI-O can do it.
+        direct: whether this client runs in the cluster, or reaches pods' addresses, and connects to
+            them without the API server.
         runtime_class: of every pod, such as "gvisor"; "": the cluster's default.
-        builder: where images are built: "local", "cluster", "cloudbuild"; "": here if this machine can, else in the cluster.
-        build_namespace: where the pods of builds live, apart from sandboxes; "": `namespace` with "-builds" behind it.
+        builder: where images are built: "local", "cluster", "cloudbuild"; "": here if this machine
+            can, else in the cluster.
+        build_namespace: where the pods of builds live, apart from sandboxes; "": `namespace` with
+            "-builds" behind it.
         build_image: the image with BuildKit for them.
         gpu_label: the label by which nodes tell the type of their GPUs, for `gpu="TYPE"`.
-        probe_image: of the pods that find out whether NetworkPolicies are enforced; none of its programs run.
+        probe_image: of the pods that find out whether NetworkPolicies are enforced; none of its
+            programs run.
         patience: seconds that a pod may wait for a node, its image and its start.
     """
 

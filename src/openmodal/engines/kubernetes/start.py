@@ -65,7 +65,8 @@ class Start:
             pause = min(5.0, pause * 2)
 
     async def rehearse(self) -> None:
-        """Ask the API server whether it would take such a pod; none is made. A quota without room is no refusal: `pod` waits.
+        """Ask the API server whether it would take such a pod; none is made. A quota without room
+        is no refusal: `pod` waits.
 
         Raises:
             EngineError: it would not.
@@ -120,7 +121,7 @@ class Start:
             )
         raise EngineError(f"the pod of sandbox {self.id} cannot run: {text}")
 
-    # ------------------------------------------------------------------------------------------------ parts
+    # ---------------------------------------------------------------------------------------- parts
 
     @functools.cached_property
     def _agent(self) -> Json:

@@ -1,7 +1,9 @@
-"""A byte stream to a program in a pod: the WebSocket of an exec, of whose channels two carry our bytes.
+"""A byte stream to a program in a pod: the WebSocket of an exec, of whose channels two carry our
+bytes.
 
-The handshake is HTTP's and done before; from then on wsproto turns frames into bytes and back, and this class waits for the socket by the
-effects of `_dual`. No thread, and no ping of ours: the kernel's keep-alive finds a connection whose other side is gone.
+The handshake is HTTP's and done before; from then on wsproto turns frames into bytes and back, and
+this class waits for the socket by the effects of `_dual`. No thread, and no ping of ours: the
+kernel's keep-alive finds a connection whose other side is gone.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ class WebSocket:
         finally:
             self.close()
 
-    # ------------------------------------------------------------------------------------------------ frames
+    # --------------------------------------------------------------------------------------- frames
 
     async def _fill(self, deadline: float | None) -> None:
         """Have something in `_ready`, or the end."""
@@ -136,7 +138,7 @@ class WebSocket:
             pass
         return text.strip() or "the connection to the pod ended"
 
-    # ------------------------------------------------------------------------------------------------ the socket
+    # ----------------------------------------------------------------------------------- the socket
 
     async def _write(self, data: bytes) -> None:
         view = memoryview(data)

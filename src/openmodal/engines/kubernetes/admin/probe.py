@@ -1,9 +1,11 @@
-"""Whether a cluster enforces NetworkPolicies, found out by trying: of two pods one reaches the other, until a policy forbids it.
+"""Whether a cluster enforces NetworkPolicies, found out by trying: of two pods one reaches the
+other, until a policy forbids it.
 
-And whether it then goes on reaching its own node, which Kubernetes lets a network plug-in always allow.
+And whether it then goes on reaching its own node, which Kubernetes lets a network plug-in always
+allow.
 
-Blocking. Whatever happens the pods are deleted, and the policy goes with them. Should this process be killed, they end by themselves, and
-`openmodal gc` removes them.
+Blocking. Whatever happens the pods are deleted, and the policy goes with them. Should this process
+be killed, they end by themselves, and `openmodal gc` removes them.
 """
 
 from __future__ import annotations

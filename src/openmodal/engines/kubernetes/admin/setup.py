@@ -31,7 +31,8 @@ def manifests(settings: Settings, grant: Sequence[str] = (), most: int = 0) -> l
     """All of it, in the order in which it is to be made.
 
     Args:
-        grant: who may use the namespace, each as "user:NAME", "group:NAME" or "serviceaccount:NAMESPACE/NAME".
+        grant: who may use the namespace, each as "user:NAME", "group:NAME" or
+            "serviceaccount:NAMESPACE/NAME".
         most: how many sandboxes there may be at once; 0: as many as the nodes take.
     """
     quota = [_quota(most)] if most else []
@@ -78,7 +79,8 @@ def _apply(cluster: Api, item: Json) -> str:
 
 
 def _namespace(settings: Settings) -> Json:
-    # "baseline" forbids all that opens the node; "restricted" would forbid root in the sandbox, without which agents install nothing.
+    # "baseline" forbids all that opens the node; "restricted" would forbid root in the sandbox,
+    # without which agents install nothing.
     labels = {**policies.OURS, "pod-security.kubernetes.io/enforce": "baseline"}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": settings.namespace, "labels": labels}}
 

@@ -64,7 +64,8 @@ def account() -> Account:
 
 
 def token() -> str:
-    """An access token, of gcloud's login or, where there is no gcloud, of the machine's or the environment's account.
+    """An access token, of gcloud's login or, where there is no gcloud, of the machine's or the
+    environment's account.
 
     Raises:
         EngineError: there is none.
@@ -102,7 +103,8 @@ def do(step: Step, tell: Callable[[str], None]) -> None:
     """Do it, which may take many minutes; `tell` takes what gcloud says meanwhile.
 
     Raises:
-        EngineError: it cannot be done; what was done before stays, and is not done again the next time.
+        EngineError: it cannot be done; what was done before stays, and is not done again the next
+            time.
     """
     said: list[str] = []
     with _started(step.do, stderr=subprocess.STDOUT) as process:

@@ -1,7 +1,9 @@
-"""What `openmodal setup gcp` has gcloud do: a cluster, a registry, and rights that are no more than they need. Values; nothing here runs.
+"""What `openmodal setup gcp` has gcloud do: a cluster, a registry, and rights that are no more than
+they need. Values; nothing here runs.
 
-Nodes get an account of their own, which may write logs and pull our images, so that there is little to win where a sandbox reaches its
-node's credentials; Workload Identity, which every cluster that we make or accept has, keeps them from pods in the first place.
+Nodes get an account of their own, which may write logs and pull our images, so that there is little
+to win where a sandbox reaches its node's credentials; Workload Identity, which every cluster that
+we make or accept has, keeps them from pods in the first place.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ DEFAULT = "default"
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What there shall be. `standard`: a cluster whose nodes you see, instead of an Autopilot one. `cloud_build`: images are built
-    by Cloud Build.
+    """What there shall be. `standard`: a cluster whose nodes you see, instead of an Autopilot one.
+    `cloud_build`: images are built by Cloud Build.
     """
 
     project: str
@@ -77,7 +79,8 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One change: `do` is needed unless `look` prints all the lines `wants`. Without `look` it is done each time, and changes nothing then.
+    """One change: `do` is needed unless `look` prints all the lines `wants`. Without `look` it is
+    done each time, and changes nothing then.
 
     `what` completes the sentence "… may not …".
     """

@@ -1,6 +1,8 @@
-"""Access tokens of Google's "application default credentials": of GOOGLE_APPLICATION_CREDENTIALS, or of a machine or pod of the cloud.
+"""Access tokens of Google's "application default credentials": of GOOGLE_APPLICATION_CREDENTIALS,
+or of a machine or pod of the cloud.
 
-google-auth knows where they come from; here is only the client of HTTP that it is lent, so that it needs no second one.
+google-auth knows where they come from; here is only the client of HTTP that it is lent, so that it
+needs no second one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""Builds in the cluster: a Job whose pod has BuildKit in one container and, in another, our agent and BuildKit's client.
+"""Builds in the cluster: a Job whose pod has BuildKit in one container and, in another, our agent
+and BuildKit's client.
 
-The agent makes it a pod like a sandbox's: context and credentials travel over a link, in no object of the cluster, output comes back by the
-same, and the pod ends by itself if who made it is dead. Two containers, because the commands of a build run beside the daemon, where
-they could read its files: the credentials are with the client, which uses them in the daemon's stead.
+The agent makes it a pod like a sandbox's: context and credentials travel over a link, in no object
+of the cluster, output comes back by the same, and the pod ends by itself if who made it is dead.
+Two containers, because the commands of a build run beside the daemon, where they could read its
+files: the credentials are with the client, which uses them in the daemon's stead.
 
-BuildKit without root needs system calls that "baseline" forbids (docs/kubernetes.md), hence a namespace that has no sandboxes.
+BuildKit without root needs system calls that "baseline" forbids (docs/kubernetes.md), hence a
+namespace that has no sandboxes.
 """
 
 from __future__ import annotations

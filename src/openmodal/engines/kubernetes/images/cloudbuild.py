@@ -1,7 +1,9 @@
-"""Builds by Google's Cloud Build, through its REST API: the context goes to a bucket, Docker's builder makes and pushes the image there.
+"""Builds by Google's Cloud Build, through its REST API: the context goes to a bucket, Docker's
+builder makes and pushes the image there.
 
-Written after https://cloud.google.com/build/docs/api/reference/rest and https://cloud.google.com/storage/docs/json_api. Bucket and account
-are those that `openmodal setup gcp --cloud-build` makes; project and region are in the registry's name.
+Written after https://cloud.google.com/build/docs/api/reference/rest and
+https://cloud.google.com/storage/docs/json_api. Bucket and account are those that `openmodal setup
+gcp --cloud-build` makes; project and region are in the registry's name.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ class Api:
         headers: dict[str, str] | None = None,
         fine: tuple[int, ...] = (),
     ) -> httpx2.Response:
-        """Ask until there is an answer. `what` completes the sentence "Google Cloud does not let you …".
+        """Ask until there is an answer. `what` completes the sentence "Google Cloud does not let
+        you …".
 
         A build that is ordered is not ordered again when nobody knows whether it was.
         """
