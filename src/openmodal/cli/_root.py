@@ -14,13 +14,27 @@ from openmodal.cli._errors import say, sentence
 from openmodal.cli._output import tell
 from openmodal.cli._session import Session
 
+_ELSEWHERE = {
+    **dict.fromkeys(("ls", "ps", "inspect", "info"), ("list",)),
+    **dict.fromkeys(("rm", "terminate", "kill", "delete", "remove", "end"), ("stop", "delete", "prune")),
+    **dict.fromkeys(("ssh", "attach", "enter", "sh"), ("shell",)),
+    "images": ("image",),
+    "copy": ("cp",),
+    "start": ("run",),
+    "create": ("build", "shell"),
+}
+"""Words of other command lines → ours, the first one that there is."""
+
 
 class Commands(click.Group):
     """Commands that are imported when they are used: their help lines stand in a table, as "module:name" → line."""
 
-    def __init__(self, table: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+    def __init__(
+        self, table: Mapping[str, tuple[str, str]], groups: tuple[Commands, ...] = (), **attributes: Any
+    ) -> None:
         super().__init__(**attributes)
         self._table = table
+        self._groups = {str(group.name): group for group in groups}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._table)
@@ -30,6 +44,25 @@ class Commands(click.Group):
             return None
         module, _, name = self._table[cmd_name][0].partition(":")
         return cast("click.Command", getattr(importlib.import_module(module), name))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self._table and (meant := self.meant(args[0])):
+            raise click.UsageError(f"there is no command {args[0]!r}, but `{ctx.command_path} {meant}`", ctx)
+        return super().resolve_command(ctx, args)
+
+    def meant(self, word: str) -> str:
+        """The command, perhaps of a group, that somebody means who writes that word; "" if none is alike."""
+        import difflib
+
+        for name in (word, *_ELSEWHERE.get(word, ())):
+            if name in self._table:
+                return name
+            for group, deeper in self._groups.items():
+                if name in deeper._table:
+                    return f"{group} {name}"
+        return next(iter(difflib.get_close_matches(word, self._table, 1)), "")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -95,6 +128,7 @@ def _global_options(ctx: click.Context, *, local: bool, engine: str | None, debu
 
 root = Commands(
     _COMMANDS,
+    (sandbox, image),
     name="openmodal",
     help="Sandboxes for agents on your own machines.",
     callback=click.pass_context(_global_options),
