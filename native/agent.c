@@ -214,6 +214,16 @@ static void write_kept(const struct stream *stream, int fd) {
             return;
 }
 
+/* Once, for whoever asks after the end: what is kept of the main command's output in memory, the newest. */
+static void leave_output(const struct command *main) {
+    static bool left;
+    if (left || !main || agent.config->report)
+        return;
+    left = true;
+    write_kept(&main->out[0], agent.config->main_stdout);
+    write_kept(&main->out[1], agent.config->main_stderr);
+}
+
 static void main_failed(struct command *command) {
     dprintf(agent.config->main_stderr, "openmodal: %s\n", command->error);
     agent_end("exited", 126, 0);
@@ -221,12 +231,8 @@ static void main_failed(struct command *command) {
 
 static void main_exited(struct command *command) {
     const struct record *record = &command->record;
-    bool told = agent.config->report; /* what was kept, and whether it was for memory */
-    if (!told) {
-        write_kept(&command->out[0], agent.config->main_stdout);
-        write_kept(&command->out[1], agent.config->main_stderr);
-    }
-    bool oom = !told && agent.config->control_fd < 0 && record->oom && record->killed; /* a supervisor asks the kernel itself */
+    leave_output(command);
+    bool oom = !agent.config->report && agent.config->control_fd < 0 && record->oom && record->killed; /* a supervisor asks the kernel itself */
     agent_end(oom ? "oom" : "exited", record->killed ? 128 + record->code : record->code, DRAIN_MS);
 }
 
@@ -335,11 +341,13 @@ static void turn(int timeout) {
 /* ---- the end ---- */
 
 /* As process 1 our exit kills all; else (a test, a container with another process 1) we do it ourselves. And where we part from links
- * slowly, before that: nothing shall run on meanwhile. */
+ * slowly, or write what the main command has left, before that: nothing shall run on meanwhile. */
 static void kill_everything(void) {
     uint64_t give_up = now_ms() + DRAIN_MS;
     for (struct command *command = commands; command; command = command->next)
         command->condemned = true;
+    if (agent.self == 1 && agent.config->argv)
+        kill(-1, SIGKILL);
     while ((agent.self != 1 || agent.config->report) && trees_sweep() != NEVER && agent.now < give_up) {
         usleep(1000);
         agent.now = now_ms();
@@ -367,11 +375,14 @@ static void linger(void) {
 }
 
 static int finish(void) {
-    char text[64];
-    int size = snprintf(text, sizeof text, "%s %d", agent.reason, agent.returncode);
+    char text[96];
     kill_everything();
+    const struct command *main = agent.config->argv ? command_find(main_id) : NULL;
+    leave_output(main);
+    unsigned long long out = main ? stream_written(&main->out[0]) : 0, err = main ? stream_written(&main->out[1]) : 0;
+    int size = snprintf(text, sizeof text, "%s %d %llu %llu", agent.reason, agent.returncode, out, err);
     if (agent.config->report) {
-        report_end(command_find(main_id));
+        report_end(main);
         links_part(PART_MS);
         if (agent.config->linger && agent.self == 1)
             linger();

@@ -50,7 +50,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-enum { MAX_PLAN = 16 << 20, MAX_CLIENTS = 64, READY_MS = 30000, ANSWER_MS = 1000 };
+enum { MAX_PLAN = 16 << 20, MAX_CLIENTS = 64, READY_MS = 30000, ANSWER_MS = 1000, LAST_WORDS_MS = 300 };
 
 struct client {
     int fd;
@@ -85,6 +85,8 @@ struct box {
     uint64_t started, ended;
     const char *reason;
     int returncode;
+    bool told; /* init has said how it ended */
+    unsigned long long written[2]; /* by the main command to its streams */
     struct client client[MAX_CLIENTS];
     size_t clients;
     char record[512];
@@ -542,8 +544,8 @@ static const char *sentence_of(const char *reason) {
 
 static void make_record(struct box *box) {
     box->ended = unix_us();
-    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nstarted=%llu.%06u\nended=%llu.%06u\ntext=%s\n",
-             box->reason, box->returncode, (unsigned long long)(box->started / 1000000), (unsigned)(box->started % 1000000),
+    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nwritten=%llu %llu\nstarted=%llu.%06u\nended=%llu.%06u\ntext=%s\n",
+             box->reason, box->returncode, box->written[0], box->written[1], (unsigned long long)(box->started / 1000000), (unsigned)(box->started % 1000000),
              (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000), sentence_of(box->reason));
 }
 
@@ -613,10 +615,43 @@ static void discard_all(struct box *box) {
     unlinkat(box->folder, "lock", 0);
 }
 
+static void end_with(struct box *box, const char *reason, int returncode) {
+    if (box->reason == NULL) {
+        box->reason = reason;
+        box->returncode = returncode;
+    }
+}
+
+/* What init says when it ends: "REASON RETURNCODE STDOUT STDERR". It is ours and not the sandbox's code, but it lives with that: believe no
+ * more than fits. */
+static void hear_init(struct box *box) {
+    static const char *const reasons[] = {"exited", "timeout", "idle", "terminated"};
+    char text[96], word[16];
+    int code = 0;
+    if (receive_with(box->link, text, sizeof text, NULL, 0, MSG_DONTWAIT) <= 0)
+        return;
+    bool fits = box->told = sscanf(text, "%15s %d %llu %llu", word, &code, &box->written[0], &box->written[1]) == 4;
+    for (size_t i = 0; fits && i < sizeof reasons / sizeof *reasons; i++)
+        if (strcmp(word, reasons[i]) == 0)
+            end_with(box, reasons[i], code & 0xff);
+    end_with(box, "lost", 137); /* whoever says something else is not our agent any more */
+}
+
+/* What nobody has read of the main command's output is in init's memory. Init kills all others before it writes that down. */
+static void await_last_words(struct box *box) {
+    struct pollfd death = {box->init_pidfd, POLLIN, 0};
+    if (box->told || box->plan->arg.count == 0 || box->plan->record == NULL)
+        return;
+    shutdown(box->link, SHUT_WR);
+    poll(&death, 1, LAST_WORDS_MS);
+    hear_init(box);
+}
+
 static void finish(struct box *box) {
     box->answer_by = now_ms() + ANSWER_MS;
     close_fd(&box->agent_listener);
     box->agent_listener = -1;
+    await_last_words(box);
     take_down(box);
     make_record(box);
     bool recorded = write_record(box);
@@ -632,28 +667,6 @@ static void finish(struct box *box) {
 }
 
 /* ------------------------------------------------------------------------------------- the long wait */
-
-static void end_with(struct box *box, const char *reason, int returncode) {
-    if (box->reason == NULL) {
-        box->reason = reason;
-        box->returncode = returncode;
-    }
-}
-
-/* What init says when it ends: "REASON RETURNCODE". It is ours and not the sandbox's code, but it lives with that: believe no
- * more than fits. */
-static void hear_init(struct box *box) {
-    static const char *const reasons[] = {"exited", "timeout", "idle", "terminated"};
-    char text[64], word[16];
-    int code = 0;
-    if (receive_with(box->link, text, sizeof text, NULL, 0, MSG_DONTWAIT) <= 0)
-        return;
-    bool fits = sscanf(text, "%15s %d", word, &code) == 2;
-    for (size_t i = 0; fits && i < sizeof reasons / sizeof *reasons; i++)
-        if (strcmp(word, reasons[i]) == 0)
-            end_with(box, reasons[i], code & 0xff);
-    end_with(box, "lost", 137); /* whoever says something else is not our agent any more */
-}
 
 /* Init is dead: by its own will, then it has said why, or by somebody's outside. */
 static void init_gone(struct box *box) {

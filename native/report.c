@@ -53,10 +53,12 @@ static bool report_stream(const struct ring *ring, char name) {
 }
 
 void report_end(const struct command *main) {
-    char text[128];
+    char text[160];
+    unsigned long long out = main ? stream_written(&main->out[0]) : 0, err = main ? stream_written(&main->out[1]) : 0;
     if (main && !(report_stream(&main->out[0].ring, '1') && report_stream(&main->out[1].ring, '2')))
         return;
     int oom = main && main->state == COMMAND_EXITED && main->record.oom;
-    int size = snprintf(text, sizeof text, "end %s %d %d %llu\n", agent.reason, agent.returncode, oom, (unsigned long long)unix_us());
+    int size = snprintf(text, sizeof text, "end %s %d %d %llu %llu %llu\n", agent.reason, agent.returncode, oom,
+                        (unsigned long long)unix_us(), out, err);
     write_patiently(STDOUT_FILENO, text, (size_t)size);
 }

@@ -1,13 +1,14 @@
-"""Where the bytes of a StreamReader come from: what is kept of a finished command, or a running one's agent."""
+"""Where the bytes of a StreamReader come from: a finished command, a running one, or the main command."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from openmodal._command import Command, Spool
 from openmodal._spec import OutputGap
 from openmodal._wire import Want
+from openmodal.errors import InvalidError, NotFoundError, SandboxNotRunningError
 
 _PIECE = 256 * 1024
 
@@ -83,4 +84,42 @@ class Live:
         return await self._piece.chunk()
 
 
-__all__ = ["Kept", "Live", "Source"]
+class Main(Live):
+    """The main command's output: live, and after the sandbox's end what its engine kept."""
+
+    def __init__(
+        self, command: Command, stream: int, kept: Callable[[int], Coroutine[Any, Any, tuple[bytes, int]]]
+    ) -> None:
+        """`kept`: what is kept of a stream after the end, the newest, and how many bytes were written to it (0: that is not known)."""
+        super().__init__(
+            command,
+            stream,
+            "because the main command wrote more than is kept after its sandbox's end, or another read them before; read sooner",
+        )
+        self._kept = kept
+        self._over = False
+
+    async def chunk(self) -> bytes:
+        if self._over:
+            return b""
+        try:
+            return await super().chunk()
+        except SandboxNotRunningError:
+            if data := await self._piece.chunk():  # what came before the link broke
+                return data
+            self._over = True
+            return await self._rest()
+        except NotFoundError:
+            raise InvalidError("this sandbox has no main command; read the streams of exec() or spawn()") from None
+
+    async def _rest(self) -> bytes:
+        """What is kept from where this reader is."""
+        at = self._offsets[self._stream]
+        kept, written = await self._kept(self._stream)
+        begin = max(written - len(kept), 0)
+        if begin > at:
+            self.gaps.append(OutputGap(at, begin - at))
+        return kept[max(at - begin, 0) :]
+
+
+__all__ = ["Kept", "Live", "Main", "Source"]

@@ -249,12 +249,13 @@ class ExitRecord(msgspec.Struct, frozen=True):
 
 
 class EndRecord(msgspec.Struct, frozen=True):
-    """How a sandbox ended."""
+    """How a sandbox ended. `written`: how many bytes its main command wrote to stdout and stderr, as far as that is known."""
 
     reason: str
     returncode: int
     ended: float = 0.0
     text: str = ""
+    written: tuple[int, int] = (0, 0)
 
 
 class PoolStatus(msgspec.Struct, frozen=True):

@@ -169,7 +169,11 @@ class Store:
 
     def write_end(self, id: str, end: EndRecord) -> bool:
         """Note how a sandbox ended, unless its supervisor has; False if the disk is full."""
-        text = f"reason={end.reason}\nreturncode={end.returncode}\nended={end.ended}\ntext={end.text}\n"
+        stdout, stderr = end.written
+        text = (
+            f"reason={end.reason}\nreturncode={end.returncode}\nwritten={stdout} {stderr}\nended={end.ended}\n"
+            f"text={end.text}\n"
+        )
         new = self.ended / f".{id}.{os.urandom(8).hex()}"  # threads of one process may do the same
         try:
             new.write_text(text, "utf-8")
@@ -319,9 +323,15 @@ def parse_record(text: str) -> EndRecord:
             returncode=int(fields["returncode"]),
             ended=float(fields.get("ended", 0)),
             text=fields.get("text", ""),
+            written=_pair(fields.get("written", "0 0")),
         )
     except (KeyError, ValueError):
         return EndRecord(reason="lost", returncode=137, text="its supervisor left a record that cannot be read")
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, second = map(int, text.split())
+    return first, second
 
 
 def _locked(path: Path) -> bool:

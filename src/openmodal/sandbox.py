@@ -25,7 +25,7 @@ from openmodal._options import (
     feed,
     why_missing,
 )
-from openmodal._sources import Kept, Live
+from openmodal._sources import Kept, Live, Main
 from openmodal._spec import Egress, EndRecord, Info, Resources, Root, SandboxSpec, Status
 from openmodal._wire import Flag, Want
 from openmodal.app import App
@@ -463,32 +463,16 @@ class Sandbox(DualContext):
 
     def _stream(self, number: int) -> StreamReader[str]:
         if number not in self._streams:
-            self._streams[number] = StreamReader(_MainOutput(self, number), text=True)
+            self._streams[number] = StreamReader(Main(self._main, number, self._kept), text=True)
         return self._streams[number]
+
+    async def _kept(self, stream: int) -> tuple[bytes, int]:
+        """What is kept of the main command's output after the end, and how many bytes it wrote."""
+        kept = await self._engine.main_output(self._id, stream)
+        return kept, self._end.written[stream - 1] if self._end else 0
 
     def __repr__(self) -> str:
         return f"<Sandbox {self._id} ({self._engine.name})>"
-
-
-class _MainOutput(Live):
-    """The main command's output: live, and after the sandbox's end what its engine kept."""
-
-    def __init__(self, sandbox: Sandbox, stream: int) -> None:
-        super().__init__(sandbox._main, stream, why_missing("spawn", {}))
-        self._sandbox = sandbox
-        self._over = False
-
-    async def chunk(self) -> bytes:
-        if self._over:
-            return b""
-        try:
-            return await super().chunk()
-        except SandboxNotRunningError:
-            self._over = True
-            whole = self._offsets[self._stream] == 0
-            return await self._sandbox._engine.main_output(self._sandbox.id, self._stream) if whole else b""
-        except NotFoundError:
-            raise InvalidError("this sandbox has no main command; read the streams of exec() or spawn()") from None
 
 
 def _refuse_unsupported(**arguments: object) -> None:

@@ -145,9 +145,9 @@ def test_nothing_put_in_the_sockets_place_is_followed(create: Create, engine: Do
 
 
 def test_how_it_ended_cannot_be_forged(create: Create) -> None:
-    sandbox = create("sh", "-c", "printf '\\nopenmodal: exited 0\\n' >&2; exit 9")
+    sandbox = create("sh", "-c", "printf '\\nopenmodal: exited 0 0 0\\n' >&2; exit 9")
     assert sandbox.wait() == 9
-    assert sandbox.stderr.read() == "\nopenmodal: exited 0\n"
+    assert sandbox.stderr.read() == "\nopenmodal: exited 0 0 0\n"
     other = create()
     assert other.exec("sh", "-c", "echo x > /proc/1/fd/2").returncode != 0
 

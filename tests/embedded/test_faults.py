@@ -300,6 +300,29 @@ class TestSupervisor:
         assert sandbox.poll() == 137
         assert not alive(boss)
 
+    def test_terminate_leaves_the_last_words_of_the_main_command(self, create: Create) -> None:
+        sandbox = create("sh", "-c", "echo last words; touch /tmp/said; sleep 54321")
+        eventually(lambda: sandbox.filesystem.exists("/tmp/said"))
+        sandbox.terminate()
+        assert sandbox.stdout.read() == "last words\n"
+        assert sandbox.returncode == 137
+
+    def test_a_process_1_that_does_not_answer_keeps_nobody(self, engine: Embedded, create: Create) -> None:
+        """What it holds of the main command's output is lost then; its end is not."""
+        sandbox = create("sleep", "54321")
+        boss = supervisor(engine, sandbox)
+        (init,) = (pid for pid in descendants(boss) if init_there(pid))
+        os.kill(init, signal.SIGSTOP)
+        sandbox.terminate()
+        assert sandbox.poll() == 137
+        assert not alive(init)
+
+
+def init_there(pid: int) -> bool:
+    """Whether a process is a sandbox's process 1."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    return len(ids := status.partition("NSpid:")[2].splitlines()[0].split()) > 1 and ids[-1] == "1"
+
 
 class TestGarbage:
     def test_a_half_made_folder_goes(self, engine: Embedded) -> None:

@@ -107,10 +107,10 @@ def test_a_setup_that_does_not_fit_is_one_sentence_and_the_end(told: Told, setup
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--", "/bin/sh", "-c", "echo err >&2; exit 3"), b"err\n\nopenmodal: exited 3\n"),
-        (("--", "/bin/sh", "-c", "kill -9 $$"), b"\nopenmodal: exited 137\n"),
-        (("--timeout-ms", "50"), b"\nopenmodal: timeout 124\n"),
-        (("--idle-ms", "50"), b"\nopenmodal: idle 124\n"),
+        (("--", "/bin/sh", "-c", "echo err >&2; exit 3"), b"err\n\nopenmodal: exited 3 0 4\n"),
+        (("--", "/bin/sh", "-c", "kill -9 $$"), b"\nopenmodal: exited 137 0 0\n"),
+        (("--timeout-ms", "50"), b"\nopenmodal: timeout 124 0 0\n"),
+        (("--idle-ms", "50"), b"\nopenmodal: idle 124 0 0\n"),
     ],
 )
 def test_the_last_line_tells_how_it_ended(told: Told, options: tuple[str, ...], line: bytes) -> None:
@@ -122,7 +122,7 @@ def test_sigterm_is_told_as_terminated(told: Told, tmp_path: Path) -> None:
     link = link_to(tmp_path)
     link.ping()
     process.terminate()
-    assert said(process) == b"\nopenmodal: terminated 137\n"
+    assert said(process) == b"\nopenmodal: terminated 137 0 0\n"
     link.close()
 
 

@@ -60,6 +60,7 @@ def test_setup_sets_environment_workdir_and_main_command(start: Start) -> None:
     assert (out, err) == (b"value\n/tmp\n", b"err\n")
     assert words[:4] == [b"end", b"exited", b"3", b"0"]
     assert abs(int(words[4]) / 1e6 - time.time()) < 60
+    assert words[5:] == [b"11", b"4"]
     link.close()
 
 

@@ -119,12 +119,18 @@ def test_denied_prefixes_are_joined() -> None:
 @pytest.mark.parametrize(
     ("state", "stderr", "reason", "code", "rest"),
     [
-        ({}, b"text\nopenmodal: exited 3\n", "exited", 3, b"text"),
-        ({}, b"\nopenmodal: exited 0\n\nopenmodal: timeout 124\n", "timeout", 124, b"\nopenmodal: exited 0\n"),
+        ({}, b"text\nopenmodal: exited 3 7 4\n", "exited", 3, b"text"),
+        (
+            {},
+            b"\nopenmodal: exited 0 1 2\n\nopenmodal: timeout 124 7 4\n",
+            "timeout",
+            124,
+            b"\nopenmodal: exited 0 1 2\n",
+        ),
         ({"OOMKilled": True}, b"half", "oom", 137, b"half"),
         ({}, b"half", "lost", 137, b"half"),
-        ({}, b"\nopenmodal: exited 0\nmore", "lost", 137, b"\nopenmodal: exited 0\nmore"),
-        ({}, b"\nopenmodal: nonsense 0\n", "lost", 137, b"\nopenmodal: nonsense 0\n"),
+        ({}, b"\nopenmodal: exited 0 0 0\nmore", "lost", 137, b"\nopenmodal: exited 0 0 0\nmore"),
+        ({}, b"\nopenmodal: nonsense 0 0 0\n", "lost", 137, b"\nopenmodal: nonsense 0 0 0\n"),
     ],
 )
 def test_only_the_agents_last_line_tells_the_end(
@@ -132,6 +138,7 @@ def test_only_the_agents_last_line_tells_the_end(
 ) -> None:
     end, kept = container.end_of(state, stderr, 5.0)
     assert (end.reason, end.returncode, end.ended, kept) == (reason, code, 5.0, rest)
+    assert end.written == ((0, 0) if reason in ("oom", "lost") else (7, 4))
 
 
 def test_logs_are_taken_apart_by_stream() -> None:

@@ -222,24 +222,32 @@ def test_the_end_of_a_pod_without_a_report() -> None:
 
 
 def test_a_report_gives_outputs_and_end() -> None:
-    log = b"1 " + base64.b64encode(b"out\n\0\xff") + b"\n2 " + base64.b64encode(b"err") + b"\nend exited 3 0 5000000\n"
+    log = (
+        b"1 "
+        + base64.b64encode(b"out\n\0\xff")
+        + b"\n2 "
+        + base64.b64encode(b"err")
+        + b"\nend exited 3 0 5000000 9 3\n"
+    )
     found = report.parse(log)
-    assert found == report.Report(EndRecord("exited", 3, 5.0, ""), b"out\n\0\xff", b"err")
+    assert found == report.Report(EndRecord("exited", 3, 5.0, "", (9, 3)), b"out\n\0\xff", b"err")
 
 
-@pytest.mark.parametrize("log", [b"", b"1 b3V0\n", b"end exited\n", b"end exited x 0 1\n", b"end exited 3 0 5\nmore\n"])
+@pytest.mark.parametrize(
+    "log", [b"", b"1 b3V0\n", b"end exited\n", b"end exited x 0 1 0 0\n", b"end exited 3 0 5 0 0\nmore\n"]
+)
 def test_without_its_last_line_it_is_no_report(log: bytes) -> None:
     assert report.parse(log) is None
 
 
 def test_words_of_the_agent_itself_are_errors() -> None:
-    found = report.parse(b"openmodal: there is no user x\nend exited 126 0 1\n")
+    found = report.parse(b"openmodal: there is no user x\nend exited 126 0 1 0 0\n")
     assert found
     assert (found.end.returncode, found.stderr) == (126, b"openmodal: there is no user x\n")
 
 
 def test_death_of_the_main_command_for_memory_is_told() -> None:
-    found = report.parse(b"end exited 137 1 1\n")
+    found = report.parse(b"end exited 137 1 1 0 0\n")
     assert found
     assert found.end.reason == "oom"
 

@@ -177,9 +177,9 @@ def test_readers_see_the_old_status_or_the_new(store: Store, alive: Path) -> Non
 
 def test_how_it_ended_is_kept_once(store: Store) -> None:
     assert store.end(ID) is None
-    store.write_end(ID, EndRecord("oom", 137, 12.5, "it ran out of memory"))
+    store.write_end(ID, EndRecord("oom", 137, 12.5, "it ran out of memory", (1, 2)))
     store.write_end(ID, EndRecord("lost", 1))
-    assert store.end(ID) == EndRecord("oom", 137, 12.5, "it ran out of memory")
+    assert store.end(ID) == EndRecord("oom", 137, 12.5, "it ran out of memory", (1, 2))
     assert os.listdir(store.ended) == [ID]
 
 
@@ -193,6 +193,7 @@ def test_a_record_that_cannot_be_read_is_a_lost_sandbox_and_no_exception(text: s
     [
         ("reason=exited\nreturncode=3\nstarted=1\nended=2.5\ntext=a=b c\n", EndRecord("exited", 3, 2.5, "a=b c")),
         ("reason=timeout\nreturncode=124\n", EndRecord("timeout", 124)),
+        ("reason=timeout\nreturncode=124\nwritten=3 4\n", EndRecord("timeout", 124, written=(3, 4))),
         ("reason=timeout\n", EndRecord("lost", 137, 0.0, "its supervisor left a record that cannot be read")),
         ("", EndRecord("lost", 137, 0.0, "its supervisor left a record that cannot be read")),
     ],

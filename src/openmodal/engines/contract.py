@@ -228,7 +228,11 @@ class Engine(Protocol):
         ...
 
     async def main_output(self, id: str, stream: int) -> bytes:
-        """What is kept of a finished main command's stdout (1) or stderr (2), after its sandbox's end."""
+        """What is kept of a main command's stdout (1) or stderr (2) after its sandbox's end.
+
+        That is the newest that nobody had read. `EndRecord.written` tells how many bytes there were,
+        so that what is missing can be told.
+        """
         ...
 
     # ------------------------------------------------------------------------- with a default for those that lack it

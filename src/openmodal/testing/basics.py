@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from openmodal._spec import Status
+from openmodal._spec import OutputGap, Status
 from openmodal.app import App
 from openmodal.engines import Engine
 from openmodal.errors import (
@@ -16,8 +16,10 @@ from openmodal.errors import (
     Error,
     InvalidError,
     NotFoundError,
+    OutputLostWarning,
     SandboxNotRunningError,
     SandboxTerminatedError,
+    SandboxTimeoutError,
 )
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
@@ -305,10 +307,30 @@ class TestMainCommand:
         rest = "A" * 120
         sandbox = create("sh", "-c", f"seq 1 100000 | sed 's/$/ {rest}/'")
         assert sandbox.wait() == 0
-        text = sandbox.stdout.read()
+        with pytest.warns(OutputLostWarning, match=r"\d+ bytes of output are missing here.*sandbox's end"):
+            text = sandbox.stdout.read()
+        whole = "".join(f"{number} {rest}\n" for number in range(1, 100_001))
         assert text.endswith(f"\n99999 {rest}\n100000 {rest}\n")
-        assert "".join(f"{number} {rest}\n" for number in range(1, 100_001)).endswith(text)
+        assert whole.endswith(text)
         assert 2 << 20 < len(text) <= 8 << 20
+        assert sandbox.stdout.gaps == (OutputGap(at=0, size=len(whole) - len(text)),)
+
+    def test_who_read_a_part_of_its_output_gets_the_rest_after_the_end(self, create: Create) -> None:
+        sandbox = create("sh", "-c", "echo first; while ! [ -e /tmp/go ]; do :; done; echo second; echo third")
+        assert sandbox.stdout.readline() == "first\n"
+        sandbox.filesystem.write_text("/tmp/go", "")
+        assert sandbox.wait() == 0
+        assert sandbox.stdout.read() == "second\nthird\n"
+        assert sandbox.stdout.gaps == ()
+
+    def test_its_last_words_stay_when_the_timeout_ends_it(self, create: Create) -> None:
+        for timeout in (2, 10):  # for a busy machine to come to the words
+            sandbox = create("sh", "-c", "echo last words; sleep 54321", timeout=timeout)
+            with pytest.raises(SandboxTimeoutError):
+                sandbox.wait()
+            if sandbox.stdout.read() == "last words\n":
+                return
+        pytest.fail("they are not there")
 
     def test_a_finished_stream_is_one_object(self, create: Create) -> None:
         sandbox = create("seq", "1", "3")

@@ -30,7 +30,7 @@ _GIVEN_UP = ("SETPCAP", "NET_ADMIN")
 # What is kept of the main command's output, twice 8 MiB, and room for the driver's own bytes per line.
 _LOG = {"Type": "local", "Config": {"max-size": "80m", "max-file": "1", "compress": "false"}}
 
-_END = re.compile(rb"\nopenmodal: (exited|timeout|idle|terminated|oom) ([0-9]{1,3})\n\Z")
+_END = re.compile(rb"\nopenmodal: (exited|timeout|idle|terminated|oom) ([0-9]{1,3}) ([0-9]{1,20}) ([0-9]{1,20})\n\Z")
 
 # As the box shows it (native/mounts.c): programs size themselves by it.
 _MEMINFO = ("MemTotal", "MemFree", "MemAvailable")
@@ -155,7 +155,8 @@ def end_of(state: Mapping[str, Any], stderr: bytes, ended: float) -> tuple[EndRe
     """How a container ended, and its main command's stderr without the agent's own last line."""
     if said := _END.search(stderr):
         reason, code = said[1].decode(), int(said[2])
-        return EndRecord(reason, code, ended, f"the agent ended: {reason}"), stderr[: said.start()]
+        written = (int(said[3]), int(said[4]))
+        return EndRecord(reason, code, ended, f"the agent ended: {reason}", written), stderr[: said.start()]
     if state.get("OOMKilled"):
         return EndRecord("oom", 137, ended, "its first process was killed for want of memory"), stderr
     return EndRecord("lost", 137, ended, "its container was killed, or the daemon was restarted"), stderr

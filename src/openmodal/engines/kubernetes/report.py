@@ -36,11 +36,11 @@ def parse(log: bytes) -> Report | None:
 
 def _end(line: bytes) -> EndRecord | None:
     words = line.decode("ascii", "replace").split()
-    if len(words) != 5 or words[0] != "end" or not all(word.isdigit() for word in words[2:]):
+    if len(words) != 7 or words[0] != "end" or not all(word.isdigit() for word in words[2:]):
         return None
-    _, reason, returncode, memory_out, ended = words
+    _, reason, returncode, memory_out, ended, stdout, stderr = words
     if reason == "abandoned":
         return EndRecord("error", 124, int(ended) / 1e6, "who created it died before it was ready")
     if memory_out == "1" and reason == "exited":
         reason = "oom"
-    return EndRecord(reason, int(returncode), int(ended) / 1e6, "")
+    return EndRecord(reason, int(returncode), int(ended) / 1e6, "", (int(stdout), int(stderr)))
