@@ -23,7 +23,7 @@ LAYERS = (
     {"_agent"},
     {"_command"},
     {"build", "engines"},
-    {"app", "filesystem", "image", "secret", "_localcopy"},
+    {"app", "filesystem", "housekeeping", "image", "secret", "_localcopy"},
     {"_sources", "process"},
     {"_options"},
     {"pool", "sandbox"},

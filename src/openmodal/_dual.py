@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import pkgutil
 import select
 import time
 import types
@@ -219,7 +220,7 @@ def _checked(effect: Any) -> Effect[Any]:
 
 
 class Call(Generic[P, T]):
-    """A method bound to its object: call it to block, or await `.aio(...)`."""
+    """A method bound to its object, or a function (`@Call`): call it to block, or await `.aio(...)`."""
 
     __slots__ = ("core",)
 
@@ -238,7 +239,10 @@ class Call(Generic[P, T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As its object and name, so that `executor.submit(sandbox.exec, "ls")` reaches another process."""
-        return _bound, (getattr(self.core, "__self__", None), getattr(self.core, "__name__", ""))
+        name = getattr(self.core, "__name__", "")
+        if owner := getattr(self.core, "__self__", None):
+            return _bound, (owner, name)
+        return pkgutil.resolve_name, (f"{self.core.__module__}:{name}",)
 
 
 def _bound(obj: object, name: str) -> object:

@@ -31,7 +31,7 @@ from openmodal._wire import Flag, Want
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
 from openmodal.engines import Created, Engine, choose, require
-from openmodal.engines.contract import check  # not the package's, which a module of that name would replace
+from openmodal.engines.contract import check
 from openmodal.errors import (
     InvalidError,
     NotFoundError,

@@ -27,12 +27,10 @@ def doctor(session: Session, network: bool, as_json: bool) -> int:
 
     Exit code 1 if sandboxes cannot run on this machine (the embedded engine; Docker is reported, too).
     """
-    from openmodal.engines.docker.doctor import examine as examine_docker
-    from openmodal.engines.embedded.doctor import Machine, examine
+    from openmodal import housekeeping
 
-    checks = [_settings(session), *examine(Machine.here(), network=network), *examine_docker()]
+    checks = housekeeping.doctor(network=network, engine=session.engine_name)
     works = all(check.ok for check in checks if check.required)
-    checks += _cluster(session, network=network)
     if as_json:
         _output.emit({"version": __version__, "works": works, "checks": [_described(check) for check in checks]})
     else:
@@ -40,32 +38,6 @@ def doctor(session: Session, network: bool, as_json: bool) -> int:
             _show(check)
         click.echo("Sandboxes can run on this machine." if works else "Sandboxes cannot run on this machine yet.")
     return 0 if works else 1
-
-
-def _settings(session: Session) -> Check:
-    """What environment, configuration and options say that every creation would refuse."""
-    from openmodal import _args, _config
-    from openmodal.engines import load
-    from openmodal.engines.check import Check
-    from openmodal.errors import Error
-
-    try:
-        _args.controls(_config.allow_degraded())
-        load(session.engine_name or _config.engine() or "local")
-    except Error as error:
-        return Check("settings", False, str(error), "correct it in the environment or the configuration", required=True)
-    return Check("settings", True, "understood")
-
-
-def _cluster(session: Session, *, network: bool) -> list[Check]:
-    """The cluster, if sandboxes are to run on one."""
-    from openmodal import _config
-
-    if (session.engine_name or _config.engine()) != "kubernetes":
-        return []
-    from openmodal.engines.kubernetes.admin.doctor import examine
-
-    return [*examine(network=network)]
 
 
 def _described(check: Check) -> dict[str, object]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,29 +12,10 @@ from openmodal import _args
 from openmodal._dual import run_sync
 from openmodal.cli import _output, _program
 from openmodal.cli._session import Session, engine_options, json_option, pass_session, yes_option
-from openmodal.errors import InvalidError, UnsupportedError
+from openmodal.errors import InvalidError
 
 if TYPE_CHECKING:
     from openmodal import Image
-    from openmodal._spec import Built
-    from openmodal.build.prune import Pruned
-
-
-@runtime_checkable
-class _Store(Protocol):
-    """An engine that keeps images."""
-
-    def images(self) -> Sequence[Built]: ...
-
-    def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned: ...
-
-
-def _store(session: Session) -> _Store:
-    if isinstance(session.engine, _Store):
-        return session.engine
-    raise UnsupportedError(
-        f"the {session.engine.name} engine keeps no images of its own; say --engine embedded or --engine docker"
-    )
 
 
 @click.command("list")
@@ -44,7 +24,9 @@ def _store(session: Session) -> _Store:
 @pass_session
 def list_(session: Session, as_json: bool) -> None:
     """Show the images that are built, the newest use first."""
-    found = sorted(_store(session).images(), key=lambda image: -image.used)
+    from openmodal import housekeeping
+
+    found = housekeeping.images(engine=session.engine)
     if as_json:
         _output.emit(
             [{"key": i.key, "size": i.size, "layers": i.layers, "used": i.used, "step": i.step} for i in found]
@@ -100,17 +82,19 @@ def prune(session: Session, older: float | None, everything: bool, caches: bool,
 
     Shows which, and asks in a terminal.
     """
+    from openmodal import housekeeping
+
     if everything and older is not None:
         raise click.UsageError("--all and --older exclude each other; leave one out")
     seconds = _args.age("--older", (0.0 if everything else 7.0 if older is None else older) * 86400)
-    store, before = _store(session), time.time() - seconds
-    old = sorted((image for image in store.images() if image.used <= before), key=lambda image: image.used)
+    before = time.time() - seconds
+    old = [image for image in reversed(housekeeping.images(engine=session.engine)) if image.used <= before]
     lines = [f"{i.key[:12]}  {_output.size(i.size)}  {i.step}" for i in old]
     if caches:
         lines.append("the downloads of apt and pip")
     if not _output.agreed(lines, f"Remove {_output.count(len(old), 'image')}?", yes=yes):
         return 1
-    removed = store.prune(unused_for=seconds, caches=caches)
+    removed = housekeeping.prune(unused_for=seconds, caches=caches, engine=session.engine)
     if as_json:
         _output.emit({"layers": removed.layers, "bytes": removed.bytes, "leftovers": removed.leftovers})
     else:

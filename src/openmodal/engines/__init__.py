@@ -7,9 +7,11 @@ agent's, the same for all. `openmodal.testing` holds any engine to these promise
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
 from openmodal import _config
-from openmodal.engines.contract import PROMISES, Created, Engine, Promise, check, lacking, require
+from openmodal.engines.check import Check
+from openmodal.engines.contract import PROMISES, Created, Engine, Promise, lacking, require
 from openmodal.errors import InvalidError
 
 _ENGINES = {
@@ -17,6 +19,15 @@ _ENGINES = {
     "docker": "openmodal.engines.docker.engine:Docker",
     "kubernetes": "openmodal.engines.kubernetes:Kubernetes",
 }
+
+
+_DOCTORS = {
+    "embedded": "openmodal.engines.embedded.doctor",
+    "docker": "openmodal.engines.docker.doctor",
+    "kubernetes": "openmodal.engines.kubernetes.admin.doctor",
+}
+
+ON_THIS_MACHINE = ("embedded", "docker")
 
 
 def load(name: str) -> Engine:
@@ -49,6 +60,19 @@ def _local() -> str:
     return "docker" if daemon.is_here() else "embedded"
 
 
+def here() -> list[Engine]:
+    """All engines of this machine; Docker only where a daemon answers."""
+    return [load(name) for name in dict.fromkeys(("embedded", _local()))]
+
+
+def examine(name: str, *, network: bool = False) -> Iterable[Check]:
+    """What the doctor of one of our engines says; an engine of yours has none."""
+    if name not in _DOCTORS:
+        return ()
+    found: Iterable[Check] = importlib.import_module(_DOCTORS[name]).examine(network=network)
+    return found
+
+
 def choose(engine: str | Engine | None) -> Engine:
     """The engine of an argument, else the configured one, else this machine's."""
     if engine is not None and not isinstance(engine, str):
@@ -56,4 +80,16 @@ def choose(engine: str | Engine | None) -> Engine:
     return load(engine or _config.engine() or "local")
 
 
-__all__ = ["PROMISES", "Created", "Engine", "Promise", "check", "choose", "lacking", "load", "require"]
+__all__ = [
+    "ON_THIS_MACHINE",
+    "PROMISES",
+    "Created",
+    "Engine",
+    "Promise",
+    "choose",
+    "examine",
+    "here",
+    "lacking",
+    "load",
+    "require",
+]

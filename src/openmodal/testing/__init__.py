@@ -31,6 +31,7 @@ _MODULES = (
     "faces",
     "files",
     "fixtures",
+    "housekeeping",
     "images",
     "lifetime",
     "limits",
@@ -66,6 +67,7 @@ from openmodal.testing.fixtures import (  # noqa: E402
     sandboxes,
 )
 from openmodal.testing.handles import TestAttached, TestInterrupted, TestOtherProcesses  # noqa: E402
+from openmodal.testing.housekeeping import TestHousekeeping  # noqa: E402
 from openmodal.testing.images import TestImages  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
@@ -94,6 +96,7 @@ __all__ = [
     "TestFiles",
     "TestFinding",
     "TestFlow",
+    "TestHousekeeping",
     "TestImages",
     "TestInterrupted",
     "TestIsolation",

@@ -16,7 +16,7 @@ _CP_FIXED = (29, 5, 1)  # CVE-2026-41567, -41568, -42306, -17106: `docker cp` an
 _RUNC_FIXED = (1, 2, 8)  # CVE-2025-31133, -52565, -52881
 
 
-def examine() -> list[Check]:
+def examine(*, network: bool = False) -> list[Check]:
     """Ask the daemon, if one answers."""
     try:
         daemon = find()

@@ -69,8 +69,9 @@ class Machine:
         return int(text) if text.lstrip("-").isdigit() else None
 
 
-def examine(machine: Machine, *, network: bool = False) -> list[Check]:
+def examine(*, network: bool = False) -> list[Check]:
     """Look at everything and try it. `network`: also try to reach the registries, which takes seconds where there is none."""
+    machine = Machine.here()
     tried = verdict.attempt(machine.state, _special(machine))
     checks = [verdict.judged(check, tried) for check in look(machine)]
     checks += [image_registry(), package_index()] if network else []
