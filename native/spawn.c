@@ -251,7 +251,8 @@ static const char *exec_trouble(const struct job *job) {
 
 static void end_unstarted(struct job *job, struct report *exited) {
     if (job->failed == STEP_WORKDIR) /* the caller's mistake, unless what serves the files fails: gVisor's, when it dies */
-        refuse(job->error == EIO ? ERROR_ERRNO + EIO : ERROR_INVALID, "workdir", job->workdir, strerror(job->error));
+        refuse(job->error == EIO ? ERROR_ERRNO + EIO : ERROR_INVALID, "workdir", job->workdir,
+               must_format("cannot be entered: %s", strerror(job->error)));
     if (job->failed == STEP_USER)
         refuse(ERROR_INVALID, "user", job->start->user,
                must_format("cannot be changed to: the sandbox has no ids %u:%u, or no right to change to them", job->user.uid, job->user.gid));

@@ -27,7 +27,7 @@ LAYERS = (
     {"_sources", "process"},
     {"_options"},
     {"pool", "sandbox"},
-    {"cli", "integrations", "testing"},
+    {"__main__", "cli", "integrations", "testing"},
 )
 """Each module or package directly in openmodal, from the ground up. A new one must be put here."""
 

@@ -28,16 +28,29 @@ from typing import Any
 from openmodal._files import Stamp, stamp
 from openmodal.errors import InvalidError
 
+_KEYS = {"allow_degraded", "base", "bases", "engine", "kubernetes", "mirrors", "registry"}
+"""What the configuration file may have on its top level; a misspelt setting would be no setting."""
+
 _PACKAGE_SOURCE = r"(?i)OPENMODAL_MIRRORS|(PIP|UV|NPM_CONFIG)_.+|.+_PROXY"
 
 
 def state() -> Path:
     """Where layers, images and sandboxes are: on a disk, private to this user."""
-    if home := os.environ.get("OPENMODAL_HOME"):
+    if home := _home():
         return _absolute(home)
     if os.geteuid() == 0:
         return _path("/var/lib/openmodal")
     return _path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share", "openmodal")
+
+
+def _home() -> str:
+    """The folder that OPENMODAL_HOME names, or ""."""
+    home = os.environ.get("OPENMODAL_HOME", "")
+    if os.path.isfile(home):
+        raise InvalidError(
+            f"OPENMODAL_HOME is {home!r}, which is a file; set it to a folder, which is made if it is not there"
+        )
+    return home
 
 
 def machine() -> Path:
@@ -49,7 +62,7 @@ def machine() -> Path:
 
 def config_file() -> Path:
     """The user's configuration."""
-    if home := os.environ.get("OPENMODAL_HOME"):
+    if home := _home():
         return _path(_absolute(home), "config.toml")
     return _path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "openmodal", "config.toml")
 
@@ -143,6 +156,16 @@ def _parsed(path: Path, changed: Stamp) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidError(f"the configuration {path} cannot be read: {error}") from error
+    for name in found.keys() - _KEYS:
+        raise InvalidError(f"the configuration {path} has {name!r}, which is no setting; {_instead(name)}")
+    return found
+
+
+def _instead(name: str) -> str:
+    from difflib import get_close_matches
+
+    alike = get_close_matches(name, _KEYS, n=1)
+    return f"did you mean {alike[0]!r}?" if alike else f"there are {', '.join(sorted(_KEYS))}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "openmodal.cli"]
+COMMAND = [sys.executable, "-m", "openmodal"]
 
 HEAD = """\
 import openmodal

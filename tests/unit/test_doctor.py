@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -12,9 +12,10 @@ import pytest
 from openmodal import _idmap
 from openmodal._spec import Info
 from openmodal.engines.check import Check
-from openmodal.engines.embedded import doctor, verdict
+from openmodal.engines.embedded import doctor, host, verdict
 from openmodal.engines.embedded.doctor import Machine
 from openmodal.engines.embedded.verdict import Tried
+from openmodal.errors import EngineError
 
 V1 = [f"1 1 0:1 / {{0}}/{name} rw - cgroup cgroup rw,{name}\n" for name in ("memory", "pids", "cpu")]
 DISK = "1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / /srv rw - nfs4 there rw\n3 1 0:8 / /with\\040space rw - xfs x rw\n"
@@ -131,6 +132,9 @@ def test_a_user_needs_a_helper_and_the_tun_device_unless_a_network_may_lack(
     found = doctor.way_out(machine(tmp_path, tun, uid=1000))
     assert (found.ok, found.required) == (False, True)
     assert "apt-get install passt" in found.remedy
+    found = doctor.way_out(machine(tmp_path / "bare", uid=1000))
+    assert "modprobe tun" in found.remedy
+    assert "apt-get install passt" in found.remedy, "all at once"
     monkeypatch.setenv("OPENMODAL_ALLOW_DEGRADED", "network")
     found = doctor.way_out(machine(tmp_path, tun, uid=1000))
     assert (found.ok, found.required) == (False, False)
@@ -207,6 +211,7 @@ def test_without_gvisor_the_remedy_is_told_and_sandboxes_run_all_the_same(tmp_pa
 def test_the_store_is_private(tmp_path: Path) -> None:
     here = machine(tmp_path)
     assert doctor.privacy(here).ok, "it is made private"
+    assert "not there yet" in doctor.privacy(here).text
     here.state.mkdir(mode=0o755)
     here.state.chmod(0o755)
     assert not doctor.privacy(here).ok
@@ -245,6 +250,9 @@ def test_what_a_sandbox_failed_for_is_not_ok_and_what_comes_after_was_not_tried(
     told = {check.name: check for check in (verdict.judged(check, tried) for check in looked)}
     assert (told["store"].ok, told["store"].text, told["store"].remedy) == (False, "there; it cannot be; do that", "")
     assert (told["user ids"].text, told["seccomp"].text) == ("there", "there (not tried)")
+    limit = Check("disk limit", True, "disk= works")
+    assert verdict.judged(limit, tried).text == "disk= works (not tried)"
+    assert verdict.judged(limit, {**tried, "disk limit": Tried(INFO)}) == limit
     assert verdict.sandboxes(tried) == [Check("sandbox", False, "none can be created; see store", required=True)]
 
 
@@ -252,3 +260,17 @@ def test_a_sandbox_without_limits_is_told_with_what_holds_it() -> None:
     first, second = verdict.sandboxes({"bare": Tried(INFO), "full": Tried(said="limits are missing")})
     assert (first.ok, first.required, first.text) == (False, True, "limits are missing")
     assert second.text.endswith("limits: 64 MiB; lacks limits")
+
+
+def test_all_that_a_sandbox_cannot_have_is_told_at_once() -> None:
+    def refuse(text: str) -> Callable[[], None]:
+        def want() -> None:
+            raise EngineError(text, aspect=text)
+
+        return want
+
+    host.require_all([lambda: None])
+    with pytest.raises(EngineError) as caught:
+        host.require_all([refuse("no network; do this"), lambda: None, refuse("no limits; do that")])
+    assert str(caught.value) == "no network; do this; and no limits; do that"
+    assert caught.value.aspect == "no network; do this"

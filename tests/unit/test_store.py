@@ -264,6 +264,28 @@ class TestConfig:
         monkeypatch.setenv("OPENMODAL_ENGINE", "embedded")
         assert _config.engine() == "embedded"
 
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [("engin", "did you mean 'engine'"), ("Base", "did you mean 'base'"), ("qqq", "there are allow_")],
+    )
+    def test_a_misspelt_setting_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, told: str
+    ) -> None:
+        """It was ignored."""
+        monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path))
+        (tmp_path / "config.toml").write_text(f'engine = "docker"\n{name} = "x"\n')
+        with pytest.raises(InvalidError, match=rf"config\.toml has '{name}', which is no setting; {told}"):
+            _config.allow_degraded()
+
+    def test_a_file_in_the_place_of_the_state_folder_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path / "file"))
+        for ask in (_config.state, _config.config_file):
+            with pytest.raises(InvalidError, match=r"OPENMODAL_HOME is '.*/file', which is a file; set it to a folder"):
+                ask()
+
     @pytest.mark.parametrize("content", [b"engine = ", b"\xff", b"engine = 7\n"])
     def test_a_file_that_cannot_be_read_is_told(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes

@@ -71,7 +71,8 @@ def text(step: Dockerfile) -> str:
         with open(step.path, encoding="utf-8") as file:
             return file.read(_LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidError(f"the Dockerfile {step.path!r} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidError(f"the Dockerfile {step.path!r} cannot be read: {reason}") from error
 
 
 def _name(step: Dockerfile) -> str:

@@ -110,6 +110,7 @@ class Run:
         self._id = secrets.token_hex(8)
         self._signal = 0
         self._told = False
+        self._died_of = ""
         self._over = threading.Event()
         self._sweeper: threading.Thread | None = None
 
@@ -128,6 +129,9 @@ class Run:
             return program()
         except KeyboardInterrupt:
             return 128 + (self._signal or signal.SIGINT)
+        except Error as error:
+            self._died_of = str(error)
+            raise
         finally:
             self._end()
 
@@ -170,7 +174,7 @@ class Run:
         try:
             return [status.id for status in run_sync(load(self._engine).list()) if status.run == self._id]
         except Error as error:
-            if not self._told:
+            if not self._told and str(error) != self._died_of:  # else it never came to a sandbox, and says why
                 self._told = True
                 tell(f"openmodal: sandboxes of this run, if any, end at their timeout only: {error}")
             return []

@@ -109,7 +109,7 @@ class TestExec:
         assert sandbox.exec("pwd", workdir="/tmp").stdout.read() == "/tmp\n"
 
     def test_a_workdir_that_is_not_there_is_the_callers_mistake(self, sandbox: Sandbox) -> None:
-        with pytest.raises(InvalidError, match="/no/such/folder"):
+        with pytest.raises(InvalidError, match="/no/such/folder cannot be entered: No such file"):
             sandbox.exec("pwd", workdir="/no/such/folder")
         assert sandbox.exec("pwd").returncode == 0
 

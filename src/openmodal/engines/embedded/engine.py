@@ -10,7 +10,8 @@ import builtins
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,10 +86,12 @@ class Embedded(Engine):
 
     async def check(self, spec: SandboxSpec) -> None:
         host.require_rights()
+        wants: builtins.list[Callable[[], None]] = []
         if "network" not in spec.allow_degraded or spec.network.listed:
-            host.require_network(spec.network)
+            wants.append(partial(host.require_network, spec.network))
         if "limits" not in spec.allow_degraded:
-            host.require_limits()
+            wants.append(host.require_limits)
+        host.require_all(wants)
         if spec.runtime == "gvisor":
             gvisor.require(spec)
         if spec.resources.disk:

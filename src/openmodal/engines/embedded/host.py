@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +52,22 @@ def groups(id: str, limits: Limits, *, degraded: bool) -> cgroup.Plan:
         found = control_groups.Hierarchies()
     made = cgroup.plan(found, id, limits)
     return replace(made, devices=()) if degraded else made
+
+
+def require_all(wants: Iterable[Callable[[], None]]) -> None:
+    """Call these, and tell all that they refuse at once: each may need an administrator.
+
+    Raises:
+        EngineError: one of them.
+    """
+    refused: list[EngineError] = []
+    for want in wants:
+        try:
+            want()
+        except EngineError as error:
+            refused.append(error)
+    if refused:
+        raise EngineError("; and ".join(map(str, refused)), aspect=refused[0].aspect)
 
 
 def require_limits() -> None:

@@ -75,17 +75,18 @@ def require_network() -> None:
 
 def lacking(root: Path, which: Callable[[str], str | None]) -> tuple[str, str] | None:
     """Why a user's sandbox can have no network, and the remedy; None if nothing is."""
+    found: list[tuple[str, str]] = []
     tun = root / "dev/net/tun"
     if not tun.exists():
-        return (
-            "/dev/net/tun is missing",
-            "run `modprobe tun` as root, or give your container that device (--device /dev/net/tun)",
-        )
-    if not os.access(tun, os.R_OK | os.W_OK):
-        return "you may not open /dev/net/tun", "run `chmod 666 /dev/net/tun` as root"
+        device = "or give your container that device (--device /dev/net/tun)"
+        found.append(("/dev/net/tun is missing", f"run `modprobe tun` as root, {device}"))
+    elif not os.access(tun, os.R_OK | os.W_OK):
+        found.append(("you may not open /dev/net/tun", "run `chmod 666 /dev/net/tun` as root"))
     if not helpers(which):
-        return "neither pasta nor slirp4netns is installed", "run `apt-get install passt` as root"
-    return None
+        missing = "neither pasta nor slirp4netns is installed"
+        found.append((missing, "run `apt-get install passt` as root"))
+    causes, remedies = (" and ".join(words) for words in zip(*found, strict=True)) if found else ("", "")
+    return (causes, remedies) if found else None
 
 
 def servers(root: Path = Path("/")) -> Sequence[str]:

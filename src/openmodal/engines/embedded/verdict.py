@@ -24,6 +24,9 @@ _NOBODYS = "192.0.2.1"
 # What a sandbox of any kind proves, in the order in which the native program comes to it.
 PROVED = ("kernel", "user namespaces", "user ids", "store", "overlayfs", "seccomp")
 
+SPECIAL = ("disk limit", "gVisor")
+"""What only some sandboxes have, and is tried where it seems to be there."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -65,6 +68,8 @@ def judged(check: Check, tried: Mapping[str, Tried]) -> Check:
     if check.name in PROVED:
         return _by_any(check, tried["bare"])
     special = tried.get(check.name)
+    if check.name in SPECIAL and check.ok and not special:  # there were no sandboxes at all
+        return replace(check, text=f"{check.text} (not tried)")
     return replace(check, ok=False, text=special.said, remedy="") if special and special.said else check
 
 
