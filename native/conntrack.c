@@ -119,8 +119,11 @@ bool conntrack_forget(int machine, uint32_t address) {
     return told;
 }
 
-/* RFC 5382, REQ-5: an established connection may be silent for 2 hours and 4 minutes; the kernel's own is 5 days. */
+/* RFC 5382, REQ-5: an established connection may be silent for 2 hours and 4 minutes; the kernel's
+ * own is 5 days. A connection that both sides have closed does not count for its sandbox, but takes a
+ * place in the table that all sandboxes share; the kernel's own is 2 minutes. */
 bool conntrack_limit(void) {
-    return set_sysctl("netfilter/nf_conntrack_tcp_timeout_established", "7440") ||
-           fail("network", "cannot set how long the router keeps connections: %m");
+    bool set = set_sysctl("netfilter/nf_conntrack_tcp_timeout_established", "7440") &&
+               set_sysctl("netfilter/nf_conntrack_tcp_timeout_time_wait", "10");
+    return set || fail("network", "cannot set how long the router keeps connections: %m");
 }

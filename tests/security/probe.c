@@ -13,6 +13,7 @@
  *   probe datagrams|queues COUNT            sockets of UDP, of TCP, each with 60,000 bytes at least that nobody reads
  *   probe forge ADDRESS                     send a packet whose source is ADDRESS
  *   probe connect ADDRESS:PORT COUNT        hold that many connections; say how many came to be
+ *   probe visit ADDRESS:PORT COUNT          make that many connections and close each; say how many came to be
  *   probe fault                             die of a segmentation fault, with the core limit as high as it may be
  */
 #define _GNU_SOURCE
@@ -248,7 +249,7 @@ static int forge(const char *source) {
 }
 
 /* One after the other, as programs do; those that fail do not count. */
-static int hold(const char *where, int count) {
+static int hold(const char *where, int count, bool keep) {
     char address[64];
     struct sockaddr_in to = {.sin_family = AF_INET};
     struct timeval patience = {.tv_sec = 2};
@@ -265,14 +266,15 @@ static int hold(const char *where, int count) {
     for (int i = 0; i < count; i++) {
         int fd = socket(AF_INET, SOCK_STREAM, 0);
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience); /* holds for connect, too */
-        if (connect(fd, (struct sockaddr *)&to, sizeof to) == 0)
-            made++;
-        else
+        bool connected = connect(fd, (struct sockaddr *)&to, sizeof to) == 0;
+        made += connected;
+        if (!connected || !keep)
             close(fd);
     }
     printf("%d\n", made);
     fflush(stdout);
-    pause();
+    if (keep)
+        pause();
     return 0;
 }
 
@@ -300,7 +302,9 @@ int main(int argc, char **argv) {
     if (strcmp(verb, "memfd") == 0)
         return from_memory(argv + 2);
     if (strcmp(verb, "connect") == 0)
-        return hold(argv[2], atoi(argv[3]));
+        return hold(argv[2], atoi(argv[3]), true);
+    if (strcmp(verb, "visit") == 0)
+        return hold(argv[2], atoi(argv[3]), false);
     if (argc != 3)
         return 2;
     return strcmp(verb, "foreign") == 0    ? foreign(argv[2])

@@ -87,6 +87,11 @@ def connect(sandbox: Sandbox, count: int) -> int:
     return int(line)
 
 
+def visit(sandbox: Sandbox, count: int) -> int:
+    """How many of so many short connections a sandbox gets, one after the other."""
+    return int(sandbox.exec("probe", "visit", f"{PUBLIC}:{PORT}", str(count)).stdout.read())
+
+
 def slot_of(sandbox: Sandbox) -> int:
     address = sh(sandbox, "ip -o -4 addr show eth0 | awk '{print $4}'").split("/")[0]
     return int.from_bytes(bytes(map(int, address.split(".")[2:])), "big")
@@ -192,3 +197,10 @@ def test_the_router_does_not_keep_a_silent_connection_for_days(create: Create) -
     path = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
     assert subprocess.check_output([*_in_router(), "cat", path], text=True).strip() == "7440"
     assert int(Path(path).read_text()) != 7440, "this machine's own is its administrator's"
+
+
+def test_closed_connections_neither_count_nor_stay_in_the_router(create: Create) -> None:
+    """A client of many short ones is not refused. The kernel kept each in the table for 2 minutes."""
+    many = network.MOST_CONNECTIONS + 500
+    assert visit(create(), many) == many
+    eventually(lambda: left()[0] == 0, seconds=60)
