@@ -296,13 +296,15 @@ static const char *const hidden_in_sys[] = {
     "kernel/vmcoreinfo", NULL};
 /* clang-format on */
 
-static bool hide_thermal(int sys) {
+/* What tells of the machine's other work, and beyond the sandbox's own CPUs all of a CPU: psutil and hwloc count cores here. */
+static bool hide_cpus(int sys, int shown) {
     char path[64];
     for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
         snprintf(path, sizeof path, "devices/system/cpu/cpu%d", cpu);
         if (faccessat(sys, path, F_OK, 0) != 0)
             return true;
-        strcat(path, "/thermal_throttle");
+        if (shown == 0 || cpu < shown)
+            strcat(path, "/thermal_throttle");
         if (!hide(sys, path))
             return false;
     }
@@ -368,14 +370,19 @@ static bool show_groups(const struct maker *maker, int sys) {
 }
 
 static bool show_cpus(const struct maker *maker, int sys) {
+    static const char *const lists[] = {"online", "possible", "present"};
     int count = CPU_COUNT(&maker->plan->cpus);
-    AUTO_FD int target = openat(sys, "devices/system/cpu/online", O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    if (count == 0 || target < 0)
-        return true;
-    char text[32];
+    char text[32], path[64];
     snprintf(text, sizeof text, count > 1 ? "0-%d\n" : "0\n", count - 1);
-    return (write_file("online", text) && cover(target, "online", INERT | ATTR_RDONLY)) ||
-           fail(NULL, "cannot show the number of CPUs: %m");
+    if (!hide_cpus(sys, count) || (count > 0 && !write_file("cpus", text)))
+        return false;
+    for (size_t i = 0; count > 0 && i < sizeof lists / sizeof *lists; i++) {
+        snprintf(path, sizeof path, "devices/system/cpu/%s", lists[i]);
+        AUTO_FD int target = openat(sys, path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        if (target >= 0 && !cover(target, "cpus", INERT | ATTR_RDONLY))
+            return fail(NULL, "cannot show the number of CPUs: %m");
+    }
+    return true;
 }
 
 /* procfs must come from inside the process namespace that it shows. Of Docker's read-only paths /proc/sys is left: the others
@@ -412,7 +419,7 @@ static bool make_sys(const struct maker *maker) {
     AUTO_FD int sys = open_in(maker->root, "sys", O_PATH | O_DIRECTORY, NO_SYMLINKS);
     if (maker->plan->weaken & WEAKEN_MASKS)
         return true;
-    return show_groups(maker, sys) && hide_all(sys, hidden_in_sys) && hide_thermal(sys) && show_cpus(maker, sys);
+    return show_groups(maker, sys) && hide_all(sys, hidden_in_sys) && show_cpus(maker, sys);
 }
 
 static bool make_etc(const struct maker *maker) {

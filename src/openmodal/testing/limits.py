@@ -108,6 +108,14 @@ class TestLimits:
     def test_cpuinfo_tells_the_cpu_limit(self, create: Create) -> None:
         assert create(cpu=0.5).exec("grep", "-c", "^processor", "/proc/cpuinfo").stdout.read() == "1\n"
 
+    @promise("nproc")
+    def test_no_more_cpus_are_listed_than_the_limit(self, create: Create) -> None:
+        """`pytest -n auto` counts cores in these folders, by psutil; `nproc --all` reads the list."""
+        script = "cd /sys/devices/system/cpu; cat possible || echo 0; ls -d cpu[0-9]*/topology"
+        possible, *folders = create(cpu=1).exec("sh", "-c", script).stdout.read().split()
+        assert possible in ("0", "0-0")
+        assert folders in ([], ["cpu0/topology"])
+
     @promise("cgroup")
     def test_the_control_group_tells_the_limits_to_anybody(self, create: Create) -> None:
         sandbox = create(memory=300, cpu=0.5)

@@ -23,7 +23,7 @@ from openmodal.errors import EngineError, UnsupportedError
 
 _GVISOR = ("runsc", "gvisor")  # what `runsc install` calls it, and what clusters do
 _LIMITING = ("btrfs", "zfs")  # storage drivers that limit what a container writes by themselves
-_CPUS_ONLINE = "/sys/devices/system/cpu/online"
+_CPUS = "/sys/devices/system/cpu"
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,14 @@ class Host:
         shown = {}
         if memory <= int(self.info["MemTotal"]):
             shown["/proc/meminfo"] = _written(folder / "meminfo", container.meminfo(memory))
-        if cpus and os.path.exists(_CPUS_ONLINE):
+        if cpus and os.path.exists(f"{_CPUS}/online"):
             shown["/proc/cpuinfo"] = _written(folder / "cpuinfo", machine.cpuinfo(cpus))
-            shown[_CPUS_ONLINE] = _written(folder / "online", f"0-{cpus - 1}\n" if cpus > 1 else "0\n")
+            listed = _written(folder / "cpus", f"0-{cpus - 1}\n" if cpus > 1 else "0\n")
+            shown |= {f"{_CPUS}/{name}": listed for name in ("online", "possible", "present")}
+            # Beyond the sandbox's own a CPU has no files: psutil and hwloc count cores by them.
+            nothing, names = Path(_made(folder / "nothing")), os.listdir(_CPUS)
+            numbers = (int(name[3:]) for name in names if name[:3] == "cpu" and name[3:].isdigit())
+            shown |= {f"{_CPUS}/cpu{number}": nothing for number in numbers if number >= cpus}
         return shown
 
     def _addresses(self) -> list[str]:
