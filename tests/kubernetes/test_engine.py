@@ -13,9 +13,10 @@ from openmodal._dual import run_sync
 from openmodal._spec import SandboxSpec
 from openmodal.engines.kubernetes import Kubernetes, policies
 from openmodal.engines.kubernetes.admin import doctor
-from openmodal.engines.kubernetes.pods import CAPABILITIES, DOMAIN, name_of
+from openmodal.engines.kubernetes.pods import DOMAIN, name_of
 from openmodal.engines.kubernetes.settings import read
 from openmodal.engines.kubernetes.start import Start
+from openmodal.engines.posture import KEPT
 from openmodal.errors import (
     SandboxNotRunningError,
     SandboxTerminatedError,
@@ -214,7 +215,7 @@ def test_info_tells_what_the_kernel_and_the_kubelet_hold(make: Make) -> None:
     info = sandbox.info()
     assert (info.memory, info.cpu, info.disk, info.network) == (256, 0.5, 300, "outbound")
     assert (info.no_new_privileges, info.seccomp, info.degraded) == (True, True, ())
-    assert {name.upper() for name in info.capabilities} == set(CAPABILITIES)
+    assert {name.upper() for name in info.capabilities} == set(KEPT)
     assert sandbox.exec("true").returncode == 0
     sandbox.terminate()
     with pytest.raises(SandboxTerminatedError):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from openmodal._dual import run_sync
 from openmodal.cli import _output
 from openmodal.cli._session import Session, engine_options, json_option, pass_session, yes_option
 
@@ -26,7 +25,10 @@ if TYPE_CHECKING:
 @pass_session
 def list_(session: Session, app: str | None, as_json: bool) -> None:
     """Show the running sandboxes, oldest first."""
-    found = [status for status in run_sync(session.engine.list()) if app in (None, status.app)]
+    from openmodal import Sandbox
+
+    listed = Sandbox.list(app=app, engine=session.engine)
+    found = [sandbox.last_status for sandbox in listed if sandbox.last_status]
     if as_json:
         _output.emit([_described(status) for status in found])
         return
@@ -153,23 +155,22 @@ def stop(session: Session, ids: tuple[str, ...], app: str | None, everything: bo
 
     Those that are not named one by one are shown, and a terminal is asked.
     """
+    from openmodal import Sandbox
+
     if not ids and not app and not everything:
         raise click.UsageError("say which: IDs, --app NAME, or --all")
-    engine = session.engine
-    for id in ids:
-        run_sync(engine.inspect(id))  # unknown ids are found before anything is ended
-    chosen = list(ids)
-    if app or everything:
-        chosen += [status.id for status in run_sync(engine.list()) if everything or status.app == app]
-    chosen = list(dict.fromkeys(chosen))
-    if (app or everything) and not _output.agreed(chosen, f"End {_output.count(len(chosen), 'sandbox')}?", yes=yes):
+    # Unknown ids are found before anything is ended.
+    named = [Sandbox.from_id(id, engine=session.engine) for id in ids]
+    listed = Sandbox.list(app=None if everything else app, engine=session.engine) if app or everything else []
+    chosen = {sandbox.id: sandbox for sandbox in (*named, *listed)}
+    if (app or everything) and not _output.agreed([*chosen], f"End {_output.count(len(chosen), 'sandbox')}?", yes=yes):
         return 1
 
-    def end(id: str) -> str:
-        run_sync(engine.stop(id))
-        return id
+    def end(sandbox: Sandbox) -> str:
+        sandbox.terminate()
+        return sandbox.id
 
     with ThreadPoolExecutor(8) as pool:
-        for id in pool.map(end, chosen):
+        for id in pool.map(end, chosen.values()):
             click.echo(id)
     return 0

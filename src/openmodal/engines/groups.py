@@ -10,6 +10,7 @@ from pathlib import Path
 PERIOD_US = 100_000
 LIMITED = ("memory", "cpu", "pids")
 LEAF = "init"  # where a container's processes are when its own group has children with limits; Docker's own images call it so, too
+V1_FILES = {"memory": "memory.limit_in_bytes", "cpu": "cpu.cfs_quota_us", "pids": "pids.max"}
 NO_LIMIT = 1 << 62  # v1 says "none" with the largest number of pages
 _OURS = ("memory", "pids", "cpu", "cpuacct", "cpuset", "freezer", "devices")
 
@@ -89,12 +90,17 @@ def members(group: Path) -> list[int]:
 
 def _amount(name: str, group: Path, *, version: int) -> float | None:
     """What a group's file says; None if that is no limit."""
-    files = {"memory": "memory.limit_in_bytes", "cpu": "cpu.cfs_quota_us", "pids": "pids.max"}
-    file = files[name] if version == 1 else f"{name}.max"
+    file = V1_FILES[name] if version == 1 else f"{name}.max"
     try:
-        words = (group / file).read_text().split()
+        return amount(name, (group / file).read_text())
     except OSError:
         return None
-    if words[0] in ("max", "-1") or (name == "memory" and int(words[0]) >= NO_LIMIT):
+
+
+def amount(name: str, text: str) -> float | None:
+    """What such a file says; None if that is no limit. After a quota of the CPU there may be its period."""
+    words = text.split()
+    if not words or words[0] in ("max", "-1") or int(words[0]) >= NO_LIMIT:
         return None
-    return int(words[0]) / PERIOD_US if name == "cpu" else int(words[0])
+    period = int(words[1]) if len(words) > 1 else PERIOD_US
+    return int(words[0]) / period if name == "cpu" else int(words[0])

@@ -1,16 +1,25 @@
-"""What holds a running sandbox, from what a kernel says of its process 1. Believes no plan."""
+"""What holds a running sandbox, from what a kernel says of its process 1, and what root in it may do. Believes no plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from openmodal import _wire
+from openmodal._command import contents, refusal
+from openmodal._link import Link
 from openmodal._spec import Info
-from openmodal.engines import asked
+from openmodal._wire import FileOp
+from openmodal.engines import asked, groups
+from openmodal.errors import EngineError
 
-_CAPABILITIES = """
+KEPT = "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE SYS_CHROOT SETFCAP".split()
+"""The capabilities that root in a sandbox has, on every engine (KEPT_CAPS in native/cage.c). PodSecurity's level "baseline" allows them."""
+
+# In the kernel's order (linux/capability.h).
+CAPABILITIES = """
 chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service net_broadcast net_admin
 net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin sys_boot sys_nice sys_resource sys_time
 sys_tty_config mknod lease audit_write audit_control setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon
@@ -18,6 +27,7 @@ bpf checkpoint_restore
 """.split()
 
 FILES = ("status", "uid_map", "net/dev")
+_MOST_READ = 1 << 20  # bytes of one file
 
 
 @dataclass(frozen=True)
@@ -43,21 +53,51 @@ def while_it_runs(id: str) -> Iterator[None]:
         raise ConnectionResetError(f"the sandbox {id} has ended") from error
 
 
-def info(found: Seen, outside: str, limits: Mapping[str, float], runtime: str, disk: int | None) -> Info:
-    """Tell of a sandbox. `outside`: the status of a process that is not locked in, "" if the
-    machine is another. `limits` as groups.held tells them, `disk` in MiB."""
+async def inside(link: Link, paths: Iterable[str]) -> dict[str, str]:
+    """Have the agent read files of the sandbox's kernel; those that are not there are left out.
+
+    Root in the sandbox cannot put others in their place: it may not mount.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        await link.send(_wire.file(FileOp.READ, path.encode(), user=b"0"))
+        try:
+            found[path] = (await contents(link, refusal, _MOST_READ)).decode()
+        except EngineError:
+            continue
+    return found
+
+
+def info(
+    found: Seen,
+    outside: str,
+    limits: Mapping[str, float],
+    runtime: str,
+    disk: int | None,
+    promised: Sequence[str] = groups.LIMITED,
+) -> Info:
+    """Tell of a sandbox.
+
+    Args:
+        found: of its process 1, or of gVisor.
+        outside: the status of a process that is not locked in; "": the machine is another.
+        limits: as `groups.held` tells them.
+        runtime: as the sandbox's status tells it.
+        disk: in MiB.
+        promised: the limits without which the sandbox is degraded.
+    """
     status, ids = fields(found.status), [line.split() for line in found.uid_map.splitlines()]
     names = {line.split(":")[0].strip() for line in found.interfaces.splitlines()[2:]}
     memory, pids = limits.get("memory"), limits.get("pids")
     if runtime == "gvisor":
         memory, pids = asked.within_gvisor(memory, pids)
     filtered = _filters(status) > (_filters(fields(outside)) if outside else 0)
-    lacking = {"limits": len(limits) < 3, "seccomp": not filtered}
+    lacking = {"limits": not limits.keys() >= set(promised), "seccomp": not filtered}
     return Info(
         runtime=runtime,
         root=int(ids[0][1]),
         ids=sum(int(count) for _, _, count in ids),
-        capabilities=capabilities(status),
+        capabilities=_capabilities(status),
         no_new_privileges=status["NoNewPrivs"] == "1",
         seccomp=filtered,
         memory=None if memory is None else int(memory) >> 20,
@@ -80,7 +120,7 @@ def _filters(status: Mapping[str, str]) -> int:
     return int(status.get("Seccomp_filters", status["Seccomp"] == "2"))
 
 
-def capabilities(status: Mapping[str, str]) -> tuple[str, ...]:
+def _capabilities(status: Mapping[str, str]) -> tuple[str, ...]:
     """The names of what the process and its descendants can ever be allowed."""
     bits = int(status["CapBnd"], 16)
-    return tuple(name for number, name in enumerate(_CAPABILITIES) if bits >> number & 1)
+    return tuple(name for number, name in enumerate(CAPABILITIES) if bits >> number & 1)

@@ -16,15 +16,14 @@ import msgspec
 
 from openmodal._spec import EndRecord, Referenced, SandboxSpec, Status
 from openmodal._wire import Flag, milliseconds
-from openmodal.engines import asked
+from openmodal.engines import asked, posture
 from openmodal.engines.docker import links
 
 ID = "openmodal.id"
 HOME = "openmodal.home"
 STATUS = "openmodal.status"
 
-# Those that the agent keeps (native/cage.c), and two that it gives up: to reduce the others, and to load its firewall.
-_KEPT = "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE SYS_CHROOT SETFCAP".split()
+# The agent needs them to reduce the others, and to load its firewall. Then it gives them up.
 _GIVEN_UP = ("SETPCAP", "NET_ADMIN")
 
 # What is kept of the main command's output, twice 8 MiB, and room for the driver's own bytes per line.
@@ -95,7 +94,7 @@ def _host(spec: SandboxSpec, place: Place) -> dict[str, Any]:
         "NetworkMode": "none" if spec.network.block else "bridge",
         "Mounts": [*map(_file, place.files), _run(place.run)],
         "CapDrop": ["ALL"],
-        "CapAdd": [*_KEPT, *(() if place.gvisor else _GIVEN_UP)],
+        "CapAdd": [*posture.KEPT, *(() if place.gvisor else _GIVEN_UP)],
         "SecurityOpt": ["no-new-privileges:true"],
         "Memory": limits.memory,
         "MemorySwap": limits.memory,

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openmodal import _wire
 from openmodal._link import Link
 from openmodal._spec import Info
-from openmodal._wire import FileOp, Kind
 from openmodal.engines import groups, posture
 from openmodal.errors import UnsupportedError
 
@@ -41,7 +39,9 @@ async def far(found: Description, link: Link, runtime: str) -> Info:
         raise UnsupportedError(
             "what holds gVisor itself can be told on the machine of its Docker daemon only; look at the sandbox there"
         )
-    seen = posture.Seen(*[(await _read(link, f"/proc/1/{name}")).decode() for name in posture.FILES])
+    paths = [f"/proc/1/{name}" for name in posture.FILES]
+    told = await posture.inside(link, paths)
+    seen = posture.Seen(*[told[path] for path in paths])
     host = found["HostConfig"]
     wanted = {"memory": host["Memory"], "cpu": host["NanoCpus"] / 1e9, "pids": host["PidsLimit"]}
     limits = {name: amount for name, amount in wanted.items() if amount and amount > 0}
@@ -56,13 +56,3 @@ def _hierarchies() -> groups.Hierarchies:
 def _disk(found: Description) -> int | None:
     size = (found["HostConfig"].get("StorageOpt") or {}).get("size", "")
     return int(size.removesuffix("M")) if size else None
-
-
-async def _read(link: Link, path: str) -> bytes:
-    await link.send(_wire.file(FileOp.READ, _wire.encode(path), user=b"0"))
-    parts: list[bytes] = []
-    while (answer := await link.expect(Kind.ENTRY, Kind.CHUNK, Kind.END))[0] != Kind.END:
-        if answer[0] == Kind.ERROR:
-            raise ConnectionAbortedError(f"{path}: {_wire.decode_error(answer[1])[1]}")
-        parts.append(bytes(answer[1]) if answer[0] == Kind.CHUNK else b"")
-    return b"".join(parts)

@@ -18,7 +18,7 @@ from typing import Any
 
 from openmodal._spec import SandboxSpec
 from openmodal._wire import Flag, milliseconds
-from openmodal.engines import asked
+from openmodal.engines import asked, posture
 from openmodal.engines.embedded import network, plan
 from openmodal.errors import EngineError, InvalidError, UnsupportedError
 
@@ -35,9 +35,6 @@ LACKS = frozenset(
 # number in the sandbox.
 _LINK, _AGENT, _LOG = 4, 5, 6
 _LINK_INSIDE = 3
-
-# What the agent's commands may have at most; the native box's set (KEPT_CAPS in native/cage.c).
-_CAPABILITIES = "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID NET_BIND_SERVICE SYS_CHROOT SETFCAP"
 
 # The one that runsc is started in; without a path it would make an empty one.
 _NETWORK = {"type": "network", "path": "/proc/self/ns/net"}
@@ -115,7 +112,7 @@ def inside(box: plan.Box, runsc: str) -> plan.Box:
 
 def config(box: plan.Box) -> dict[str, Any]:
     """The bundle's config.json (https://github.com/opencontainers/runtime-spec)."""
-    capabilities = [f"CAP_{name}" for name in _CAPABILITIES.split()]
+    capabilities = [f"CAP_{name}" for name in posture.KEPT]
     return {
         "ociVersion": "1.0.2",
         "root": {"path": "/root", "readonly": False},

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from openmodal._spec import EndRecord, Referenced, Resources, SandboxSpec, Status
-from openmodal.engines import asked
+from openmodal.engines import asked, posture
 from openmodal.engines.kubernetes.settings import Settings, label
 
 Json = dict[str, Any]
@@ -32,20 +32,6 @@ _FOR_EVER_MS = 10**12  # 30 years
 
 SETUP_SECONDS = 120
 """How long an agent waits to be told what it shall be: its pod ends by itself when who made it is dead."""
-
-CAPABILITIES = (
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETFCAP",
-    "NET_BIND_SERVICE",
-    "SYS_CHROOT",
-)
-"""What root in a sandbox may do; PodSecurity's level "baseline" allows them all."""
 
 
 def name_of(id: str) -> str:
@@ -143,7 +129,7 @@ def _container(root: Referenced, resources: Resources, settings: Settings) -> Js
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "privileged": False,
-            "capabilities": {"drop": ["ALL"], "add": list(CAPABILITIES)},
+            "capabilities": {"drop": ["ALL"], "add": list(posture.KEPT)},
         },
     }
     if port:

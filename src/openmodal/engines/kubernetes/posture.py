@@ -10,42 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from openmodal import _wire
-from openmodal._command import contents, refusal
+from msgspec.structs import replace
+
 from openmodal._link import Link
 from openmodal._spec import Info
-from openmodal._wire import FileOp
+from openmodal.engines import groups, posture
 from openmodal.engines.kubernetes.pods import DOMAIN, Json
-from openmodal.engines.posture import capabilities, fields
-from openmodal.errors import EngineError, ProtocolError, UnsupportedError
+from openmodal.errors import ProtocolError, UnsupportedError
 
 _GROUPS = "/sys/fs/cgroup"
 _STATUS, _IDS = "/proc/1/status", "/proc/1/uid_map"
-_V1 = {
-    "memory": f"{_GROUPS}/memory/memory.limit_in_bytes",
-    "quota": f"{_GROUPS}/cpu/cpu.cfs_quota_us",
-    "period": f"{_GROUPS}/cpu/cpu.cfs_period_us",
-    "pids": f"{_GROUPS}/pids/pids.max",
-}
-_V2 = {name: f"{_GROUPS}/{name}.max" for name in ("memory", "cpu", "pids")}
+_V1 = {name: f"{_GROUPS}/{name}/{file}" for name, file in groups.V1_FILES.items()}
+_V2 = {name: f"{_GROUPS}/{name}.max" for name in groups.LIMITED}
+_PERIOD = f"{_GROUPS}/cpu/cpu.cfs_period_us"
+_PROMISED = ("memory", "cpu")
 _GVISOR = (
     "what holds gVisor itself cannot be told from inside, which is all that is seen of a pod; its limits are those of the pod: "
     "look at it with kubectl"
 )
-_MOST_READ = 1 << 20  # bytes of one file
-_NO_LIMIT = 1 << 60  # cgroup v1 says a number of this size where it means none
 
 
 async def look(link: Link) -> dict[str, str]:
-    """Read in the sandbox what its limits and ids are; files that are not there are left out."""
-    seen: dict[str, str] = {}
-    for path in (_STATUS, _IDS, *_V1.values(), *_V2.values()):
-        await link.send(_wire.file(FileOp.READ, path.encode(), user=b"0"))
-        try:
-            seen[path] = (await contents(link, refusal, _MOST_READ)).decode()
-        except EngineError:  # not of this version of control groups, or (gVisor) of none
-            continue
-    return seen
+    """Read in the sandbox what its limits and ids are."""
+    return await posture.inside(link, (_STATUS, _IDS, *_V1.values(), _PERIOD, *_V2.values()))
 
 
 def info(seen: Mapping[str, str], pod: Json, *, enforced: bool) -> Info:
@@ -55,51 +42,21 @@ def info(seen: Mapping[str, str], pod: Json, *, enforced: bool) -> Info:
         UnsupportedError: it runs in gVisor, whose kernel knows nothing of what holds gVisor itself.
     """
     try:
-        status = fields(seen[_STATUS])
-        if "NoNewPrivs" not in status:  # Linux has told it since 4.10 (proc(5)), gVisor does not
+        if "NoNewPrivs" not in posture.fields(seen[_STATUS]):  # Linux has told it since 4.10 (proc(5)), gVisor does not
             raise UnsupportedError(_GVISOR)
-        root, ids = _ids(seen[_IDS])
-        held, unprivileged, filtered = capabilities(status), status["NoNewPrivs"] == "1", status["Seccomp"] == "2"
+        found, runtime = posture.Seen(seen[_STATUS], seen[_IDS], ""), pod["spec"].get("runtimeClassName", "native")
+        told = posture.info(found, "", _limits(seen), runtime, _disk(pod), _PROMISED)
     except (KeyError, ValueError, IndexError) as error:
         raise ProtocolError(f"the sandbox's /proc cannot be read: {error}") from error
-    memory, cpu, pids = _limits(seen)
-    lacking = {"limits": memory is None or cpu is None, "seccomp": not filtered}
-    return Info(
-        runtime=pod["spec"].get("runtimeClassName", "native"),
-        root=root,
-        ids=ids,
-        capabilities=held,
-        no_new_privileges=unprivileged,
-        seccomp=filtered,
-        memory=None if memory is None else memory >> 20,
-        cpu=cpu,
-        pids=pids,
-        disk=_disk(pod),
-        network=_network(pod, enforced=enforced),
-        degraded=tuple(name for name, lacks in lacking.items() if lacks),
-    )
+    return replace(told, network=_network(pod, enforced=enforced))
 
 
-def _ids(uid_map: str) -> tuple[int, int]:
-    """Who root is on the node, and how many ids there are."""
-    lines = [line.split() for line in uid_map.splitlines()]
-    return int(lines[0][1]), sum(int(count) for _, _, count in lines)
-
-
-def _limits(seen: Mapping[str, str]) -> tuple[int | None, float | None, int | None]:
-    """Memory in bytes, CPU in cores, processes and threads."""
-    old = f"{seen.get(_V1['quota'], '')} {seen.get(_V1['period'], '')}"
-    quota, _, period = seen.get(_V2["cpu"], old).partition(" ")
-    share = _number(quota)
-    memory = _number(seen.get(_V2["memory"], seen.get(_V1["memory"], "")))
-    pids = _number(seen.get(_V2["pids"], seen.get(_V1["pids"], "")))
-    return memory, None if share is None else share / int(period), pids
-
-
-def _number(text: str) -> int | None:
-    """A limit; None if that says that there is none."""
-    word = text.strip()
-    return int(word) if word.isdecimal() and int(word) < _NO_LIMIT else None
+def _limits(seen: Mapping[str, str]) -> dict[str, float]:
+    """As `groups.held` tells them."""
+    old = {name: seen.get(path, "") for name, path in _V1.items()}
+    old["cpu"] += f" {seen.get(_PERIOD, '')}"
+    found = {name: groups.amount(name, seen.get(_V2[name], old[name])) for name in groups.LIMITED}
+    return {name: amount for name, amount in found.items() if amount is not None}
 
 
 def _disk(pod: Json) -> int | None:
