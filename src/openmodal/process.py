@@ -183,13 +183,20 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
     def _tell(self) -> None:
         lost, self._lost = self._lost, 0  # first: a warning may be made an exception
         if lost and self._source.why:
-            warnings.warn(
-                f"{lost} bytes of output are missing here, {self._source.why}", OutputLostWarning, stacklevel=2
-            )
+            text = f"{lost} bytes of output are missing here, {self._source.why}"
+            warnings.warn(text, OutputLostWarning, stacklevel=_callers_level())
 
     def _joined(self, pieces: list[AnyStr], *more: AnyStr) -> AnyStr:
         empty: Any = self._empty  # no checker knows that str joins str and bytes join bytes
         return cast("AnyStr", empty.join((*pieces, *more)))
+
+
+def _callers_level() -> int:
+    """How far above a function that warns the line of the user's program is."""
+    frame, level = sys._getframe(2), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("openmodal."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _as_it_is(data: bytes, final: bool = False) -> bytes:

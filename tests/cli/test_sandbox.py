@@ -54,6 +54,16 @@ def test_logs_show_the_main_commands_output(openmodal: CommandLine) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
 
 
+def test_logs_tell_what_is_missing(openmodal: CommandLine) -> None:
+    writer = "head -c 9000000 /dev/zero | tr '\\\\0' A"
+    program = openmodal.program(f'sandbox = create("sh", "-c", "{writer}"); sandbox.wait(); print(sandbox.id)\n')
+    id = openmodal("--local", "run", "--detach", program).strip()
+    done = openmodal.run("--local", "sandbox", "logs", id)
+    assert (done.returncode, len(done.stdout)) == (0, 8 << 20)
+    assert done.stderr.startswith(f"Warning: {9_000_000 - (8 << 20)} bytes of output are missing here")
+    assert done.stderr.count("\n") == 1
+
+
 def test_logs_are_shown_in_any_encoding(openmodal: CommandLine) -> None:
     program = openmodal.program("print(create('sh', '-c', 'echo tür').id)\n")
     id = openmodal("--local", "run", "--detach", program).strip()

@@ -31,6 +31,7 @@ from openmodal.errors import (
     InvalidError,
     LineTooLongError,
     NotFoundError,
+    OutputLostWarning,
     ProtocolError,
     SandboxTerminatedError,
     UnsupportedError,
@@ -498,6 +499,20 @@ def test_lines_are_whole_however_they_are_cut_and_never_raise(pieces: list[bytes
     assert not any(b"\n" in line[:-1] for line in lines)
     text = list(StreamReader[str](Pieces(*pieces), text=True))
     assert "".join(text) == whole.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("face", ["blocking", "async"])
+def test_the_warning_of_a_gap_names_the_line_of_the_users_program(face: str) -> None:
+    source = Pieces(b"head")
+    source.gaps, source.why = (OutputGap(0, 5),), "for the test"
+    reader: StreamReader[str] = StreamReader(source, text=True)
+
+    async def main() -> str:
+        return await reader.read.aio()
+
+    with pytest.warns(OutputLostWarning, match="5 bytes of output are missing here, for the test") as caught:
+        asyncio.run(main()) if face == "async" else reader.read()
+    assert caught[0].filename == __file__
 
 
 class Stalling(Pieces):

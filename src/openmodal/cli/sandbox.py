@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -130,11 +131,25 @@ def logs(session: Session, id: str) -> None:
 
     sandbox = Sandbox.from_id(id, engine=session.engine)
     errors = threading.Thread(target=_print, args=(sandbox.stderr, sys.stderr), daemon=True)
-    first = sandbox.stdout.read_some()  # here, where an exception is seen: there may be no main command
-    errors.start()
-    sys.stdout.write(_output.encodable(first, sys.stdout))
-    _print(sandbox.stdout, sys.stdout)
-    errors.join()
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        first = sandbox.stdout.read_some()  # here, where an exception is seen: there may be no main command
+        errors.start()
+        sys.stdout.write(_output.encodable(first, sys.stdout))
+        _print(sandbox.stdout, sys.stdout)
+        errors.join()
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning without a line of ours, which tells a user of commands nothing."""
+    _output.tell(f"Warning: {message}")
 
 
 def _print(reader: StreamReader[str], to: TextIO) -> None:

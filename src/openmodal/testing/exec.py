@@ -16,6 +16,7 @@ from typing import cast
 
 import pytest
 
+from openmodal._spec import OutputGap
 from openmodal.engines import Engine
 from openmodal.errors import ExecTimeoutError, InvalidError
 from openmodal.process import StreamType
@@ -505,6 +506,15 @@ class TestLostLinks:
         assert process.wait() == 6
         assert flaky.breaks == []
         assert sandbox.exec("cat", "/tmp/starts").stdout.read() == "started\n"
+
+    def test_what_is_left_out_is_told_once(self, face: Face, engine: Engine, sandbox: Sandbox) -> None:
+        breaks = [("receive", 60), ("receive", 600), ("send", 1), ("receive", 90), ("receive", 1_000)]
+        again, flaky = self.again(face, engine, sandbox, breaks)
+        process = again.exec("sh", "-c", COUNTED, max_output=2_000)
+        for reader, whole in zip((process.stdout, process.stderr), WHOLE, strict=True):
+            assert reader.read() == whole[:1_000] + whole[-1_000:]
+            assert reader.gaps == (OutputGap(at=1_000, size=len(whole) - 2_000),)
+        assert flaky.breaks == []
 
     def test_idle_links_that_died_are_replaced(self, face: Face, engine: Engine, sandbox: Sandbox) -> None:
         again, flaky = self.again(face, engine, sandbox, [("receive", 400)])
