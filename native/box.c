@@ -1,9 +1,10 @@
 /* The box: makes a sandbox and supervises it. One story, read from top to bottom:
  *
  *   launcher      what the SDK starts: reads the plan, forks the supervisor, exits when that has reported
- *   supervisor    one per sandbox, in nobody's session, for the sandbox's whole life: slot, sockets, cgroups, interface,
- * deadline, the end init          process 1 of the sandbox: a fork, never an exec, so no file of ours is in its /proc. Makes
- * its mounts, locks itself in, and becomes the agent
+ *   supervisor    one per sandbox, in a session of its own, for the sandbox's whole life: slot, sockets, cgroups,
+ *                 interface, deadline, the end
+ *   init          process 1 of the sandbox: a fork, never an exec, so no file of ours is in its /proc. Makes its
+ *                 mounts, locks itself in, and becomes the agent
  *
  * Supervisor and init work at the same time and talk over one socket pair: init gets its network namespace, waits for "go" (the
  * interface is there), then says "ready" or why not; later it says how it ended. Each notices the other's death by the end of

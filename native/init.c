@@ -51,8 +51,8 @@ static int listen_at(const char *path) {
     return bound && listen(fd, 128) == 0 && rename(address.sun_path, path) == 0 ? fd : -1;
 }
 
-/* Without SO_REUSEPORT it cannot be shared, and while we listen nobody takes it, whatever he sets. SO_REUSEADDR: what was before us in
- * this network namespace may have left connections that are not quite over. */
+/* Without SO_REUSEPORT, no other process can bind the port while we listen, whatever socket options it sets.
+ * SO_REUSEADDR: an earlier process in this network namespace may have left connections that are not quite over. */
 static int listen_by_tcp(const struct sockaddr *address, socklen_t size) {
     const int on = 1, off = 0;
     int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -79,7 +79,7 @@ static int listen_on_port(uint64_t port) {
     return fd;
 }
 
-/* What a container's engine added for itself, the image did not ask for: the home of whom it started, and addresses of the cluster. */
+/* What a container's engine added for itself: HOME of the user that it started us as, and addresses of the cluster. */
 static bool is_engines(const char *entry) {
     return strncmp(entry, "HOME=", 5) == 0 || strncmp(entry, "HOSTNAME=", 9) == 0 || strncmp(entry, "KUBERNETES_", 11) == 0;
 }

@@ -72,7 +72,7 @@ class Live:
         self._piece = Kept(Spool())
 
     async def chunk(self) -> bytes:
-        # Who gives up in the middle and reads again finds in the piece what had come: the offset has moved on already.
+        # If a read is cancelled, the bytes received so far stay in `_piece`: the offset has moved past them.
         if data := await self._piece.chunk():
             return data
         spool = Spool()

@@ -305,9 +305,9 @@ class Image:
 
     def _add(self, step: AnyStep) -> Image:
         if not self.recipe.steps:
-            raise InvalidError(
-                "an image begins with debian_slim(), from_registry(), from_dockerfile() or from_scratch()"
-            )
+            from openmodal.build.origin import REQUIRED
+
+            raise InvalidError(REQUIRED)
         added = Image(Recipe((*self.recipe.steps, step)))
         object.__setattr__(added, "_seen", (*self._seen, _Seen()))
         return added

@@ -140,7 +140,7 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
 
     @contextmanager
     def _given_back(self, pieces: list[AnyStr]) -> Iterator[None]:
-        """Who gives up in the middle and reads again loses nothing."""
+        """If the block is cancelled, the next read gets these pieces again."""
         try:
             yield
         except BaseException:

@@ -188,7 +188,7 @@ def test_nothing_is_done_twice(google: Google) -> None:
     assert google.changes() == []
     assert google.calls(), "it looked"
     assert google.config.read_text() == before
-    assert "Namespace openmodal: as it shall be" in out
+    assert "Namespace openmodal: up to date" in out
 
 
 def test_a_standard_cluster_gets_nodes_with_gvisor_and_policies_that_hold(google: Google) -> None:

@@ -258,7 +258,9 @@ def pack(folder: Path, file: IO[bytes]) -> Blob:
 def _walk(folder: Path, prefix: str = "") -> Iterator[str]:
     """Every name below, folders before what is in them, always in the same order."""
     if prefix.count("/") > DEEPEST:
-        raise ImageBuildError(f"{prefix[:80]!r}… lies deeper than {DEEPEST} folders, which no registry's image may")
+        raise ImageBuildError(
+            f"{prefix[:80]!r}… is deeper than the {DEEPEST} folders of a registry's image; move it up"
+        )
     for name in sorted(os.listdir(folder / prefix)):
         path = prefix + name
         yield path

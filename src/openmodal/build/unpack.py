@@ -56,7 +56,7 @@ def _open_folder(root: int, path: bytes) -> int:
     if fd < 0:
         number = ctypes.get_errno()
         if number == 38:
-            raise EngineError("images cannot be unpacked: this kernel has no openat2(2); Linux 5.6 or newer does")
+            raise EngineError("images cannot be unpacked: this kernel has no openat2(2); use Linux 5.6 or newer")
         raise OSError(number, os.strerror(number), path)
     return fd
 

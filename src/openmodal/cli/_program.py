@@ -132,7 +132,7 @@ def entrypoint(program: Program, module: types.ModuleType, name: str) -> Entrypo
     names = ", ".join(found)
     if not found:
         raise InvalidError(
-            f"{file} has no entrypoint; write @app.local_entrypoint() above the function that shall run, "
+            f"{file} has no entrypoint; write @app.local_entrypoint() above the function to run, "
             "with app = openmodal.App(...) in the file"
         )
     if name and name not in found:

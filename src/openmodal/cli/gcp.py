@@ -98,7 +98,7 @@ def _cluster(wish: Wish, *, dry_run: bool) -> Cluster:
 
 
 def _configured(wish: Wish, cluster: Cluster) -> str:
-    """The configuration file as it shall be. Namespace and CPU of the nodes are the user's, where he says them."""
+    """The new configuration file. Namespace and CPU of the nodes stay as the user has set them."""
     from openmodal.engines.kubernetes.google.gcp import configuration
     from openmodal.engines.kubernetes.settings import read
 

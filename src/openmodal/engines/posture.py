@@ -46,7 +46,7 @@ def seen(pid: int) -> Seen:
 
 @contextmanager
 def while_it_runs(id: str) -> Iterator[None]:
-    """What cannot be read of a sandbox in the block, it lacks because it has ended: that is a ConnectionError."""
+    """A read that fails in the block means that the sandbox has ended: raise ConnectionError."""
     try:
         yield
     except (OSError, KeyError, IndexError) as error:

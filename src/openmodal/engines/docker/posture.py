@@ -37,7 +37,7 @@ async def far(found: Description, link: Link, runtime: str) -> Info:
     """Tell of one that runs elsewhere: its limits are what its daemon holds, the rest what its kernel says inside."""
     if runtime == "gvisor":
         raise UnsupportedError(
-            "what holds gVisor itself can be told on the machine of its Docker daemon only; look at the sandbox there"
+            "the limits of gVisor itself can be read only on the machine of its Docker daemon; ask there"
         )
     paths = [f"/proc/1/{name}" for name in posture.FILES]
     told = await posture.inside(link, paths)

@@ -22,7 +22,7 @@ def binary(settings: Settings) -> bytes:
 
 
 def config_map(settings: Settings) -> Json:
-    """The ConfigMap as it shall be."""
+    """The ConfigMap's manifest."""
     return pods.agent_map(binary(settings), settings)
 
 

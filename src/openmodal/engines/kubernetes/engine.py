@@ -114,7 +114,8 @@ class Kubernetes(Engine):
             await created.wait()
             stream = await self._set_up(cluster, created)
         except BaseException:
-            with suppress(EngineError):  # what made us give up is the news; a pod that cannot be deleted ends by itself
+            # Raise the original error, not this clean-up's: a pod that cannot be deleted ends by itself.
+            with suppress(EngineError):
                 await Blocking(cluster.delete, cluster.pods(created.name), grace=0)
             raise
         if stream and settings.direct:  # it would be used again and again, though there is a better way
@@ -309,8 +310,7 @@ class Kubernetes(Engine):
         return found
 
     def _pod(self, cluster: Api, id: str) -> Json:
-        """The pod of a sandbox: it has the sandbox's name, or had one before that it came from a
-        pool with.
+        """The pod of a sandbox, named after the sandbox, or by its pool if it was warm.
 
         Raises:
             NotFoundError: there is none.

@@ -121,7 +121,7 @@ async def direct_link(cluster: api.Api, found: pods.Found) -> SocketStream:
         await stream.send(_wire.auth(found.token))
         answer = await _answer(stream, deadline)
         if not await Blocking(_is_still, cluster, found):
-            raise ConnectionRefusedError(f"the pod {found.pod} is gone, and its address perhaps another's")
+            raise ConnectionRefusedError(f"the pod {found.pod} is gone, and another may have its address")
         _check(*answer)
     except BaseException:
         stream.close()

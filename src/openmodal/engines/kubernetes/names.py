@@ -41,7 +41,9 @@ async def claim(
                 raise
         if await _take_over(cluster, own, lease, spec, alive):
             return
-    raise AlreadyExistsError(f"the name {spec.name!r} of app {spec.app!r} is fought for by others; choose another name")
+    raise AlreadyExistsError(
+        f"several processes claim the name {spec.name!r} of app {spec.app!r} at once; try again, or choose another name"
+    )
 
 
 async def _take_over(

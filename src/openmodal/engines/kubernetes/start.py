@@ -168,7 +168,7 @@ class Start:
 
     def _give_up(self) -> NoReturn:
         raise EngineError(
-            f"the pod of sandbox {self.id} waited {self._settings.patience:.0f} s in vain for "
+            f"the pod of sandbox {self.id} waited {self._settings.patience:.0f} s for "
             f"{pods.waits_for(self._pod)}; ask for less, add nodes, or raise kubernetes.patience"
         )
 

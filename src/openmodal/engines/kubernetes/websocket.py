@@ -165,9 +165,7 @@ def _socket_of(response: httpx2.Response) -> socket.socket:
     sock = network.get_extra_info("socket")
     if (network.get_extra_info("ssl_object") is not None) != isinstance(sock, ssl.SSLSocket):
         response.close()
-        raise UnsupportedError(
-            "a proxy that is spoken to by https:// is not supported; use an http:// one for the cluster"
-        )
+        raise UnsupportedError("an https:// proxy is not supported; use an http:// one for the cluster")
     for level, option, value in KEEP_ALIVE:
         sock.setsockopt(level, option, value)
     return cast("socket.socket", sock)

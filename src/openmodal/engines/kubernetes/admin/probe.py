@@ -30,7 +30,7 @@ _KUBELET = "10250"  # every node listens there
 
 
 class Found(NamedTuple):
-    """Whether policies are enforced, and whether a pod that one cuts off reaches its node all the same."""
+    """Whether policies are enforced, and whether a pod isolated by one still reaches its own node."""
 
     enforced: bool
     node: bool
@@ -56,7 +56,7 @@ def enforced(cluster: Api, settings: Settings, seconds: int) -> Found:
         cluster.create(cluster.path("networkpolicies", group=policies.GROUP), policies.cut_off(client))
         codes = pods.exit_codes(_until(cluster, client, lambda pod: len(pods.exit_codes(pod)) == 2))
     if codes[_POD] not in (_ALWAYS, _NO_LONGER):
-        raise EngineError("of two pods none reached the other, so it cannot be told whether policies are enforced")
+        raise EngineError("neither of two pods reached the other, so it is not known whether policies are enforced")
     return Found(codes[_POD] == _NO_LONGER, codes[_NODE] == _ALWAYS)
 
 

@@ -74,7 +74,7 @@ def _apply(cluster: Api, item: Json) -> str:
         if error.status != 409:
             raise
         cluster.patch(f"{path}/{item['metadata']['name']}", item)
-        return "as it shall be"
+        return "up to date"
     return "made"
 
 

@@ -148,7 +148,7 @@ def started(cluster: Api, settings: Settings, name: str) -> str:
                 return str(pod["metadata"]["name"])
         if time.monotonic() > give_up:
             waited = pods.waits_for(found[0]) if found else "its pod, which the cluster does not make"
-            raise EngineError(f"the build waited {settings.patience:.0f} s in vain for {waited}; add nodes")
+            raise EngineError(f"the build waited {settings.patience:.0f} s for {waited}; add nodes")
         time.sleep(0.3)
 
 
@@ -165,7 +165,9 @@ def _check(pod: Json, settings: Settings) -> None:
         raise ImageError(
             f"the cluster cannot pull {settings.build_image}: {text}; set kubernetes.build_image to a copy that it can pull"
         )
-    raise EngineError(f"the pod of the build cannot run: {text}; where it may not, set kubernetes.builder to another")
+    raise EngineError(
+        f"the pod of the build cannot run: {text}; if the cluster forbids that, set kubernetes.builder to another"
+    )
 
 
 class BuildPod:
