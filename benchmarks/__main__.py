@@ -1,6 +1,8 @@
-"""`python -m benchmarks`: everything in one run on one machine, in one table. Exit code 1 if a target is missed.
+"""`python -m benchmarks`: everything in one run on one machine, in one table. Exit code 1 if a
+target is missed.
 
-Machines are noisy, so ours, the floor and Docker take turns in the same loop, and medians are compared.
+Machines are noisy, so ours, the floor and Docker take turns in the same loop, and medians are
+compared.
 """
 
 from __future__ import annotations

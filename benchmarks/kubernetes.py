@@ -1,7 +1,9 @@
-"""The same life on a cluster, beside bare pods of the same image, in turns. Needs KUBECONFIG, OPENMODAL_REGISTRY, and the namespace.
+"""The same life on a cluster, beside bare pods of the same image, in turns. Needs KUBECONFIG,
+OPENMODAL_REGISTRY, and the namespace.
 
-Where the nodes are small, OPENMODAL_KUBERNETES_OVERCOMMIT makes room for 30 sandboxes at once. Where this machine reaches pods' addresses,
-OPENMODAL_KUBERNETES_DIRECT=true has direct links measured, too; of all other rows the links then are direct.
+Where the nodes are small, OPENMODAL_KUBERNETES_OVERCOMMIT makes room for 30 sandboxes at once.
+Where this machine reaches pods' addresses, OPENMODAL_KUBERNETES_DIRECT=true has direct links
+measured, too; of all other rows the links then are direct.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Cluster:
         self._spec = pods.pod_spec(self._root, Resources(memory=200), "none", settings)
 
     def bare(self) -> float:
-        """Seconds from asking for a pod until it runs: one as `kubectl run` makes it, with the volume of its account's token.
+        """Seconds from asking for a pod until it runs: one as `kubectl run` makes it, with the
+        volume of its account's token.
 
         A pod without any volume is there sooner, for the kubelet then has no mounts to wait for.
         """

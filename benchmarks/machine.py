@@ -31,7 +31,8 @@ def busybox_root() -> Iterator[Path]:
         shutil.copy(busybox, root / "bin/busybox")
         for applet in APPLETS:
             (root / "bin" / applet).symlink_to("busybox")
-        # Files that changed a moment ago are hashed at each use of the image, which nobody's files are for long.
+        # Files that changed a moment ago are hashed at each use of the image, which nobody's files
+        # are for long.
         time.sleep(SETTLED + 0.1)
         yield root
 

@@ -12,11 +12,12 @@ class Row:
     """One step, measured.
 
     Attributes:
-        ours, floor, docker, engine: each measurement, in `unit`: the embedded engine's, the floor's, the bare Docker API's, and our
-            Docker engine's.
+        ours, floor, docker, engine: each measurement, in `unit`: the embedded engine's, the
+            floor's, the bare Docker API's, and our Docker engine's.
         target: what the median has to reach; for rates (`more_is_better`) at least, else at most.
         times_floor: the most that the median may be, in medians of the floor.
-        engine_target, times_docker: the same for our Docker engine, in `unit` and in medians of the bare API.
+        engine_target, times_docker: the same for our Docker engine, in `unit` and in medians of the
+            bare API.
         note: said beside the figures; `broken`: why the step is wrong whatever its figures.
     """
 

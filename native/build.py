@@ -1,10 +1,11 @@
-"""Compile the native program: the one place that knows how, for the build hook, make, and checkouts at run time.
+"""Compile the native program: the one place that knows how, for the build hook, make, and checkouts
+at run time.
 
     python native/build.py                          for this CPU, with the best compiler here, if sources changed
     python native/build.py --cpu aarch64 --compiler zig
 
-No `make` is needed: an sdist is installed where there may be none. The flags are those of native/Makefile. Standard
-library only.
+No `make` is needed: an sdist is installed where there may be none. The flags are those of
+native/Makefile. Standard library only.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def path_of(cpu: str, output: Path = OUTPUT) -> Path:
 
 
 def build(cpu: str = "", compiler: str = "", output: Path = OUTPUT) -> Path:
-    """Compile for `cpu` (this one) with `compiler` (the best here), unless that was done, and return the program.
+    """Compile for `cpu` (this one) with `compiler` (the best here), unless that was done, and
+    return the program.
 
     Safe from many processes at once; the program is replaced atomically, so running ones go on.
 

@@ -1,11 +1,15 @@
-"""Write the system-call filter as C: `python seccomp.py COMPILER [ARGUMENT…] > seccomp_filter.h`; `--check` first prints names instead.
+"""Write the system-call filter as C: `python seccomp.py COMPILER [ARGUMENT…] > seccomp_filter.h`;
+`--check` first prints names instead.
 
-An allow list: the unconditional names of Docker's profile (moby/profiles, 2026) and chroot, less those of DENIED. A refusal has the errno
-that programs go on from: what takes a privilege fails with EPERM, as for everybody who lacks it (PRIVILEGED); what a kernel may be built
-without, and what nobody knew when this was written, fails with ENOSYS, as there; so do families, protocols and options of sockets, with
-their own three. Programs know only these: libaudit takes EPERM of a kernel without auditing for a failure, and no user can be added.
-Numbers come from the target's own headers, and from 424 on, where they are the same on every CPU, from RECENT: headers may be old.
-Only the native way in is allowed: another architecture's calls kill the process, x32's do not exist.
+An allow list: the unconditional names of Docker's profile (moby/profiles, 2026) and chroot, less
+those of DENIED. A refusal has the errno that programs go on from: what takes a privilege fails with
+EPERM, as for everybody who lacks it (PRIVILEGED); what a kernel may be built without, and what
+nobody knew when this was written, fails with ENOSYS, as there; so do families, protocols and
+options of sockets, with their own three. Programs know only these: libaudit takes EPERM of a kernel
+without auditing for a failure, and no user can be added. Numbers come from the target's own
+headers, and from 424 on, where they are the same on every CPU, from RECENT: headers may be old.
+Only the native way in is allowed: another architecture's calls kill the process, x32's do not
+exist.
 """
 
 import re
@@ -37,8 +41,9 @@ timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd
 unlink unlinkat uretprobe utime utimensat utimes vfork vmsplice wait4 waitid write writev
 """.split()
 
-# In Docker's list and not in ours: each has been part of an escape or a page-cache attack, and no sandboxed program needs it; and
-# asynchronous I/O of the old kind, whose contexts are counted for the whole machine (fs.aio-max-nr).
+# In Docker's list and not in ours: each has been part of an escape or a page-cache attack, and no
+# sandboxed program needs it; and asynchronous I/O of the old kind, whose contexts are counted for
+# the whole machine (fs.aio-max-nr).
 DENIED = (
     *("memfd_secret", "modify_ldt", "name_to_handle_at", "remap_file_pages"),
     *("io_setup", "io_destroy", "io_submit", "io_cancel", "io_getevents", "io_pgetevents"),
@@ -51,8 +56,8 @@ kexec_load mount mount_setattr move_mount open_by_handle_at open_tree pivot_root
 settimeofday swapoff swapon syslog umount2 unshare vhangup
 """.split()
 
-# The gate, when it has loaded all of its Python: what it does with its sockets, its log and its memory. No file is opened, no program or
-# thread started, no memory made executable.
+# The gate, when it has loaded all of its Python: what it does with its sockets, its log and its
+# memory. No file is opened, no program or thread started, no memory made executable.
 GATE = """
 accept accept4 brk clock_gettime clock_nanosleep close connect epoll_ctl epoll_pwait epoll_pwait2 epoll_wait exit exit_group fcntl fstat
 ftruncate futex getpeername getpid getrandom getsockname getsockopt gettid gettimeofday lseek madvise membarrier mremap munmap nanosleep
@@ -93,11 +98,12 @@ def one_of(values: list[int], then: int, otherwise: int) -> list[Step]:
 def by_argument() -> dict[str, list[Step]]:
     """Return the calls that depend on what they are called with."""
     netlink = [argument(2), *one_of([0], ALLOW, EPROTONOSUPPORT)]  # NETLINK_ROUTE
-    # The default, ICMP (ping), TCP, UDP, ICMPv6. Asking for SCTP, DCCP, L2TP and others would load their modules, and nothing lets
-    # their packets out; programs that try MPTCP fall back to TCP.
+    # The default, ICMP (ping), TCP, UDP, ICMPv6. Asking for SCTP, DCCP, L2TP and others would load
+    # their modules, and nothing lets their packets out; programs that try MPTCP fall back to TCP.
     internet = [argument(2), *one_of([0, 1, 6, 17, 58], ALLOW, EPROTONOSUPPORT)]
-    # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF: compiled, they lie in memory that is the whole machine's
-    # (net.core.bpf_jit_limit). All are there to be quicker, or to see less. SOL_SOCKET has the number 1.
+    # SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF: compiled, they lie in
+    # memory that is the whole machine's (net.core.bpf_jit_limit). All are there to be quicker, or
+    # to see less. SOL_SOCKET has the number 1.
     filters = [argument(2), *one_of([26, 50, 51, 52], ENOPROTOOPT, ALLOW)]
     return {
         "socket": [

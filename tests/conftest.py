@@ -1,7 +1,9 @@
-"""What all tests share: where their state lives, which skips are failures, and the leak check after every test.
+"""What all tests share: where their state lives, which skips are failures, and the leak check after
+every test.
 
-With `-n` (pytest-xdist) each worker has a state folder and a folder of temporary files of its own, so that its leak check knows what is
-its own; what lies in the machine's shared places is looked at once, when all are done.
+With `-n` (pytest-xdist) each worker has a state folder and a folder of temporary files of its own,
+so that its leak check knows what is its own; what lies in the machine's shared places is looked at
+once, when all are done.
 """
 
 from __future__ import annotations
@@ -69,8 +71,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A shell has its background jobs, and nohup its program, ignore these; children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# The user's own choice of engine, and a Docker daemon that happens to run, must not change what is tested: `--local` means the
-# embedded engine here, but for the tests in tests/docker, which find the daemon by a name of their own.
+# The user's own choice of engine, and a Docker daemon that happens to run, must not change what is
+# tested: `--local` means the embedded engine here, but for the tests in tests/docker, which find
+# the daemon by a name of their own.
 os.environ.pop("OPENMODAL_ENGINE", None)
 os.environ.setdefault("OPENMODAL_TEST_DOCKER", os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
 os.environ["DOCKER_HOST"] = "unix:///nonexistent/docker.sock"

@@ -1,6 +1,8 @@
-"""Real packages, installed in an image's steps and started in a sandbox: what libaudit, PAM, libnuma and the like ask a kernel for.
+"""Real packages, installed in an image's steps and started in a sandbox: what libaudit, PAM,
+libnuma and the like ask a kernel for.
 
-`make test` tries the small ones. OPENMODAL_PROGRAMS=all also tries compilers, runtimes and a browser: two gigabytes of packages.
+`make test` tries the small ones. OPENMODAL_PROGRAMS=all also tries compilers, runtimes and a
+browser: two gigabytes of packages.
 """
 
 from __future__ import annotations

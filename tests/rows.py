@@ -1,7 +1,9 @@
-"""A table of the catalogue of attacks: which rows have tests, and how they went. A plugin: `pytest -p tests.rows`.
+"""A table of the catalogue of attacks: which rows have tests, and how they went. A plugin: `pytest
+-p tests.rows`.
 
-A row is a letter and a number. A test's docstring begins with the rows that it is about ("C1: …", "F10, F11: …"); where a test has many
-cases, a case's name does. What is not tried, and why, is in docs/security.md.
+A row is a letter and a number. A test's docstring begins with the rows that it is about ("C1: …",
+"F10, F11: …"); where a test has many cases, a case's name does. What is not tried, and why, is in
+docs/security.md.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ CATALOGUE = {
     "J": "1 2 4 5 7 8 10 11 13 14 16 17 19 20 22",
     "K": "1 2 4 5 7 8 10 11 13",
 }
-"""What an attacker may try: A identity, B /proc and /sys, C system calls, D devices, E control groups, F files and neighbours,
-G network, H files and images from hostile hands, I exhaustion, J lifecycle, K state and local users."""
+"""What an attacker may try: A identity, B /proc and /sys, C system calls, D devices, E control
+groups, F files and neighbours, G network, H files and images from hostile hands, I exhaustion, J
+lifecycle, K state and local users."""
 
 ROWS = frozenset(f"{letter}{number}" for letter, numbers in CATALOGUE.items() for number in numbers.split())
 

@@ -1,6 +1,7 @@
 """The budgets of CONTRIBUTING.md, held by a test: a budget that nothing checks is a wish.
 
-An exception is named here with its reason. What the budgets cannot measure (a name, a sentence) is for the reader of the change.
+An exception is named here with its reason. What the budgets cannot measure (a name, a sentence) is
+for the reader of the change.
 """
 
 from __future__ import annotations
@@ -26,18 +27,23 @@ LONG_FUNCTIONS = {
 }
 
 LONG_FILES = {
+    "native/agent.c": "one story: the agent's loop, what is due in it, and its end",
     "native/box.c": "one story, from the plan to the end record, read top to bottom",
     "native/mounts.c": "one story, from the first mount to the new root, read top to bottom",
+    "src/openmodal/engines/embedded/doctor.py": "a list of looks at the machine, each by itself",
     "src/openmodal/sandbox.py": "the user's class: its docstrings are its reference",
     "src/openmodal/testing/exec.py": "a list of promises about one verb; nobody reads it top to bottom",
+    "tests/embedded/test_faults.py": "a list of promises about one engine",
     "tests/native/test_agent.py": "a list of promises about one program",
     "tests/native/test_box.py": "a list of promises about one program",
 }
 
-# Lines of comments and docstrings that were written for 140 columns. New ones are narrower, and these counts only fall.
-WIDE_PROSE = {"src": 530, "tests": 403, "benchmarks": 17, "examples": 7, "native": 24}
+# Lines of comments and docstrings that were written for 140 columns. New ones are narrower, and
+# these counts only fall.
+WIDE_PROSE = {"src": 440, "tests": 280, "benchmarks": 10, "examples": 7, "native": 8}
 
-# A comment that stood behind a line which became too long: the formatter then breaks the code, not the comment.
+# A comment that stood behind a line which became too long: the formatter then breaks the code, not
+# the comment.
 ACCIDENT = re.compile(r"^\s*\)( as \w+)?:?  # (?!fmt: )")
 DEFINITION = re.compile(r"\w[\w *]*?(\w+)\(")
 

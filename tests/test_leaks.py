@@ -138,7 +138,8 @@ def test_a_leak_that_root_can_make_is_reported(leak: Callable[[], AbstractContex
     before = leaks.take()
     with leak() as line:
         after = leaks.take()
-    # Interfaces are not reported while other runs have sandboxes; here they have none, whatever is true.
+    # Interfaces are not reported while other runs have sandboxes; here they have none, whatever is
+    # true.
     before, after = (dataclasses.replace(ledger, foreign=False) for ledger in (before, after))
     assert line in after.since(before, leaks.ALLOWED)
 

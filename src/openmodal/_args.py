@@ -1,4 +1,5 @@
-"""The user's arguments, checked: each function returns the value in its canonical form or raises InvalidError naming argument and remedy.
+"""The user's arguments, checked: each function returns the value in its canonical form or raises
+InvalidError naming argument and remedy.
 
 Pure, and called before anything is created, so that a mistake costs nothing.
 """

@@ -11,10 +11,11 @@ method both faces::
     sandbox.terminate()             # blocks
     await sandbox.terminate.aio()   # in asyncio
 
-Rules: core code never imports asyncio or threading (a linter rule); a deadline is an argument of the effect; there is no fan-out here
-but `AnyOf`; an exception of the outer world (Ctrl-C, a task's cancellation) is raised at the await and so reaches the
-core's `finally`. Budget: a few µs per call, no thread unless `Blocking` runs under asyncio, and no asyncio (30 ms of import) for
-those who block.
+Rules: core code never imports asyncio or threading (a linter rule); a deadline is an argument of
+the effect; there is no fan-out here but `AnyOf`; an exception of the outer world (Ctrl-C, a task's
+cancellation) is raised at the await and so reaches the core's `finally`. Budget: a few µs per call,
+no thread unless `Blocking` runs under asyncio, and no asyncio (30 ms of import) for those who
+block.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ class Effect(Generic[T]):
         raise NotImplementedError
 
 
-# A signal that comes after Python's last look for signals and before poll(2) sleeps is seen when that returns, and not before: there
-# is no ppoll(2) in Python. So it returns now and then, and Ctrl-C is never lost.
+# A signal that comes after Python's last look for signals and before poll(2) sleeps is seen when
+# that returns, and not before: there is no ppoll(2) in Python. So it returns now and then, and
+# Ctrl-C is never lost.
 _LONGEST_POLL = 1.0
 
 
@@ -157,7 +159,8 @@ def within(seconds: float, core: Coroutine[Any, Any, T]) -> Generator[Effect[Any
 class Blocking(Effect[T]):
     """Call a blocking function: in place, or in a thread under asyncio.
 
-    There it cannot be cancelled: the call goes on and its result is lost, so what it makes must be found again by the caller.
+    There it cannot be cancelled: the call goes on and its result is lost, so what it makes must be
+    found again by the caller.
     """
 
     __slots__ = ("call",)

@@ -24,17 +24,21 @@ class SpawnOptions(TypedDict, total=False):
     """The keywords of `spawn`, and of `exec`.
 
     Attributes:
-        timeout: seconds until the command and all its descendants are killed; None: none but the sandbox's.
+        timeout: seconds until the command and all its descendants are killed; None: none but the
+            sandbox's.
         workdir: its working directory, from the sandbox's on if it is relative; None: that.
         env: variables, laid over the sandbox's.
         secrets: more of them; `env` beats `secrets`.
         user: "name", "uid", "name:group" or "uid:gid"; None: the image's user.
-        pty: give it a terminal (24 rows of 80 columns, see `Process.resize`); stdout and stderr are then one.
+        pty: give it a terminal (24 rows of 80 columns, see `Process.resize`); stdout and stderr are
+            then one.
         stdout, stderr: StreamType.PIPE, DEVNULL, or (stderr) STDOUT.
-        max_output: how many bytes of each stream are given at most; what else the command writes is left out, and counted by
-            `StreamReader.gaps`. None: all. `exec` gives 64 MiB if you say nothing, `spawn` all.
-        keep: which ones: "head", the first; "tail", the newest (8 MiB at most); "both", the first and the newest, half of each (8 MiB of
-            the newest at most). What is left out never makes the command wait, and the newest come when it has ended.
+        max_output: how many bytes of each stream are given at most; what else the command writes is
+            left out, and counted by `StreamReader.gaps`. None: all. `exec` gives 64 MiB if you say
+            nothing, `spawn` all.
+        keep: which ones: "head", the first; "tail", the newest (8 MiB at most); "both", the first
+            and the newest, half of each (8 MiB of the newest at most). What is left out never makes
+            the command wait, and the newest come when it has ended.
         bufsize: accepted for compatibility; iteration gives lines in any case.
     """
 

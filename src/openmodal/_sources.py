@@ -72,7 +72,8 @@ class Live:
         self._piece = Kept(Spool())
 
     async def chunk(self) -> bytes:
-        # If a read is cancelled, the bytes received so far stay in `_piece`: the offset has moved past them.
+        # If a read is cancelled, the bytes received so far stay in `_piece`: the offset has moved
+        # past them.
         if data := await self._piece.chunk():
             return data
         spool = Spool()

@@ -1,7 +1,7 @@
 """The records that travel between the layers: plain, immutable, without behaviour or I/O.
 
-Built from the user's arguments at the top, read by the engines at the bottom; msgspec gives them a canonical JSON form,
-which the state files and the keys of image steps are made of.
+Built from the user's arguments at the top, read by the engines at the bottom; msgspec gives them a
+canonical JSON form, which the state files and the keys of image steps are made of.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-# --------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------- images
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -35,10 +35,11 @@ class Scratch(Step, frozen=True, tag="scratch"):
 
 
 class Dockerfile(Step, frozen=True, tag="dockerfile"):
-    """The steps of a Dockerfile. `path` is the file, or "" when `lines` are given; `context` the folder that COPY reads.
+    """The steps of a Dockerfile. `path` is the file, or "" when `lines` are given; `context` the
+    folder that COPY reads.
 
-    `bases` are images that stand for names in its FROM and `COPY --from`. `content` is the digest of text and files when they were
-    looked at, "" if that is still to be done.
+    `bases` are images that stand for names in its FROM and `COPY --from`. `content` is the digest
+    of text and files when they were looked at, "" if that is still to be done.
     """
 
     path: str = ""
@@ -50,7 +51,8 @@ class Dockerfile(Step, frozen=True, tag="dockerfile"):
 
 
 class Run(Step, frozen=True, tag="run"):
-    """A command run in the image, as root unless `user` says otherwise; what it changes becomes a layer.
+    """A command run in the image, as root unless `user` says otherwise; what it changes becomes a
+    layer.
 
     `caches` are folders that are kept between builds and are not part of the layer.
     """
@@ -63,10 +65,12 @@ class Run(Step, frozen=True, tag="run"):
 
 
 class Copy(Step, frozen=True, tag="copy"):
-    """A local file or folder put into the image; its content is part of the step's key, its path is not.
+    """A local file or folder put into the image; its content is part of the step's key, its path is
+    not.
 
-    `ignore` are .dockerignore patterns, relative to the folder that `source` is `below` in; "": `source` itself. `owner` is "uid:gid".
-    `content` is as in `Dockerfile`. `keep`: files and folders keep their modes.
+    `ignore` are .dockerignore patterns, relative to the folder that `source` is `below` in; "":
+    `source` itself. `owner` is "uid:gid". `content` is as in `Dockerfile`. `keep`: files and
+    folders keep their modes.
     """
 
     source: str
@@ -127,9 +131,11 @@ class Referenced(Root, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """News of a build: a step begins, prints, or ends, or waits for another build that is making it.
+    """News of a build: a step begins, prints, or ends, or waits for another build that is making
+    it.
 
-    `event` is "start", "output", "waiting", "done" or "cached"; `step` counts from 1; `text` is the step's title, or what it printed.
+    `event` is "start", "output", "waiting", "done" or "cached"; `step` counts from 1; `text` is the
+    step's title, or what it printed.
     """
 
     event: Literal["start", "output", "waiting", "done", "cached"]
@@ -141,11 +147,12 @@ class Progress(msgspec.Struct, frozen=True):
 Report = Callable[[Progress], None]
 
 
-# ------------------------------------------------------------------------------------------------------ sandboxes
+# ---------------------------------------------------------------------------------------- sandboxes
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """Limits. `cpu` in cores, `memory` and `disk` in MiB, `pids` in processes and threads; None: the engine's default.
+    """Limits. `cpu` in cores, `memory` and `disk` in MiB, `pids` in processes and threads; None:
+    the engine's default.
 
     And how many GPUs it has; `gpu_type` "": of any type.
     """
@@ -159,9 +166,11 @@ class Resources(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """`block`: loopback only. Otherwise outbound internet, without this machine, private networks and other sandboxes.
+    """`block`: loopback only. Otherwise outbound internet, without this machine, private networks
+    and other sandboxes.
 
-    With one of the lists: only what is on them, in canonical form. An empty list allows nothing, None is no list.
+    With one of the lists: only what is on them, in canonical form. An empty list allows nothing,
+    None is no list.
     """
 
     block: bool = False
@@ -177,9 +186,9 @@ class Network(msgspec.Struct, frozen=True):
 class Egress(msgspec.Struct, frozen=True):
     """Something that a sandbox with an allow list wanted to reach, and what became of it.
 
-    `time` is of the Unix clock, in seconds; `kind` "dns", "tls", "http", "tcp", or "gate" for a gate's end; `asked` the name that it gave,
-    "" for none; `address` the IP address and port that it called, "" for a question about a name. `reason` tells why it was `allowed`
-    or not.
+    `time` is of the Unix clock, in seconds; `kind` "dns", "tls", "http", "tcp", or "gate" for a
+    gate's end; `asked` the name that it gave, "" for none; `address` the IP address and port that
+    it called, "" for a question about a name. `reason` tells why it was `allowed` or not.
     """
 
     time: float
@@ -209,8 +218,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
-    """A command as asked for. `timeout` in seconds; `output`: how many bytes from the beginning and the end of each stream are given,
-    None: all."""
+    """A command as asked for. `timeout` in seconds; `output`: how many bytes from the beginning and
+    the end of each stream are given, None: all."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
@@ -300,9 +309,9 @@ class Built(msgspec.Struct, frozen=True):
 class Info(msgspec.Struct, frozen=True):
     """What holds a running sandbox, as the kernel tells it and not as it was asked for.
 
-    `root` is the id outside that the sandbox's root has, `ids` how many ids it has. Limits are None where none holds: `memory` and
-    `disk` in MiB, `cpu` in cores, `pids` in processes and threads. `network` is "none" or "outbound". `degraded` names the controls
-    that it lacks.
+    `root` is the id outside that the sandbox's root has, `ids` how many ids it has. Limits are None
+    where none holds: `memory` and `disk` in MiB, `cpu` in cores, `pids` in processes and threads.
+    `network` is "none" or "outbound". `degraded` names the controls that it lacks.
     """
 
     runtime: str

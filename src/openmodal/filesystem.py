@@ -1,7 +1,9 @@
-"""Files of a sandbox: read, write, copy, list. Every path is resolved inside the sandbox, by its agent; nothing here follows
-a path that a sandbox gave on this machine. A relative path counts from the sandbox's working folder.
+"""Files of a sandbox: read, write, copy, list. Every path is resolved inside the sandbox, by its
+agent; nothing here follows a path that a sandbox gave on this machine. A relative path counts from
+the sandbox's working folder.
 
-Names that are not UTF-8 are str with surrogates, as in Python's `os` (`os.fsencode` gives their bytes).
+Names that are not UTF-8 are str with surrogates, as in Python's `os` (`os.fsencode` gives their
+bytes).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class FileInfo:
     """A file, folder or link in a sandbox.
 
     Attributes:
-        path: where it is, as the path that was asked for: absolute, or from the sandbox's working folder on.
+        path: where it is, as the path that was asked for: absolute, or from the sandbox's working
+            folder on.
         name: the last part of it.
         kind: "file", "directory", "symlink" or "other".
         size: in bytes.
@@ -68,7 +71,8 @@ class FileInfo:
 
 
 class Filesystem:
-    """The files of a sandbox, as the image's user may see and change them, or another one (`as_user`).
+    """The files of a sandbox, as the image's user may see and change them, or another one
+    (`as_user`).
 
     Errors are SandboxFilesystemError and, at the same time, the builtin OSError of that meaning.
     """
@@ -78,7 +82,8 @@ class Filesystem:
         self._user = _wire.encode(user)
 
     def as_user(self, user: str) -> Filesystem:
-        """The same files, as another user: "name", "uid", "name:group" or "uid:gid"; what is made belongs to that user.
+        """The same files, as another user: "name", "uid", "name:group" or "uid:gid"; what is made
+        belongs to that user.
 
         A user that is not in the sandbox is an InvalidError when it is used.
         """
@@ -107,14 +112,17 @@ class Filesystem:
 
     @dual
     async def write_bytes(self, path: str, data: bytes | bytearray | memoryview, *, mode: int | None = None) -> None:
-        """Write a file: missing parents are made; readers see the old content or the new, nothing between.
+        """Write a file: missing parents are made; readers see the old content or the new, nothing
+        between.
 
-        A file that is there asks whether it may be written to. Another user's that may be stays that user's: it is written into.
+        A file that is there asks whether it may be written to. Another user's that may be stays
+        that user's: it is written into.
 
         Args:
             path: the file.
             data: its new content.
-            mode: its permission bits, such as 0o600; None: those of the file that is there, else 0o644.
+            mode: its permission bits, such as 0o600; None: those of the file that is there, else
+                0o644.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidError(f"write_bytes needs bytes, not {type(data).__name__}; write_text writes str")
@@ -129,10 +137,11 @@ class Filesystem:
 
     @dual
     async def copy_from_local(self, local: str | os.PathLike[str], path: str) -> None:
-        """Copy a local file or folder to `path`: a file is replaced at once, a folder is merged into one that is there. Holes stay holes.
+        """Copy a local file or folder to `path`: a file is replaced at once, a folder is merged
+        into one that is there. Holes stay holes.
 
-        Links in a folder are copied as links; `local` itself must not be one, since a sandbox may have sent it. Local names that the
-        other side refuses raise before their parent is complete.
+        Links in a folder are copied as links; `local` itself must not be one, since a sandbox may
+        have sent it. Local names that the other side refuses raise before their parent is complete.
         """
         source = Path(local)
         request = self._request(FileOp.PUSH, path, flags=_PARENTS)
@@ -157,13 +166,14 @@ class Filesystem:
     ) -> None:
         """Copy a file or folder of the sandbox to the local path `local`. Holes stay holes.
 
-        A local file is replaced only on success. If `path` is a link, what it leads to in the sandbox is copied. Links in a folder are
-        copied as links, and lead elsewhere on this machine: do not follow them. `local` itself is never followed: a link to a folder
-        is refused, another one replaced. A name that would leave `local` ends the copy.
+        A local file is replaced only on success. If `path` is a link, what it leads to in the
+        sandbox is copied. Links in a folder are copied as links, and lead elsewhere on this
+        machine: do not follow them. `local` itself is never followed: a link to a folder is
+        refused, another one replaced. A name that would leave `local` ends the copy.
 
         Args:
-            max_bytes: as much as is written here at most: content, and 4 KiB for each file, folder and link; by default 16 GiB. None:
-                whatever there is.
+            max_bytes: as much as is written here at most: content, and 4 KiB for each file, folder
+                and link; by default 16 GiB. None: whatever there is.
 
         Raises:
             SandboxFileTooLargeError: there is more than `max_bytes`; nothing is left of it.

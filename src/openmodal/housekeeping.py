@@ -1,4 +1,5 @@
-"""Housekeeping: what is left behind, which images there are, and what this machine can do. `openmodal gc`, `image` and `doctor` show it.
+"""Housekeeping: what is left behind, which images there are, and what this machine can do.
+`openmodal gc`, `image` and `doctor` show it.
 
     from openmodal import housekeeping
 
@@ -36,7 +37,8 @@ async def gc(*, check: bool = False, engine: str | Engine | None = None) -> Coll
 
     Args:
         check: only tell what would be removed.
-        engine: as in `Sandbox.create`. "local", and None where nothing else is configured: every engine of this machine.
+        engine: as in `Sandbox.create`. "local", and None where nothing else is configured: every
+            engine of this machine.
 
     Raises:
         UnsupportedError: the engine has no gc.
@@ -85,7 +87,8 @@ async def prune(*, unused_for: float = 7 * 86400.0, caches: bool = False, engine
 
 @Call
 async def doctor(*, network: bool = False, engine: str | None = None) -> list[Check]:
-    """Find out what this machine can do, what is missing, and the command that adds it: of each engine of this machine, and of `engine`.
+    """Find out what this machine can do, what is missing, and the command that adds it: of each
+    engine of this machine, and of `engine`.
 
     Sandboxes can run here if every check that is `required` is `ok`.
 

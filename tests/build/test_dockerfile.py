@@ -343,7 +343,7 @@ def test_a_proxy_reaches_run_without_arg_and_is_no_part_of_the_image(whole):
     assert "HTTP_PROXY" not in dict(tree.root.env)
 
 
-# --------------------------------------------------------------------------------------------------------- bases
+# -------------------------------------------------------------------------------------------- bases
 
 
 def test_a_name_that_no_registry_gives_is_told_with_file_line_and_remedies(whole):

@@ -152,7 +152,7 @@ def test_repr_reads_like_a_dockerfile_and_shows_no_values():
     assert "hunter2" not in shown
 
 
-# ---------------------------------------------------------------------------------------------------------- keys
+# --------------------------------------------------------------------------------------------- keys
 
 
 def test_a_name_is_the_same_in_every_process(store):

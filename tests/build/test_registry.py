@@ -102,7 +102,7 @@ def pull(store: Layers, name: str, options: Options = Options()) -> Any:  # noqa
     return build(Image.from_registry(name).recipe, store, run, lambda progress: None, options)
 
 
-# ------------------------------------------------------------------------------------------------ names
+# -------------------------------------------------------------------------------------------- names
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_credential_helpers_are_asked(tmp_path: Path, monkeypatch: pytest.Monkey
         credentials.find("other.example", str(tmp_path))
 
 
-# ----------------------------------------------------------------------------------- registries that lie
+# ------------------------------------------------------------------------------ registries that lie
 
 
 class Liar(ThreadingHTTPServer):

@@ -117,7 +117,7 @@ def test_an_image_needs_a_beginning(made):
         made(Recipe((Run(("true",)),)))
 
 
-# --------------------------------------------------------------------------------------------------- local files
+# -------------------------------------------------------------------------------------- local files
 
 
 def test_copies_in_a_row_are_one_layer(made, busybox, tmp_path):
@@ -232,7 +232,7 @@ def test_many_files_are_copied_in_reasonable_time(made, busybox, tmp_path):
     assert time.monotonic() - begun < 10
 
 
-# --------------------------------------------------------------------------------------------- several processes
+# -------------------------------------------------------------------------------- several processes
 
 
 def start(mode: str, store: Layers, image: Image, *arguments: str) -> subprocess.Popen[bytes]:
@@ -301,7 +301,7 @@ def test_a_killed_build_leaves_a_store_that_the_next_build_completes(store, busy
     assert count > 1
 
 
-# --------------------------------------------------------------------------------------------------------- prune
+# -------------------------------------------------------------------------------------------- prune
 
 
 def test_prune_removes_what_nobody_uses(made, store, busybox):
@@ -362,7 +362,7 @@ def test_an_image_in_use_never_goes_away_under_its_users(store, busybox):
     assert [user.wait() for user in users] == [0, 0, 0]
 
 
-# --------------------------------------------------------------------------------------------------------- other
+# -------------------------------------------------------------------------------------------- other
 
 
 def test_lookup_is_fast(made, store, busybox, tmp_path):

@@ -1,5 +1,6 @@
-"""The program gcloud as tests have it: a fake, for there is no Google Cloud here. It keeps what was made in a file, writes down how it was
-called, and answers and refuses in the words of the real one (SDK 528, and its documentation).
+"""The program gcloud as tests have it: a fake, for there is no Google Cloud here. It keeps what was
+made in a file, writes down how it was called, and answers and refuses in the words of the real one
+(SDK 528, and its documentation).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def main(count: int, *rest: str, ratio: float = 0.5, verbose: bool = False, mode
 """
 
 
-# ------------------------------------------------------------------------------------------------ what is called
+# ----------------------------------------------------------------------------------- what is called
 
 
 def test_the_only_entrypoint_is_called(openmodal: CommandLine) -> None:
@@ -91,7 +91,7 @@ def test_the_program_sees_the_engine_that_was_chosen(openmodal: CommandLine) -> 
     assert openmodal("run", program, env={"OPENMODAL_ENGINE": "local"}) == "local\n"
 
 
-# ------------------------------------------------------------------------------------------- errors in a sentence
+# ----------------------------------------------------------------------------- errors in a sentence
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_sys_exit_of_the_program_is_the_exit_code(openmodal: CommandLine) -> Non
     assert (done.returncode, done.stderr) == (1, "two of four failed\n")
 
 
-# ----------------------------------------------------------------------------------------- no sandbox outlives it
+# --------------------------------------------------------------------------- no sandbox outlives it
 
 
 @pytest.mark.embedded
@@ -240,7 +240,7 @@ def test_a_signal_ends_the_sandboxes_at_once_also_when_threads_wait_for_them(
     assert openmodal.running() == []
 
 
-# -------------------------------------------------------------------------------------------------------- speed
+# -------------------------------------------------------------------------------------------- speed
 
 
 def test_help_and_version_are_quick_and_import_no_engine(openmodal: CommandLine) -> None:

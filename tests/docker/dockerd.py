@@ -22,9 +22,11 @@ _PATIENCE = 60.0
 
 @contextmanager
 def bridge(folder: Path) -> Iterator[str]:
-    """An interface for the daemon in a folder, with a way out. Not docker0, which may be another daemon's.
+    """An interface for the daemon in a folder, with a way out. Not docker0, which may be another
+    daemon's.
 
-    Its name is the folder's, so what a run left that was killed is known, and other runs have others.
+    Its name is the folder's, so what a run left that was killed is known, and other runs have
+    others.
     """
     digest = hashlib.sha256(os.fsencode(folder)).digest()
     name, network = f"omd{digest.hex()[:8]}", f"172.30.{digest[0]}"
@@ -83,8 +85,9 @@ def _end_leftover(folder: Path) -> None:
 def _runtimes(folder: Path) -> Iterator[str]:
     """Debian's gVisor, if it is there, as a runtime.
 
-    It knows the machine's own network namespace by a setting that Linux 6.11 and newer show in all of them
-    (https://github.com/google/gvisor/issues/10704); this one they still show in the machine's alone.
+    It knows the machine's own network namespace by a setting that Linux 6.11 and newer show in all
+    of them (https://github.com/google/gvisor/issues/10704); this one they still show in the
+    machine's alone.
     """
     if found := shutil.which("runsc"):
         program = (

@@ -14,8 +14,8 @@ import pytest
 from openmodal.engines.docker.daemon import Daemon
 from tests.docker.dockerd import await_answer, end
 
-# A root without CAP_SYS_RESOURCE, as some machines have, cannot raise limits; by default Podman tries. And its locks would be in shared
-# memory, which stays when it ends.
+# A root without CAP_SYS_RESOURCE, as some machines have, cannot raise limits; by default Podman
+# tries. And its locks would be in shared memory, which stays when it ends.
 _SETTINGS = """
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]

@@ -1,8 +1,9 @@
 """The Docker engine keeps the contract: all of it in the blocking face.
 
-A sandbox costs half a second here, so the other face is held to the promises whose code is the engine's own (test_contract_async.py).
-What it adds to every other one is the driver of `_dual`, which the embedded engine runs through the whole suite in both faces. For the
-same reason, tests of commands and files alone do without the network: it makes the half of what a container costs.
+A sandbox costs half a second here, so the other face is held to the promises whose code is the
+engine's own (test_contract_async.py). What it adds to every other one is the driver of `_dual`,
+which the embedded engine runs through the whole suite in both faces. For the same reason, tests of
+commands and files alone do without the network: it makes the half of what a container costs.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ from openmodal.build.told import Listener, Told, runs_nothing
 from openmodal.engines.docker.daemon import Daemon
 from openmodal.engines.kubernetes.images import cloudbuild
 
-# dockerd removes the network of a build's step in its own time, which on a busy machine is seconds after the build (moby's
-# executor_unix.go); what it has not when it ends is unmounted then (dockerd.py).
+# dockerd removes the network of a build's step in its own time, which on a busy machine is seconds
+# after the build (moby's executor_unix.go); what it has not when it ends is unmounted then
+# (dockerd.py).
 pytestmark = pytest.mark.may_leave("*/exec/netns/*")
 
 CLIENT = "/usr/bin/docker"  # Debian's, which has BuildKit's client in it

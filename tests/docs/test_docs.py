@@ -1,4 +1,5 @@
-"""Runs the Python blocks of README.md, docs/*.md and the mission page, as a user would who copies them into a file.
+"""Runs the Python blocks of README.md, docs/*.md and the mission page, as a user would who copies
+them into a file.
 
 The blocks of a page are one program: later ones may use names of earlier ones. In the pages:
 
@@ -24,8 +25,9 @@ from tests.docs import promises
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests/docs/mission.md"]
 
-# What a page says → what a machine without that network address runs instead. REPOSITORY is a bare repository on this
-# machine; it is copied into the sandbox, whose network leads to nothing on this machine.
+# What a page says → what a machine without that network address runs instead. REPOSITORY is a bare
+# repository on this machine; it is copied into the sandbox, whose network leads to nothing on this
+# machine.
 ELSEWHERE = {
     'sandbox.exec("bash", "-c", "git clone https://github.com/pallets/click.git ': (
         'sandbox.filesystem.copy_from_local(REPOSITORY, "/srv/click.git"); '

@@ -2,8 +2,8 @@
 
     with apart(folder) as machine: the thread that runs the test is there, and so is what it starts
 
-Its way out leads to the tests' small internet (internet.py), whose addresses are name servers, too. Sandboxes have a router of their own,
-for /run/openmodal is another folder there.
+Its way out leads to the tests' small internet (internet.py), whose addresses are name servers, too.
+Sandboxes have a router of their own, for /run/openmodal is another folder there.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""A small internet in a network namespace beside this machine: name servers, HTTP, HTTPS and others on addresses of the tests.
+"""A small internet in a network namespace beside this machine: name servers, HTTP, HTTPS and others
+on addresses of the tests.
 
     with internet(folder) as net: net.hits() tells which addresses and names were asked for since the last time
 
 A machine can have one, and the second to come waits. Tests that need no more of this machine than a
 network use apart.py instead, where each has one of its own.
 
-Run as a program it is the servers' side: it waits for a line, serves, and answers each further line with the hits, as JSON.
+Run as a program it is the servers' side: it waits for a line, serves, and answers each further line
+with the hits, as JSON.
 """
 
 from __future__ import annotations
@@ -103,7 +105,8 @@ def _connect(pid: int) -> None:
     run("ip", "link", "add", "omnet0", "type", "veth", "peer", "name", "omnet1", "netns", str(pid))
     run("ip", "addr", "add", f"{_OURS}/32", "dev", "omnet0")
     run("ip", "link", "set", "omnet0", "up")
-    # As a machine that forwards for everybody: what is refused is refused by the sandboxes' own rules.
+    # As a machine that forwards for everybody: what is refused is refused by the sandboxes' own
+    # rules.
     Path("/proc/sys/net/ipv4/conf/omnet0/forwarding").write_text("1")
     run(*inside, "link", "set", "lo", "up")
     run(*inside, "link", "set", "omnet1", "up")
@@ -118,7 +121,7 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
 
 
-# ------------------------------------------------------------------------------------------------- the servers
+# -------------------------------------------------------------------------------------- the servers
 
 HITS: list[str] = []
 

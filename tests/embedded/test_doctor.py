@@ -1,6 +1,8 @@
-"""`openmodal doctor` against the truth: on machines that lack something, what it says of it is what then happens.
+"""`openmodal doctor` against the truth: on machines that lack something, what it says of it is what
+then happens.
 
-Each machine is a view of this one: a namespace of mounts in which something is missing, or in the way.
+Each machine is a view of this one: a namespace of mounts in which something is missing, or in the
+way.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ch
 
 ANOTHER = "set OPENMODAL_HOME to a folder on ext4, xfs or btrfs"
 
-# Prints what doctor says, and what becomes of a sandbox; neither leaves anything else in the state folder.
+# Prints what doctor says, and what becomes of a sandbox; neither leaves anything else in the state
+# folder.
 ASK = """
 import json, os
 import openmodal
@@ -77,7 +80,7 @@ def ask_user(home: Path, machine: str = "true", **variables: str) -> Answer:
     return Answer.of(run_as(home, ASK, machine=machine, seconds=60, OPENMODAL_BASE="packages", **variables))
 
 
-# ---------------------------------------------------------------------------------------------------- the store
+# ---------------------------------------------------------------------------------------- the store
 
 OVERLAY = "cd $FOLDER && mkdir lower upper work && mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work store"
 STORES = {
@@ -126,10 +129,11 @@ assert not os.path.exists(os.environ["OPENMODAL_HOME"] + "/layers")
     assert ask_root(tmp_path, OVERLAY, first=build).said
 
 
-# ---------------------------------------------------------------------------------------------- kernel and ids
+# ----------------------------------------------------------------------------------- kernel and ids
 
 
-# The program's first four words make it the user's. Then, in a namespace that it has all rights in, none below it may be made.
+# The program's first four words make it the user's. Then, in a namespace that it has all rights in,
+# none below it may be made.
 NO_NAMESPACES = (
     'become="$1 $2 $3 $4"; shift 4; exec $become unshare --user --map-current-user --keep-caps '
     'sh -c \'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"\' sh "$@"'
@@ -162,7 +166,7 @@ def test_user_ids_are_ok_exactly_where_newuidmap_gives_them(home: Path) -> None:
     assert (answer.ok("user ids"), answer.ok("base image"), answer.ok("sandbox")) == (False, False, False)
 
 
-# --------------------------------------------------------------------------------------- what not all sandboxes need
+# ---------------------------------------------------------------------- what not all sandboxes need
 
 
 def test_a_disk_limit_is_ok_exactly_where_a_disk_can_be_mounted(tmp_path: Path) -> None:
@@ -204,7 +208,7 @@ except openmodal.EngineError as error:
     assert (answer.ok("base image"), said in answer.text("base image")) == (False, True)
 
 
-# --------------------------------------------------------------------------------------------------------- its words
+# ---------------------------------------------------------------------------------------- its words
 
 
 def test_a_plain_user_without_limits_is_told_all_the_same_what_holds_a_sandbox(home: Path) -> None:

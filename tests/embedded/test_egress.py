@@ -83,7 +83,7 @@ def denied(records: list[Egress]) -> list[tuple[str, str, str]]:
     return [(record.kind, record.asked, record.address) for record in records if not record.allowed]
 
 
-# ------------------------------------------------------------------------------------------------------- by name
+# ------------------------------------------------------------------------------------------ by name
 
 
 class TestDomains:
@@ -180,7 +180,7 @@ class TestDomains:
             assert sandbox.exec("sh", "-c", command).returncode != 0
 
 
-# ---------------------------------------------------------------------------------------------------- by address
+# --------------------------------------------------------------------------------------- by address
 
 
 class TestNetworks:
@@ -246,7 +246,7 @@ class TestNetworks:
         assert net.hits() == []
 
 
-# ------------------------------------------------------------------------------------------------------- the log
+# ------------------------------------------------------------------------------------------ the log
 
 
 def test_the_log_is_there_after_the_end_and_for_any_process_of_the_user(create: Create, engine: Embedded) -> None:
@@ -264,7 +264,7 @@ def test_a_sandbox_without_a_list_has_no_log(create: Create) -> None:
         create().egress_log()
 
 
-# ------------------------------------------------------------------------------------------------- faults and load
+# ---------------------------------------------------------------------------------- faults and load
 
 
 def gates() -> list[int]:

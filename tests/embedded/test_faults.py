@@ -43,7 +43,8 @@ def make(engine: Embedded, image: Image, *args: str, timeout: float = 600) -> Sa
 def clear(engine: Embedded) -> int:
     """End what is left of the app, as a user would; return how many were running.
 
-    A box whose maker died before it could report is not listed at first, and ends by itself, perhaps at this moment.
+    A box whose maker died before it could report is not listed at first, and ends by itself,
+    perhaps at this moment.
     """
     ended: set[str] = set()
 
@@ -60,7 +61,7 @@ def clear(engine: Embedded) -> int:
     return len(ended)
 
 
-# ------------------------------------------------------------------------------------------- the SDK is killed
+# -------------------------------------------------------------------------------- the SDK is killed
 
 SYSTEM = ("posix", "fcntl", "_io", "_socket", "select", "_posixsubprocess", "socket", "method_descriptor")
 
@@ -207,7 +208,7 @@ class TestSdkIsKilled:
             clear(engine)
 
 
-# --------------------------------------------------------------------------------- supervisor and agent are killed
+# ------------------------------------------------------------------ supervisor and agent are killed
 
 
 def supervisor(engine: Embedded, sandbox: Sandbox) -> int:
@@ -376,7 +377,7 @@ class TestGarbage:
                 time.sleep(0.02)
 
 
-# ------------------------------------------------------------------------------------------------- full disks
+# --------------------------------------------------------------------------------------- full disks
 
 
 @pytest.fixture
@@ -514,7 +515,7 @@ def test_half_a_state_file_is_not_taken_for_no_sandbox(engine: Embedded, create:
         assert Sandbox.from_id(sandbox.id, engine=engine).poll() == 137
 
 
-# ---------------------------------------------------------------------------------------- what others can see
+# ------------------------------------------------------------------------------ what others can see
 
 
 class TestPrivacy:

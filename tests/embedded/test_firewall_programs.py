@@ -1,4 +1,5 @@
-"""Programs that own a machine's firewall: they start, reload and end, and sandboxes have a network after the next creation.
+"""Programs that own a machine's firewall: they start, reload and end, and sandboxes have a network
+after the next creation.
 
 On a machine apart, so that neither this one's firewall nor its settings change.
 """
@@ -60,7 +61,8 @@ def firewalld() -> Iterator[None]:
 
 @contextmanager
 def docker() -> Iterator[None]:
-    # A short path: below a worker's temporary folder, containerd's socket would have a name longer than Linux takes.
+    # A short path: below a worker's temporary folder, containerd's socket would have a name longer
+    # than Linux takes.
     folder = _config.machine() / "docker"
     places = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
     words = [f"--{name}={folder / place}" for name, place in places.items()]

@@ -50,7 +50,8 @@ def on_loopback(address: str) -> Iterator[None]:
 
 @contextmanager
 def neighbour(address: str, serve: str = SERVE) -> Iterator[None]:
-    """Another machine beside this one, with a server: a network namespace with that address, behind a veth pair.
+    """Another machine beside this one, with a server: a network namespace with that address, behind
+    a veth pair.
 
     There is one at a time, so another worker with one waits.
     """
@@ -67,7 +68,8 @@ def neighbour(address: str, serve: str = SERVE) -> Iterator[None]:
         stack.callback(run, "ip", "link", "del", "omtest0")
         run("ip", "addr", "add", f"{ours}/24", "dev", "omtest0")
         run("ip", "link", "set", "omtest0", "up")
-        # As a machine that forwards for everybody: what is refused is refused by the sandboxes' own rules.
+        # As a machine that forwards for everybody: what is refused is refused by the sandboxes' own
+        # rules.
         run("sysctl", "-w", "net.ipv4.conf.omtest0.forwarding=1")
         inside = ("nsenter", f"--net=/proc/{child.pid}/ns/net", "ip")
         run(*inside, "addr", "add", f"{address}/24", "dev", "omtest1")

@@ -19,9 +19,11 @@ from tests.leaks import TEMPORARY
 
 USER = 1000
 
-# Run by root in a mount namespace of its own, and then the rest as the user: a /dev/net/tun for all, as systemd makes it.
+# Run by root in a mount namespace of its own, and then the rest as the user: a /dev/net/tun for
+# all, as systemd makes it.
 TUN = "[ ! -c /dev/net/tun ] || { mount -t tmpfs tun /dev/net && mknod -m 666 /dev/net/tun c 10 200; }"
-# Ranges of ids for that user, as `useradd` gives them. In a mount namespace of its own they are nobody else's.
+# Ranges of ids for that user, as `useradd` gives them. In a mount namespace of its own they are
+# nobody else's.
 SUBIDS = f'for f in subuid subgid; do echo {USER}:2000000:65536 > "$HOME/$f" && mount --bind "$HOME/$f" /etc/$f || exit 9; done'
 RANGES = f"{SUBIDS}; {TUN}"
 BUSYBOX = Path("/bin/busybox")

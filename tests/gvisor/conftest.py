@@ -1,7 +1,8 @@
 """The embedded engine with gVisor, as every test here uses it.
 
-`make test` has two and a half minutes for it, and a sandbox costs a fifth of a second here. So the contract suite runs in one face (both
-share all but their driver), and without what gVisor has no part in. OPENMODAL_GVISOR=all runs all of it, in a quarter of an hour.
+`make test` has two and a half minutes for it, and a sandbox costs a fifth of a second here. So the
+contract suite runs in one face (both share all but their driver), and without what gVisor has no
+part in. OPENMODAL_GVISOR=all runs all of it, in a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ ALL = os.environ.get("OPENMODAL_GVISOR") == "all"
 
 LEFT_OUT = (
     "[async",
-    # The SDK's arguments, names, lists and links, and the image builder, which runs its steps without gVisor.
+    # The SDK's arguments, names, lists and links, and the image builder, which runs its steps
+    # without gVisor.
     *("::TestApp::", "::TestFinding::", "::TestImages::", "::TestLostLinks::", "::TestMistakes::", "::TestNames::"),
     # Seconds each, and more where the machine is busy.
     *("test_there_are_at_most_512_processes", "test_the_timeout_ends_it_soon", "test_hundred_commands_live_at_once"),
     *("test_a_folder_of_thousands_is_listed_whole", "test_a_stream_that_nobody_reads_does_not_block"),
-    # On a busy machine a command that kill() has stopped may die of the hang-up that gVisor sends it first: 129 and not 137.
+    # On a busy machine a command that kill() has stopped may die of the hang-up that gVisor sends
+    # it first: 129 and not 137.
     "test_kill_reaches_the_command_and_all_its_descendants",
     # The memory of the SDK.
     "test_200_megabytes_of_output_do_not_become_memory",

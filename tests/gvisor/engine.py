@@ -17,8 +17,8 @@ class Gvisor(Embedded):
         return super().lacks | gvisor.LACKS
 
     breaks = ("dbus, the system's", "linux-perf")
-    """Of tests/programs.py, with release 20240729: D-Bus's system bus closes every connection (a session's works), and perf ends when it is
-    told that there is no such device."""
+    """Of tests/programs.py, with release 20240729: D-Bus's system bus closes every connection (a
+    session's works), and perf ends when it is told that there is no such device."""
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         return await super().create(replace(spec, runtime="gvisor"), root)

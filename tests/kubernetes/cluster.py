@@ -117,8 +117,9 @@ def pods_are_here() -> bool:
 def keep_bridges_address(pod: dict[str, Any]) -> None:
     """Have the bridge that this pod is in keep its hardware address.
 
-    By itself it takes the lowest one of its ports, which come and go with pods; and those that are there reach nothing but each other
-    until they ask for it anew, half a minute later. Plug-ins of today set it.
+    By itself it takes the lowest one of its ports, which come and go with pods; and those that are
+    there reach nothing but each other until they ask for it anew, half a minute later. Plug-ins of
+    today set it.
     """
     route = subprocess.run(["ip", "-j", "route", "get", pod["status"]["podIP"]], capture_output=True, check=True)
     folder = Path("/sys/class/net") / json.loads(route.stdout)[0]["dev"]

@@ -1,6 +1,8 @@
-"""A real cluster, whichever the KUBECONFIG names, with a namespace for this run; and a registry that its nodes pull from.
+"""A real cluster, whichever the KUBECONFIG names, with a namespace for this run; and a registry
+that its nodes pull from.
 
-The registry is Debian's on loopback, which only a cluster on this machine reaches; for another, OPENMODAL_REGISTRY names one.
+The registry is Debian's on loopback, which only a cluster on this machine reaches; for another,
+OPENMODAL_REGISTRY names one.
 """
 
 from __future__ import annotations
@@ -78,8 +80,9 @@ def _pods_with_addresses() -> list[dict[str, Any]]:
 
 
 BLOCKING = {"TestLifetime"}
-"""Those of the engine's own verbs run in the blocking face, the others in the async one, where each call of the engine is a `Blocking` in a
-thread. The embedded engine, for which a sandbox costs a millisecond and not a second, shows that the faces are alike."""
+"""Those of the engine's own verbs run in the blocking face, the others in the async one, where each
+call of the engine is a `Blocking` in a thread. The embedded engine, for which a sandbox costs a
+millisecond and not a second, shows that the faces are alike."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,12 +1,14 @@
-"""A judge of NetworkPolicies for tests on a one-node cluster whose network plug-in has none: policies and pods become nftables' rules.
+"""A judge of NetworkPolicies for tests on a one-node cluster whose network plug-in has none:
+policies and pods become nftables' rules.
 
     with enforcing(api(), ["namespace"]) as judge:
         judge.settle()  # what the API server has by now is what holds
 
-`ruleset` is the plan: what Kubernetes documents of policies, as a text for `nft -f`. Its rules are about the addresses of pods that a
-policy selects, and nothing else. What it refuses is answered; a plug-in may also drop it in silence. Its limits: ports have numbers, no
-names; `from` and `to` select pods of the given namespaces. What comes from a pod's own node always passes, as is documented; what goes
-there only where a test says so, for plug-ins differ.
+`ruleset` is the plan: what Kubernetes documents of policies, as a text for `nft -f`. Its rules are
+about the addresses of pods that a policy selects, and nothing else. What it refuses is answered; a
+plug-in may also drop it in silence. Its limits: ports have numbers, no names; `from` and `to`
+select pods of the given namespaces. What comes from a pod's own node always passes, as is
+documented; what goes there only where a test says so, for plug-ins differ.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ def ruleset(table: str, seen: Seen, *, node: bool = True) -> str:
             name = f"{direction.kind.lower()}_{number}"
             chains.append(_chain(name, *allowed, *REFUSED))
             jumps[direction] += [f"{_match(direction.own, [address])} jump {name}" for address in pod.addresses]
-    # What may leave a pod is then judged by what may come in at the other end: so a rule returns, and does not accept.
+    # What may leave a pod is then judged by what may come in at the other end: so a rule returns,
+    # and does not accept.
     forward = _hook("forward", *jumps[EGRESS], *jumps[INGRESS])
     own_node = _hook("input", *(jumps[EGRESS] if node else ()))
     return "\n".join((*_gone(table), f"table inet {table} {{", *chains, forward, own_node, "}\n"))
@@ -165,7 +168,7 @@ def _hook(name: str, *lines: str) -> str:
     return _chain(name, *begin, *lines)
 
 
-# --------------------------------------------------------------------------------------------------- keeping to it
+# ------------------------------------------------------------------------------------ keeping to it
 
 
 class Judge:
@@ -244,7 +247,8 @@ def enforcing(cluster: Api, namespaces: Sequence[str]) -> Iterator[Judge]:
     for table in leaks.tables():  # of runs that were killed: other pods may have the addresses by now
         _nft("delete", "table", "inet", table)
     with ExitStack() as stack:
-        # The chain `forward` sees packets from pod to pod, which stay on the bridge, only with these.
+        # The chain `forward` sees packets from pod to pod, which stay on the bridge, only with
+        # these.
         for what in ("iptables", "ip6tables"):
             switch = Path(f"/proc/sys/net/bridge/bridge-nf-call-{what}")
             stack.callback(switch.write_text, switch.read_text(encoding="ascii"), encoding="ascii")

@@ -1,6 +1,8 @@
-"""Builds in the cluster: all of the way there and back, on a real cluster, with a program in BuildKit's place that says what it was given.
+"""Builds in the cluster: all of the way there and back, on a real cluster, with a program in
+BuildKit's place that says what it was given.
 
-BuildKit itself is in no package of Debian 12, and no registry that has its image is reached from here: with it, this is not yet tried.
+BuildKit itself is in no package of Debian 12, and no registry that has its image is reached from
+here: with it, this is not yet tried.
 """
 
 from __future__ import annotations

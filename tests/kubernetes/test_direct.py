@@ -86,7 +86,7 @@ def address(sandbox: Sandbox) -> tuple[str, int]:
     return str(pod_of(sandbox)["status"]["podIP"]), pods.PORT
 
 
-# ------------------------------------------------------------------------------------------------ past the API server
+# ------------------------------------------------------------------------------ past the API server
 
 
 def test_only_the_setup_goes_through_the_api_server(make: Make, execs: list[str], near: Sandbox) -> None:
@@ -147,7 +147,7 @@ def test_pods_of_a_pool_that_was_made_with_the_setting_are_reached_too(
         pool.delete()
 
 
-# ------------------------------------------------------------------------------------------------ through it after all
+# ----------------------------------------------------------------------------- through it after all
 
 
 def test_a_pod_that_was_made_without_the_setting_is_reached_through_the_api_server(
@@ -202,7 +202,7 @@ def test_a_wrong_token_is_an_error_and_not_tried_elsewhere(make: Make, execs: li
     assert len(execs) == 1
 
 
-# ------------------------------------------------------------------------------------------------ who else is there
+# -------------------------------------------------------------------------------- who else is there
 
 
 def test_what_runs_in_a_sandbox_reaches_its_own_port_and_is_let_in_by_nobody(near: Sandbox) -> None:

@@ -28,7 +28,7 @@ from openmodal.testing.fixtures import eventually
 from tests.cli.conftest import CommandLine
 from tests.kubernetes.cluster import Make, api, pod_of, pods, quota, settings
 
-# ------------------------------------------------------------------------------------------------------------ pods
+# --------------------------------------------------------------------------------------------- pods
 
 
 def test_a_sandbox_outside_of_a_pool_is_a_pod_of_its_own_name(make: Make) -> None:
@@ -62,7 +62,7 @@ def test_the_agent_is_the_same_for_everybody_and_made_once(make: Make) -> None:
     assert maps[0]["immutable"]
 
 
-# ---------------------------------------------------------------------------------- who may speak for the sandbox
+# -------------------------------------------------------------------- who may speak for the sandbox
 
 LISTEN = "nc -l -p 1 local:@openmodal"  # busybox has no abstract sockets; the test asks with the agent's own `dial`
 
@@ -111,7 +111,7 @@ def test_the_agent_cannot_be_traced_or_looked_into(make: Make) -> None:
         assert sandbox.exec("ls", "-l", path + "/").returncode != 0 or sandbox.exec("head", "-c1", path).returncode != 0
 
 
-# ---------------------------------------------------------------------------------------------------------- ends
+# --------------------------------------------------------------------------------------------- ends
 
 
 def test_a_pod_that_somebody_deletes_is_told_of(make: Make) -> None:
@@ -173,7 +173,7 @@ def test_what_a_run_of_the_command_line_leaves_ends_with_it(engine: Kubernetes, 
     assert done.stdout.strip() not in [sandbox.id for sandbox in Sandbox.list(engine=engine)]
 
 
-# ---------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------- images
 
 
 def test_an_image_of_a_registry_is_used_as_it_is(make: Make, engine: Kubernetes, image: Image) -> None:
@@ -207,7 +207,7 @@ def test_a_hundred_at_once_wait_for_room_and_all_run(make: Make, caplog: pytest.
     assert "waits for room in the quota" in caplog.text
 
 
-# ---------------------------------------------------------------------------------------------------- what holds it
+# ------------------------------------------------------------------------------------ what holds it
 
 
 def test_info_tells_what_the_kernel_and_the_kubelet_hold(make: Make) -> None:

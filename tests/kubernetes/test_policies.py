@@ -1,6 +1,8 @@
-"""What our NetworkPolicies mean to packets, where somebody enforces them: the cluster, or the tests' own judge (enforcer.py).
+"""What our NetworkPolicies mean to packets, where somebody enforces them: the cluster, or the
+tests' own judge (enforcer.py).
 
-The contract's promises that need them run here, then attacks. Each attack is shown to succeed where the policies are not there.
+The contract's promises that need them run here, then attacks. Each attack is shown to succeed where
+the policies are not there.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ OPEN, NAMES = 7777, 53
 Settle = Callable[[], None]
 
 
-# ------------------------------------------------------------------------------------------------- who enforces them
+# -------------------------------------------------------------------------------- who enforces them
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def create(create: Create, enforced: Settle) -> Create:
     return settled
 
 
-# ------------------------------------------------------------------------------------------------------ the attacks
+# -------------------------------------------------------------------------------------- the attacks
 
 
 def test_a_cluster_that_enforces_policies_is_known_by_trying(
@@ -307,7 +309,7 @@ def test_the_port_of_direct_links_is_reached_by_clients_and_nobody_else(
     neighbour.label(policies.CLIENT, None)
 
 
-# ------------------------------------------------------------------------------------------------- lists of networks
+# -------------------------------------------------------------------------------- lists of networks
 
 
 @pytest.fixture(scope="class")

@@ -1,7 +1,9 @@
-"""The embedded engine on a machine as users have them: an older kernel, systemd, control groups of version 2, AppArmor, a plain user.
+"""The embedded engine on a machine as users have them: an older kernel, systemd, control groups of
+version 2, AppArmor, a plain user.
 
-`make test-machines` boots such machines and runs these tests there, as root and as a plain user (`.ci/in-machine`). They may change what is
-the whole machine's (its firewall, its mounts), so they run only where OPENMODAL_TEST_MACHINE says that nobody needs the machine afterwards.
+`make test-machines` boots such machines and runs these tests there, as root and as a plain user
+(`.ci/in-machine`). They may change what is the whole machine's (its firewall, its mounts), so they
+run only where OPENMODAL_TEST_MACHINE says that nobody needs the machine afterwards.
 """
 
 from __future__ import annotations

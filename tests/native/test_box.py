@@ -253,7 +253,7 @@ def _host(program: Path, ids: str) -> Iterator[Host]:
     shutil.rmtree(folder)
 
 
-# --------------------------------------------------------------------------------------------------- its life and its end
+# ----------------------------------------------------------------------------- its life and its end
 
 
 def test_a_sandbox_runs_commands_and_leaves_nothing_but_its_record(host: Host) -> None:
@@ -366,7 +366,7 @@ def test_it_holds_none_of_the_callers_descriptors(host: Host) -> None:
     host.running.append(box)
 
 
-# --------------------------------------------------------------------------------------------------------- the isolation
+# ------------------------------------------------------------------------------------ the isolation
 
 
 def test_its_namespaces_are_its_own(host: Host) -> None:
@@ -490,7 +490,7 @@ def test_extra_mounts(host: Host) -> None:
     assert "Read-only" in box.run("(echo x > /etc/one) 2>&1 || true")
 
 
-# ------------------------------------------------------------------------------------------------------- hostile images
+# ----------------------------------------------------------------------------------- hostile images
 
 
 @pytest.mark.parametrize("name", ["dev", "proc", "sys", "etc"])
@@ -522,7 +522,7 @@ def test_links_of_the_image_are_followed_inside_it_for_extra_mounts(host: Host) 
     assert not Path("/tmp/here").exists()
 
 
-# --------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 def test_a_bad_plan_is_refused_by_name(host: Host) -> None:
@@ -571,7 +571,7 @@ def test_two_boxes_cannot_have_one_folder(host: Host) -> None:
     assert box.run("id -u") == "0\n"
 
 
-# -------------------------------------------------------------------------------------------------- cgroups, the network
+# ----------------------------------------------------------------------------- cgroups, the network
 
 
 @pytest.fixture
@@ -658,7 +658,8 @@ def router(public_program: Path) -> Iterator[Path]:
     for _ in range(2):  # again: what is there already is made anew
         subprocess.run([*command, "make", f"{path}.new", *addresses], check=True)
         subprocess.run([*command, "commit", f"{path}.new", str(path)], check=True)
-    # Without the SDK's rules nothing hides the sandboxes' addresses, so the machine needs the way back.
+    # Without the SDK's rules nothing hides the sandboxes' addresses, so the machine needs the way
+    # back.
     route = ["ip", "route", "add", "10.251.0.0/16", "via", "169.254.137.2"]
     subprocess.run(["nsenter", f"--net={machine}", *route], check=True)
     yield path

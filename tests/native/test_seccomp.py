@@ -85,7 +85,8 @@ def test_what_has_been_part_of_escapes_is_denied(seccomp: ModuleType, filter_: F
     assert not {*names, *seccomp.DENIED, *seccomp.PRIVILEGED} & set(seccomp.ALLOWED)
 
 
-# Who asks, and goes on from this errno only (or best): what a kernel may be built without does not exist.
+# Who asks, and goes on from this errno only (or best): what a kernel may be built without does not
+# exist.
 NOT_THERE = {
     "io_uring_setup": "libuv, MariaDB, liburing: threads instead",
     "io_setup": "InnoDB: its own threads instead of native AIO",

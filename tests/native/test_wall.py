@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-# In a network namespace of its own, with a cable from `inner` to `outer`: which frames that are sent at one end come out at the other?
+# In a network namespace of its own, with a cable from `inner` to `outer`: which frames that are
+# sent at one end come out at the other?
 FRAMES = """
 import errno, json, socket, struct, subprocess, sys
 

@@ -54,7 +54,7 @@ class Weakened(Embedded):
         return replace(box, extra=[*box.extra, *self._lines, *self._changes.get("extra", [])])
 
 
-# ------------------------------------------------------------------------------------------------------- inside
+# ------------------------------------------------------------------------------------------- inside
 
 
 def sh(sandbox: Sandbox, script: str, *, user: str | None = None) -> str:
@@ -98,7 +98,7 @@ def filter_source() -> Any:
     return module
 
 
-# ------------------------------------------------------------------------------------------------------ outside
+# ------------------------------------------------------------------------------------------ outside
 
 
 def supervisor(engine: Embedded, sandbox: Sandbox) -> int:

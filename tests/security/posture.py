@@ -102,9 +102,11 @@ def _descriptors(pid: int) -> list[str]:
 
 
 def mounts(mountinfo: str) -> list[str]:
-    """Place, kind, options and propagation of each mount; without the covers of what is hidden, which differ between kernels.
+    """Place, kind, options and propagation of each mount; without the covers of what is hidden,
+    which differ between kernels.
 
-    How many control groups are shown depends on the machine; that each is the sandbox's own does not: seen from inside it is a root.
+    How many control groups are shown depends on the machine; that each is the sandbox's own does
+    not: seen from inside it is a root.
     """
     result = set()
     for line in mountinfo.splitlines():

@@ -18,7 +18,8 @@ Create = Callable[..., Sandbox]
 
 X86 = platform.machine() == "x86_64"
 
-# The arguments do no harm where the call is not refused: nothing is there, nothing is changed, or it concerns the caller only.
+# The arguments do no harm where the call is not refused: nothing is there, nothing is changed, or
+# it concerns the caller only.
 CALLS: dict[str, tuple[tuple[object, ...], ...]] = {
     "C1 mount a file system": (("mount", "s:none", "s:/srv", "s:tmpfs", 0, 0),),
     "C2 make a user namespace": (("unshare", 0x10000000),),

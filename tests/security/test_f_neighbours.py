@@ -88,7 +88,8 @@ def test_a_set_user_id_file_is_out_of_reach_of_other_users(engine: Embedded, cre
     sh(sandbox, "mkdir /evil; cp /bin/busybox /evil; chmod 4755 /evil/busybox")
     file = engine.store.folder(sandbox.id) / "upper" / "evil" / "busybox"
     assert file.stat().st_mode & stat.S_ISUID, "the control: it is there"
-    # The shell between them: setpriv itself keeps its capabilities until it has become another program.
+    # The shell between them: setpriv itself keeps its capabilities until it has become another
+    # program.
     drop = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "sh", "-c", 'exec "$@"', "sh"]
     for program in (["stat", str(file)], [str(file), "true"]):
         assert subprocess.run([*drop, *program], capture_output=True, check=False).returncode != 0
@@ -176,7 +177,8 @@ def test_neighbours_see_nothing_of_each_other(create: Create) -> None:
 def test_what_is_counted_per_user_is_counted_per_sandbox(create: Create, kind: str) -> None:
     """F16: else one could use up what others, and root of this machine, may have.
 
-    The namespaces were once made by root, for whom the kernel counts, too: 1,024 inotify instances in one sandbox left none for anybody.
+    The namespaces were once made by root, for whom the kernel counts, too: 1,024 inotify instances
+    in one sandbox left none for anybody.
     """
     most = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text()) if kind == "inotify" else 4096
     greedy, other = create(), create()

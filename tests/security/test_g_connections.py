@@ -1,4 +1,5 @@
-"""G. What a sandbox leaves in the kernel's tables of connections: nothing, so that the next one with its address begins with none.
+"""G. What a sandbox leaves in the kernel's tables of connections: nothing, so that the next one
+with its address begins with none.
 
 The tables are counted, and the connections are real: to a server that keeps them.
 """
@@ -97,7 +98,8 @@ def slot_of(sandbox: Sandbox) -> int:
     return int.from_bytes(bytes(map(int, address.split(".")[2:])), "big")
 
 
-# The table as the kernel tells it: Debian's kernels have no /proc/net/nf_conntrack. A line is source and destination.
+# The table as the kernel tells it: Debian's kernels have no /proc/net/nf_conntrack. A line is
+# source and destination.
 TABLE = """
 import socket, struct
 def attributes(data, at):
@@ -181,7 +183,8 @@ def test_what_killed_supervisors_left_is_collected(create: Create, engine: Embed
 def test_one_sandbox_has_a_limited_number_of_connections(create: Create) -> None:
     """G10: all sandboxes share the router's table of them. Another one is not held up."""
     rules, other = (_config.machine() / "router.rules"), create()
-    # Other workers give this machine addresses, and then the router's rules are loaded anew: what was connected before does not count.
+    # Other workers give this machine addresses, and then the router's rules are loaded anew: what
+    # was connected before does not count.
     for _ in range(10):
         greedy, before = create(), rules.stat().st_mtime_ns
         got = connect(greedy, network.MOST_CONNECTIONS + 10)

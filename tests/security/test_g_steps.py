@@ -103,7 +103,7 @@ def test_a_recipe_names_no_mirror(engine: Embedded, armed: Image, here: tuple[in
     assert came == []
 
 
-# ------------------------------------------------------------------------------------------------ what is read
+# ------------------------------------------------------------------------------------- what is read
 
 
 def test_urls_of_a_configuration_are_read_and_comments_are_not() -> None:

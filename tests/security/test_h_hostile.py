@@ -1,5 +1,6 @@
-"""H. Files and images from hostile hands. Archives: tests/build/test_unpack.py; registries: tests/build/test_registry.py; Dockerfiles:
-tests/build/test_dockerfile.py; answers of an agent that lies: tests/unit/test_localcopy.py."""
+"""H. Files and images from hostile hands. Archives: tests/build/test_unpack.py; registries:
+tests/build/test_registry.py; Dockerfiles: tests/build/test_dockerfile.py; answers of an agent that
+lies: tests/unit/test_localcopy.py."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tests.security.attack import ALL_CONTROLS, Weakened, call, sh
 
 Create = Callable[..., Sandbox]
 
-# ------------------------------------------------------------------------------------------------- fail closed
+# -------------------------------------------------------------------------------------- fail closed
 
 FILL = """
 import ctypes
@@ -109,7 +109,7 @@ def test_the_switch_of_these_tests_is_in_the_test_program_only(weak_program: Pat
     assert b"weaken" in weak_program.read_bytes()
 
 
-# ------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def test_a_sandbox_outlives_its_maker_and_ends_at_its_timeout(engine: Embedded, engine_name: str, armed: Image) -> None:

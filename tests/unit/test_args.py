@@ -222,7 +222,7 @@ def test_a_secret_takes_variables_only(variables: Any) -> None:
         Secret.from_dict(variables)
 
 
-# -------------------------------------------------------------------------------------------------- allow lists
+# -------------------------------------------------------------------------------------- allow lists
 
 
 def test_networks_are_canonical_sorted_and_each_once() -> None:

@@ -141,7 +141,7 @@ def test_version_1_counts_sockets_apart(tmp_path: Path) -> None:
     assert values == {f"{group}/memory.limit_in_bytes": str(256 * MIB)}, "a kernel without it"
 
 
-# ---------------------------------------------------------------------------------------------------- containers
+# --------------------------------------------------------------------------------------- containers
 
 ALL = "         0          0 4294967295\n"
 

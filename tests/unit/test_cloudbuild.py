@@ -300,7 +300,7 @@ def test_looks_at_a_build_become_rarer_while_it_says_nothing(cloud: Cloud) -> No
     assert cloud.pauses[1] < cloud.pauses[5] <= max(cloud.pauses) == 10.0
 
 
-# ---------------------------------------------------------------------------------------------------------- tokens
+# ------------------------------------------------------------------------------------------- tokens
 
 
 class Tokens(BaseHTTPRequestHandler):

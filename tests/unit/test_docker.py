@@ -89,7 +89,7 @@ def test_doctor_names_what_is_weak(host: str, options: list[str], version: str, 
     assert {check.name for check in problems(machine, {"Version": version, "Components": components})} == named
 
 
-# ---------------------------------------------------------------------------------------------------- containers
+# --------------------------------------------------------------------------------------- containers
 
 
 def test_no_variable_is_in_what_the_daemon_is_told() -> None:
@@ -149,7 +149,7 @@ def test_logs_are_taken_apart_by_stream() -> None:
     assert links.pieces(data) == {1: b"ac", 2: b"b"}
 
 
-# -------------------------------------------------------------------------------------------------------- recipes
+# ------------------------------------------------------------------------------------------ recipes
 
 
 def only(*steps: Run | Copy | Config | Dockerfile, user: str = "", authorities: str = "") -> recipe.Part:
@@ -197,7 +197,7 @@ def test_a_dockerfile_of_the_users_is_a_part_of_its_own() -> None:
     assert [part.last for part in recipe.parts(steps, 0, "", "")] == [0, 1, 2]
 
 
-# ------------------------------------------------------------------------------------------------------- progress
+# ----------------------------------------------------------------------------------------- progress
 
 
 def field(number: int, value: bytes) -> bytes:

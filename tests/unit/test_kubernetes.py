@@ -29,7 +29,7 @@ def spec_of(resources: Resources = NO_LIMITS, settings: Settings = SETTINGS) -> 
     return pods.pod_spec(ROOT, resources, "openmodal-agent-x", settings)
 
 
-# ------------------------------------------------------------------------------------------------------------ pods
+# --------------------------------------------------------------------------------------------- pods
 
 
 def test_a_pod_has_no_rights_over_its_node_or_its_cluster() -> None:
@@ -218,7 +218,7 @@ def test_the_end_of_a_pod_without_a_report() -> None:
     assert pods.end({"status": {"phase": "Running", "containerStatuses": [{"state": {"running": {}}}]}}) is None
 
 
-# ---------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def test_a_report_gives_outputs_and_end() -> None:
@@ -252,7 +252,7 @@ def test_death_of_the_main_command_for_memory_is_told() -> None:
     assert found.end.reason == "oom"
 
 
-# -------------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------- settings
 
 
 def test_settings_come_from_file_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +294,7 @@ def test_labels_are_what_kubernetes_takes() -> None:
     assert len(label("x" * 100)) == 63
 
 
-# ------------------------------------------------------------------------------------------------- what holds a pod
+# --------------------------------------------------------------------------------- what holds a pod
 
 STATUS = "CapBnd:\t0000000000000001\nNoNewPrivs:\t1\nSeccomp:\t2\n"
 IDS = {"/proc/1/status": STATUS, "/proc/1/uid_map": "         0          0 4294967295\n"}
@@ -344,7 +344,7 @@ def test_a_sandbox_without_a_filter_is_said_to_lack_it() -> None:
     assert posture.info(seen, pod, enforced=False).degraded == ("seccomp",)
 
 
-# ----------------------------------------------------------------------------------------------------------- setup
+# -------------------------------------------------------------------------------------------- setup
 
 
 def test_the_rights_are_no_more_than_the_engine_uses() -> None:

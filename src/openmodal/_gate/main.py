@@ -1,4 +1,5 @@
-"""The gate as a program, `main.py ROOT POLICY LOG ID DIED`: opens its files, and says when it serves.
+"""The gate as a program, `main.py ROOT POLICY LOG ID DIED`: opens its files, and says when it
+serves.
 
 `Sandbox.create` waits for that, so as little as possible is loaded. ID is the user id that the gate
 takes, "" for none; DIED tells how the gate before this one ended, "" for the first.

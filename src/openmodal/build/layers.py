@@ -1,4 +1,5 @@
-"""The store of layers: one folder per layer, found by its key, made by one process and then never changed.
+"""The store of layers: one folder per layer, found by its key, made by one process and then never
+changed.
 
 ::
 
@@ -6,9 +7,10 @@
     images/<name>.json    which layers an image has               locks/<key>              who makes or uses a layer
     tmp/<pid>-<random>/   what is being made                      cache/<name>/            package downloads between builds
 
-Promises: a layer appears complete or not at all (written under `tmp`, synced, renamed). A layer's lock is held exclusively by whoever
-makes it and shared by whoever uses it; its parents are safe with it, because `prune` removes no layer that another one stands on.
-A folder under `tmp` is locked by its owner, so what a killed process left is known by being unlocked.
+Promises: a layer appears complete or not at all (written under `tmp`, synced, renamed). A layer's
+lock is held exclusively by whoever makes it and shared by whoever uses it; its parents are safe
+with it, because `prune` removes no layer that another one stands on. A folder under `tmp` is locked
+by its owner, so what a killed process left is known by being unlocked.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class Layers:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    # ------------------------------------------------------------------------------------------------ images
+    # --------------------------------------------------------------------------------------- images
 
     def image(self, name: str) -> Layered | None:
         """The image of that name, if it and its layers are there; notes that it was used."""
@@ -96,7 +98,8 @@ class Layers:
         return tuple(map(self._root, root.layers))
 
     def hold(self, root: Layered) -> Lock | None:
-        """Keep an image's layers from `prune` until the lock is closed; None if they are gone already: build again.
+        """Keep an image's layers from `prune` until the lock is closed; None if they are gone
+        already: build again.
 
         The lock's descriptor may be handed to the process that outlives this one.
         """
@@ -107,7 +110,7 @@ class Layers:
         held.close()
         return None
 
-    # ------------------------------------------------------------------------------------------------ layers
+    # --------------------------------------------------------------------------------------- layers
 
     def folder(self, key: str) -> Path:
         """The layer's files."""
@@ -167,13 +170,14 @@ class Layers:
         os.rename(files, wrapper / "root")
         meta = msgspec.structs.replace(meta, size=size_of(wrapper), made=time.time())
         (wrapper / "meta.json").write_bytes(msgspec.json.encode(meta))
-        # A rename may reach the disk before the data: after a power cut there would be a layer with empty files.
+        # A rename may reach the disk before the data: after a power cut there would be a layer with
+        # empty files.
         _sync_file_system(wrapper)
         target = self._made("layers") / key
         with suppress(FileExistsError):
             os.rename(wrapper, target)
 
-    # ------------------------------------------------------------------------------------------------ being made
+    # ----------------------------------------------------------------------------------- being made
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -200,7 +204,8 @@ class Layers:
             with _trash.going_on(failed):
                 if held := lock_folder(folder):
                     with held:
-                        # The step of a killed builder may still write: the next `collect` removes the rest.
+                        # The step of a killed builder may still write: the next `collect` removes
+                        # the rest.
                         remove_tree(folder)
                         count += 1
         return count
@@ -226,7 +231,7 @@ class Layers:
         with lock(self._lock_file(f"cache-{name}-0"), shared=not exclusive):
             yield base / f"{name}-0"
 
-    # ------------------------------------------------------------------------------------------------ notes
+    # ---------------------------------------------------------------------------------------- notes
 
     def note(self, name: str) -> dict[str, Any]:
         """A small remembered fact, empty if there is none."""
@@ -270,7 +275,7 @@ class Layers:
                 temporary.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def size_of(folder: Path) -> int:

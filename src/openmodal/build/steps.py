@@ -1,7 +1,8 @@
 """Doing the steps of a recipe, one after the other, each at most once on this machine.
 
-`Builder` goes from image to image: `apply(root, step)` returns the image after the step, from the store
-if it is there. An image has keys for layers; folders appear only where something is read or run.
+`Builder` goes from image to image: `apply(root, step)` returns the image after the step, from the
+store if it is there. An image has keys for layers; folders appear only where something is read or
+run.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Builder:
     def __exit__(self, *unused: object) -> None:
         self._claims.close()
 
-    # ---------------------------------------------------------------------------------------------- progress
+    # ------------------------------------------------------------------------------------- progress
 
     def starts(self, text: str, weight: int = 1) -> None:
         """A step begins; what follows is about it."""
@@ -126,7 +127,7 @@ class Builder:
             msgspec.convert({"event": event, "step": self._number, "steps": self._total, "text": text}, Progress)
         )
 
-    # ------------------------------------------------------------------------------------------------- steps
+    # ---------------------------------------------------------------------------------------- steps
 
     def begin(self, chain: tuple[str, ...], recipe: Recipe) -> tuple[Layered, int]:
         """The longest part of the recipe that is made already, and how many steps that is."""
@@ -215,7 +216,7 @@ class Builder:
 
         return self.layer(root, digest(root.key, facts(step)), text, make)
 
-    # ------------------------------------------------------------------------------------------------ layers
+    # --------------------------------------------------------------------------------------- layers
 
     def folders(self, root: Layered) -> tuple[str, ...]:
         """The image's layers as folders."""
@@ -284,7 +285,8 @@ class Builder:
             drop_mount_point(upper, target)
 
     def _cache(self, stack: ExitStack, target: str) -> str:
-        # apt's lock of its lists gives up at once, so concurrent builds get folders of their own. pip and uv share theirs.
+        # apt's lock of its lists gives up at once, so concurrent builds get folders of their own.
+        # pip and uv share theirs.
         return str(stack.enter_context(self.store.cache(cache_name(target), exclusive="/.cache/" not in target)))
 
     def _failure(self, code: int, text: str, tail: Tail) -> Exception:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def doctor(session: Session, network: bool, as_json: bool) -> int:
     """Tell what this machine can do, what is missing, and the command that adds it.
 
-    Exit code 1 if sandboxes cannot run on this machine (the embedded engine; Docker is reported, too).
+    Exit code 1 if sandboxes cannot run on this machine (the embedded engine; Docker is reported,
+    too).
     """
     from openmodal import housekeeping
 

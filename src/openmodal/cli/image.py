@@ -53,7 +53,8 @@ def list_(session: Session, as_json: bool) -> None:
 def build(session: Session, target: str, context: str | None) -> None:
     """Build an image ahead of its first use, and print its key.
 
-    Of a Python file: its openmodal.Image of that name, or all that it has. Anything else is a Dockerfile.
+    Of a Python file: its openmodal.Image of that name, or all that it has. Anything else is a
+    Dockerfile.
     """
     from openmodal import Image
     from openmodal.build.progress import terminal_report

@@ -1,7 +1,9 @@
-"""Where boxes run: the promises that every engine keeps (contract.py), and how an engine is found by name.
+"""Where boxes run: the promises that every engine keeps (contract.py), and how an engine is found
+by name.
 
-An engine starts a box with an agent in it and hands out byte streams to that agent; everything else (commands, files, output) is the
-agent's, the same for all. `openmodal.testing` holds any engine to these promises.
+An engine starts a box with an agent in it and hands out byte streams to that agent; everything else
+(commands, files, output) is the agent's, the same for all. `openmodal.testing` holds any engine to
+these promises.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ ON_THIS_MACHINE = ("embedded", "docker")
 
 
 def load(name: str) -> Engine:
-    """Return the engine of that name: "local", "embedded", "docker", "kubernetes", or "package.module:Class" for one of yours.
+    """Return the engine of that name: "local", "embedded", "docker", "kubernetes", or
+    "package.module:Class" for one of yours.
 
     "local" is Docker where a daemon answers on this machine's behalf, else the embedded engine.
 

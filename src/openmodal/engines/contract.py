@@ -1,7 +1,8 @@
 """What an engine is: its verbs, and the promises that it keeps or says that it lacks.
 
-`PROMISES` is the one list of them. The contract suite skips tests by it, `Sandbox.create` refuses arguments by it before anything
-is built, and the tables of docs/engines.md and docs/sandboxes.md are made from it.
+`PROMISES` is the one list of them. The contract suite skips tests by it, `Sandbox.create` refuses
+arguments by it before anything is built, and the tables of docs/engines.md and docs/sandboxes.md
+are made from it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ class Promise:
 
     Attributes:
         text: the promise, as one sentence.
-        refusal: what is said to those who ask an engine for it that lacks it: "the docker engine …".
+        refusal: what is said to those who ask an engine for it that lacks it: "the docker engine
+            …".
         argument: of `Sandbox.create`, which asks for it; "" for none.
         asked: whether a sandbox as asked for needs it.
-        verb: of the engine, which keeps it. An engine without that verb lacks the promise, also if it does not say so: what
-            an engine has never heard of must not be ignored.
+        verb: of the engine, which keeps it. An engine without that verb lacks the promise, also if
+            it does not say so: what an engine has never heard of must not be ignored.
     """
 
     text: str
@@ -136,8 +138,8 @@ PROMISES = {
     ),
     "users": Promise("commands can run as any user of the image"),
 }
-"""What `Engine.lacks` may name. A limit (`cpu`, `disk`, `memory`, `pids`) that an engine holds in a weaker way is not refused: what it
-cannot hold at all, its `check` refuses."""
+"""What `Engine.lacks` may name. A limit (`cpu`, `disk`, `memory`, `pids`) that an engine holds in a
+weaker way is not refused: what it cannot hold at all, its `check` refuses."""
 
 
 class Created(NamedTuple):
@@ -148,10 +150,12 @@ class Created(NamedTuple):
 
 
 class Engine(Protocol):
-    """The verbs. They are safe from many threads and processes at once, and coroutines over the effects of `_dual`.
+    """The verbs. They are safe from many threads and processes at once, and coroutines over the
+    effects of `_dual`.
 
-    Only the last three block: they keep house, and are called through `Blocking`. The verbs from `check` on have a default for
-    an engine that inherits from this class; `lacks` tells which of them are not kept.
+    Only the last three block: they keep house, and are called through `Blocking`. The verbs from
+    `check` on have a default for an engine that inherits from this class; `lacks` tells which of
+    them are not kept.
     """
 
     name: str
@@ -163,7 +167,8 @@ class Engine(Protocol):
         ...
 
     async def prepare(self, image: Recipe, report: Report) -> Root:
-        """Make the image ready to run and return it. A hit costs about one stat. Idempotent, one build for many processes.
+        """Make the image ready to run and return it. A hit costs about one stat. Idempotent, one
+        build for many processes.
 
         Raises:
             ImageBuildError, RegistryError, DiskFullError: nothing half-made stays.
@@ -171,7 +176,8 @@ class Engine(Protocol):
         ...
 
     async def create(self, spec: SandboxSpec, root: Root) -> str | Created:
-        """Start a sandbox that `check` has let pass. Return its id once its agent answers. On any error nothing is left behind.
+        """Start a sandbox that `check` has let pass. Return its id once its agent answers. On any
+        error nothing is left behind.
 
         An engine object keeps nothing of one sandbox: `choose` makes a new one for each call.
 
@@ -198,7 +204,8 @@ class Engine(Protocol):
         ...
 
     async def info(self, id: str) -> Info:
-        """Tell what holds a running sandbox, read from the kernel (or whoever enforces it), not from what was asked for.
+        """Tell what holds a running sandbox, read from the kernel (or whoever enforces it), not
+        from what was asked for.
 
         Raises:
             ConnectionError: it has ended, or is just ending.
@@ -230,24 +237,27 @@ class Engine(Protocol):
     async def main_output(self, id: str, stream: int) -> bytes:
         """What is kept of a main command's stdout (1) or stderr (2) after its sandbox's end.
 
-        That is the newest that nobody had read. `EndRecord.written` tells how many bytes there were,
-        so that what is missing can be told.
+        That is the newest that nobody had read. `EndRecord.written` tells how many bytes there
+        were, so that what is missing can be told.
         """
         ...
 
-    # ------------------------------------------------------------------------- with a default for those that lack it
+    # -------------------------------------------------------- with a default for those that lack it
 
     async def check(self, spec: SandboxSpec) -> None:
-        """Refuse what this engine, or this machine, cannot do for such a sandbox. It is called before an image is built.
+        """Refuse what this engine, or this machine, cannot do for such a sandbox. It is called
+        before an image is built.
 
-        What `lacks` names is refused without it. It costs a look or two, and what it lets pass may still fail.
+        What `lacks` names is refused without it. It costs a look or two, and what it lets pass may
+        still fail.
 
         Raises:
             EngineError: a control cannot be applied here; the text names it and the remedy.
         """
 
     async def egress(self, id: str) -> Sequence[Egress]:
-        """Tell what a sandbox with an allow list wanted to reach, oldest first, also for a while after its end.
+        """Tell what a sandbox with an allow list wanted to reach, oldest first, also for a while
+        after its end.
 
         Raises:
             NotFoundError: as `inspect`.
@@ -260,7 +270,8 @@ class Engine(Protocol):
         raise refusal(self, "snapshot")
 
     async def create_pool(self, name: str, root: Root, resources: Resources, size: int) -> None:
-        """Keep so many sandboxes ready. `create` takes one of them where image and resources are the same.
+        """Keep so many sandboxes ready. `create` takes one of them where image and resources are
+        the same.
 
         Raises:
             AlreadyExistsError: there is a pool of that name.

@@ -1,7 +1,9 @@
-"""What this machine can do for the embedded engine, what is missing, and the command that adds it. `openmodal doctor` prints it.
+"""What this machine can do for the embedded engine, what is missing, and the command that adds it.
+`openmodal doctor` prints it.
 
-It is found out by trying (trial.py): what sandboxes do to the kernel, to the store, and to the programs that they need. What only looks
-explains a trial that failed, and tells the setting to change. It reads from a `Machine`, whose folders a test replaces.
+It is found out by trying (trial.py): what sandboxes do to the kernel, to the store, and to the
+programs that they need. What only looks explains a trial that failed, and tells the setting to
+change. It reads from a `Machine`, whose folders a test replaces.
 """
 
 from __future__ import annotations
@@ -113,7 +115,7 @@ def look(machine: Machine) -> list[Check]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------- the kernel
+# --------------------------------------------------------------------------------------- the kernel
 
 
 def kernel(machine: Machine) -> Check:
@@ -179,7 +181,7 @@ def seccomp(machine: Machine) -> Check:
     )
 
 
-# --------------------------------------------------------------------------------------------------------- the user
+# ----------------------------------------------------------------------------------------- the user
 
 
 def rights(machine: Machine) -> Check:
@@ -231,7 +233,7 @@ def limits(machine: Machine) -> Check:
     return Check("limits", not lacking, text, remedy, required=not allowed)
 
 
-# ------------------------------------------------------------------------------------------------------ the network
+# -------------------------------------------------------------------------------------- the network
 
 
 def way_out(machine: Machine) -> Check:
@@ -305,7 +307,7 @@ def _no_packages() -> str:
     return ""
 
 
-# --------------------------------------------------------------------------------------------------------- the disk
+# ----------------------------------------------------------------------------------------- the disk
 
 
 def store(machine: Machine) -> Check:
@@ -368,7 +370,7 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-# ---------------------------------------------------------------------------------------------------------- the rest
+# ----------------------------------------------------------------------------------------- the rest
 
 
 def process_ids(machine: Machine) -> Check:

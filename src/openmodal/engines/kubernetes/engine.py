@@ -114,7 +114,8 @@ class Kubernetes(Engine):
             await created.wait()
             stream = await self._set_up(cluster, created)
         except BaseException:
-            # Raise the original error, not this clean-up's: a pod that cannot be deleted ends by itself.
+            # Raise the original error, not this clean-up's: a pod that cannot be deleted ends by
+            # itself.
             with suppress(EngineError):
                 await Blocking(cluster.delete, cluster.pods(created.name), grace=0)
             raise
