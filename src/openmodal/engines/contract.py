@@ -25,7 +25,7 @@ from openmodal._spec import (
     SandboxSpec,
     Status,
 )
-from openmodal.errors import UnsupportedError
+from openmodal.errors import Error, UnsupportedError
 
 if TYPE_CHECKING:
     from openmodal.build.prune import Pruned
@@ -327,8 +327,9 @@ def require(engine: Engine, name: str) -> None:
         raise refusal(engine, name)
 
 
-def refusal(engine: Engine, name: str) -> UnsupportedError:
-    """The error that tells that an engine lacks a promise, and the remedy."""
+def refusal(engine: Engine, name: str) -> Error:
+    """The UnsupportedError that tells that an engine lacks a promise, and the remedy."""
+    # Its type says less: basedpyright takes a method that raises a NotImplementedError for missing.
     return UnsupportedError(f"the {engine.name} engine {PROMISES[name].refusal}")
 
 
