@@ -279,6 +279,9 @@ void stream_tick(struct stream *stream) {
         return;
     stream->detach_at = NEVER;
     stream->attached = false;
+    /* Whoever had the connection is gone, and its other side is not to wait for ever. */
+    if (stream->command->flags & START_CONNECT)
+        stream->command->condemned = true;
     if (stream->watch.fd >= 0 && !stream->watch.events)
         watch_set(&stream->watch, EPOLLIN);
 }

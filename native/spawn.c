@@ -1,6 +1,7 @@
 /* The monitor and the way to the command's exec. Nothing here runs in the agent except the fork() itself, so this part may
  * block. It must not hold a descriptor of another command, and must not be traced by the command (it is a copy of the agent,
  * hence not dumpable). All signals are blocked in it: only SIGKILL and SIGSTOP reach it, and the agent copes with both. */
+#include "relay.h"
 #include "spawn.h"
 #include "users.h"
 #include "util.h"
@@ -243,6 +244,26 @@ static pid_t start_child(struct job *job) {
     return clone(child, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, job);
 }
 
+/* The command is a connection. It keeps our memory, so it stays not dumpable; signals stay blocked. */
+static pid_t start_relay(const struct job *job) {
+    uint64_t port = 0, wait_ms = 0;
+    const char *wait = job->start->argv[1];
+    if (!parse_u64(job->name, &port) || port < 1 || port > 65535 || (wait && !parse_u64(wait, &wait_ms)))
+        refuse(ERROR_INVALID, "port", job->name, "is no port, or its time to wait is none");
+    int fd = relay_connect((uint16_t)port, wait_ms);
+    if (fd < 0)
+        refuse(ERROR_ERRNO + (uint32_t)errno, "port", job->name, strerror(errno));
+    pid_t pid = fork();
+    if (pid == 0) {
+        setsid();
+        dup2(fd, REPORT_FD);
+        close_from(REPORT_FD + 1);
+        relay_run(REPORT_FD);
+    }
+    close(fd);
+    return pid;
+}
+
 static const char *exec_trouble(const struct job *job) {
     if (job->error == ENOENT && strchr(job->name, '/') && access(job->name, F_OK) == 0)
         return "the program that is to run it was not found";
@@ -281,7 +302,7 @@ static struct report wait_for(pid_t leader, bool *last) {
 static _Noreturn void monitor(struct job *job) {
     struct report reports[2] = {{.kind = REPORT_STARTED, .at_us = unix_us()}};
     bool last = false;
-    pid_t leader = start_child(job);
+    pid_t leader = job->start->flags & START_CONNECT ? start_relay(job) : start_child(job);
     if (leader < 0)
         refuse(ERROR_LIMIT, "no process can be started:", strerror(errno), "(the sandbox's limit of processes or memory)");
     if (job->error) {

@@ -22,6 +22,7 @@ from tests.leaks import Check
 
 INSIDE = (
     suite.TestAttached,
+    suite.TestConnections,
     suite.TestCopying,
     suite.TestExec,
     suite.TestExecInput,

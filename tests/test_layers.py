@@ -25,6 +25,7 @@ LAYERS = (
     {"build", "engines"},
     {"app", "filesystem", "housekeeping", "image", "secret", "_localcopy"},
     {"_sources", "process"},
+    {"connection"},
     {"_options"},
     {"pool", "sandbox"},
     {"__main__", "cli", "integrations", "testing"},

@@ -24,6 +24,7 @@ from openmodal.process import StreamReader, StreamWriter, timed_out
 PUBLIC = [
     "AlreadyExistsError",
     "App",
+    "Connection",
     "DiskFullError",
     "EngineError",
     "Error",
@@ -43,6 +44,8 @@ PUBLIC = [
     "ProtocolError",
     "RegistryError",
     "Sandbox",
+    "SandboxConnectionRefusedError",
+    "SandboxConnectionResetError",
     "SandboxDirectoryNotEmptyError",
     "SandboxError",
     "SandboxFileNotFoundError",
@@ -102,6 +105,7 @@ def an_instance(name: str) -> Any:
     sandbox = openmodal.Sandbox("app-00000000", load("embedded"))
     made: dict[str, Callable[[], object]] = {
         "App": lambda: value("name"),
+        "Connection": lambda: value(Command(sandbox._agent, b"i" * 16), 80),
         "ExecTimeoutError": lambda: timed_out(an_instance("Process")),
         "FileInfo": lambda: value("/a/b", "b", "file", 1, 0o644, 0, 0, 1.5, ""),
         "Filesystem": lambda: sandbox.filesystem,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from openmodal.app import App as App
+    from openmodal.connection import Connection as Connection
     from openmodal.errors import AlreadyExistsError as AlreadyExistsError
     from openmodal.errors import DiskFullError as DiskFullError
     from openmodal.errors import EngineError as EngineError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from openmodal.errors import OutputLostWarning as OutputLostWarning
     from openmodal.errors import ProtocolError as ProtocolError
     from openmodal.errors import RegistryError as RegistryError
+    from openmodal.errors import SandboxConnectionRefusedError as SandboxConnectionRefusedError
+    from openmodal.errors import SandboxConnectionResetError as SandboxConnectionResetError
     from openmodal.errors import SandboxDirectoryNotEmptyError as SandboxDirectoryNotEmptyError
     from openmodal.errors import SandboxError as SandboxError
     from openmodal.errors import SandboxFileNotFoundError as SandboxFileNotFoundError
@@ -77,6 +80,8 @@ _HOMES = {
         "ProtocolError",
         "RegistryError",
         "SandboxDirectoryNotEmptyError",
+        "SandboxConnectionRefusedError",
+        "SandboxConnectionResetError",
         "SandboxError",
         "SandboxFileNotFoundError",
         "SandboxFileTooLargeError",
@@ -91,6 +96,7 @@ _HOMES = {
         "StdinClosedError",
         "UnsupportedError",
     ),
+    "connection": ("Connection",),
     "filesystem": ("FileInfo", "Filesystem"),
     "image": ("Image",),
     "pool": ("Pool",),

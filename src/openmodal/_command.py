@@ -185,8 +185,12 @@ class Command:
             raise
         except BaseException:
             with contextlib.suppress(Error, OSError):
-                await within(_KILL_SECONDS, self.agent.exchange(self._kill))
+                await within(_KILL_SECONDS, self.end())
             raise
+
+    async def end(self) -> None:
+        """Kill it with all its descendants, and forget it."""
+        await self.agent.exchange(self._kill)
 
     async def _kill(self, link: Link) -> None:
         await link.send(_wire.kill(self.id, signal.SIGKILL, tree=True))
@@ -299,6 +303,14 @@ async def contents(link: Link, refused: Callable[[memoryview], Exception], most:
             )
 
 
+class KernelError(EngineError):
+    """What the sandbox's kernel refused; `errno` tells how."""
+
+    def __init__(self, text: str, errno: int) -> None:
+        super().__init__(text)
+        self.errno = errno
+
+
 _REFUSALS: dict[int, type[Error]] = {
     Code.PROTOCOL: ProtocolError,
     Code.UNKNOWN: NotFoundError,
@@ -311,6 +323,8 @@ _REFUSALS: dict[int, type[Error]] = {
 def refusal(payload: memoryview) -> Error:
     """The exception for an agent's ERROR about a command."""
     code, text = _wire.decode_error(payload)
+    if code > Code.ERRNO:
+        return KernelError(text, code - Code.ERRNO)
     return _REFUSALS.get(code, EngineError)(text)
 
 

@@ -54,6 +54,7 @@ class Flag(IntFlag):
     ATTACHED = 32
     KEEP = 64
     LIMIT = 128
+    CONNECT = 256
 
 
 class Want(IntFlag):

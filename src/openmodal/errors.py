@@ -14,6 +14,8 @@
     │   ├── ImageBuildError                    a step failed; `.step`, `.output`
     │   └── RegistryError                      a registry refused, lied, or cannot be reached
     ├── SandboxError
+    │   ├── SandboxConnectionRefusedError (ConnectionRefusedError) nothing listens on that port
+    │   ├── SandboxConnectionResetError (ConnectionResetError) the other side has broken the connection
     │   └── SandboxNotRunningError             it has ended; the text says why
     │       ├── SandboxTerminatedError         it was terminated, perhaps in the middle of this call
     │       └── SandboxTimeoutError (TimeoutError) its lifetime is over
@@ -150,6 +152,14 @@ class SandboxError(Error):
 
 class SandboxNotRunningError(SandboxError):
     """The sandbox has ended; the text says why: timeout, terminated, out of memory, main command exited."""
+
+
+class SandboxConnectionRefusedError(SandboxError, ConnectionRefusedError):
+    """Nothing in the sandbox listens on that port."""
+
+
+class SandboxConnectionResetError(SandboxError, ConnectionResetError):
+    """What was connected to, in the sandbox, has broken the connection, or takes nothing more."""
 
 
 class SandboxTerminatedError(SandboxNotRunningError):

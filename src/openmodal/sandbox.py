@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from openmodal import _args, _config, _wire
+from openmodal import _args, _config, _wire, connection
 from openmodal._agent import Agent
 from openmodal._command import Command, Spool
 from openmodal._dual import DualContext, dual
@@ -30,6 +30,7 @@ from openmodal._spec import Egress, EndRecord, Info, Resources, Root, SandboxSpe
 from openmodal._wire import Flag, Want
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
+from openmodal.connection import Connection
 from openmodal.engines import Created, Engine, choose, require
 from openmodal.engines.contract import check
 from openmodal.errors import (
@@ -435,6 +436,24 @@ class Sandbox(DualContext):
         return Process(
             command, (), pid=0, stdout=stdout, stderr=stderr, text=text, stdin=found.stdin, record=found.record
         )
+
+    @dual
+    async def connect(self, port: int, *, timeout: float = 0.0) -> Connection:
+        """Connect to a TCP port that something in the sandbox listens on, at its loopback address.
+
+        No port has to be opened, and it works with `block_network`. An open connection counts as activity.
+
+        Args:
+            port: the port.
+            timeout: seconds to wait until something listens.
+
+        Raises:
+            SandboxConnectionRefusedError: nothing listens there.
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox has ended.
+        """
+        port = _args.whole("port", port, 1, 65535)
+        wait = _args.seconds("timeout", timeout) if timeout else 0.0
+        return await connection.connect(self._new_command(), port, wait)
 
     exec = cast("ExecCall", dual(_exec))
     spawn = cast("SpawnCall", dual(_spawn))

@@ -25,6 +25,7 @@ import pytest
 _MODULES = (
     "apps",
     "basics",
+    "connections",
     "copying",
     "egress",
     "exec",
@@ -44,6 +45,7 @@ pytest.register_assert_rewrite(*(f"openmodal.testing.{name}" for name in _MODULE
 
 from openmodal.testing.apps import TestApp  # noqa: E402
 from openmodal.testing.basics import TestFinding, TestMainCommand, TestNames, TestSandbox  # noqa: E402
+from openmodal.testing.connections import TestConnections  # noqa: E402
 from openmodal.testing.copying import TestCopying  # noqa: E402
 from openmodal.testing.egress import TestAllowLists  # noqa: E402
 from openmodal.testing.exec import TestExec, TestExecInput, TestExecOutput, TestExecTimeout, TestLostLinks  # noqa: E402
@@ -86,6 +88,7 @@ __all__ = [
     "TestAllowLists",
     "TestApp",
     "TestAttached",
+    "TestConnections",
     "TestCopying",
     "TestEnd",
     "TestExec",

@@ -1,0 +1,87 @@
+/* A connection in the place of a program: what a command with START_CONNECT runs. */
+#include "relay.h"
+#include "util.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { AGAIN_MS = 5 };
+
+static int connect_to(const struct sockaddr *address, socklen_t size) {
+    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+    if (fd < 0 || connect(fd, address, size) < 0) {
+        int why = errno;
+        close_fd(&fd);
+        errno = why;
+        return -1;
+    }
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    return fd;
+}
+
+static int connect_once(uint16_t port) {
+    struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    int fd = connect_to((struct sockaddr *)&four, sizeof four), why = errno;
+    if (fd < 0 && why == ECONNREFUSED)
+        fd = connect_to((struct sockaddr *)&six, sizeof six);
+    errno = why; /* a sandbox may be without IPv6, and that is no news */
+    return fd;
+}
+
+int relay_connect(uint16_t port, uint64_t wait_ms) {
+    static const struct timespec pause = {.tv_nsec = AGAIN_MS * 1000000L};
+    uint64_t until = now_ms() + wait_ms;
+    int fd = connect_once(port);
+    while (fd < 0 && errno == ECONNREFUSED && now_ms() < until) {
+        nanosleep(&pause, NULL);
+        fd = connect_once(port);
+    }
+    return fd;
+}
+
+/* 0 at the source's end, else errno. */
+static int copy(int from, int to) {
+    static char bytes[64 << 10];
+    for (;;) {
+        ssize_t n = read(from, bytes, sizeof bytes);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? errno : 0;
+        if (!write_all(to, bytes, (size_t)n))
+            return errno;
+    }
+}
+
+/* One process per direction, so that neither holds up the other. */
+void relay_run(int fd) {
+    pid_t sender = fork();
+    if (sender == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(STDOUT_FILENO);
+        close(STDERR_FILENO);
+        if (copy(STDIN_FILENO, fd) == 0)
+            shutdown(fd, SHUT_WR);
+        _exit(0);
+    }
+    close(STDIN_FILENO);
+    int why = sender < 0 ? errno : copy(fd, STDOUT_FILENO);
+    if (why) {
+        /* Before stdout ends: who sees that end finds the reason here. */
+        const char *text = strerror(why);
+        _exit(write_all(STDERR_FILENO, text, strlen(text)) ? 1 : 2);
+    }
+    close(STDOUT_FILENO);
+    waitpid(sender, NULL, 0);
+    _exit(0);
+}
