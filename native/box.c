@@ -28,6 +28,7 @@
 #include "plan.h"
 #include "runtime.h"
 #include "trash.h"
+#include "upper.h"
 #include "util.h"
 #include "verbs.h"
 
@@ -51,7 +52,14 @@
 #include <sys/wait.h>
 #include <time.h>
 
-enum { MAX_PLAN = 16 << 20, MAX_CLIENTS = 64, READY_MS = 30000, ANSWER_MS = 1000, LAST_WORDS_MS = 300 };
+enum {
+    MAX_PLAN = 16 << 20,
+    MAX_STATUS = 1 << 20,
+    MAX_CLIENTS = 64,
+    READY_MS = 30000,
+    ANSWER_MS = 1000,
+    LAST_WORDS_MS = 300
+};
 
 struct client {
     int fd;
@@ -62,6 +70,7 @@ struct box {
     const struct plan *plan;
     int report, status; /* to the SDK, to the launcher */
     int folder, lock;
+    int upper; /* the folder of upper and work, if others use it after us */
     int slot_lock;
     uint32_t slot; /* 0: has none */
     int userns;
@@ -550,18 +559,26 @@ static void make_record(struct box *box) {
              (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000), sentence_of(box->reason));
 }
 
+/* The record as it is kept: with what the sandbox was, for those who ask later. */
+static char *kept_record(const struct box *box) {
+    char *path = must_format("%s/status.json", box->plan->dir);
+    char *status = read_file(path, MAX_STATUS, NULL);
+    char *record = status != NULL ? must_format("%sstatus=%s\n", box->record, status) : must_copy(box->record);
+    free(status);
+    free(path);
+    return record;
+}
+
 static bool write_record(const struct box *box) {
     if (box->plan->record == NULL)
         return true;
-    char *part = must_format("%s.part", box->plan->record);
+    char *part = must_format("%s.part", box->plan->record), *record = kept_record(box);
     AUTO_FD int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
-    bool written = fd >= 0 && write_all(fd, box->record, strlen(box->record)) && rename(part, box->plan->record) == 0;
+    bool written = fd >= 0 && write_all(fd, record, strlen(record)) && rename(part, box->plan->record) == 0;
     if (!written)
         unlink(part);
+    free(record);
     free(part);
-    char *status = must_format("%s.status", box->plan->record); /* what it was, for those who ask later */
-    renameat(box->folder, "status.json", AT_FDCWD, status);
-    free(status);
     return written;
 }
 
@@ -603,6 +620,12 @@ static void discard(struct box *box, const char *path) {
 static void discard_all(struct box *box) {
     const struct plan *plan = box->plan;
     bool keeps_folder = plan->keep && lies_in(plan->upper, plan->dir);
+    /* First what others look for: emptying a huge upper folder takes longer than anybody waits. */
+    if (plan->reuse) {
+        discard(box, plan->dir);
+        upper_give_back(plan, answer_in_time, box);
+        return;
+    }
     if (!lies_in(plan->work, plan->dir) || keeps_folder)
         discard(box, plan->work);
     if (!plan->keep && !lies_in(plan->upper, plan->dir))
@@ -825,6 +848,8 @@ static bool make(struct box *box) {
     box->started = unix_us();
     if (!take_signals(box) || !set_timer(box) || !watch_owner(box) || !take_folder(box))
         return false;
+    if (plan->reuse && (box->upper = upper_hold(plan)) < 0)
+        return false;
     umask(0177);
     if ((box->agent_listener = listen_at("agent.sock")) < 0 || (box->control_listener = listen_at("control.sock")) < 0 ||
         chdir("/") != 0)
@@ -885,6 +910,7 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .status = status,
                       .folder = -1,
                       .lock = -1,
+                      .upper = -1,
                       .slot_lock = -1,
                       .userns = -1,
                       .meminfo = -1,

@@ -24,6 +24,8 @@
 #include <sys/sysinfo.h>
 #include <sys/sysmacros.h>
 
+enum { MOST_LAYERS = 499 }; /* overlayfs takes one more */
+
 #define ANOTHER_STORE "set OPENMODAL_HOME to a folder on ext4, xfs or btrfs"
 
 struct maker {
@@ -152,6 +154,21 @@ static bool show_disk(int disk, const char *upper, const char *work) {
     return made || fail(NULL, "cannot use the sandbox's disk: %m");
 }
 
+/* Folders and files that are mounted on, in memory, below all layers: where an image lacks some,
+ * they are not made in the upper folder for each sandbox. */
+static bool show_skeleton(const struct plan *plan) {
+    static const char *const folders[] = {"s", "s/dev", "s/etc", "s/proc", "s/sys"};
+    const char *const files[][2] = {
+        {"s/etc/hostname", plan->hostname}, {"s/etc/hosts", plan->hosts}, {"s/etc/resolv.conf", plan->resolv}};
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
+        if (mkdir(folders[i], 0755) != 0)
+            return fail(NULL, "tmpfs: %m");
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        if (files[i][1] != NULL && mknod(files[i][0], S_IFREG | 0644, 0) != 0)
+            return fail(NULL, "tmpfs: %m");
+    return true;
+}
+
 static bool refused_overlay(void) {
     switch (errno) {
     case EINVAL: /* of all that it may mean, the file system is what a machine brings along; the kernel's log knows */
@@ -180,6 +197,12 @@ static bool make_root(struct maker *maker) {
         if (!show_tree(maker, plan->lower.item[i], name, PLAIN | ATTR_RDONLY))
             return false;
         used += snprintf(options + used, sizeof options - (size_t)used, i > 0 ? ":%s" : "%s", name);
+    }
+    /* What is kept becomes a layer, and has its own. */
+    if (!plan->keep && plan->lower.count < MOST_LAYERS) {
+        if (!show_skeleton(plan))
+            return false;
+        used += snprintf(options + used, sizeof options - (size_t)used, ":s");
     }
     const char *upper = strrchr(plan->upper, '/') + 1, *work = strrchr(plan->work, '/') + 1;
     char *parent = must_format("%.*s", (int)(upper - plan->upper), plan->upper);

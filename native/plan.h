@@ -49,7 +49,7 @@ struct plan {
     enum plan_net net;
     uint64_t timeout_ms, idle_ms, memory, main_flags, owner, guard;
     cpu_set_t cpus; /* empty: all */
-    bool keep, hold;
+    bool keep, hold, reuse;
     unsigned may_lack; /* controls that are applied if they can be; all others must be */
     unsigned weaken;
 };

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import pytest
 
+from openmodal import _config
 from openmodal.engines.docker.daemon import Daemon
 
 GRACE = 2.0
@@ -109,7 +110,7 @@ class Process:
         if self.is_openmodals:
             for path in self._open_files():
                 if "/sandboxes/" in path or path.endswith(".egress"):
-                    return path.startswith(_home() + "/")
+                    return path.startswith((_home() + "/", _brief()))
         return None
 
     def _open_files(self) -> Iterator[str]:
@@ -196,6 +197,11 @@ def _owner(process: Process, processes: dict[int, Process]) -> bool | None:
 
 def _home() -> str:
     return _real(os.environ["OPENMODAL_HOME"])
+
+
+def _brief() -> str:
+    """What the folders of this run's sandboxes in memory begin with; "\\0", as no path does, if none are."""
+    return _config.brief(Path(_home())) or "\0"
 
 
 @cache
@@ -295,6 +301,9 @@ def _files() -> Iterator[str]:
     """Sandboxes' folders, and temporary files. Where nobody else works on the machine, every file in /tmp counts."""
     strict = bool(os.environ.get("OPENMODAL_MUST_WORK"))
     yield from _children(f"{_home()}/sandboxes")
+    yield from (path for path in _children(os.path.dirname(_brief())) if path.startswith(_brief()))
+    # Unused ones wait for the next sandbox.
+    yield from (path for path in _children(f"{_home()}/uppers") if not re.search(r"/(\..*|boot)\Z", path))
     if "PYTEST_XDIST_WORKER" in os.environ:  # the others are at work in the shared places
         yield from _children(tempfile.gettempdir())
         return

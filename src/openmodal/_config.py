@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from openmodal._files import Stamp, stamp
+from openmodal._files import Stamp, stamp, stat_of
 from openmodal.errors import InvalidError
 
 _KEYS = {"allow_degraded", "base", "bases", "engine", "kubernetes", "mirrors", "registry"}
@@ -58,6 +58,18 @@ def machine() -> Path:
     if os.geteuid() == 0:
         return _path("/run/openmodal")
     return _path(os.environ.get("XDG_RUNTIME_DIR") or state(), "openmodal-run")
+
+
+def brief(state: Path) -> str:
+    """What the paths of a state folder's sandboxes begin with, in memory; "": they are in that folder.
+
+    /run is empty after a boot. A plain user's folder there goes when the user logs out. Sandboxes
+    survive that, so theirs are not in memory.
+    """
+    if os.geteuid() != 0 or not (found := stat_of(state)):
+        return ""
+    # A folder may have several paths, and these numbers no other folder has.
+    return f"{machine()}/sandboxes/{found.st_dev:x}-{found.st_ino:x}."
 
 
 def config_file() -> Path:

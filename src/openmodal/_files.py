@@ -14,7 +14,7 @@ def text(path: str | os.PathLike[str]) -> str:
     """What a small file says; "" if there is none. A fifth of what a Path takes for it."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     try:
         return os.read(file, _SMALL).decode("utf-8", "replace")
@@ -24,11 +24,16 @@ def text(path: str | os.PathLike[str]) -> str:
 
 def stamp(path: str | os.PathLike[str]) -> Stamp | None:
     """What is another whenever a file is another, or says something else; None if there is none."""
+    found = stat_of(path)
+    return (found.st_ino, found.st_mtime_ns, found.st_size) if found else None
+
+
+def stat_of(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """What the kernel says of a file or folder; None if there is none."""
     try:
-        found = os.stat(path)
+        return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def made(folder: Path) -> Path:

@@ -1,10 +1,11 @@
 """What runs where: one folder per sandbox, one small file per sandbox that ended. No database; renames and locks of the kernel.
 
-    <state>/sandboxes/<id>/     0700, from create to end
+    <state>/sandboxes/<id>/     0700, from create to end; for root <brief><id>/ (`_config.brief`)
         status.json             what it is (no secrets), written by the SDK
         lock                    locked by its supervisor for its life: a free lock means that it is dead
         agent.sock control.sock made by the supervisor, which also removes the folder
-    <state>/ended/<id>          how it ended, for a day; <id>.status what it was; <id>.stdout, <id>.stderr of its main command
+    <state>/ended/<id>          how it ended and what it was, for a day
+    <state>/ended/<id>.stdout   what is kept of its main command; <id>.stderr
 
 The folder itself is locked by the SDK while it creates the sandbox, so that `gc` in another process leaves it alone.
 """
@@ -24,12 +25,16 @@ from pathlib import Path
 
 import msgspec
 
-from openmodal import _trash
-from openmodal._files import made
+from openmodal import _config, _trash
+from openmodal._files import made, text
 from openmodal._spec import EndRecord, Status
 from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_full, no_room
 
 KEEP_ENDED_SECONDS = 24 * 3600.0
+MOST_ENDED = 10_000
+"""Files of sandboxes that ended: the newest of them are kept."""
+
+_ROOM = 32 << 20
 
 _TRASH = ".trash"  # what a supervisor calls a folder while it removes it
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,80}")
@@ -38,10 +43,14 @@ _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,80}")
 class Store:
     """The sandboxes of one state folder."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, *, brief: bool = False) -> None:
+        """`brief`: the folders of sandboxes are in memory, where this machine has room for them."""
         self.state = state
         self.sandboxes = state / "sandboxes"
         self.ended = state / "ended"
+        self._is_brief = brief
+        self._brief = ""
+        self._has_room = False
 
     def prepare(self) -> None:
         """Make the folders, private to this user.
@@ -60,6 +69,7 @@ class Store:
             for folder in (self.sandboxes, self.ended):
                 _make_private(folder)
             info = os.stat(self.state)
+            self._has_room = _has_room(self.brief)
         except OSError as error:
             raise EngineError(
                 f"the state folder {self.state} cannot be made: {error.strerror}; set OPENMODAL_HOME to a folder of yours"
@@ -76,9 +86,19 @@ class Store:
         Raises:
             NotFoundError: this cannot be an id.
         """
-        if not _ID.fullmatch(id):
-            raise NotFoundError(f"there is no sandbox {id!r}; an id looks like my-app-758f3413")
-        return self.sandboxes / id
+        beside = self.sandboxes / _checked(id)
+        if not self.brief:
+            return beside
+        # If there was no room, or an earlier version made it, a sandbox is in the state folder.
+        folder = Path(f"{self.brief}{id}")
+        return folder if os.path.exists(folder) or not beside.exists() else beside
+
+    @property
+    def brief(self) -> str:
+        """What the folders of sandboxes begin with that are in memory; "" if none are."""
+        if self._is_brief and not self._brief:
+            self._brief = _config.brief(self.state)
+        return self._brief
 
     @contextmanager
     def new(self, status: Status) -> Iterator[Path]:
@@ -87,7 +107,9 @@ class Store:
         It gets its name when it is locked and whole: what has a name and no lock is dead.
         """
         folder = self.folder(status.id)
-        unnamed, fd = self._unnamed(status.id)
+        if not self._has_room:
+            folder = self.sandboxes / status.id
+        unnamed, fd = _unnamed(folder)
         try:
             (unnamed / "status.json").write_bytes(msgspec.json.encode(status))
             if folder.exists():
@@ -103,23 +125,6 @@ class Store:
             self.remove(folder)
             raise
         finally:
-            os.close(fd)
-
-    def _unnamed(self, id: str) -> tuple[Path, int]:
-        """Make a folder and lock it. If `sweep` was faster than the lock, make it again."""
-        path = self.sandboxes / f".{id}"
-        while True:
-            path.mkdir(mode=0o700)
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            except OSError:  # too many open files
-                path.rmdir()
-                raise
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:
-                return path, fd
             os.close(fd)
 
     @contextmanager
@@ -140,20 +145,30 @@ class Store:
     def status(self, id: str) -> Status | None:
         """What a sandbox is, or was; None if nothing (whole) is known of it."""
         folder = self.folder(id)
-        for path in (folder / "status.json", self.ended / f"{folder.name}.status"):
-            try:
-                return msgspec.json.decode(path.read_bytes(), type=Status)
-            except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
-                continue
+        found = text(f"{folder}/status.json") or _fields(text(self.log(id))).get("status")
+        with contextlib.suppress(msgspec.DecodeError):
+            # What a version before this one has kept is in a file of its own.
+            return msgspec.json.decode(found or text(self.log(id, "status")), type=Status)
         return None
 
     def ids(self) -> list[str]:
         """The ids of all folders, of dead sandboxes too."""
-        try:
-            names = os.listdir(self.sandboxes)
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if _ID.fullmatch(name) and not name.endswith(_TRASH))
+        names = {name for path in self._folders() if _ID.fullmatch(name := self._id_of(path))}
+        return sorted(name for name in names if not name.endswith(_TRASH))
+
+    def _folders(self) -> list[str]:
+        """The paths of all folders of sandboxes, also of those without a name yet."""
+        places = {str(self.sandboxes): "", os.path.dirname(self.brief): os.path.basename(self.brief)}
+        found: list[str] = []
+        for place, begin in places.items():
+            with contextlib.suppress(FileNotFoundError):
+                names = os.listdir(place) if place else ()
+                found += [f"{place}/{name}" for name in names if name.lstrip(".").startswith(begin)]
+        return found
+
+    def _id_of(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        return name if folder == str(self.sandboxes) else name.removeprefix(os.path.basename(self.brief))
 
     def alive(self, id: str) -> bool:
         """Whether a supervisor holds the sandbox, or an SDK is just creating it."""
@@ -163,20 +178,25 @@ class Store:
     def end(self, id: str) -> EndRecord | None:
         """How a sandbox ended, if it is known."""
         try:
-            return parse_record((self.ended / self.folder(id).name).read_text("utf-8", "replace"))
+            return parse_record(self.log(id).read_text("utf-8", "replace"))
         except FileNotFoundError:
             return None
 
-    def write_end(self, id: str, end: EndRecord) -> bool:
-        """Note how a sandbox ended, unless its supervisor has; False if the disk is full."""
+    def write_end(self, id: str, end: EndRecord, status: Status | None = None) -> bool:
+        """Note how a sandbox ended, and what it was, unless its supervisor has.
+
+        False if the disk is full.
+        """
         stdout, stderr = end.written
-        text = (
+        record = (
             f"reason={end.reason}\nreturncode={end.returncode}\nwritten={stdout} {stderr}\nended={end.ended}\n"
             f"text={end.text}\n"
         )
+        if status := status or self.status(id):
+            record += f"status={msgspec.json.encode(status).decode()}\n"
         new = self.ended / f".{id}.{os.urandom(8).hex()}"  # threads of one process may do the same
         try:
-            new.write_text(text, "utf-8")
+            new.write_text(record, "utf-8")
             os.link(new, self.ended / id)
         except FileExistsError:
             pass
@@ -199,8 +219,7 @@ class Store:
         False if the disk is full: then at most a part is noted.
         """
         whole = self.write_outputs(status.id, stdout, stderr)
-        whole &= _write(self.ended / f"{status.id}.status", msgspec.json.encode(status))
-        return self.write_end(status.id, end) and whole
+        return self.write_end(status.id, end, status) and whole
 
     def not_noted(self, id: str) -> DiskFullError:
         """What is raised when a sandbox was terminated and the disk has no room to say so."""
@@ -208,11 +227,15 @@ class Store:
             f"sandbox {id} was terminated, but the disk of {self.state} is too full to note that; make room"
         )
 
+    def log(self, id: str, name: str = "") -> Path:
+        """A file that is kept for a while after a sandbox's end: of that name, or the record."""
+        return self.ended / (f"{_checked(id)}.{name}" if name else _checked(id))
+
     def main_output(self, id: str, stream: int) -> bytes:
         """What was kept of the main command's stdout (1) or stderr (2)."""
         name = {1: "stdout", 2: "stderr"}[stream]
         try:
-            return (self.ended / f"{self.folder(id).name}.{name}").read_bytes()
+            return self.log(id, name).read_bytes()
         except FileNotFoundError:
             return b""
 
@@ -221,7 +244,9 @@ class Store:
 
         What cannot be removed is noted in `failed`.
         """
-        for path in (*self.sandboxes.glob(".*"), *self.sandboxes.glob(f"*{_TRASH}")):
+        for path in map(Path, self._folders()):
+            if not path.name.startswith(".") and not path.name.endswith(_TRASH):
+                continue
             with _trash.going_on(failed), contextlib.suppress(FileNotFoundError, BlockingIOError):
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
@@ -232,15 +257,18 @@ class Store:
                     os.close(fd)
 
     def prune_ended(self) -> None:
-        """Forget sandboxes that ended long ago."""
+        """Forget sandboxes that ended long ago, or before many others."""
         oldest = time.time() - KEEP_ENDED_SECONDS
+        ages: list[tuple[float, str]] = []
         with os.scandir(self.ended) as found:
             for entry in found:
-                try:
-                    if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                        os.unlink(entry.path)
-                except FileNotFoundError:  # another process does the same
-                    pass
+                with contextlib.suppress(FileNotFoundError):  # another process does the same
+                    ages.append((entry.stat(follow_symlinks=False).st_mtime, entry.path))
+        newest = sorted(ages, reverse=True)
+        for number, (age, path) in enumerate(newest):
+            if number >= MOST_ENDED or age < oldest:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
     def forget(self, id: str) -> None:
         """Forget how something ended that is no sandbox of the user's."""
@@ -251,6 +279,37 @@ class Store:
     def remove(folder: Path) -> None:
         """Remove a sandbox's folder, whatever is in it; others may be doing the same, and its box may still be writing into it."""
         _trash.remove(folder)
+
+
+def _unnamed(folder: Path) -> tuple[Path, int]:
+    """Make what will be that folder, and lock it; again if `sweep` was faster than the lock."""
+    path = folder.with_name(f".{folder.name}")
+    while True:
+        path.mkdir(mode=0o700)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        except OSError:  # too many open files
+            path.rmdir()
+            raise
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return path, fd
+        os.close(fd)
+
+
+def _has_room(brief: str) -> bool:
+    """Whether folders whose paths begin so can be made, and some thousands of them fit."""
+    folder = os.path.dirname(brief)
+    if not folder:
+        return False
+    try:
+        _make_private(Path(folder))
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize > _ROOM and found.f_favail > _ROOM // 4096
 
 
 def _write(file: Path, data: bytes) -> bool:
@@ -314,9 +373,24 @@ def _make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
+def _checked(id: str) -> str:
+    """The id.
+
+    Raises:
+        NotFoundError: it cannot be one.
+    """
+    if not _ID.fullmatch(id):
+        raise NotFoundError(f"there is no sandbox {id!r}; an id looks like my-app-758f3413")
+    return id
+
+
+def _fields(record: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in record.split("\n") if "=" in line)
+
+
 def parse_record(text: str) -> EndRecord:
     """A record as supervisors write it (docs/protocol.md, section 3)."""
-    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    fields = _fields(text)
     try:
         return EndRecord(
             reason=fields["reason"],

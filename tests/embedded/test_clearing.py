@@ -34,11 +34,13 @@ def create(engine: Embedded, image: Image) -> Iterator[Create]:
 
 
 def bury(engine: Embedded, sandbox: Sandbox) -> Path:
-    """Kill a sandbox's supervisor, so that others have to clear away; returns the sandbox's folder."""
-    folder = engine.store.folder(sandbox.id)
-    os.kill(run_sync(launch.supervisor(folder)), signal.SIGKILL)
+    """Kill a sandbox's supervisor, so that others have to clear away.
+
+    Returns the folder of what it wrote, whose name is the sandbox's id.
+    """
+    os.kill(run_sync(launch.supervisor(engine.store.folder(sandbox.id))), signal.SIGKILL)
     eventually(lambda: not engine.store.alive(sandbox.id))
-    return folder
+    return engine._uppers.folder(sandbox.id)
 
 
 def depth(folder: Path) -> int:
@@ -65,6 +67,7 @@ def test_deep_folders_of_a_dead_sandbox_are_cleared_away(engine: Embedded, creat
     ways: dict[str, Callable[[], object]] = {"poll": sandbox.poll, "terminate": sandbox.terminate, "gc": engine.gc}
     ways[way]()
     assert not folder.exists()
+    assert not engine.store.folder(sandbox.id).exists()
     assert sandbox.poll() == 137
 
 
@@ -132,7 +135,8 @@ def made_folder(folder: Path) -> Path:
 def test_terminate_returns_when_the_sandbox_is_gone_whoever_ends_it(engine: Embedded, create: Create) -> None:
     """J19: a supervisor that is ending listens no more, and still has its lock and folder; here the test stands for it."""
     sandbox = create()
-    folder = bury(engine, sandbox)
+    bury(engine, sandbox)
+    folder = engine.store.folder(sandbox.id)
     fd = os.open(folder / "lock", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     with ThreadPoolExecutor(1) as thread:

@@ -141,8 +141,8 @@ image = image.run_commands("mkdir -p /home/x/y; touch /home/x/y/file; chown -R 1
 def bury():
     sandbox = openmodal.Sandbox.create(image=image, timeout=60, block_network=True)
     sandbox.exec("sh", "-c", "mkdir -p /a/b; touch /a/b/file; chown -R 1000:1000 /a; chmod 0 /a/b /a")
-    folder = engine.store.folder(sandbox.id)
-    os.kill(run_sync(launch.supervisor(folder)), signal.SIGKILL)
+    folder = engine._uppers.folder(sandbox.id)
+    os.kill(run_sync(launch.supervisor(engine.store.folder(sandbox.id))), signal.SIGKILL)
     while engine.store.alive(sandbox.id):
         time.sleep(0.01)
     try:

@@ -102,7 +102,7 @@ class TestRuntime:
         """On disk they look as if root and user 1000 had made them: the upper folder is a clean layer."""
         sandbox = create()
         sandbox.exec("sh", "-c", "echo x > /srv/root; echo y > /srv/agent; chown 1000:50 /srv/agent; echo z > /tmp/z")
-        upper = engine.store.folder(sandbox.id) / "upper"
+        upper = engine._uppers.folder(sandbox.id) / "upper"
         found = {name: (upper / name).stat() for name in ("srv/root", "srv/agent", "tmp/z")}
         assert {name: (info.st_uid, info.st_gid) for name, info in found.items()} == {
             "srv/root": (0, 0),

@@ -86,7 +86,7 @@ def test_a_set_user_id_file_is_out_of_reach_of_other_users(engine: Embedded, cre
     """F5: the folder is the user's alone."""
     sandbox = create()
     sh(sandbox, "mkdir /evil; cp /bin/busybox /evil; chmod 4755 /evil/busybox")
-    file = engine.store.folder(sandbox.id) / "upper" / "evil" / "busybox"
+    file = engine._uppers.folder(sandbox.id) / "upper" / "evil" / "busybox"
     assert file.stat().st_mode & stat.S_ISUID, "the control: it is there"
     # The shell between them: setpriv itself keeps its capabilities until it has become another
     # program.

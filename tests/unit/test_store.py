@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmodal import _config
+from openmodal import _config, _store
 from openmodal._spec import EndRecord, Status
 from openmodal._store import KEEP_ENDED_SECONDS, Store, parse_record
 from openmodal.errors import EngineError, InvalidError, NotFoundError
@@ -215,6 +216,29 @@ def test_what_ended_long_ago_is_forgotten(store: Store) -> None:
     os.utime(store.ended / "old-00000000", (long_ago, long_ago))
     store.prune_ended()
     assert os.listdir(store.ended) == ["new-00000000"]
+
+
+def test_of_many_that_ended_the_newest_are_known(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_store, "MOST_ENDED", 2)
+    for age, id in enumerate(("new-00000000", "newer-00000000", "old-00000000")):
+        store.write_end(id, EndRecord("exited", 0))
+        os.utime(store.ended / id, (time.time() - age,) * 2)
+    store.prune_ended()
+    assert sorted(os.listdir(store.ended)) == ["new-00000000", "newer-00000000"]
+
+
+def test_how_it_ended_and_what_it_was_are_one_file(store: Store, alive: Path) -> None:
+    store.write_end(ID, EndRecord("exited", 3, 2.5, "it said a=b"))
+    store.remove(alive)
+    assert os.listdir(store.ended) == [ID]
+    assert store.status(ID) == status()
+    assert store.end(ID) == EndRecord("exited", 3, 2.5, "it said a=b")
+
+
+def test_what_a_version_before_this_one_kept_is_known(store: Store) -> None:
+    (store.ended / ID).write_text("reason=exited\nreturncode=0\n")
+    (store.ended / f"{ID}.status").write_bytes(msgspec.json.encode(status()))
+    assert store.status(ID) == status()
 
 
 def test_removal_copes_with_links_modes_and_others_who_remove(store: Store, alive: Path, tmp_path: Path) -> None:

@@ -398,8 +398,6 @@ class Docker(Engine):
         self._remove(id, api)
         folder = self._store.folder(id)
         with contextlib.suppress(FileNotFoundError):
-            (folder / "status.json").rename(self._store.ended / f"{id}.status")
-        with contextlib.suppress(FileNotFoundError):
             self._store.remove(folder)
 
     def _remove(self, id: str, api: Api | None = None) -> None:

@@ -1,9 +1,9 @@
 """A disk of limited size for one sandbox: a sparse file with an ext4 file system, which the box
 mounts through a loop device.
 
-It is the one hard limit of bytes and inodes that needs no quotas in the kernel. The file is in the
-sandbox's folder and goes with it. mkfs takes tens of milliseconds, so a disk of each size is kept
-ready, and a sandbox gets a copy of what is written of that one.
+It is the one hard limit of bytes and inodes that needs no quotas in the kernel. The file is beside
+the sandbox's upper folder and goes with the sandbox. mkfs takes tens of milliseconds, so a disk of
+each size is kept ready, and a sandbox gets a copy of what is written of that one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from openmodal import _binary
+from openmodal._files import stat_of
 from openmodal.engines.embedded import network
 from openmodal.errors import EngineError, disk_full
 
+_NAME = "disk.img"
 _MOST_INODES = 1_000_000
 _BYTES_PER_INODE = 8192
 
@@ -52,7 +54,7 @@ def make(folder: Path, mebibytes: int, ready: Path) -> str:
         EngineError: as `program`.
         OSError: ENOSPC; there is no room even for its tables.
     """
-    path = folder / "disk.img"
+    path = folder / _NAME
     options = (*_OPTIONS, "-N", str(min(_MOST_INODES, (mebibytes << 20) // _BYTES_PER_INODE)))
     kept = ready / f"{mebibytes}-{sha256(' '.join(options).encode()).hexdigest()[:8]}"
     try:
@@ -61,6 +63,12 @@ def make(folder: Path, mebibytes: int, ready: Path) -> str:
         _format(path, mebibytes, options)
         _keep(path, kept)
     return str(path)
+
+
+def size(folder: Path) -> int | None:
+    """The size of a disk in MiB; None if there is none."""
+    found = stat_of(folder / _NAME)
+    return found.st_size >> 20 if found else None
 
 
 def _format(path: Path, mebibytes: int, options: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ from openmodal import _args, _binary, _config, _trash
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
 from openmodal._spec import Built, Egress, EndRecord, Info, Layered, Recipe, Report, Root, SandboxSpec, Status
-from openmodal._store import Store, make_folder
+from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
@@ -27,6 +27,7 @@ from openmodal.engines import asked, machine
 from openmodal.engines.contract import Engine
 from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
+from openmodal.engines.embedded.uppers import Uppers
 from openmodal.errors import (
     AlreadyExistsError,
     EngineError,
@@ -51,8 +52,9 @@ class Embedded(Engine):
     def __init__(self, state: Path | None = None, *, owner: int = 0) -> None:
         """`owner`: a process that no sandbox of this engine outlives."""
         self._owner = owner
-        self._store = Store(state or _config.state())
+        self._store = Store(state or _config.state(), brief=True)
         self._layers = Layers(self._store.state)
+        self._uppers = Uppers(self._store.state)
 
     @property
     def lacks(self) -> frozenset[str]:
@@ -107,6 +109,7 @@ class Embedded(Engine):
             held = stack.enter_context(self._held(image))
             with self._named(spec):
                 folder = stack.enter_context(self._store.new(asked.status(id, spec, root, self.name)))
+            stack.enter_context(self._uppers.taken(id))
             box = await self._box(spec, root, id, folder, lowers, env)
             if runsc:
                 box = gvisor.inside(box, runsc)
@@ -135,7 +138,8 @@ class Embedded(Engine):
 
     async def info(self, id: str) -> Info:
         folder, status = self._store.folder(id), await self.inspect(id)
-        return posture.read(id, folder, await launch.supervisor(folder), host.hierarchies(), status.runtime)
+        supervisor, size = await launch.supervisor(folder), disk.size(self._uppers.folder(id))
+        return posture.read(id, folder, supervisor, host.hierarchies(), status.runtime, size)
 
     async def list(self) -> list[Status]:
         found = [(id, self._store.status(id)) for id in self._store.ids()]
@@ -220,6 +224,7 @@ class Embedded(Engine):
             with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
                 self._store.prune_ended()
             self._store.sweep(failed)
+            self._uppers.sweep(failed)
             _trash.tell(failed)
         return [*(f"sandbox {id}" for id in dead), *(f"control groups of {id}" for id in orphans)]
 
@@ -249,13 +254,11 @@ class Embedded(Engine):
             return None
         end = self._store.end(id) or EndRecord("lost", 137, time.time(), "its supervisor was killed")
         cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
-        if not self._store.write_end(id, end):
-            _trash.remove(folder / "upper")  # what filled the disk makes room for how it ended
-            if not self._store.write_end(id, end):
+        if not self._store.write_end(id, end, status):
+            self._uppers.remove(id)  # what filled the disk makes room for how it ended
+            if not self._store.write_end(id, end, status):
                 return end  # the folder stays, and tells the same again
-        if status:
-            with contextlib.suppress(FileNotFoundError):
-                (folder / "status.json").rename(self._store.ended / f"{id}.status")
+        self._uppers.remove(id)
         self._store.remove(folder)
         return end
 
@@ -296,13 +299,14 @@ class Embedded(Engine):
     ) -> plan.Box:
         """The plan's values for a sandbox."""
         resources = spec.resources
-        limits = asked.limits(resources)
+        limits, upper = asked.limits(resources), self._uppers.folder(id)
         return plan.Box(
             id=id,
             folder=folder,
             lowers=lowers,
-            upper=str(make_folder(folder / "upper")),
-            work=str(make_folder(folder / "work")),
+            upper=f"{upper}/upper",
+            work=f"{upper}/work",
+            reuse=True,
             ids=host.ids(),
             net=await self._net(spec, id, folder),
             servers=network.resolv_conf(host.resolvers(spec.network)),
@@ -319,7 +323,7 @@ class Embedded(Engine):
             user=root.user,
             workdir=spec.workdir or root.workdir,
             argv=spec.argv,
-            disk=await self._disk(folder, resources.disk),
+            disk=await self._disk(upper, resources.disk),
             extra=[("may_lack", "seccomp")] if "seccomp" in spec.allow_degraded else [],
         )
 
@@ -343,7 +347,7 @@ class Embedded(Engine):
         return await host.net(program, degraded="network" in spec.allow_degraded)
 
     def _egress_log(self, id: str) -> Path:
-        return self._store.ended / f"{self._store.folder(id).name}.egress"
+        return self._store.log(id, "egress")
 
     def _held(self, root: Layered) -> Lock:
         """The lock that keeps an image from `prune`. The supervisor inherits it, so it holds as long as the sandbox lives."""

@@ -53,6 +53,7 @@ class Box:
     owner: int = 0
     disk: str = ""
     guard: int = 0
+    reuse: bool = False
     counted: Sequence[str] = ()
     extra: Lines = field(default_factory=list)
 
@@ -86,6 +87,7 @@ def encode(box: Box) -> bytes:
         "record": box.record,
         "keep": "1" if box.keep else "",
         "hold": "1" if box.hold else "",
+        "reuse": "1" if box.reuse else "",
         "cpus": ",".join(map(str, box.cpus)),
         "cpuinfo": machine.cpuinfo(len(box.cpus)) if box.cpus else "",
         "user": box.user,

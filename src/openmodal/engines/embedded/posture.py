@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,10 @@ def expect_network(folder: Path) -> None:
     (folder / _EXPECTED).touch()
 
 
-def read(id: str, folder: Path, supervisor: int, found: groups.Hierarchies, runtime: str) -> Info:
-    """Tell of the sandbox whose supervisor this is. With gVisor it is that's kernel which is held.
+def read(id: str, folder: Path, supervisor: int, found: groups.Hierarchies, runtime: str, disk: int | None) -> Info:
+    """Tell of the sandbox whose supervisor this is, and which has a `disk` of so many MiB.
+
+    With gVisor the process that is held is gVisor's kernel.
 
     Raises:
         ConnectionError: it has ended meanwhile.
@@ -35,7 +36,7 @@ def read(id: str, folder: Path, supervisor: int, found: groups.Hierarchies, runt
         limits = groups.held(found, dict.fromkeys(groups.LIMITED, f"{cgroup.PARENT}/{id}"), init)
         if (folder / egress.POLICY).exists():
             limits = asked.beside_gate(limits)
-        info = posture.info(seen, outside, limits, runtime, _size(folder / "disk.img"))
+        info = posture.info(seen, outside, limits, runtime, disk)
         lacks = info.network == "none" and (folder / _EXPECTED).exists()
         return msgspec.structs.replace(info, degraded=(*info.degraded, "network")) if lacks else info
 
@@ -64,7 +65,3 @@ def _sentry_of(init: int) -> int:
 
 def _status(pid: int) -> str:
     return Path(f"/proc/{pid}/status").read_text()
-
-
-def _size(disk: Path) -> int | None:
-    return os.stat(disk).st_size >> 20 if disk.exists() else None

@@ -1,0 +1,15 @@
+/* The folder in which upper and work lie side by side. One sandbox after the other uses it
+ * (docs/protocol.md, key `reuse`). */
+#pragma once
+
+#include "plan.h"
+
+#include <stdbool.h>
+
+/* Hold the folder for a sandbox's life: a shared lock tells that it is not abandoned. Returns the
+ * descriptor; -1: see fail.h. */
+int upper_hold(const struct plan *plan);
+
+/* Make the folder as it was and give it its free name. If that fails, it keeps its name, and is
+ * removed as an abandoned one. `tick` as in trash.h. */
+void upper_give_back(const struct plan *plan, void (*tick)(void *), void *context);

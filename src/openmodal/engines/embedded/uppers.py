@@ -1,0 +1,131 @@
+"""The folders that sandboxes write to. One sandbox after the other uses them, because file systems
+take longest for making folders.
+
+    <state>/uppers/<id>/     upper, work and disk.img of a sandbox, which holds a shared lock on it
+    <state>/uppers/.<id>/    of one that ended: as new, for the next one
+    <state>/uppers/boot      the boot of this machine since which what earlier ones left is gone
+
+Only a supervisor that was killed leaves a folder without a dot and without a lock. A rename takes a
+folder and gives it back, so each has one user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from openmodal import _trash
+from openmodal._files import made, text
+from openmodal._store import make_folder
+from openmodal.build.locks import Lock, lock_folder
+
+MOST_UNUSED = 64
+"""So many folders wait for a sandbox; `sweep` removes the others."""
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Uppers:
+    """Those of one state folder."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / "uppers"
+
+    def folder(self, id: str) -> Path:
+        """That of a sandbox."""
+        return self._path / id
+
+    @contextmanager
+    def taken(self, id: str) -> Iterator[Path]:
+        """The folder of a new sandbox, locked for the block. It is removed if the block fails."""
+        _clear_once(made(self._path))
+        folder = self.folder(id)
+        with self._taken(folder):
+            try:
+                yield folder
+            except BaseException:
+                _trash.remove(folder)
+                raise
+
+    def remove(self, id: str) -> None:
+        """Remove that of a sandbox whose supervisor is dead."""
+        _trash.remove(self.folder(id))
+
+    def sweep(self, failed: list[str]) -> None:
+        """Remove what killed supervisors left, and more unused folders than are kept.
+
+        What cannot be removed is noted in `failed`.
+        """
+        _sweep(self._path, failed)
+        for name in self._unused()[MOST_UNUSED:]:
+            with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
+                # First by another name: so no sandbox takes it meanwhile.
+                os.rename(self._path / name, away := self._path / f"{name[1:]}.trash")
+                _trash.remove(away)
+
+    def _unused(self) -> list[str]:
+        try:
+            return [name for name in os.listdir(self._path) if name.startswith(".")]
+        except FileNotFoundError:
+            return []
+
+    def _taken(self, folder: Path) -> Lock:
+        for name in self._unused():
+            # Before it has a name that `sweep` looks at, it is locked.
+            if held := _shared(self._path / name):
+                try:
+                    os.rename(self._path / name, folder)
+                except FileNotFoundError:  # another sandbox was faster
+                    held.close()
+                else:
+                    return held
+        return _new(folder)
+
+
+def _new(folder: Path) -> Lock:
+    """Make a folder and lock it. If `sweep` was faster than the lock, make it again."""
+    while True:
+        folder.mkdir(mode=0o700)
+        if held := _shared(folder):
+            for name in ("upper", "work"):
+                make_folder(folder / name)
+            return held
+
+
+def _shared(folder: Path) -> Lock | None:
+    """A shared lock of a folder; None if it is gone."""
+    try:
+        fd = os.open(folder, _OPEN)
+    except FileNotFoundError:
+        return None
+    held = Lock(fd)
+    held.share()
+    if os.fstat(fd).st_nlink:
+        return held
+    held.close()
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _clear_once(path: Path) -> None:
+    """Remove what was left when the machine was stopped: nobody else may know of it any more."""
+    note, boot = path / "boot", text("/proc/sys/kernel/random/boot_id")
+    if text(note) != boot:
+        _sweep(path, [])
+        note.write_text(boot)
+
+
+def _sweep(path: Path, failed: list[str]) -> None:
+    try:
+        names = [name for name in os.listdir(path) if not name.startswith(".") and name != "boot"]
+    except FileNotFoundError:
+        return
+    for name in names:
+        with _trash.going_on(failed):
+            if held := lock_folder(path / name):
+                with held:
+                    _trash.remove(path / name)
