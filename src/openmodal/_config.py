@@ -61,7 +61,7 @@ def machine() -> Path:
 
 
 def brief(state: Path) -> str:
-    """What the paths of a state folder's sandboxes begin with, in memory; "": they are in that folder.
+    """What the paths of a state folder's sandboxes begin with, in memory; "": in that folder.
 
     /run is empty after a boot. A plain user's folder there goes when the user logs out. Sandboxes
     survive that, so theirs are not in memory.

@@ -1,6 +1,6 @@
 """Connection: bytes to and from something that listens in a sandbox.
 
-For the agent it is a command without a program (docs/protocol.md). So it has a command's id and offsets:
+For the agent it is a command without a program (docs/protocol.md), with an id and offsets:
 a link that breaks on the way does not break it.
 """
 
@@ -54,7 +54,8 @@ class Connection(DualContext):
 
         Raises:
             SandboxConnectionResetError: the other side takes nothing more.
-            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox has ended.
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
+                has ended.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidError(f"send needs bytes, not {type(data).__name__}; write text.encode()")
@@ -77,7 +78,8 @@ class Connection(DualContext):
 
         Raises:
             SandboxConnectionResetError: the other side has broken the connection.
-            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox has ended.
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
+                has ended.
         """
         most = _args.whole("most", most, 1, _wire.MAX_DATA)
         self._check()
@@ -120,7 +122,7 @@ class Connection(DualContext):
         return data
 
     async def _tell_of_reset(self) -> None:
-        """Why the stream has ended, if not by the other side's will: that was written before its end."""
+        """Why the stream has ended, if the other side did not end it: the agent wrote that before."""
         said = Spool()
         await self._command.io(Want.STDERR, [0, 0, 0], {2: said}, wait=0)
         if reason := said.read(0, 200).decode("utf-8", "replace"):

@@ -362,7 +362,8 @@ class Sandbox(DualContext):
 
         Raises:
             ExecTimeoutError: its timeout expired; `.process` has its output so far.
-            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox has ended.
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
+                has ended.
         """
         source = feed(options.pop("stdin", None))
         spec = exec_spec("exec", argv, options, Flag.ATTACHED | (Flag.STDIN if source else 0))
@@ -441,7 +442,8 @@ class Sandbox(DualContext):
     async def connect(self, port: int, *, timeout: float = 0.0) -> Connection:
         """Connect to a TCP port that something in the sandbox listens on, at its loopback address.
 
-        No port has to be opened, and it works with `block_network`. An open connection counts as activity.
+        No port has to be opened, and it works with `block_network`. An open connection counts as
+        activity.
 
         Args:
             port: the port.
@@ -449,7 +451,8 @@ class Sandbox(DualContext):
 
         Raises:
             SandboxConnectionRefusedError: nothing listens there.
-            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox has ended.
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
+                has ended.
         """
         port = _args.whole("port", port, 1, 65535)
         wait = _args.seconds("timeout", timeout) if timeout else 0.0
