@@ -16,6 +16,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
+enum { GROUP_TRIES = 20000 }; /* of half a millisecond each */
+
 static bool put(const char *path, const char *value) {
     AUTO_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
     return fd >= 0 && write(fd, value, strlen(value)) >= 0;
@@ -93,12 +95,13 @@ void groups_kill(const struct plan *plan) {
         put(plan->kill.item[i], "1");
 }
 
-/* A folder stays busy for a moment after its last process was reaped. In reverse: one may lie in another. */
+/* A folder stays busy for a moment after its last process was reaped, and for seconds if that wrote to a slow
+ * disk. In reverse: one may lie in another. */
 bool groups_remove(const struct plan *plan) {
     bool removed = true;
     for (size_t i = plan->cgroup.count; i-- > 0;)
         for (int attempt = 0; rmdir(plan->cgroup.item[i]) != 0 && errno != ENOENT; attempt++) {
-            if (errno != EBUSY || attempt == 2000) {
+            if (errno != EBUSY || attempt == GROUP_TRIES) {
                 removed = false;
                 break;
             }

@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,17 @@ def state() -> Path:
 def _home() -> str:
     """The folder that OPENMODAL_HOME names, or ""."""
     home = os.environ.get("OPENMODAL_HOME", "")
-    if os.path.isfile(home):
-        raise InvalidError(
-            f"OPENMODAL_HOME is {home!r}, which is a file; set it to a folder, which is made if it is not there"
-        )
+    try:
+        found = stat_of(home)
+    except OSError as error:
+        raise _bad_home(home, f"which cannot be used: {error.strerror}") from error
+    if found and not stat.S_ISDIR(found.st_mode):
+        raise _bad_home(home, "which is no folder")
     return home
+
+
+def _bad_home(home: str, why: str) -> InvalidError:
+    return InvalidError(f"OPENMODAL_HOME is {home[:80]!r}, {why}; set it to a folder, which is made if it is not there")
 
 
 def machine() -> Path:

@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -130,8 +131,16 @@ def _next(fd: int, at: int, size: int, whence: int) -> int:
 class Receiver:
     """Writes entries below a temporary name beside `target`; `commit` puts it in place, leaving the block without it removes it."""
 
-    def __init__(self, target: Path, most: int | None = None) -> None:
-        """`most` bytes are written, and PER_ENTRY for each file, folder and link: empty ones take room, too."""
+    def __init__(self, target: Path, most: int | None = None, source: str = "") -> None:
+        """Nothing is written yet.
+
+        Args:
+            target: where the result is put.
+            most: how many bytes are written at most, and PER_ENTRY for each file, folder and link:
+                empty ones take room, too.
+            source: what is copied, for errors.
+        """
+        self._source = source
         self._target = target
         self._most = most
         self._left = most or 0
@@ -196,7 +205,7 @@ class Receiver:
         self._left -= size
         if self._most is not None and self._left < 0:
             text = f"there is more than {self._most} bytes to copy, {PER_ENTRY} for each file counted; raise max_bytes, or copy a part"
-            raise too_large(os.fspath(self._target), self._most, text)
+            raise too_large(self._source, self._most, text)
 
     def commit(self) -> None:
         """Put the result in place: a file replaces a file or a link at once, a folder merges into a
@@ -204,7 +213,8 @@ class Receiver:
 
         Raises:
             InvalidError: a link to a folder is there: it is not followed, and it may be a
-                sandbox's.
+                sandbox's; or a folder would replace something else, or be replaced. Nothing is
+                changed then.
         """
         self._end_file()
         self._leave(0)
@@ -226,7 +236,9 @@ class Receiver:
             raise InvalidError(
                 f"{os.fspath(self._target)!r} is a link here, which no copy follows; {_NAME_ITS_TARGET}, or remove it"
             )
-        _merge(self._temporary, self._parent, self._name, self._parent)
+        with _both(self._temporary, self._parent, self._name, self._parent) as (source, target):
+            _refuse_other_kinds(source, target, os.fspath(self._target))
+            _merge(source, target)
 
     def _begin_root(self, entry: Entry) -> None:
         if entry.path:
@@ -291,26 +303,51 @@ def _looked_at(name: str, folder: int) -> os.stat_result | None:
         return None
 
 
-def _merge(name: str, folder: int, place: str, into: int) -> None:
-    """Move what is in the folder `name` into the folder `place`; folders are merged, files replaced, nothing followed."""
+@contextmanager
+def _both(name: str, folder: int, place: str, into: int) -> Iterator[tuple[int, int]]:
+    """Open the folders `name` and `place`, neither of them through a link."""
     source = os.open(name, _OPEN_FOLDER, dir_fd=folder)
     try:
         target = os.open(place, _OPEN_FOLDER, dir_fd=into)
         try:
-            for child in sorted(os.listdir(source)):
-                _move(child, source, target)
+            yield source, target
         finally:
             os.close(target)
     finally:
         os.close(source)
 
 
-def _move(name: str, source: int, target: int) -> None:
+def _meet(name: str, source: int, target: int) -> tuple[bool, bool | None]:
+    """Whether what has that name is a folder in each of two folders; None: there is nothing."""
     there = _looked_at(name, target)
-    if there and stat.S_ISDIR(there.st_mode) and stat.S_ISDIR(os.lstat(name, dir_fd=source).st_mode):
-        _merge(name, source, name, target)
-    else:
-        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+    is_folder = stat.S_ISDIR(os.lstat(name, dir_fd=source).st_mode)
+    return is_folder, stat.S_ISDIR(there.st_mode) if there else None
+
+
+def _refuse_other_kinds(source: int, target: int, path: str) -> None:
+    """Refuse to merge where a folder meets something else, before anything is moved."""
+    for name in sorted(os.listdir(source)):
+        comes, there = _meet(name, source, target)
+        if there is None:
+            continue
+        if comes != there:
+            is_now, was = ("a folder", "none") if comes else ("no folder", "one")
+            raise InvalidError(
+                f"{path}/{name} is {is_now} in the sandbox, and {was} here; remove it, or copy to another place"
+            )
+        if comes:
+            with _both(name, source, name, target) as (below, into):
+                _refuse_other_kinds(below, into, f"{path}/{name}")
+
+
+def _merge(source: int, target: int) -> None:
+    """Move what is in one folder into another; folders are merged, files replaced, nothing followed."""
+    for name in sorted(os.listdir(source)):
+        if _meet(name, source, target) == (True, True):
+            with _both(name, source, name, target) as (below, into):
+                _merge(below, into)
+        else:
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
 
 
 def _remove(name: str, folder: int) -> None:

@@ -193,14 +193,9 @@ def why_missing(function: str, options: Mapping[str, Any]) -> str:
             f"because the command wrote more than {MAX_OUTPUT >> 20} MiB; have more given with exec(…, max_output=BYTES), or all with "
             "max_output=None"
         )
-    if function == "process":
-        return (
-            "because another handle has read them, or nobody did while the command wrote more than is kept; "
-            "read sooner, or have more kept: spawn(…, max_output=BYTES)"
-        )
     return (
-        "because nobody read while the command wrote more than is kept; read sooner, or have more kept: "
-        'spawn(…, max_output=BYTES, keep="head")'
+        "because another handle has read them, or nobody did while the command wrote more than is kept; "
+        'read sooner, or have more kept: spawn(…, max_output=BYTES, keep="head")'
     )
 
 

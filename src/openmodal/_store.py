@@ -28,7 +28,7 @@ import msgspec
 from openmodal import _config, _trash
 from openmodal._files import made, text
 from openmodal._spec import EndRecord, Status
-from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_full, no_room
+from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_full, no_room, no_state
 
 KEEP_ENDED_SECONDS = 24 * 3600.0
 MOST_ENDED = 10_000
@@ -71,9 +71,7 @@ class Store:
             info = os.stat(self.state)
             self._has_room = _has_room(self.brief)
         except OSError as error:
-            raise EngineError(
-                f"the state folder {self.state} cannot be made: {error.strerror}; set OPENMODAL_HOME to a folder of yours"
-            ) from error
+            raise no_state(self.state, error) from error
         if info.st_uid != os.geteuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise EngineError(
                 f"the state folder {self.state} is not yours alone to write (owner {info.st_uid}, mode "

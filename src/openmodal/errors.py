@@ -124,6 +124,15 @@ def disk_full_named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise disk_full(path) from error
 
 
+def no_state(path: str | os.PathLike[str], error: OSError) -> EngineError:
+    """The exception for a state folder that the system refuses, with its remedy."""
+    if no_room(error):
+        return disk_full(path)
+    return EngineError(
+        f"the state folder {os.fspath(path)} cannot be made: {error.strerror}; set OPENMODAL_HOME to a folder of yours"
+    )
+
+
 class ImageError(Error):
     """An image cannot be made or fetched. Nothing half-made stays in the cache."""
 

@@ -184,7 +184,7 @@ class Filesystem:
 
         async def operation(link: Link) -> None:
             await link.send(request)
-            with Receiver(target, most) as receiver:
+            with Receiver(target, most, path) as receiver:
                 await _receive_tree(link, path, receiver)
                 receiver.commit()
 

@@ -220,10 +220,24 @@ def test_a_folder_merges_and_follows_no_local_link_of_its_names(tmp_path: Path) 
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "out/keep").write_text("keep")
-    with pytest.raises(OSError):  # a folder cannot replace a link
+    with pytest.raises(InvalidError, match=r"/out/a is a folder in the sandbox, and none here"):
         receive(tmp_path / "out", ROOT, entry("d", b"a", mode=0o755), entry("f", b"a/file"))
     assert os.listdir(tmp_path / "elsewhere") == []
     assert (tmp_path / "out/keep").read_text() == "keep"
+
+
+def test_what_meets_another_kind_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    """It stopped half merged, with Python's error, whenever a sandbox wanted that."""
+    was = entry("d", b"d", mode=0o755)
+    receive(tmp_path / "out", ROOT, entry("f", b"a"), was, entry("f", b"d/is"), data=b"old")
+    for bad in (entry("f", b"d/is"), entry("d", b"d/is", mode=0o755)):
+        kinds = [was, bad] if bad.kind == "d" else [entry("f", b"d")]
+        with pytest.raises(
+            InvalidError, match=r"/out/d(/is)? is (a|no) folder in the sandbox, and (none|one) here; rem"
+        ):
+            receive(tmp_path / "out", ROOT, entry("f", b"a"), *kinds, data=b"new")
+        assert (tmp_path / "out/a").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["out"]
 
 
 def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:

@@ -301,13 +301,14 @@ class TestConfig:
         with pytest.raises(InvalidError, match=rf"config\.toml has '{name}', which is no setting; {told}"):
             _config.allow_degraded()
 
-    def test_a_file_in_the_place_of_the_state_folder_is_told(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    @pytest.mark.parametrize("home", ["file", "/dev/null", "/tmp/" + "x" * 300])
+    def test_what_cannot_be_the_state_folder_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str
     ) -> None:
         (tmp_path / "file").touch()
-        monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path / "file"))
+        monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path / home))
         for ask in (_config.state, _config.config_file):
-            with pytest.raises(InvalidError, match=r"OPENMODAL_HOME is '.*/file', which is a file; set it to a folder"):
+            with pytest.raises(InvalidError, match=r"OPENMODAL_HOME is '.*', which .*; set it to a folder"):
                 ask()
 
     @pytest.mark.parametrize("content", [b"engine = ", b"\xff", b"engine = 7\n"])

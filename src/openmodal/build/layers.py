@@ -33,7 +33,7 @@ from openmodal._spec import Layered
 from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
 from openmodal.build.locks import Lock, lock, lock_folder, try_lock
-from openmodal.errors import ImageBuildError, disk_full_named
+from openmodal.errors import ImageBuildError, disk_full_named, no_state
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_PIECE = 2048  # bytes; PATH_MAX is 4096
@@ -261,7 +261,10 @@ class Layers:
         return self._made("locks") / key
 
     def _made(self, name: str) -> Path:
-        return made(self.path / name)
+        try:
+            return made(self.path / name)
+        except OSError as error:
+            raise no_state(self.path, error) from error
 
     def _write(self, file: Path, data: bytes) -> None:
         """Old or new, never torn: readers do not lock."""
