@@ -154,14 +154,17 @@ class Store:
         names = {name for path in self._folders() if _ID.fullmatch(name := self._id_of(path))}
         return sorted(name for name in names if not name.endswith(_TRASH))
 
-    def _folders(self) -> list[str]:
-        """The paths of all folders of sandboxes, also of those without a name yet."""
+    def _folders(self, *, of_all: bool = False) -> list[str]:
+        """The paths of all folders of sandboxes, also of those without a name yet.
+
+        `of_all`: also those in memory that belong to other state folders.
+        """
         places = {str(self.sandboxes): "", os.path.dirname(self.brief): os.path.basename(self.brief)}
         found: list[str] = []
         for place, begin in places.items():
             with contextlib.suppress(FileNotFoundError):
                 names = os.listdir(place) if place else ()
-                found += [f"{place}/{name}" for name in names if name.lstrip(".").startswith(begin)]
+                found += [f"{place}/{name}" for name in names if of_all or name.lstrip(".").startswith(begin)]
         return found
 
     def _id_of(self, path: str) -> str:
@@ -242,7 +245,8 @@ class Store:
 
         What cannot be removed is noted in `failed`.
         """
-        for path in map(Path, self._folders()):
+        # Of all: nobody would ever look again for those of a state folder that is gone.
+        for path in map(Path, self._folders(of_all=True)):
             if not path.name.startswith(".") and not path.name.endswith(_TRASH):
                 continue
             with _trash.going_on(failed), contextlib.suppress(FileNotFoundError, BlockingIOError):

@@ -129,6 +129,14 @@ class TestInMemory:
         link.symlink_to(engine.store.state)
         assert Embedded(link).store.ids() == engine.store.ids(), "another path of the same folder"
 
+    @pytest.mark.root
+    def test_what_a_killed_program_left_of_a_state_folder_that_is_gone_is_removed(self, engine: Embedded) -> None:
+        """No other state folder's `gc` knows the beginning of its name."""
+        stray = _config.machine() / "sandboxes" / ".ffffff-1.gone-0badf00d"
+        stray.mkdir()
+        engine.gc()
+        assert not stray.exists()
+
     def test_without_room_they_are_beside_the_store_and_found_all_the_same(
         self, engine: Embedded, image: Image, monkeypatch: pytest.MonkeyPatch
     ) -> None:
