@@ -325,7 +325,7 @@ def test_at_a_terminal_it_asks(google: Google) -> None:
     ) as process:
         os.close(theirs)
         os.write(ours, b"asked-project\nasia-east1\n")
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=600)
     os.close(ours)
     assert process.returncode == 0
     assert "--project=asked-project --location=asia-east1" in out

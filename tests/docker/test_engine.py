@@ -183,7 +183,7 @@ def test_gc_collects_what_ended_unseen(daemon: Daemon, engine: DockerUnderTest, 
         os.kill(os.getpid(), 9)
     """
     with python_starts(source, engine_name, image=image) as child:
-        id = child.communicate(timeout=60)[0].strip()
+        id = child.communicate(timeout=600)[0].strip()
 
     def state() -> object:
         with daemon.open() as api:

@@ -408,7 +408,7 @@ class TestFaults:
             os.kill(os.getpid(), signal.SIGKILL)
         """
         with python_starts(source, engine_name, PUBLIC, image=image) as child:
-            output, _ = child.communicate(timeout=60)
+            output, _ = child.communicate(timeout=600)
         with Sandbox.from_id(output.strip(), engine=engine) as sandbox:
             assert says(sandbox, PUBLIC, ECHO) == b"ping\n"
 

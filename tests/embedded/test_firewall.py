@@ -57,7 +57,7 @@ def here(image: Image, engine: Embedded, tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture
 def create(here: Machine, image: Image, engine: Embedded) -> Iterator[Create]:
     """Makes sandboxes there: blocking, in this thread."""
-    with creating(app=App("apart"), image=image, engine=engine, timeout=100) as create:
+    with creating(app=App("apart"), image=image, engine=engine, timeout=1000) as create:
         yield create
 
 

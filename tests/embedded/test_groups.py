@@ -35,7 +35,7 @@ def parents(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
 
 @pytest.fixture
 def create(engine: Embedded, image: Image, parents: list[Path]) -> Iterator[Create]:
-    with creating(image=image, engine=engine, timeout=100) as create:
+    with creating(image=image, engine=engine, timeout=1000) as create:
         yield create
 
 

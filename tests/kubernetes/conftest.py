@@ -101,5 +101,5 @@ def _is_left_out(item: pytest.Item) -> bool:
 
 @pytest.fixture
 def make(engine: Kubernetes, image: Image) -> Iterator[Make]:
-    with creating(app=App("kube"), image=image, engine=engine, timeout=100) as create:
+    with creating(app=App("kube"), image=image, engine=engine, timeout=1000) as create:
         yield create

@@ -52,7 +52,7 @@ class Agent:
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe:
                 pipe.close()
-        return self.process.wait(10)
+        return self.process.wait(300)
 
 
 Start = Callable[..., Agent]

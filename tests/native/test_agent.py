@@ -89,7 +89,7 @@ def test_connections_come_over_the_control_socket_where_there_is_no_listening_on
         there.close()
         Link(here).close()
         ours.close()
-        assert agent.wait(20) == 0, "it ends with its supervisor"
+        assert agent.wait(300) == 0, "it ends with its supervisor"
 
 
 def test_the_output_and_the_exit_come_back(link: Link) -> None:
@@ -803,14 +803,14 @@ def test_shutdown_ends_the_agent_and_every_command(agent: Agent, link: Link, tmp
     (pid,) = read_pids(tmp_path / "pid", 1)
     link.send(frame(0x16))
     link.ok()
-    assert agent.process.wait(5) == 0
+    assert agent.process.wait(300) == 0
     assert not alive(pid)
 
 
 def test_the_agents_own_deadline(start: Start) -> None:
     agent = start("--timeout-ms", "300")
     agent.link().start("sleep", "60")
-    assert agent.process.wait(30) == 124
+    assert agent.process.wait(300) == 124
 
 
 def test_idle_is_when_nothing_runs_and_nobody_asks(start: Start) -> None:
@@ -819,12 +819,12 @@ def test_idle_is_when_nothing_runs_and_nobody_asks(start: Start) -> None:
     link.start("sleep", "0.8")
     time.sleep(0.7)
     assert agent.process.poll() is None
-    assert agent.process.wait(30) == 124
+    assert agent.process.wait(300) == 124
 
 
 def test_the_main_command_ends_the_agent(start: Start) -> None:
     agent = start("--", "sh", "-c", "echo out; echo err >&2; exit 7")
-    out, err = agent.process.communicate(timeout=5)
+    out, err = agent.process.communicate(timeout=300)
     assert (agent.process.returncode, out, err) == (7, b"out\n", b"err\n")
 
 
@@ -835,14 +835,14 @@ def test_the_main_commands_readers_get_everything(start: Start) -> None:
     link.io(id, STDIN, data=b"\n")
     result = link.finish(id)
     assert (len(result.stdout), result.exit.code) == (3_000_000, 5)
-    agent.process.communicate(timeout=5)
+    agent.process.communicate(timeout=300)
     assert agent.process.returncode == 5
 
 
 def test_sigterm_ends_it(agent: Agent, link: Link) -> None:
     link.ping()
     agent.process.send_signal(signal.SIGTERM)
-    assert agent.process.wait(5) == 0
+    assert agent.process.wait(300) == 0
 
 
 @pytest.mark.parametrize(
@@ -851,5 +851,5 @@ def test_sigterm_ends_it(agent: Agent, link: Link) -> None:
 )
 def test_a_wrong_command_line_is_one_sentence(start: Start, options: tuple[str, ...]) -> None:
     agent = start(*options)
-    _, err = agent.process.communicate(timeout=5)
+    _, err = agent.process.communicate(timeout=300)
     assert agent.process.returncode == 2 and err.count(b"\n") == 1 and err.startswith(b"openmodal-agent init: ")

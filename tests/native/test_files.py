@@ -444,7 +444,7 @@ def test_dial_is_a_link(agent: Agent, program: Path) -> None:
     process.stdin.flush()
     assert process.stdout.read(5) == frame(0x23)
     process.stdin.close()
-    assert process.stdout.read() == b"" and process.wait(5) == 0
+    assert process.stdout.read() == b"" and process.wait(300) == 0
     process.stdout.close()
 
 

@@ -145,7 +145,7 @@ def test_an_empty_token_is_none(start: Start, port: int) -> None:
 def test_without_a_token_there_is_no_port(start: Start, port: int) -> None:
     for options, env in (((), {}), (("--token-env", "TOKEN"), {"TOKEN": ""})):
         agent = start("--port", str(port), *options, env=env)
-        assert agent.process.wait(20) == 2
+        assert agent.process.wait(300) == 2
     assert agent.process.stderr
     assert b"without a token" in agent.process.stderr.read()
 
@@ -153,7 +153,7 @@ def test_without_a_token_there_is_no_port(start: Start, port: int) -> None:
 def test_a_port_that_is_taken_is_told(start: Start, port: int) -> None:
     with socket.create_server(("127.0.0.1", port)):
         agent = start(*WAITING, "--port", str(port))
-        assert agent.process.wait(20) == 2
+        assert agent.process.wait(300) == 2
     assert agent.process.stderr
     assert b"in use" in agent.process.stderr.read()
 
@@ -233,7 +233,7 @@ def test_strangers_do_not_keep_an_idle_sandbox_alive(idle: Served) -> None:
         with suppress(OSError, Closed, Refused):
             idle.link(frame(AUTH, text("wrong"))).expect(OK)
         time.sleep(0.1)
-    assert idle.agent.process.wait(20) == 124
+    assert idle.agent.process.wait(300) == 124
 
 
 def test_who_has_the_token_keeps_an_idle_sandbox_alive(idle: Served) -> None:

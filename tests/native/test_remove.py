@@ -62,5 +62,5 @@ def test_two_that_remove_the_same_tree_both_succeed(program: Path, tmp_path: Pat
         subprocess.Popen([program, "remove", "tree"], stdin=folder, stderr=subprocess.PIPE, text=True) for _ in range(4)
     ]
     os.close(folder)
-    assert [process.communicate(timeout=60)[1] for process in started] == [""] * 4
+    assert [process.communicate(timeout=600)[1] for process in started] == [""] * 4
     assert os.listdir(tmp_path) == []

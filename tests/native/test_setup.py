@@ -35,7 +35,7 @@ def told(program: Path, tmp_path: Path) -> Iterator[Told]:
     yield start
     for process in started:
         process.kill()
-        process.wait(10)
+        process.wait(300)
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
                 stream.close()
@@ -56,7 +56,7 @@ def link_to(folder: Path) -> Link:
 def said(process: subprocess.Popen[bytes]) -> bytes:
     assert process.stderr
     text = process.stderr.read()
-    process.wait(10)
+    process.wait(300)
     return text
 
 

@@ -55,7 +55,7 @@ def test_setup_sets_environment_workdir_and_main_command(start: Start) -> None:
     link = accept(
         agent.link(), setup("secret", "sh", "-c", "echo $NAME; pwd; echo err >&2; exit 3", env=("NAME=value",))
     )
-    assert agent.process.wait(20) == 3
+    assert agent.process.wait(300) == 3
     out, err, words = report_of(agent.process)
     assert (out, err) == (b"value\n/tmp\n", b"err\n")
     assert words[:4] == [b"end", b"exited", b"3", b"0"]
@@ -114,7 +114,7 @@ def test_a_big_environment_fits(start: Start) -> None:
 
 def test_nobody_sets_it_up_so_it_ends(start: Start) -> None:
     agent = start("--setup-ms", "300")
-    assert agent.process.wait(20) == 124
+    assert agent.process.wait(300) == 124
     assert report_of(agent.process)[2][:3] == [b"end", b"abandoned", b"124"]
 
 
@@ -123,7 +123,7 @@ def test_the_lifetime_begins_with_setup(start: Start) -> None:
     time.sleep(0.6)
     link = accept(agent.link(), setup(timeout_ms=500))
     link.ping()
-    assert agent.process.wait(20) == 124
+    assert agent.process.wait(300) == 124
     assert report_of(agent.process)[2][:3] == [b"end", b"timeout", b"124"]
 
 

@@ -87,7 +87,7 @@ def bare(weak_program: Path, armed: Image) -> Iterator[Sandbox]:
 @pytest.fixture
 def create(engine: Embedded, armed: Image) -> Iterator[Callable[..., Sandbox]]:
     """Makes sandboxes with the attacker's tool; they end with the test."""
-    with creating(app=App("attack"), image=armed, engine=engine, timeout=100) as create:
+    with creating(app=App("attack"), image=armed, engine=engine, timeout=1000) as create:
         yield create
 
 

@@ -71,7 +71,7 @@ class TestApp:
                 print(sandbox.poll())
         """
         with python_starts(source, engine_name, image=image) as child:
-            assert child.communicate(timeout=30)[0] == "137\n"
+            assert child.communicate(timeout=600)[0] == "137\n"
             assert child.returncode == 0
 
     def test_names_that_cannot_be_are_the_callers_mistake(self) -> None:

@@ -123,7 +123,7 @@ def create(sandboxes: SandboxClass, engine: Engine, image: Image, app: App) -> I
     made: list[str] = []
 
     def make(*args: str, **options: Any) -> Sandbox:
-        given: dict[str, Any] = {"app": app, "image": image, "engine": engine, "timeout": 100, **options}
+        given: dict[str, Any] = {"app": app, "image": image, "engine": engine, "timeout": 1000, **options}
         sandbox = sandboxes.create(*args, **given)
         made.append(sandbox.id)
         return sandbox
@@ -209,7 +209,7 @@ def _package_servers() -> Iterator[tuple[str, int]]:
                 yield host, int(port or {"http": 80, "https": 443}[scheme])
 
 
-def eventually(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+def eventually(condition: Callable[[], object], *, seconds: float = 100.0) -> None:
     """Wait until something becomes true. The bound is wide: it is there for machines that are busy, not for speed."""
     begin = time.monotonic()
     while not condition():
@@ -257,6 +257,6 @@ def python_starts(source: str, *arguments: str, image: Image | None = None) -> s
 def python(source: str, *arguments: str, image: Image | None = None) -> str:
     """Run another Python to its end and return its output."""
     with python_starts(source, *arguments, image=image) as child:
-        output, _ = child.communicate(timeout=60)
+        output, _ = child.communicate(timeout=600)
     assert child.returncode == 0
     return output

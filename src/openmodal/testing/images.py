@@ -198,7 +198,7 @@ class TestImages:
                 print(sandbox.filesystem.read_text("/token"))
         """
         children = [python_starts(source, engine_name, image=changed) for _ in range(5)]
-        outputs = [child.communicate(timeout=60)[0] for child in children]
+        outputs = [child.communicate(timeout=600)[0] for child in children]
         assert [child.returncode for child in children] == [0] * 5
         assert len(set(outputs)) == 1
         assert outputs[0].strip()
@@ -220,7 +220,7 @@ class TestImages:
             run_sync(choose(argv[0]).prepare(image.recipe, report))
         """
         with python_starts(source, engine_name, image=changed) as child:
-            child.communicate(timeout=60)
+            child.communicate(timeout=600)
             assert child.returncode == -9, "it was killed in the middle of the step"
         sandbox = create(image=changed)
         assert sandbox.filesystem.read_text("/done") == sandbox.filesystem.read_text("/data")
