@@ -212,7 +212,8 @@ bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int user
     guard->folder = open(plan->upper, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (guard->folder < 0 || fstatvfs(guard->folder, &disk) != 0)
         return fail(NULL, "cannot look at the disk of %s: %m", plan->upper);
-    guard->before = (uint64_t)disk.f_bavail * disk.f_frsize;
+    /* What is in the counted folders already is the sandbox's from the start: they are counted at the first look. */
+    guard->before = plan->counted.count > 0 ? UINT64_MAX : (uint64_t)disk.f_bavail * disk.f_frsize;
     return true;
 }
 

@@ -1,7 +1,8 @@
 """Programs that own a machine's firewall: they start, reload and end, and sandboxes have a network
 after the next creation.
 
-On a machine apart, so that neither this one's firewall nor its settings change.
+On a machine apart, so that neither this one's firewall nor its settings change. `make test` does not install firewalld and ufw, which
+would begin to rule a developer's machine: OPENMODAL_MUST_WORK=firewalld,ufw says that they are there.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, here: Machine) -> Itera
         yield
 
 
+@pytest.mark.feature("firewalld")
 def test_firewalld_starts_reloads_and_ends(bus: None, create: Create) -> None:
     """Only its zones say what passes its chains: what others add there would go with a reload."""
     running = create()
@@ -99,11 +101,13 @@ def test_firewalld_starts_reloads_and_ends(bus: None, create: Create) -> None:
     assert mended(running, create)
 
 
+@pytest.mark.feature("firewalld")
 def test_where_firewalld_runs_the_first_sandbox_has_a_network(bus: None, create: Create) -> None:
     with firewalld():
         assert has_network(create())
 
 
+@pytest.mark.feature("ufw")
 def test_ufw_is_enabled_reloaded_and_disabled(here: Machine, create: Create, tmp_path: Path) -> None:
     """It drops what is forwarded, and rewrites tables of iptables."""
     needs("ufw")

@@ -232,7 +232,8 @@ def let_memory_bound_open_files(memory: int, file_max: Path = Path("/proc/sys/fs
 
 def _fill_cpuset(mount: Path) -> None:
     """v1: a new group has no CPU and no memory, and takes no process; its children begin with what it has by then."""
-    if not _read(mount / PARENT / "cpuset.mems").strip():
+    # By what is written last: another thread or process may be in the middle of it.
+    if _read(mount / PARENT / "cgroup.clone_children").strip() != "1":
         for file in ("cpuset.cpus", "cpuset.mems"):
             _write(mount / PARENT / file, (mount / file).read_text())
         _write(mount / PARENT / "cgroup.clone_children", "1")
