@@ -48,12 +48,12 @@ class Uppers:
             try:
                 yield folder
             except BaseException:
-                _trash.remove(folder)
+                _remove(folder)
                 raise
 
     def remove(self, id: str) -> None:
         """Remove that of a sandbox whose supervisor is dead."""
-        _trash.remove(self.folder(id))
+        _remove(self.folder(id))
 
     def sweep(self, failed: list[str]) -> None:
         """Remove what killed supervisors left, and more unused folders than are kept.
@@ -62,10 +62,8 @@ class Uppers:
         """
         _sweep(self._path, failed)
         for name in self._unused()[MOST_UNUSED:]:
-            with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
-                # First by another name: so no sandbox takes it meanwhile.
-                os.rename(self._path / name, away := self._path / f"{name[1:]}.trash")
-                _trash.remove(away)
+            with _trash.going_on(failed):
+                _remove(self._path / name)
 
     def _unused(self) -> list[str]:
         try:
@@ -84,6 +82,14 @@ class Uppers:
                 else:
                     return held
         return _new(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder if it is there, first by another name: so neither does its supervisor give it
+    back meanwhile, nor does a sandbox take it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, away := folder.with_name(f"{folder.name.lstrip('.')}.trash"))
+        _trash.remove(away)
 
 
 def _new(folder: Path) -> Lock:
