@@ -52,7 +52,8 @@ class Embedded(Engine):
     def __init__(self, state: Path | None = None, *, owner: int = 0) -> None:
         """`owner`: a process that no sandbox of this engine outlives."""
         self._owner = owner
-        self._store = Store(state or _config.state(), brief=True)
+        # What ends with its owner is of a state folder that goes as a whole: nothing of it may lie elsewhere.
+        self._store = Store(state or _config.state(), brief=not owner)
         self._layers = Layers(self._store.state)
         self._uppers = Uppers(self._store.state)
 
