@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_SMALL = 1 << 16
+_PIECE = 1 << 16
 
 Stamp = tuple[int, int, int]
 
 
 def text(path: str | os.PathLike[str]) -> str:
-    """What a small file says; "" if there is none. A fifth of what a Path takes for it."""
+    """What a file says, whole; "" if there is none. A fifth of what a Path takes for it."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return ""
     try:
-        return os.read(file, _SMALL).decode("utf-8", "replace")
+        pieces: list[bytes] = []
+        # To the end: files of /proc may give a part at a time.
+        while piece := os.read(file, _PIECE):
+            pieces.append(piece)
+        return b"".join(pieces).decode("utf-8", "replace")
     finally:
         os.close(file)
 

@@ -51,6 +51,17 @@ def test_folders_are_private(store: Store) -> None:
     store.prepare()
 
 
+def test_a_status_of_any_size_is_read_whole(store: Store) -> None:
+    """There may be any number of tags. A sandbox with more than 64 KiB of them could not be found."""
+    tags = tuple((f"{number:063d}", "v" * 63) for number in range(1200))
+    many = msgspec.structs.replace(status(), tags=tags)
+    with store.new(many) as folder:
+        assert store.status(ID) == many
+    assert store.write_end(ID, EndRecord("terminated", 137, 1.0, "x"))
+    store.remove(folder)
+    assert store.status(ID) == many
+
+
 def test_a_state_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match="OPENMODAL_HOME"):
