@@ -31,20 +31,6 @@ static bool is_alone(void) {
     return alone;
 }
 
-/* True when the source came to its end. */
-static bool copy(int from, int to) {
-    static char bytes[256 << 10];
-    for (;;) {
-        ssize_t n = read(from, bytes, sizeof bytes);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n == 0;
-        if (!write_all(to, bytes, (size_t)n))
-            return false;
-    }
-}
-
 int verb_dial(int argc, char **argv) {
     if (argc != 2) {
         fprintf(stderr, "openmodal-agent dial: say the path of the agent's socket\n");
@@ -62,11 +48,11 @@ int verb_dial(int argc, char **argv) {
     }
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        bool ended = getppid() == parent && copy(STDIN_FILENO, fd);
+        bool ended = getppid() == parent && copy_all(STDIN_FILENO, fd) == 0;
         shutdown(fd, SHUT_WR); /* for the agent that is the end of the link; it closes, and our parent ends */
         _exit(!ended);
     }
-    bool ended = copy(fd, STDOUT_FILENO);
+    bool ended = copy_all(fd, STDOUT_FILENO) == 0;
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
     return !ended;

@@ -49,20 +49,6 @@ int relay_connect(uint16_t port, uint64_t wait_ms) {
     return fd;
 }
 
-/* 0 at the source's end, else errno. */
-static int copy(int from, int to) {
-    static char bytes[64 << 10];
-    for (;;) {
-        ssize_t n = read(from, bytes, sizeof bytes);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? errno : 0;
-        if (!write_all(to, bytes, (size_t)n))
-            return errno;
-    }
-}
-
 /* One process per direction, so that neither holds up the other. */
 void relay_run(int fd) {
     pid_t sender = fork();
@@ -70,12 +56,12 @@ void relay_run(int fd) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         close(STDOUT_FILENO);
         close(STDERR_FILENO);
-        if (copy(STDIN_FILENO, fd) == 0)
+        if (copy_all(STDIN_FILENO, fd) == 0)
             shutdown(fd, SHUT_WR);
         _exit(0);
     }
     close(STDIN_FILENO);
-    int why = sender < 0 ? errno : copy(fd, STDOUT_FILENO);
+    int why = sender < 0 ? errno : copy_all(fd, STDOUT_FILENO);
     if (why) {
         /* Before stdout ends: who sees that end finds the reason here. */
         const char *text = strerror(why);

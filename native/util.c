@@ -93,6 +93,19 @@ bool write_all(int fd, const void *bytes, size_t count) {
     return true;
 }
 
+int copy_all(int from, int to) {
+    static char bytes[256 << 10];
+    for (;;) {
+        ssize_t n = read(from, bytes, sizeof bytes);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? errno : 0;
+        if (!write_all(to, bytes, (size_t)n))
+            return errno;
+    }
+}
+
 bool read_all(int fd, void *bytes, size_t count) {
     for (char *at = bytes; count;) {
         ssize_t n = read(fd, at, count);

@@ -33,6 +33,9 @@ const char *path_from(const char *folder, const char *path);
 
 /* Write or read all of it; false with errno set on error or early end of file (errno 0). EINTR is handled. */
 bool write_all(int fd, const void *bytes, size_t count);
+
+/* Copies until the source's end: 0, else errno. */
+int copy_all(int from, int to);
 bool read_all(int fd, void *bytes, size_t count);
 
 
