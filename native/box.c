@@ -14,6 +14,7 @@
 #include "kernel.h"
 
 #include "agent.h"
+#include "box.h"
 #include "cage.h"
 #include "fail.h"
 #include "gate.h"
@@ -52,56 +53,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-enum {
-    MAX_PLAN = 16 << 20,
-    MAX_STATUS = 1 << 20,
-    MAX_CLIENTS = 64,
-    READY_MS = 30000,
-    ANSWER_MS = 1000,
-    LAST_WORDS_MS = 300
-};
-
-struct client {
-    int fd;
-    bool asked; /* has said what it wants, and waits for the record */
-};
-
-struct box {
-    const struct plan *plan;
-    int report, status; /* to the SDK, to the launcher */
-    int folder, lock;
-    int upper; /* the folder of upper and work, if others use it after us */
-    int slot_lock;
-    uint32_t slot; /* 0: has none */
-    int userns;
-    int meminfo; /* the file behind /proc/meminfo */
-    int disk; /* the mount of the sandbox's own disk, until init has it */
-    int agent_listener, control_listener;
-    int program, log;    /* for a runtime: this program, to run as the agent, and where the runtime tells what went wrong */
-    int network, inside; /* while it is made: the sandbox's network namespace, and a netlink socket in it */
-    int netlink;         /* in the router's namespace, and so are we */
-    int machine;         /* a socket to the machine's netfilter */
-    int output[2];       /* where the main command's output is kept */
-    int oom;
-    uint64_t oom_kills;
-    int link, init_link; /* the socket pair */
-    pid_t init;
-    int init_pidfd;
-    struct helper helper; /* net_exec's */
-    struct gate gate;
-    pid_t detacher;       /* removes the interface */
-    struct guard guard;
-    int signals, timer, owner;
-    uint64_t started, ended;
-    const char *reason;
-    int returncode;
-    bool told; /* init has said how it ended */
-    unsigned long long written[2]; /* by the main command to its streams */
-    struct client client[MAX_CLIENTS];
-    size_t clients;
-    char record[512];
-    uint64_t answer_by;
-};
+enum { MAX_PLAN = 16 << 20, READY_MS = 30000 };
 
 /* The host's root makes the network namespace beside init and in time for its /sys; a user's init is born with its own. */
 static bool owns_network(const struct plan *plan) {
@@ -430,216 +382,9 @@ static bool await_ready(struct box *box) {
                                               : "init died before it was ready");
 }
 
-/* ---------------------------------------------------------------------------------------- the end */
+/* ------------------------------------------------------------------------------------- the long wait */
 
-static void signal_init(const struct box *box) {
-    syscall(NR_PIDFD_SEND_SIGNAL, box->init_pidfd, SIGKILL, NULL, 0);
-}
-
-static void reap(pid_t *pid) {
-    while (*pid > 0 && waitpid(*pid, NULL, 0) < 0 && errno == EINTR)
-        ;
-    *pid = 0;
-}
-
-static void detach(const struct box *box) {
-    if (net_detach(box->netlink, box->machine, box->slot))
-        slot_mark(box->slot_lock, box->slot, false);
-}
-
-/* The interface's name is gone long before the call returns; so another process makes the call, and we look at the name. That process
- * holds the slot, too: nobody gets it before it is as good as new. */
-static void start_detaching(struct box *box) {
-    if (box->netlink < 0)
-        return;
-    box->detacher = fork();
-    if (box->detacher > 0)
-        return;
-    detach(box);
-    if (box->detacher == 0)
-        _exit(0);
-}
-
-static void await_detached(const struct box *box) {
-    for (int waited = 0; box->netlink >= 0 && net_is_attached(box->slot) && waited < 5000; waited++)
-        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-}
-
-/* Everything that runs: when init is reaped, its whole process namespace is dead, and its mounts, with their namespace, are
- * gone. The interface after that: dying sockets tell it to whom they are connected, and to the tables of connections. */
-static void take_down(struct box *box) {
-    guard_end(&box->guard);
-    groups_kill(box->plan);
-    if (box->init > 0) {
-        signal_init(box);
-        reap(&box->init);
-    }
-    helper_end(&box->helper);
-    start_detaching(box);
-    if (!groups_remove(box->plan))
-        fail("internal", "a cgroup could not be removed: %m");
-}
-
-static void answer_in_time(void *context);
-
-/* Files of ids that are not ours can be removed by the user namespace's root only; `userns` is then that of init. */
-static void in_userns(struct box *box, void (*work)(struct box *)) {
-    if (box->plan->ids == IDS_RANGE || box->userns < 0) {
-        work(box);
-        return;
-    }
-    pid_t child = fork();
-    if (child == 0) {
-        box->clients = 0; /* our parent answers */
-        if (setns(box->userns, CLONE_NEWUSER) == 0 && setresgid(0, 0, 0) == 0 && setresuid(0, 0, 0) == 0)
-            work(box);
-        _exit(0);
-    }
-    while (child > 0 && waitpid(child, NULL, WNOHANG) == 0) {
-        answer_in_time(box);
-        nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
-    }
-}
-
-/* ----------------------------------------------------------------- when it could not be made: back out */
-
-static void empty_upper(struct box *box) {
-    trash_remove(box->plan->work, true, NULL, NULL);
-    if (!box->plan->keep)
-        trash_remove(box->plan->upper, true, NULL, NULL);
-}
-
-static void back_out(struct box *box) {
-    static const char *const outputs[] = {"stdout", "stderr"};
-    take_down(box);
-    in_userns(box, empty_upper);
-    for (int i = 0; i < 2; i++)
-        if (box->output[i] >= 0) {
-            char *path = must_format("%s.%s", box->plan->record, outputs[i]);
-            unlink(path);
-            free(path);
-        }
-    if (box->plan->net == NET_GATE && box->plan->record != NULL) {
-        char *log = must_format("%s.egress", box->plan->record);
-        unlink(log);
-        free(log);
-    }
-    if (box->agent_listener >= 0)
-        unlinkat(box->folder, "agent.sock", 0);
-    if (box->control_listener >= 0)
-        unlinkat(box->folder, "control.sock", 0);
-    if (box->lock >= 0)
-        unlinkat(box->folder, "lock", 0);
-    await_detached(box);
-    reap(&box->detacher);
-}
-
-/* ---------------------------------------------------------------- when it has ended: record and remove */
-
-static const char *sentence_of(const char *reason) {
-    static const char *const sentences[][2] = {
-        {"exited", "the main command has exited"},
-        {"terminated", "it was terminated"},
-        {"timeout", "its timeout was reached"},
-        {"idle", "nothing ran in it and nobody asked for anything for as long as its idle time"},
-        {"disk", "it filled the disk of the sandboxes, where it may have no more than its share; disk= gives it one of its own"},
-        {"oom", "the kernel killed its main command because it needed more memory than its limit"},
-        {"lost", "its process 1 was killed from outside"},
-    };
-    for (size_t i = 0; i < sizeof sentences / sizeof *sentences; i++)
-        if (strcmp(sentences[i][0], reason) == 0)
-            return sentences[i][1];
-    return "it ended for an unknown reason";
-}
-
-static void make_record(struct box *box) {
-    box->ended = unix_us();
-    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nwritten=%llu %llu\nstarted=%llu.%06u\nended=%llu.%06u\ntext=%s\n",
-             box->reason, box->returncode, box->written[0], box->written[1], (unsigned long long)(box->started / 1000000), (unsigned)(box->started % 1000000),
-             (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000), sentence_of(box->reason));
-}
-
-/* The record as it is kept: with what the sandbox was, for those who ask later. */
-static char *kept_record(const struct box *box) {
-    char *path = must_format("%s/status.json", box->plan->dir);
-    char *status = read_file(path, MAX_STATUS, NULL);
-    char *record = status != NULL ? must_format("%sstatus=%s\n", box->record, status) : must_copy(box->record);
-    free(status);
-    free(path);
-    return record;
-}
-
-static bool write_record(const struct box *box) {
-    if (box->plan->record == NULL)
-        return true;
-    char *part = must_format("%s.part", box->plan->record), *record = kept_record(box);
-    AUTO_FD int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
-    bool written = fd >= 0 && write_all(fd, record, strlen(record)) && rename(part, box->plan->record) == 0;
-    if (!written)
-        unlink(part);
-    free(record);
-    free(part);
-    return written;
-}
-
-/* A full disk: what the sandbox has filled it with makes room for telling how it ended, before its folder goes. */
-static void make_room(struct box *box) {
-    if (!box->plan->keep)
-        trash_remove(box->plan->upper, true, answer_in_time, box);
-}
-
-static void answer_clients(struct box *box) {
-    for (size_t i = 0; i < box->clients; i++) {
-        if (box->client[i].asked && send(box->client[i].fd, box->record, strlen(box->record), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-            continue;                           /* it has gone away; the record is in its file */
-        shutdown(box->client[i].fd, SHUT_RDWR); /* the detacher has a copy, and closing ours would not end it */
-        close(box->client[i].fd);
-    }
-    box->clients = 0;
-}
-
-/* A huge tree takes longer than anybody wants to wait: it has another name already, so for all others it is gone. */
-static void answer_in_time(void *context) {
-    struct box *box = context;
-    if (box->clients > 0 && now_ms() > box->answer_by)
-        answer_clients(box);
-}
-
-static bool lies_in(const char *path, const char *folder) {
-    size_t length = strlen(folder);
-    return strncmp(path, folder, length) == 0 && path[length] == '/';
-}
-
-static void discard(struct box *box, const char *path) {
-    char *trash = must_format("%s.trash", path);
-    bool renamed = rename(path, trash) == 0;
-    trash_remove(renamed ? trash : path, false, answer_in_time, box);
-    free(trash);
-}
-
-static void discard_all(struct box *box) {
-    const struct plan *plan = box->plan;
-    bool keeps_folder = plan->keep && lies_in(plan->upper, plan->dir);
-    /* First what others look for: emptying a huge upper folder takes longer than anybody waits. */
-    if (plan->reuse) {
-        discard(box, plan->dir);
-        upper_give_back(plan, answer_in_time, box);
-        return;
-    }
-    if (!lies_in(plan->work, plan->dir) || keeps_folder)
-        discard(box, plan->work);
-    if (!plan->keep && !lies_in(plan->upper, plan->dir))
-        discard(box, plan->upper);
-    if (!keeps_folder) {
-        discard(box, plan->dir);
-        return;
-    }
-    unlinkat(box->folder, "agent.sock", 0);
-    unlinkat(box->folder, "control.sock", 0);
-    unlinkat(box->folder, "lock", 0);
-}
-
-static void end_with(struct box *box, const char *reason, int returncode) {
+void end_with(struct box *box, const char *reason, int returncode) {
     if (box->reason == NULL) {
         box->reason = reason;
         box->returncode = returncode;
@@ -648,7 +393,7 @@ static void end_with(struct box *box, const char *reason, int returncode) {
 
 /* What init says when it ends: "REASON RETURNCODE STDOUT STDERR". It is ours and not the sandbox's code, but it lives with that: believe no
  * more than fits. */
-static void hear_init(struct box *box) {
+void hear_init(struct box *box) {
     static const char *const reasons[] = {"exited", "timeout", "idle", "terminated"};
     char text[96], word[16];
     int code = 0;
@@ -660,37 +405,6 @@ static void hear_init(struct box *box) {
             end_with(box, reasons[i], code & 0xff);
     end_with(box, "lost", 137); /* whoever says something else is not our agent any more */
 }
-
-/* What nobody has read of the main command's output is in init's memory. Init kills all others before it writes that down. */
-static void await_last_words(struct box *box) {
-    struct pollfd death = {box->init_pidfd, POLLIN, 0};
-    if (box->told || box->plan->arg.count == 0 || box->plan->record == NULL)
-        return;
-    shutdown(box->link, SHUT_WR);
-    poll(&death, 1, LAST_WORDS_MS);
-    hear_init(box);
-}
-
-static void finish(struct box *box) {
-    box->answer_by = now_ms() + ANSWER_MS;
-    close_fd(&box->agent_listener);
-    box->agent_listener = -1;
-    await_last_words(box);
-    take_down(box);
-    make_record(box);
-    bool recorded = write_record(box);
-    close(box->control_listener);
-    await_detached(box);
-    if (!recorded) {
-        in_userns(box, make_room);
-        write_record(box);
-    }
-    in_userns(box, discard_all);
-    answer_clients(box);
-    reap(&box->detacher);
-}
-
-/* ------------------------------------------------------------------------------------- the long wait */
 
 /* Init is dead: by its own will, then it has said why, or by somebody's outside. */
 static void init_gone(struct box *box) {
@@ -706,17 +420,6 @@ static void judge(struct box *box) {
         box->reason = "oom";
 }
 
-static void accept_client(struct box *box) {
-    struct ucred peer;
-    socklen_t size = sizeof peer;
-    AUTO_FD int fd = accept4(box->control_listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0 || box->clients == MAX_CLIENTS || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 ||
-        (peer.uid != 0 && peer.uid != geteuid()))
-        return;
-    box->client[box->clients++].fd = fd;
-    fd = -1;
-}
-
 /* A runtime's sandbox gets its connections from us. Where its agent does not keep up, they wait. */
 static void pass_connection(const struct box *box) {
     struct pollfd room = {box->link, POLLOUT, 0};
@@ -725,24 +428,6 @@ static void pass_connection(const struct box *box) {
     AUTO_FD int fd = accept4(box->agent_listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0)
         send_with(box->link, "c", 1, &fd, 1, MSG_DONTWAIT);
-}
-
-static void forget_client(struct box *box, size_t i) {
-    close(box->client[i].fd);
-    box->client[i] = box->client[--box->clients];
-    box->client[box->clients].asked = false;
-}
-
-static void hear_client(struct box *box, size_t i) {
-    char byte = 0;
-    ssize_t size = recv(box->client[i].fd, &byte, 1, 0);
-    if (size < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
-    if (size == 1 && byte == 't')
-        end_with(box, "terminated", 137);
-    box->client[i].asked |= size == 1 && (byte == 't' || byte == 'w');
-    if (size != 1 || !box->client[i].asked)
-        forget_client(box, i);
 }
 
 /* Not by us. */
@@ -766,6 +451,7 @@ static void hear_signals(struct box *box) {
             box->init = 0;
         if (pid == box->guard.counter)
             box->guard.counter = 0;
+        control_reaped(box, pid, status);
     }
 }
 
@@ -805,9 +491,9 @@ static void watch(struct box *box) {
             end_with(box, "terminated", 137);
         for (size_t i = clients; i-- > 0;)
             if (from[FIXED + i].revents)
-                hear_client(box, i);
+                control_hear(box, i);
         if (from[CONTROL].revents)
-            accept_client(box);
+            control_accept(box);
         if (from[AGENT].revents)
             pass_connection(box);
     }

@@ -54,3 +54,7 @@ const char *failure(void) {
 void fail_as(const char *kind_and_sentence) {
     snprintf(kept, sizeof kept, "%s", kind_and_sentence);
 }
+
+void fail_forget(void) {
+    kept[0] = '\0';
+}

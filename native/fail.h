@@ -12,3 +12,6 @@ const char *failure(void);
 
 /* Keep what init has reported instead: it is the cause, and what failed here then the consequence. */
 void fail_as(const char *kind_and_sentence);
+
+/* A supervisor serves one request after the other: forget why the last one failed. */
+void fail_forget(void);

@@ -31,11 +31,11 @@ ssize_t receive_with(int link, char *text, size_t room, int *fds, size_t count, 
     ssize_t size;
     do {
         message.msg_control = count > 0 ? &passed : NULL;
-        message.msg_controllen = count > 0 ? sizeof passed : 0;
+        message.msg_controllen = count > 0 ? CMSG_LEN(count * sizeof *fds) : 0; /* no room for more than `count` */
         size = recvmsg(link, &message, MSG_CMSG_CLOEXEC | flags);
     } while (size < 0 && (errno == EINTR || errno == ECONNRESET));
     text[size > 0 ? size : 0] = '\0';
-    if (size > 0 && count > 0 && message.msg_controllen >= CMSG_LEN(count * sizeof *fds) && passed.header.cmsg_type == SCM_RIGHTS)
-        memcpy(fds, CMSG_DATA(&passed.header), count * sizeof *fds);
+    if (size > 0 && message.msg_controllen >= CMSG_LEN(sizeof *fds) && passed.header.cmsg_type == SCM_RIGHTS)
+        memcpy(fds, CMSG_DATA(&passed.header), passed.header.cmsg_len - CMSG_LEN(0));
     return size;
 }

@@ -305,6 +305,11 @@ def test_all_who_wait_get_the_same_record(host: Host) -> None:
 def test_nonsense_on_the_control_socket_is_refused(host: Host) -> None:
     box = host.start()
     assert box.control(b"x") == {}
+    with socket.socket(socket.AF_UNIX) as client, _reachable(box.dir) as folder:
+        client.connect(f"{folder}/control.sock")
+        client.send(b"fly away\n")
+        assert client.recv(4096).startswith(b"error unsupported ")
+        assert client.recv(1) == b""
     assert box.run("id -u") == "0\n"
 
 

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from openmodal import _binary
@@ -59,8 +60,31 @@ async def ask(folder: Path, word: bytes, timeout: float | None) -> EndRecord:
         TimeoutError: it has not answered in time.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
+    return parse_record(await _answer(folder, word, (), deadline))
+
+
+async def request(folder: Path, line: str, fds: Sequence[int] = (), timeout: float | None = None) -> str:
+    """Ask a sandbox's supervisor for something else (docs/protocol.md); return what it says to
+    that.
+
+    `fds`: at most four descriptors that it is given.
+
+    Raises:
+        EngineError, DiskFullError: it could not do that, and says why.
+        ConnectionError: there is no supervisor any more.
+        TimeoutError: it has not answered in time; it may still do it.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    said = await _answer(folder, f"{line}\n".encode(), fds, deadline)
+    word, _, rest = said.strip().partition(" ")
+    if word != "ok":
+        raise _refused(said)
+    return rest
+
+
+async def _answer(folder: Path, asked: bytes, fds: Sequence[int], deadline: float | None) -> str:
     with await connect(folder, "control.sock") as sock:
-        sock.send(word)
+        socket.send_fds(sock, [asked], fds)
         parts: list[bytes] = []
         while True:
             await readable(sock.fileno(), None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -69,7 +93,7 @@ async def ask(folder: Path, word: bytes, timeout: float | None) -> EndRecord:
             parts.append(data)
     if not parts:
         raise ConnectionResetError("the supervisor died")
-    return parse_record(b"".join(parts).decode("utf-8", "replace"))
+    return b"".join(parts).decode("utf-8", "replace")
 
 
 async def supervisor(folder: Path) -> int:
@@ -151,11 +175,11 @@ async def _read_to_end(fd: int) -> str:
 
 
 def _refused(said: str) -> EngineError:
-    """The exception for a box's `error KIND sentence`."""
+    """The exception for `error KIND sentence`, of a box or of its supervisor."""
     word, _, rest = said.strip().partition(" ")
     kind, _, sentence = rest.partition(" ")
     if word != "error" or not sentence:
-        return EngineError(f"the sandbox could not be started; the native program said: {said.strip() or 'nothing'}")
+        return EngineError(f"the native program failed; it said: {said.strip() or 'nothing'}")
     return DiskFullError(sentence) if kind == "space" else EngineError(sentence, aspect=_ASPECTS.get(kind, ""))
 
 

@@ -1,48 +1,33 @@
-"""Sandbox: an isolated container to run commands in."""
+"""The sandbox itself: made, found, looked at, ended."""
 
 from __future__ import annotations
 
 import builtins
-import functools
-import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from openmodal import _args, _config, _wire, connection
-from openmodal._agent import Agent
-from openmodal._command import Command, Spool
-from openmodal._dual import DualContext, dual
+from openmodal import _args, _config, _wire
+from openmodal._command import Command
+from openmodal._dual import dual
 from openmodal._link import Stream
-from openmodal._options import (
-    ExecCall,
-    ExecOptions,
-    ProcessCall,
-    SpawnCall,
-    SpawnOptions,
-    environment,
-    exec_spec,
-    feed,
-    why_missing,
-)
-from openmodal._sources import Kept, Live, Main
-from openmodal._spec import Egress, EndRecord, Info, Resources, Root, SandboxSpec, Status
-from openmodal._wire import Flag, Want
+from openmodal._options import environment
+from openmodal._sources import Main
+from openmodal._spec import Egress, Info, Resources, Root, SandboxSpec, Status
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
-from openmodal.connection import Connection
 from openmodal.engines import Created, Engine, choose, require
 from openmodal.engines.contract import check
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
-    SandboxNotRunningError,
-    SandboxTerminatedError,
-    SandboxTimeoutError,
     UnsupportedError,
 )
 from openmodal.image import Image, main_command, ready
-from openmodal.process import Process, StreamReader, StreamWriter, timed_out
+from openmodal.process import StreamReader, StreamWriter
+from openmodal.sandbox.commands import Commands
+from openmodal.sandbox.handle import Handle, ended
+from openmodal.sandbox.ports import Ports
 from openmodal.secret import Secret
 
 if TYPE_CHECKING:
@@ -51,7 +36,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 300.0
 
 
-class Sandbox(DualContext):
+class Sandbox(Commands, Ports):
     """An isolated container that you run commands in, like SSH into a fresh machine.
 
     Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its
@@ -60,14 +45,10 @@ class Sandbox(DualContext):
     """
 
     def __init__(self, id: str, engine: Engine, first: Stream | None = None) -> None:
-        self._id = id
-        self._engine = engine
-        self._agent = Agent(functools.partial(engine.connect, id), self._why, first)
+        super().__init__(id, engine, first)
         self._main = Command(self._agent, _wire.MAIN)
         self._stdin = StreamWriter(self._main)
         self._streams: dict[int, StreamReader[str]] = {}
-        self._status: Status | None = None
-        self._end: EndRecord | None = None
 
     # ------------------------------------------------------------------------------------------ make and find
 
@@ -226,12 +207,7 @@ class Sandbox(DualContext):
 
     # ------------------------------------------------------------------------------------------------- about it
 
-    @property
-    def id(self) -> str:
-        """`<app name>-<8 hexadecimal digits>`."""
-        return self._id
-
-    object_id = id
+    object_id = Handle.id
 
     @property
     def returncode(self) -> int | None:
@@ -277,7 +253,7 @@ class Sandbox(DualContext):
         checked = _args.tags(tags)
         status = await self._look()
         if status.ended:
-            raise _ended(self._id, status.ended)
+            raise ended(self._id, status.ended)
         await self._engine.tag(self._id, checked)
 
     @dual
@@ -339,7 +315,7 @@ class Sandbox(DualContext):
         if not self._end:
             self._end = await self._engine.wait(self._id, _args.optional_seconds("timeout", timeout))
         if self._end.reason in ("timeout", "idle") or (self._end.reason == "terminated" and raise_on_termination):
-            raise _ended(self._id, self._end)
+            raise ended(self._id, self._end)
         return self._end.returncode
 
     @dual
@@ -351,133 +327,6 @@ class Sandbox(DualContext):
     async def _close(self) -> None:
         self._agent.close()
         await self._engine.stop(self._id)
-
-    # ----------------------------------------------------------------------------------------------- commands
-
-    async def _exec(self, /, *argv: str, text: bool = True, **options: Any) -> Process[Any]:
-        """Run a command to its end and return the finished process; no shell, unless you name one.
-
-        See `ExecOptions` for the keywords. The exit code is a value: 127 if there is no such executable, 128 + n for signal n.
-        A background child that outlives the command does not delay the result.
-
-        Raises:
-            ExecTimeoutError: its timeout expired; `.process` has its output so far.
-            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
-                has ended.
-        """
-        source = feed(options.pop("stdin", None))
-        spec = exec_spec("exec", argv, options, Flag.ATTACHED | (Flag.STDIN if source else 0))
-        most = sum(spec.output) if spec.output else None
-        command, stdout, stderr = self._new_command(), Spool(most), Spool(most)
-        pid, record = await command.run(spec, source, {1: stdout, 2: stderr})
-        why = why_missing("exec", options)
-        process: Process[Any] = Process(
-            command,
-            spec.argv,
-            pid=pid,
-            stdout=Kept(stdout, why),
-            stderr=Kept(stderr, why),
-            text=text,
-            stdin=None,
-            record=record,
-        )
-        if record.timed_out:
-            raise timed_out(process)
-        return process
-
-    async def _spawn(self, /, *argv: str, text: bool = True, **options: Any) -> Process[Any]:
-        """Start a command and return at once, with live stdin, stdout and stderr. See `SpawnOptions` for the keywords."""
-        spec = exec_spec("spawn", argv, options, Flag.STDIN)
-        command = self._new_command()
-        pid = await command.start(spec)
-        why = why_missing("spawn", options)
-        return Process(
-            command,
-            spec.argv,
-            pid=pid,
-            stdout=Live(command, 1, why),
-            stderr=Live(command, 2, why),
-            text=text,
-            stdin=0,
-        )
-
-    async def _process(
-        self,
-        id: str,
-        *,
-        text: bool = True,
-        stdout_offset: int | None = None,
-        stderr_offset: int | None = None,
-    ) -> Process[Any]:
-        """Return the command of that `Process.id`; any process of yours may have spawned it.
-
-        Output that another handle has read is gone, which `dropped` counts. Only one handle at a
-        time should write to stdin.
-
-        Args:
-            id: its `Process.id`.
-            text: as in `spawn`.
-            stdout_offset, stderr_offset: where reading begins, in bytes from the stream's start; if
-                that is gone, the read warns. None: at the first byte that is kept.
-
-        Raises:
-            NotFoundError: the sandbox has no such command.
-        """
-        command = Command(self._agent, _args.command_id(id))
-        why = why_missing("process", {})
-        stdout = Live(command, 1, why, _args.offset("stdout_offset", stdout_offset))
-        stderr = Live(command, 2, why, _args.offset("stderr_offset", stderr_offset))
-        try:
-            found = await command.io(Want.EXIT, [0, 0, 0], {}, wait=0)
-        except NotFoundError:
-            raise NotFoundError(
-                f"sandbox {self._id} has no command {id}; it was started in another one, or by exec(), which "
-                "forgets it at its end"
-            ) from None
-        return Process(
-            command, (), pid=0, stdout=stdout, stderr=stderr, text=text, stdin=found.stdin, record=found.record
-        )
-
-    @dual
-    async def connect(self, port: int, *, timeout: float = 0.0) -> Connection:
-        """Connect to a TCP port that something in the sandbox listens on, at its loopback address.
-
-        No port has to be opened, and it works with `block_network`. An open connection counts as
-        activity.
-
-        Args:
-            port: the port.
-            timeout: seconds to wait until something listens.
-
-        Raises:
-            SandboxConnectionRefusedError: nothing listens there.
-            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
-                has ended.
-        """
-        port = _args.whole("port", port, 1, 65535)
-        wait = _args.seconds("timeout", timeout) if timeout else 0.0
-        return await connection.connect(self._new_command(), port, wait)
-
-    exec = cast("ExecCall", dual(_exec))
-    spawn = cast("SpawnCall", dual(_spawn))
-    process = cast("ProcessCall", dual(_process))
-
-    def _new_command(self) -> Command:
-        return Command(self._agent, os.urandom(16))
-
-    async def _look(self) -> Status:
-        self._status = await self._engine.inspect(self._id)
-        self._end = self._status.ended
-        return self._status
-
-    async def _why(self, error: Exception) -> None:
-        """Raise why the sandbox ended; return if it runs."""
-        try:
-            await self._look()
-        except NotFoundError as gone:
-            raise SandboxNotRunningError(f"sandbox {self._id} does not exist any more; create a new one") from gone
-        if self._end:
-            raise _ended(self._id, self._end) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied it is the same sandbox; connections, and how far its main command's streams were read, stay here."""
@@ -532,28 +381,3 @@ def _over_image(spec: SandboxSpec, root: Root, command: tuple[str, ...] | None) 
         workdir=posixpath.join(root.workdir or "/", spec.workdir) if spec.workdir else root.workdir,
         argv=(*root.entrypoint, *command) if command is not None else (),
     )
-
-
-_WHY = {
-    "timeout": "its timeout expired; give Sandbox.create a longer timeout=",
-    "idle": "nothing happened in it for its idle_timeout",
-    "terminated": "it was terminated",
-    "oom": "it ran out of memory; give Sandbox.create more memory=",
-    "lost": "its supervisor was killed, or the machine was restarted",
-}
-
-
-def _ended(id: str, end: EndRecord) -> SandboxNotRunningError:
-    """The exception that tells how a sandbox ended."""
-    why = _WHY.get(end.reason) or end.text
-    if end.reason == "exited":
-        why = f"its main command exited with {end.returncode}"
-    kind = {
-        "timeout": SandboxTimeoutError,
-        "idle": SandboxTimeoutError,
-        "terminated": SandboxTerminatedError,
-    }.get(end.reason, SandboxNotRunningError)
-    return kind(f"sandbox {id} is not running: {why}")
-
-
-__all__ = ["DEFAULT_TIMEOUT", "ExecOptions", "Sandbox", "SpawnOptions"]

@@ -1,0 +1,99 @@
+/* The box as its rooms know it: box.c makes and watches it, control.c hears its clients, finish.c
+ * ends it. */
+#pragma once
+
+#include "gate.h"
+#include "guard.h"
+#include "helper.h"
+#include "plan.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum { MAX_CLIENTS = 64, MAX_WORK = 16 };
+
+struct box;
+
+struct client {
+    int fd;
+    bool asked; /* has said what it wants, and waits for the record */
+};
+
+/* A child of the supervisor that does what a client asked for, and answers that client. */
+struct work {
+    pid_t pid;
+    void (*ended)(struct box *box, int status); /* in the supervisor, with the status of waitpid(2); or NULL */
+};
+
+struct box {
+    const struct plan *plan;
+    int report, status; /* to the SDK, to the launcher */
+    int folder, lock;
+    int upper; /* the folder of upper and work, if others use it after us */
+    int slot_lock;
+    uint32_t slot; /* 0: has none */
+    int userns;
+    int meminfo; /* the file behind /proc/meminfo */
+    int disk; /* the mount of the sandbox's own disk, until init has it */
+    int agent_listener, control_listener;
+    int program, log;    /* for a runtime: this program, to run as the agent, and where the runtime tells what went wrong */
+    int network, inside; /* while it is made: the sandbox's network namespace, and a netlink socket in it */
+    int netlink;         /* in the router's namespace, and so are we */
+    int machine;         /* a socket to the machine's netfilter */
+    int output[2];       /* where the main command's output is kept */
+    int oom;
+    uint64_t oom_kills;
+    int link, init_link; /* the socket pair */
+    pid_t init;
+    int init_pidfd;
+    struct helper helper; /* net_exec's */
+    struct gate gate;
+    pid_t detacher;       /* removes the interface */
+    struct guard guard;
+    int signals, timer, owner;
+    uint64_t started, ended;
+    const char *reason;
+    int returncode;
+    bool told; /* init has said how it ended */
+    unsigned long long written[2]; /* by the main command to its streams */
+    struct client client[MAX_CLIENTS];
+    size_t clients;
+    struct work work[MAX_WORK];
+    size_t works;
+    char record[512];
+    uint64_t answer_by;
+};
+
+/* box.c */
+
+/* The first reason wins; the supervisor's loop then ends. */
+void end_with(struct box *box, const char *reason, int returncode);
+
+/* What init says when it ends. */
+void hear_init(struct box *box);
+
+/* control.c */
+
+void control_accept(struct box *box);
+
+/* Client `i` has something to say, or has gone away. */
+void control_hear(struct box *box, size_t i);
+
+/* A child has ended; false if it was no work of a client's. */
+bool control_reaped(struct box *box, pid_t pid, int status);
+
+/* End the children that work for clients; their clients see the connection close. */
+void control_end_work(struct box *box);
+
+/* Send every client that waits for it the record, and forget all clients. */
+void control_answer_all(struct box *box);
+
+/* finish.c */
+
+/* The sandbox could not be made: nothing of it is left. */
+void back_out(struct box *box);
+
+/* The sandbox has ended: take it down, write its record, remove its files, answer its clients. */
+void finish(struct box *box);

@@ -1,0 +1,107 @@
+"""The commands of a sandbox: run to their end, started, and found again by their ids."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from openmodal import _args
+from openmodal._command import Command, Spool
+from openmodal._dual import dual
+from openmodal._options import ExecCall, ProcessCall, SpawnCall, exec_spec, feed, why_missing
+from openmodal._sources import Kept, Live
+from openmodal._wire import Flag, Want
+from openmodal.errors import NotFoundError
+from openmodal.process import Process, timed_out
+from openmodal.sandbox.handle import Handle
+
+
+class Commands(Handle):
+    """Running commands."""
+
+    async def _exec(self, /, *argv: str, text: bool = True, **options: Any) -> Process[Any]:
+        """Run a command to its end and return the finished process; no shell, unless you name one.
+
+        See `ExecOptions` for the keywords. The exit code is a value: 127 if there is no such executable, 128 + n for signal n.
+        A background child that outlives the command does not delay the result.
+
+        Raises:
+            ExecTimeoutError: its timeout expired; `.process` has its output so far.
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
+                has ended.
+        """
+        source = feed(options.pop("stdin", None))
+        spec = exec_spec("exec", argv, options, Flag.ATTACHED | (Flag.STDIN if source else 0))
+        most = sum(spec.output) if spec.output else None
+        command, stdout, stderr = self._new_command(), Spool(most), Spool(most)
+        pid, record = await command.run(spec, source, {1: stdout, 2: stderr})
+        why = why_missing("exec", options)
+        process: Process[Any] = Process(
+            command,
+            spec.argv,
+            pid=pid,
+            stdout=Kept(stdout, why),
+            stderr=Kept(stderr, why),
+            text=text,
+            stdin=None,
+            record=record,
+        )
+        if record.timed_out:
+            raise timed_out(process)
+        return process
+
+    async def _spawn(self, /, *argv: str, text: bool = True, **options: Any) -> Process[Any]:
+        """Start a command and return at once, with live stdin, stdout and stderr. See `SpawnOptions` for the keywords."""
+        spec = exec_spec("spawn", argv, options, Flag.STDIN)
+        command = self._new_command()
+        pid = await command.start(spec)
+        why = why_missing("spawn", options)
+        return Process(
+            command,
+            spec.argv,
+            pid=pid,
+            stdout=Live(command, 1, why),
+            stderr=Live(command, 2, why),
+            text=text,
+            stdin=0,
+        )
+
+    async def _process(
+        self,
+        id: str,
+        *,
+        text: bool = True,
+        stdout_offset: int | None = None,
+        stderr_offset: int | None = None,
+    ) -> Process[Any]:
+        """Return the command of that `Process.id`; any process of yours may have spawned it.
+
+        Output that another handle has read is gone, which `dropped` counts. Only one handle at a
+        time should write to stdin.
+
+        Args:
+            id: its `Process.id`.
+            text: as in `spawn`.
+            stdout_offset, stderr_offset: where reading begins, in bytes from the stream's start; if
+                that is gone, the read warns. None: at the first byte that is kept.
+
+        Raises:
+            NotFoundError: the sandbox has no such command.
+        """
+        command = Command(self._agent, _args.command_id(id))
+        why = why_missing("process", {})
+        stdout = Live(command, 1, why, _args.offset("stdout_offset", stdout_offset))
+        stderr = Live(command, 2, why, _args.offset("stderr_offset", stderr_offset))
+        try:
+            found = await command.io(Want.EXIT, [0, 0, 0], {}, wait=0)
+        except NotFoundError:
+            raise NotFoundError(
+                f"sandbox {self._id} has no command {id}; it was started in another one, or by exec(), which "
+                "forgets it at its end"
+            ) from None
+        return Process(
+            command, (), pid=0, stdout=stdout, stderr=stderr, text=text, stdin=found.stdin, record=found.record
+        )
+
+    exec = cast("ExecCall", dual(_exec))
+    spawn = cast("SpawnCall", dual(_spawn))
+    process = cast("ProcessCall", dual(_process))

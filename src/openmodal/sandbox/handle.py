@@ -1,0 +1,74 @@
+"""A handle: the id of a sandbox, its engine, and its agent. What a sandbox can do is built on it."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from openmodal._agent import Agent
+from openmodal._command import Command
+from openmodal._dual import DualContext
+from openmodal._link import Stream
+from openmodal._spec import EndRecord, Status
+from openmodal.engines import Engine
+from openmodal.errors import (
+    NotFoundError,
+    SandboxNotRunningError,
+    SandboxTerminatedError,
+    SandboxTimeoutError,
+)
+
+
+class Handle(DualContext):
+    """What all rooms of `Sandbox` share. It holds the id, some connections, and what it saw last."""
+
+    def __init__(self, id: str, engine: Engine, first: Stream | None = None) -> None:
+        self._id = id
+        self._engine = engine
+        self._agent = Agent(functools.partial(engine.connect, id), self._why, first)
+        self._status: Status | None = None
+        self._end: EndRecord | None = None
+
+    @property
+    def id(self) -> str:
+        """`<app name>-<8 hexadecimal digits>`."""
+        return self._id
+
+    def _new_command(self) -> Command:
+        return Command(self._agent, os.urandom(16))
+
+    async def _look(self) -> Status:
+        self._status = await self._engine.inspect(self._id)
+        self._end = self._status.ended
+        return self._status
+
+    async def _why(self, error: Exception) -> None:
+        """Raise why the sandbox ended; return if it runs."""
+        try:
+            await self._look()
+        except NotFoundError as gone:
+            raise SandboxNotRunningError(f"sandbox {self._id} does not exist any more; create a new one") from gone
+        if self._end:
+            raise ended(self._id, self._end) from error
+
+
+_WHY = {
+    "timeout": "its timeout expired; give Sandbox.create a longer timeout=",
+    "idle": "nothing happened in it for its idle_timeout",
+    "terminated": "it was terminated",
+    "oom": "it ran out of memory; give Sandbox.create more memory=",
+    "lost": "its supervisor was killed, or the machine was restarted",
+}
+
+
+def ended(id: str, end: EndRecord) -> SandboxNotRunningError:
+    """The exception that tells how a sandbox ended."""
+    why = _WHY.get(end.reason) or end.text
+    if end.reason == "exited":
+        why = f"its main command exited with {end.returncode}"
+    kind = {
+        "timeout": SandboxTimeoutError,
+        "idle": SandboxTimeoutError,
+        "terminated": SandboxTerminatedError,
+    }.get(end.reason, SandboxNotRunningError)
+    return kind(f"sandbox {id} is not running: {why}")
