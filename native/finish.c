@@ -134,27 +134,11 @@ void back_out(struct box *box) {
 
 /* ---------------------------------------------------------------- when it has ended: record and remove */
 
-static const char *sentence_of(const char *reason) {
-    static const char *const sentences[][2] = {
-        {"exited", "the main command has exited"},
-        {"terminated", "it was terminated"},
-        {"timeout", "its timeout was reached"},
-        {"idle", "nothing ran in it and nobody asked for anything for as long as its idle time"},
-        {"disk", "it filled the disk of the sandboxes, where it may have no more than its share; disk= gives it one of its own"},
-        {"oom", "the kernel killed its main command because it needed more memory than its limit"},
-        {"lost", "its process 1 was killed from outside"},
-    };
-    for (size_t i = 0; i < sizeof sentences / sizeof *sentences; i++)
-        if (strcmp(sentences[i][0], reason) == 0)
-            return sentences[i][1];
-    return "it ended for an unknown reason";
-}
-
 static void make_record(struct box *box) {
     box->ended = unix_us();
-    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nwritten=%llu %llu\nstarted=%llu.%06u\nended=%llu.%06u\ntext=%s\n",
+    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nwritten=%llu %llu\nstarted=%llu.%06u\nended=%llu.%06u\n",
              box->reason, box->returncode, box->written[0], box->written[1], (unsigned long long)(box->started / 1000000), (unsigned)(box->started % 1000000),
-             (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000), sentence_of(box->reason));
+             (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000));
 }
 
 /* The record as it is kept: with what the sandbox was, for those who ask later. */

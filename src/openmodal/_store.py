@@ -19,13 +19,13 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from openmodal import _config, _trash
+from openmodal import _config, _ends, _trash
 from openmodal._files import made, text
 from openmodal._spec import EndRecord, Status
 from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_full, no_room, no_state
@@ -125,25 +125,15 @@ class Store:
         finally:
             os.close(fd)
 
-    @contextmanager
-    def names(self) -> Iterator[None]:
-        """Nobody else creates a named sandbox during the block."""
-        fd = os.open(self.state / "names.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
     def write_status(self, status: Status) -> None:
         """Replace status.json at once."""
-        if not _write(self.folder(status.id) / "status.json", msgspec.json.encode(status)):
+        if not _put(self.folder(status.id) / "status.json", msgspec.json.encode(status)):
             raise disk_full(self.state)
 
     def status(self, id: str) -> Status | None:
         """What a sandbox is, or was; None if nothing (whole) is known of it."""
         folder = self.folder(id)
-        found = text(f"{folder}/status.json") or _fields(text(self.log(id))).get("status")
+        found = text(f"{folder}/status.json") or _ends.fields(text(self.log(id))).get("status")
         with contextlib.suppress(msgspec.DecodeError):
             # What a version before this one has kept is in a file of its own.
             return msgspec.json.decode(found or text(self.log(id, "status")), type=Status)
@@ -179,7 +169,7 @@ class Store:
     def end(self, id: str) -> EndRecord | None:
         """How a sandbox ended, if it is known."""
         try:
-            return parse_record(self.log(id).read_text("utf-8", "replace"))
+            return _ends.decode(self.log(id).read_text("utf-8", "replace"))
         except FileNotFoundError:
             return None
 
@@ -188,31 +178,16 @@ class Store:
 
         False if the disk is full.
         """
-        stdout, stderr = end.written
-        record = (
-            f"reason={end.reason}\nreturncode={end.returncode}\nwritten={stdout} {stderr}\nended={end.ended}\n"
-            f"text={end.text}\n"
-        )
-        if status := status or self.status(id):
-            record += f"status={msgspec.json.encode(status).decode()}\n"
-        new = self.ended / f".{id}.{os.urandom(8).hex()}"  # threads of one process may do the same
-        try:
-            new.write_text(record, "utf-8")
-            os.link(new, self.ended / id)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            if not no_room(error):
-                raise
-            return False
-        finally:
-            new.unlink(missing_ok=True)
+        status = status or self.status(id)
+        record = _ends.encode(end, msgspec.json.encode(status).decode() if status else "")
+        with contextlib.suppress(FileExistsError):
+            return _put(self.ended / id, record.encode("utf-8", "replace"), os.link)
         return True
 
     def write_outputs(self, id: str, stdout: bytes, stderr: bytes) -> bool:
         """Keep what the main command of an ended sandbox said; False if the disk is full."""
         outputs = {"stdout": stdout, "stderr": stderr}
-        return all(_write(self.ended / f"{id}.{name}", data) for name, data in outputs.items() if data)
+        return all(_put(self.ended / f"{id}.{name}", data) for name, data in outputs.items() if data)
 
     def write_ended(self, status: Status, end: EndRecord, stdout: bytes = b"", stderr: bytes = b"") -> bool:
         """Note all that is to be known of a sandbox that has no folder here and has ended; the first who does it is right.
@@ -314,12 +289,15 @@ def _has_room(brief: str) -> bool:
     return found.f_bavail * found.f_frsize > _ROOM and found.f_favail > _ROOM // 4096
 
 
-def _write(file: Path, data: bytes) -> bool:
-    """Replace a file at once: old or new, never torn; False, with nothing left beside it, if the disk is full."""
+def _put(file: Path, data: bytes, place: Callable[[Path, Path], None] = os.replace) -> bool:
+    """Write a file whole and then give it its place, so that readers see the old one or the new.
+
+    False, with nothing left beside it, if the disk is full.
+    """
     new = file.with_name(f".{file.name}.{os.urandom(8).hex()}")  # threads of one process may do the same
     try:
         new.write_bytes(data)
-        new.rename(file)
+        place(new, file)
     except OSError as error:
         if not no_room(error):
             raise
@@ -384,30 +362,6 @@ def _checked(id: str) -> str:
     if not _ID.fullmatch(id):
         raise NotFoundError(f"there is no sandbox {id!r}; an id looks like my-app-758f3413")
     return id
-
-
-def _fields(record: str) -> dict[str, str]:
-    return dict(line.split("=", 1) for line in record.split("\n") if "=" in line)
-
-
-def parse_record(text: str) -> EndRecord:
-    """A record as supervisors write it (docs/protocol.md, section 3)."""
-    fields = _fields(text)
-    try:
-        return EndRecord(
-            reason=fields["reason"],
-            returncode=int(fields["returncode"]),
-            ended=float(fields.get("ended", 0)),
-            text=fields.get("text", ""),
-            written=_pair(fields.get("written", "0 0")),
-        )
-    except (KeyError, ValueError):
-        return EndRecord(reason="lost", returncode=137, text="its supervisor left a record that cannot be read")
-
-
-def _pair(text: str) -> tuple[int, int]:
-    first, second = map(int, text.split())
-    return first, second
 
 
 def _locked(path: Path) -> bool:

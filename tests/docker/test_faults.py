@@ -83,11 +83,11 @@ def test_an_agent_that_cannot_begin_is_told_and_nothing_is_left(
 ) -> None:
     from openmodal.engines.docker import container
 
-    before = set(os.listdir(engine._store.sandboxes))  # of a run that was killed
+    before = set(os.listdir(engine._book.sandboxes))  # of a run that was killed
     monkeypatch.setattr(container, "setup", lambda env, denied, caged: b"nonsense=1\0\0")
     with pytest.raises(EngineError, match="unknown key"):
         create()
-    assert set(os.listdir(engine._store.sandboxes)) <= before
+    assert set(os.listdir(engine._book.sandboxes)) <= before
 
 
 @pytest.mark.parametrize("milliseconds", [1, 15, 40, 100])
@@ -100,7 +100,7 @@ def test_a_create_that_is_cancelled_leaves_nothing(image: Image, engine: Docker,
     run_sync(engine.prepare(image.recipe, lambda progress: None))
     asyncio.run(main())
     eventually(lambda: not [item for item in _containers(engine.daemon) if "cancelled" in str(item)])
-    assert not [id for id in engine._store.ids() if id.startswith("cancelled")]
+    assert not [id for id in engine._book.ids() if id.startswith("cancelled")]
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from openmodal import _wire
-from openmodal._spec import EndRecord, Network, Referenced, Resources, SandboxSpec, Status
+from openmodal import _ends, _wire
+from openmodal._spec import Network, Referenced, Resources, SandboxSpec, Status
 from openmodal.engines.kubernetes import pods, policies, posture, report
 from openmodal.engines.kubernetes.admin import setup
 from openmodal.engines.kubernetes.images import buildkit
@@ -230,7 +230,7 @@ def test_a_report_gives_outputs_and_end() -> None:
         + b"\nend exited 3 0 5000000 9 3\n"
     )
     found = report.parse(log)
-    assert found == report.Report(EndRecord("exited", 3, 5.0, "", (9, 3)), b"out\n\0\xff", b"err")
+    assert found == report.Report(_ends.ended("exited", 3, 5.0, written=(9, 3)), b"out\n\0\xff", b"err")
 
 
 @pytest.mark.parametrize(

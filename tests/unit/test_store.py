@@ -15,9 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmodal import _config, _store
-from openmodal._spec import EndRecord, Status
-from openmodal._store import KEEP_ENDED_SECONDS, Store, parse_record
+from openmodal import _config, _ends, _store
+from openmodal._dual import run_sync
+from openmodal._spec import EndRecord, SandboxSpec, Status
+from openmodal._store import KEEP_ENDED_SECONDS, Store
+from openmodal.engines import choose
+from openmodal.engines.book import Book
 from openmodal.errors import EngineError, InvalidError, NotFoundError
 
 ID = "my-app-758f3413"
@@ -197,21 +200,21 @@ def test_how_it_ended_is_kept_once(store: Store) -> None:
 
 @given(st.text())
 def test_a_record_that_cannot_be_read_is_a_lost_sandbox_and_no_exception(text: str) -> None:
-    assert parse_record(text).reason
+    assert _ends.decode(text).reason
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("reason=exited\nreturncode=3\nstarted=1\nended=2.5\ntext=a=b c\n", EndRecord("exited", 3, 2.5, "a=b c")),
-        ("reason=timeout\nreturncode=124\n", EndRecord("timeout", 124)),
-        ("reason=timeout\nreturncode=124\nwritten=3 4\n", EndRecord("timeout", 124, written=(3, 4))),
+        ("reason=timeout\nreturncode=124\n", _ends.ended("timeout", 124, 0.0)),
+        ("reason=timeout\nreturncode=124\nwritten=3 4\n", _ends.ended("timeout", 124, 0.0, written=(3, 4))),
         ("reason=timeout\n", EndRecord("lost", 137, 0.0, "its supervisor left a record that cannot be read")),
         ("", EndRecord("lost", 137, 0.0, "its supervisor left a record that cannot be read")),
     ],
 )
 def test_records_are_lines_of_key_and_value(text: str, expected: EndRecord) -> None:
-    assert parse_record(text) == expected
+    assert _ends.decode(text) == expected
 
 
 def test_the_main_commands_output_is_kept(store: Store) -> None:
@@ -263,25 +266,58 @@ def test_removal_copes_with_links_modes_and_others_who_remove(store: Store, aliv
     assert not alive.exists()
 
 
-def test_names_are_taken_one_after_the_other(store: Store) -> None:
-    inside, most, lock = 0, 0, threading.Lock()
+@pytest.mark.parametrize(
+    ("reason", "code", "sentence"),
+    [
+        ("exited", 3, "its main command exited with 3"),
+        ("timeout", 124, "its timeout expired; give Sandbox.create a longer timeout="),
+        ("unheard-of", 1, "it ended (unheard-of)"),
+    ],
+)
+def test_each_reason_has_its_sentence(reason: str, code: int, sentence: str) -> None:
+    assert _ends.ended(reason, code, 0.0).text == sentence
+    assert _ends.decode(_ends.encode(EndRecord(reason, code))).text == sentence, "a supervisor says the reason only"
 
-    def take() -> None:
-        nonlocal inside, most
-        with store.names():
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            time.sleep(0.002)
-            with lock:
-                inside -= 1
 
-    threads = [threading.Thread(target=take) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1
+def test_a_sentence_of_several_lines_cannot_be_taken_for_another_field() -> None:
+    end = EndRecord("error", 137, 1.0, "the cluster says\nreason=exited\nstatus={}")
+    assert _ends.decode(_ends.encode(end)) == EndRecord("error", 137, 1.0, "the cluster says reason=exited status={}")
+
+
+class TestNames:
+    @pytest.fixture
+    def book(self, tmp_path: Path) -> Book:
+        book = Book(tmp_path / "state", choose("embedded"))
+        book.prepare()
+        return book
+
+    def test_they_are_taken_one_after_the_other(self, book: Book) -> None:
+        inside, most, lock = 0, 0, threading.Lock()
+        named = SandboxSpec("my-app", name="name")
+
+        async def take() -> None:
+            nonlocal inside, most
+            async with book.naming(named):
+                with lock:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.002)
+                with lock:
+                    inside -= 1
+
+        threads = [threading.Thread(target=lambda: run_sync(take())) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most == 1
+
+    def test_one_without_a_name_waits_for_nobody(self, book: Book) -> None:
+        async def take() -> None:
+            async with book.naming(SandboxSpec("my-app", name="name")), book.naming(SandboxSpec("my-app")):
+                pass
+
+        run_sync(take())
 
 
 def test_without_a_state_folder_there_is_nothing(tmp_path: Path) -> None:

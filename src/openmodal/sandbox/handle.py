@@ -52,23 +52,13 @@ class Handle(DualContext):
             raise ended(self._id, self._end) from error
 
 
-_WHY = {
-    "timeout": "its timeout expired; give Sandbox.create a longer timeout=",
-    "idle": "nothing happened in it for its idle_timeout",
-    "terminated": "it was terminated",
-    "oom": "it ran out of memory; give Sandbox.create more memory=",
-    "lost": "its supervisor was killed, or the machine was restarted",
+_KINDS: dict[str, type[SandboxNotRunningError]] = {
+    "idle": SandboxTimeoutError,
+    "terminated": SandboxTerminatedError,
+    "timeout": SandboxTimeoutError,
 }
 
 
 def ended(id: str, end: EndRecord) -> SandboxNotRunningError:
     """The exception that tells how a sandbox ended."""
-    why = _WHY.get(end.reason) or end.text
-    if end.reason == "exited":
-        why = f"its main command exited with {end.returncode}"
-    kind = {
-        "timeout": SandboxTimeoutError,
-        "idle": SandboxTimeoutError,
-        "terminated": SandboxTerminatedError,
-    }.get(end.reason, SandboxNotRunningError)
-    return kind(f"sandbox {id} is not running: {why}")
+    return _KINDS.get(end.reason, SandboxNotRunningError)(f"sandbox {id} is not running: {end.text}")

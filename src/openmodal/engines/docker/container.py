@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from openmodal import _ends
 from openmodal._spec import EndRecord, Referenced, SandboxSpec, Status
 from openmodal._wire import Flag, milliseconds
 from openmodal.engines import asked, posture
@@ -155,10 +156,10 @@ def end_of(state: Mapping[str, Any], stderr: bytes, ended: float) -> tuple[EndRe
     if said := _END.search(stderr):
         reason, code = said[1].decode(), int(said[2])
         written = (int(said[3]), int(said[4]))
-        return EndRecord(reason, code, ended, f"the agent ended: {reason}", written), stderr[: said.start()]
+        return _ends.ended(reason, code, ended, written=written), stderr[: said.start()]
     if state.get("OOMKilled"):
-        return EndRecord("oom", 137, ended, "its first process was killed for want of memory"), stderr
-    return EndRecord("lost", 137, ended, "its container was killed, or the daemon was restarted"), stderr
+        return _ends.ended("oom", 137, ended), stderr
+    return _ends.ended("lost", 137, ended, "its container was killed, or the daemon was restarted"), stderr
 
 
 def why_not(stderr: bytes) -> str:

@@ -2,37 +2,36 @@
 there.
 
 The daemon owns the container, the agent inside keeps its deadline, and this machine keeps a small
-folder per sandbox (_store.py): its status, and the folder where the agent's socket appears. Whoever
+folder per sandbox (book.py): its status, and the folder where the agent's socket appears. Whoever
 first sees that a container has ended keeps how, and removes it; if nobody looks, `gc` does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from openmodal import _args, _config, _trash
+from openmodal import _args, _config, _ends, _trash
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, Streamed, until_end
 from openmodal._spec import Built, EndRecord, Info, Recipe, Referenced, Report, Root, SandboxSpec, Status
-from openmodal._store import KEEP_ENDED_SECONDS, Store
+from openmodal._store import KEEP_ENDED_SECONDS
 from openmodal.build import Options
 from openmodal.build.layers import Layers
-from openmodal.build.locks import try_lock
 from openmodal.engines import asked
+from openmodal.engines.book import Book, new_id, unknown
 from openmodal.engines.contract import Engine
 from openmodal.engines.docker import container, links, posture
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError, find
 from openmodal.engines.docker.host import Host, no_disk
 from openmodal.engines.posture import while_it_runs
-from openmodal.errors import AlreadyExistsError, EngineError, NotFoundError, UnsupportedError
+from openmodal.errors import EngineError, UnsupportedError
 
 if TYPE_CHECKING:
     from openmodal.build.prune import Pruned
@@ -48,10 +47,10 @@ class Docker(Engine):
 
     def __init__(self, state: Path | None = None, daemon: Daemon | None = None) -> None:
         home = state or _config.state()
-        self._store = Store(home / "docker")
+        self._book = Book(home / "docker", self)
         self._layers = Layers(home)
         self._daemon = daemon or find()
-        self._home = str(self._store.state)
+        self._home = str(self._book.state)
 
     @property
     def lacks(self) -> frozenset[str]:
@@ -65,7 +64,7 @@ class Docker(Engine):
         from openmodal.engines.docker.images import prepare
         from openmodal.engines.docker.prune import note_use
 
-        self._store.prepare()
+        self._book.prepare()
         root: Referenced = await Blocking(
             prepare, self._daemon, image, self._layers, report, Options(base=_config.base())
         )
@@ -80,11 +79,11 @@ class Docker(Engine):
             host.check(spec)
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
-        id = f"{spec.app}-{os.urandom(4).hex()}"
+        id = new_id(spec.app)
         status = asked.status(id, spec, root, self.name)
         with contextlib.ExitStack() as stack:
-            async with self._named(spec):
-                folder = stack.enter_context(self._store.new(status))
+            async with self._book.naming(spec):
+                folder = stack.enter_context(self._book.new(status))
             try:
                 await self._start(spec, asked.prepared(root, Referenced), status, folder)
             except BaseException:
@@ -94,12 +93,12 @@ class Docker(Engine):
                 with contextlib.suppress(EngineError):
                     await Blocking(self._remove, id)
                 raise
-        if id.endswith("00"):  # now and then, so that what ended unseen does not pile up where nobody runs `gc`
+        if self._book.now_and_then():
             await Blocking(self.gc)
         return id
 
     async def connect(self, id: str) -> Streamed:
-        folder = self._store.folder(id)
+        folder = self._book.folder(id)
         if pid := _pid(folder):
             return await links.direct(folder / "run", pid)
         return await links.dial(self._daemon, id)
@@ -127,13 +126,11 @@ class Docker(Engine):
         return end
 
     async def tag(self, id: str, tags: tuple[tuple[str, str], ...]) -> None:
-        status = self._store.status(id)
-        if not status or not self._store.folder(id).exists():
+        if not self._book.write_tags(id, tags):
             raise UnsupportedError(f"the tags of {id} can be changed on the machine that created it only")
-        self._store.write_status(replace(status, tags=tags))
 
     async def main_output(self, id: str, stream: int) -> bytes:
-        return self._store.main_output(id, stream)
+        return self._book.main_output(id, stream)
 
     async def info(self, id: str) -> Info:
         status = await self.inspect(id)
@@ -169,13 +166,13 @@ class Docker(Engine):
         with self._daemon.open() as api:
             known = container.names(api.get("/containers/json", all=True, filters=container.labels(container.ID)))
             dead = [id for id, item in known.items() if item["State"] != "running" and self._may_collect(id, item)]
-            orphans = [id for id in self._store.ids() if id not in known and not self._store.alive(id)]
+            orphans = [id for id in self._book.ids() if id not in known and not self._book.alive(id)]
             if not check:
                 for id in (*dead, *orphans):
                     with _trash.going_on(failed):
                         self._collect(api, id)
                 with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
-                    self._store.prune_ended()
+                    self._book.prune_ended()
         _trash.tell(failed)
         return [f"sandbox {id}" for id in (*dead, *orphans)]
 
@@ -197,37 +194,11 @@ class Docker(Engine):
     def _may_collect(self, id: str, item: Mapping[str, Any]) -> bool:
         """Ours, unless it is being created; anybody's whose time was over long ago."""
         if item["Labels"].get(container.HOME) == self._home:
-            return not self._store.alive(id)
+            return not self._book.alive(id)
         status = container.status_of(item["Labels"])
         return status is None or status.expires + KEEP_ENDED_SECONDS < time.time()
 
     # ------------------------------------------------------------------------------------- to begin
-
-    @contextlib.asynccontextmanager
-    async def _named(self, spec: SandboxSpec) -> AsyncIterator[None]:
-        """Hold the names while a named sandbox takes its own."""
-        if not spec.name:
-            yield
-            return
-        # Never waited for in the kernel: the one who holds it may be another task of this thread.
-        while not (held := try_lock(self._store.state / "names.lock")):
-            await Sleep(0.01)
-        with held:
-            await Blocking(self._refuse_taken, spec)
-            yield
-
-    def _refuse_taken(self, spec: SandboxSpec) -> None:
-        wanted = (spec.app, spec.name)
-        known = [(id, self._store.status(id)) for id in self._store.ids()]
-        others = [id for id, status in known if status and (status.app, status.name) == wanted]
-        if not others:
-            return
-        running = {status.id for status in self._running()}
-        for id in others:
-            if id in running or self._store.alive(id):
-                raise AlreadyExistsError(
-                    f"sandbox {id} of app {spec.app!r} has the name {spec.name!r}; terminate it or choose another name"
-                )
 
     async def _start(self, spec: SandboxSpec, root: Referenced, status: Status, folder: Path) -> None:
         host: Host = await Blocking(Host.lately if spec.runtime == "native" else Host.of, self._daemon)
@@ -316,29 +287,29 @@ class Docker(Engine):
     # -------------------------------------------------------------------------------------- to look
 
     def _inspect(self, id: str) -> Status:
-        status, end = self._store.status(id), self._store.end(id)
+        status, end = self._book.status(id), self._book.end(id)
         if end is None:
             with self._daemon.open() as api:
                 found = self._found(api, id)
                 labelled = container.status_of(found["Config"]["Labels"] or {}) if found else None
                 status = status or labelled
                 if status is None:
-                    raise NotFoundError(f"there is no sandbox {id!r}; `openmodal sandbox list` shows those that run")
-                if (found and labelled and self._runs(id, found["State"])) or self._store.alive(id):
+                    raise unknown(id)
+                if (found and labelled and self._runs(id, found["State"])) or self._book.alive(id):
                     return status
                 end = self._collect(api, id)
-        return replace(status, ended=end) if status else _forgotten(id, end)
+        return self._book.as_ended(id, end, status)
 
     def _runs(self, id: str, state: Mapping[str, Any]) -> bool:
         """Whether it runs, and was not started once more by hand: that agent would know nothing of what was asked before."""
-        return bool(state["Running"]) and _pid(self._store.folder(id)) in (0, state["Pid"])
+        return bool(state["Running"]) and _pid(self._book.folder(id)) in (0, state["Pid"])
 
     def _running(self) -> Sequence[Status]:
         wanted = {**container.labels(f"{container.HOME}={self._home}"), "status": ["running"]}
         with self._daemon.open() as api:
             known = container.names(api.get("/containers/json", filters=wanted))
-        found = [self._store.status(id) or container.status_of(item["Labels"]) for id, item in known.items()]
-        running = [status for status in found if status and self._store.end(status.id) is None]
+        found = [self._book.status(id) or container.status_of(item["Labels"]) for id, item in known.items()]
+        running = [status for status in found if status and self._book.end(status.id) is None]
         return sorted(running, key=lambda status: status.created)
 
     def _described(self, id: str) -> dict[str, Any] | None:
@@ -346,7 +317,7 @@ class Docker(Engine):
             return self._found(api, id)
 
     def _found(self, api: Api, id: str) -> dict[str, Any] | None:
-        self._store.folder(id)  # refuses what cannot be an id
+        self._book.folder(id)  # refuses what cannot be an id
         try:
             found: dict[str, Any] = api.get(f"/containers/{id}/json")
         except MissingError:
@@ -365,7 +336,7 @@ class Docker(Engine):
     # --------------------------------------------------------------------------------------- to end
 
     def _stop(self, id: str) -> None:
-        if self._store.end(id) and not self._store.folder(id).exists():
+        if self._book.end(id) and not self._book.folder(id).exists():
             return
         with self._daemon.open() as api:
             found = self._found(api, id)
@@ -373,32 +344,32 @@ class Docker(Engine):
                 return  # a container of that name that is none of ours
             if found and found["State"]["Running"]:
                 # Noted first: whoever sees its links break asks why.
-                end = EndRecord("terminated", 137, time.time(), "it was terminated")
-                noted = self._store.write_end(id, end)
+                end = _ends.ended("terminated", 137, time.time())
+                noted = self._book.write_end(id, end)
                 self._clear(api, id)
-                if not noted and not self._store.write_end(id, end):
-                    raise self._store.not_noted(id)
-            elif found or self._store.folder(id).exists():
+                if not noted and not self._book.write_end(id, end):
+                    raise self._book.not_noted(id)
+            elif found or self._book.folder(id).exists():
                 self._collect(api, id)
 
     def _collect(self, api: Api, id: str) -> EndRecord:
         """Keep how a container ended, and what its main command said, and clear it away. Others may be doing the same."""
-        end, noted = EndRecord("lost", 137, time.time(), "its container was removed by hand"), True
+        end, noted = _ends.ended("lost", 137, time.time(), "its container was removed by hand"), True
         if found := self._found(api, id):
             with contextlib.suppress(MissingError, ConflictError):  # who removes it has noted more than we can
                 log = self._log(api, id)
                 end, stderr = container.end_of(found["State"], log[2], _seconds(found["State"]["FinishedAt"]))
-                noted = self._store.write_outputs(id, log[1], stderr)
-        if not noted or not self._store.write_end(id, end):
+                noted = self._book.write_outputs(id, log[1], stderr)
+        if not noted or not self._book.write_end(id, end):
             return end  # the container stays, and tells the same again
         self._clear(api, id)
-        return self._store.end(id) or end
+        return self._book.end(id) or end
 
     def _clear(self, api: Api, id: str) -> None:
         self._remove(id, api)
-        folder = self._store.folder(id)
+        folder = self._book.folder(id)
         with contextlib.suppress(FileNotFoundError):
-            self._store.remove(folder)
+            self._book.remove(folder)
 
     def _remove(self, id: str, api: Api | None = None) -> None:
         """Remove the container and its volumes; return when it is gone."""
@@ -419,11 +390,6 @@ def _pid(folder: Path) -> int:
         return int((folder / "pid").read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return 0
-
-
-def _forgotten(id: str, end: EndRecord) -> Status:
-    """What can still be said of a sandbox of which only the end is known."""
-    return Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", Docker.name, ended=end)
 
 
 def _seconds(text: str) -> float:

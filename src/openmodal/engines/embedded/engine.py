@@ -1,38 +1,35 @@
 """The embedded engine: each sandbox is a box of Linux namespaces with a small supervisor of its own; no daemon.
 
 The SDK writes a plan (plan.py), starts the native program with it, and waits for one line. From then on the supervisor
-owns the sandbox: deadline, clean-up, record. What the SDK knows later it reads from files (_store.py) or asks over the supervisor's socket.
+owns the sandbox: deadline, clean-up, record. What the SDK knows later it reads from files (book.py) or asks over the supervisor's socket.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openmodal import _args, _binary, _config, _trash
+from openmodal import _args, _binary, _config, _ends, _trash
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
 from openmodal._spec import Built, Egress, EndRecord, Info, Layered, Recipe, Report, Root, SandboxSpec, Status
-from openmodal._store import Store
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
 from openmodal.engines import asked, machine
+from openmodal.engines.book import Book, new_id, unknown
 from openmodal.engines.contract import Engine
 from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.engines.embedded.uppers import Uppers
 from openmodal.errors import (
-    AlreadyExistsError,
     EngineError,
     InvalidError,
-    NotFoundError,
     disk_full_named,
 )
 
@@ -53,9 +50,9 @@ class Embedded(Engine):
         """`owner`: a process that no sandbox of this engine outlives."""
         self._owner = owner
         # What ends with its owner is of a state folder that goes as a whole: nothing of it may lie elsewhere.
-        self._store = Store(state or _config.state(), brief=not owner)
-        self._layers = Layers(self._store.state)
-        self._uppers = Uppers(self._store.state)
+        self._book = Book(state or _config.state(), self, brief=not owner)
+        self._layers = Layers(self._book.state)
+        self._uppers = Uppers(self._book.state)
 
     @property
     def lacks(self) -> frozenset[str]:
@@ -65,7 +62,7 @@ class Embedded(Engine):
     # ------------------------------------------------------------------------------------------------ images
 
     async def prepare(self, image: Recipe, report: Report) -> Layered:
-        self._store.prepare()
+        self._book.prepare()
         known = lookup(image, self._layers, Options(base=_config.base()))
         return known or await self._made(image, report)
 
@@ -73,7 +70,7 @@ class Embedded(Engine):
         """Build the image, if sandboxes can run here at all: that would be told only after all its minutes."""
         from openmodal.engines.embedded import trial
 
-        with trial.place(self._store.state) as engine:
+        with trial.place(self._book.state) as engine:
             await trial.run(engine, trial.bare())
         root: Layered = await Blocking(self._build, image, report)
         return root
@@ -103,66 +100,66 @@ class Embedded(Engine):
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         runsc = gvisor.find() if spec.runtime == "gvisor" else ""
         image = asked.prepared(root, Layered)
-        id = f"{spec.app}-{os.urandom(4).hex()}"
+        id = new_id(spec.app)
         lowers, env = host.over_trust(self._layers, self._layers.folders(image), spec.env)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(disk_full_named(self._store.state))
+            stack.enter_context(disk_full_named(self._book.state))
             held = stack.enter_context(self._held(image))
-            with self._named(spec):
-                folder = stack.enter_context(self._store.new(asked.status(id, spec, root, self.name)))
+            async with self._book.naming(spec):
+                folder = stack.enter_context(self._book.new(asked.status(id, spec, root, self.name)))
             stack.enter_context(self._uppers.taken(id))
             box = await self._box(spec, root, id, folder, lowers, env)
             if runsc:
                 box = gvisor.inside(box, runsc)
             try:
-                await launch.start(_binary.find(self._store.state), box, held.fd)
+                await launch.start(_binary.find(self._book.state), box, held.fd)
             except BaseException:  # its supervisor clears up, unless it was killed
                 cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
                 raise
-        if id.endswith("00"):  # now and then, so that records of ended sandboxes do not pile up where nobody runs `gc`
-            self._store.prune_ended()
+        if self._book.now_and_then():
+            self._book.prune_ended()
         return id
 
     async def connect(self, id: str) -> Stream:
         with contextlib.suppress(EngineError):  # a new sandbox's creation tells
-            await host.mend_router(_binary.find(self._store.state))
-        return SocketStream(await launch.connect(self._store.folder(id), "agent.sock"))
+            await host.mend_router(_binary.find(self._book.state))
+        return SocketStream(await launch.connect(self._book.folder(id), "agent.sock"))
 
     async def inspect(self, id: str) -> Status:
-        status = self._store.status(id)
-        if status and self._store.alive(id):
+        status = self._book.status(id)
+        if status and self._book.alive(id):
             return status
-        end = self._store.end(id) or self._reap(id, status)
+        end = self._book.end(id) or self._reap(id, status)
         if end is None:
-            raise NotFoundError(f"there is no sandbox {id!r}; `openmodal sandbox list` shows those that run")
-        return status_of_ended(id, status, end)
+            raise unknown(id)
+        return self._book.as_ended(id, end, status)
 
     async def info(self, id: str) -> Info:
-        folder, status = self._store.folder(id), await self.inspect(id)
+        folder, status = self._book.folder(id), await self.inspect(id)
         supervisor, size = await launch.supervisor(folder), disk.size(self._uppers.folder(id))
         return posture.read(id, folder, supervisor, host.hierarchies(), status.runtime, size)
 
     async def list(self) -> list[Status]:
-        found = [(id, self._store.status(id)) for id in self._store.ids()]
-        running = [status for id, status in found if status and not status.build and self._store.alive(id)]
+        found = [(id, self._book.status(id)) for id in self._book.ids()]
+        running = [status for id, status in found if status and not status.build and self._book.alive(id)]
         return sorted(running, key=lambda status: status.created)
 
     async def stop(self, id: str) -> None:
         try:
-            await launch.ask(self._store.folder(id), b"t", launch.STOP_SECONDS)
+            await launch.ask(self._book.folder(id), b"t", launch.STOP_SECONDS)
         except (ConnectionError, FileNotFoundError):
             pass  # it has ended, or was never there, or somebody else ends it and its supervisor listens no more
         except TimeoutError:
             await self._kill(id)
-        if not self._store.folder(id).exists():  # as its supervisor left it
+        if not self._book.folder(id).exists():  # as its supervisor left it
             return
         if not await self._ended(id):
             await self._kill(id)
-        self._reap(id, self._store.status(id))
+        self._reap(id, self._book.status(id))
 
     async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
         try:
-            return await launch.ask(self._store.folder(id), b"w", timeout)
+            return await launch.ask(self._book.folder(id), b"w", timeout)
         except (ConnectionError, FileNotFoundError):
             pass
         while (status := await self.inspect(id)).ended is None:  # it is just ending
@@ -170,14 +167,10 @@ class Embedded(Engine):
         return status.ended
 
     async def tag(self, id: str, tags: tuple[tuple[str, str], ...]) -> None:
-        from msgspec.structs import replace
-
-        status = self._store.status(id)
-        if status:
-            self._store.write_status(replace(status, tags=tags))
+        self._book.write_tags(id, tags)
 
     async def main_output(self, id: str, stream: int) -> bytes:
-        return self._store.main_output(id, stream)
+        return self._book.main_output(id, stream)
 
     async def egress(self, id: str) -> builtins.list[Egress]:
         await self.inspect(id)
@@ -197,9 +190,9 @@ class Embedded(Engine):
         return self._layers
 
     @property
-    def store(self) -> Store:
-        """The sandbox store."""
-        return self._store
+    def store(self) -> Book:
+        """The book of its sandboxes."""
+        return self._book
 
     def gc(self, *, check: bool = False) -> Sequence[str]:
         """Remove what crashes and power cuts left; return what was removed. Safe while sandboxes are created.
@@ -212,26 +205,26 @@ class Embedded(Engine):
         """
         # The groups before the ids: so a sandbox that is made meanwhile is not taken for dead.
         groups = cgroup.leftovers(host.hierarchies())
-        ids = self._store.ids()
-        dead = [id for id in ids if not self._store.alive(id)]
+        ids = self._book.ids()
+        dead = [id for id in ids if not self._book.alive(id)]
         orphans = {id: found for id, found in groups.items() if id not in ids and all(map(cgroup.abandoned, found))}
         if not check:
             failed: list[str] = []
             with _trash.going_on(failed):
-                host.tidy_router(_binary.find(self._store.state))
+                host.tidy_router(_binary.find(self._book.state))
             dead = [id for id in dead if self._reaped(id, failed)]
             orphans = {id: found for id, found in orphans.items() if cgroup.remove(found)}
             self._layers.collect(failed)
             with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
-                self._store.prune_ended()
-            self._store.sweep(failed)
+                self._book.prune_ended()
+            self._book.sweep(failed)
             self._uppers.sweep(failed)
             _trash.tell(failed)
         return [*(f"sandbox {id}" for id in dead), *(f"control groups of {id}" for id in orphans)]
 
     def _reaped(self, id: str, failed: builtins.list[str]) -> bool:
         with _trash.going_on(failed):
-            return self._reap(id, self._store.status(id)) is not None
+            return self._reap(id, self._book.status(id)) is not None
         return False
 
     def images(self) -> Sequence[Built]:
@@ -248,52 +241,37 @@ class Embedded(Engine):
 
     def _reap(self, id: str, status: Status | None, *, gone: bool = True) -> EndRecord | None:
         """Clear away a sandbox whose supervisor is dead. None if there is nothing to clear, or it lives."""
-        folder = self._store.folder(id)
+        folder = self._book.folder(id)
         if not folder.exists():
-            return self._store.end(id) if gone else None
-        if self._store.alive(id):
+            return self._book.end(id) if gone else None
+        if self._book.alive(id):
             return None
-        end = self._store.end(id) or EndRecord("lost", 137, time.time(), "its supervisor was killed")
+        end = self._book.end(id) or _ends.ended("lost", 137, time.time())
         cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
-        if not self._store.write_end(id, end, status):
+        if not self._book.write_end(id, end, status):
             self._uppers.remove(id)  # what filled the disk makes room for how it ended
-            if not self._store.write_end(id, end, status):
+            if not self._book.write_end(id, end, status):
                 return end  # the folder stays, and tells the same again
         self._uppers.remove(id)
-        self._store.remove(folder)
+        self._book.remove(folder)
         return end
 
     async def _kill(self, id: str) -> None:
         """End a sandbox whose supervisor does not answer: kill everything in its groups, then the supervisor."""
         cgroup.kill(cgroup.leftovers(host.hierarchies()).get(id, []))
-        await launch.kill_supervisor(self._store.folder(id))
+        await launch.kill_supervisor(self._book.folder(id))
         await self._ended(id)
 
     async def _ended(self, id: str) -> bool:
         """Wait until nobody holds the sandbox any more; whether that is so within the time for an end."""
         deadline = time.monotonic() + launch.STOP_SECONDS
-        while alive := self._store.alive(id):
+        while alive := self._book.alive(id):
             if time.monotonic() > deadline:
                 break
             await Sleep(0.005)
         return not alive
 
     # ------------------------------------------------------------------------------------------------- boxes
-
-    @contextlib.contextmanager
-    def _named(self, spec: SandboxSpec) -> Iterator[None]:
-        """Hold the names while a named sandbox takes its own."""
-        if not spec.name:
-            yield
-            return
-        with self._store.names():
-            for id in self._store.ids():
-                other = self._store.status(id)
-                if other and (other.app, other.name) == (spec.app, spec.name) and self._store.alive(id):
-                    raise AlreadyExistsError(
-                        f"sandbox {id} of app {spec.app!r} has the name {spec.name!r}; terminate it or choose another name"
-                    )
-            yield
 
     async def _box(
         self, spec: SandboxSpec, root: Root, id: str, folder: Path, lowers: Sequence[str], env: Mapping[str, str]
@@ -314,7 +292,7 @@ class Embedded(Engine):
             timeout=spec.timeout,
             limits=limits,
             groups=host.groups(id, _around(spec, limits), degraded="limits" in spec.allow_degraded),
-            record=str(self._store.ended / id),
+            record=str(self._book.ended / id),
             hold=True,
             idle=spec.idle_timeout,
             owner=self._owner,
@@ -331,12 +309,12 @@ class Embedded(Engine):
     async def _disk(self, folder: Path, mebibytes: int | None) -> str:
         if not mebibytes:
             return ""
-        path: str = await Blocking(disk.make, folder, mebibytes, self._store.state / "cache" / "disks")
+        path: str = await Blocking(disk.make, folder, mebibytes, self._book.state / "cache" / "disks")
         return path
 
     async def _net(self, spec: SandboxSpec, id: str, folder: Path) -> plan.Lines:
         """What a sandbox reaches, and how."""
-        wanted, program = spec.network, _binary.find(self._store.state)
+        wanted, program = spec.network, _binary.find(self._book.state)
         if wanted.block:
             return [("net", "none")]
         if wanted.listed:
@@ -348,22 +326,13 @@ class Embedded(Engine):
         return await host.net(program, degraded="network" in spec.allow_degraded)
 
     def _egress_log(self, id: str) -> Path:
-        return self._store.log(id, "egress")
+        return self._book.log(id, "egress")
 
     def _held(self, root: Layered) -> Lock:
         """The lock that keeps an image from `prune`. The supervisor inherits it, so it holds as long as the sandbox lives."""
         if held := self._layers.hold(root):
             return held
         raise EngineError("the image was pruned a moment ago; create the sandbox again")
-
-
-def status_of_ended(id: str, status: Status | None, end: EndRecord) -> Status:
-    """What can still be said of a sandbox after its end."""
-    from msgspec.structs import replace
-
-    if status:
-        return replace(status, ended=end)
-    return Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", "embedded", ended=end)
 
 
 def _around(spec: SandboxSpec, limits: asked.Limits) -> asked.Limits:

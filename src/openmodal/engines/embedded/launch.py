@@ -11,11 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from openmodal import _binary
+from openmodal import _binary, _ends
 from openmodal._dual import readable, run_sync
 from openmodal._link import connected, peer
 from openmodal._spec import EndRecord
-from openmodal._store import parse_record
 from openmodal.engines.embedded import plan
 from openmodal.errors import DiskFullError, EngineError
 
@@ -60,7 +59,7 @@ async def ask(folder: Path, word: bytes, timeout: float | None) -> EndRecord:
         TimeoutError: it has not answered in time.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    return parse_record(await _answer(folder, word, (), deadline))
+    return _ends.decode(await _answer(folder, word, (), deadline))
 
 
 async def request(folder: Path, line: str, fds: Sequence[int] = (), timeout: float | None = None) -> str:

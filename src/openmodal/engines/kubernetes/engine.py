@@ -10,14 +10,13 @@ whoever looks first, who keeps it on this machine for a day and deletes the pod.
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 
 import msgspec
 
-from openmodal import _config, _trash
+from openmodal import _config, _ends, _trash
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, SocketStream, until_end
 from openmodal._spec import (
@@ -32,8 +31,8 @@ from openmodal._spec import (
     SandboxSpec,
     Status,
 )
-from openmodal._store import Store
 from openmodal.engines import asked
+from openmodal.engines.book import Book, new_id
 from openmodal.engines.contract import Created, Engine
 from openmodal.engines.kubernetes import api, pods, policies, pool, posture, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
@@ -59,7 +58,7 @@ class Kubernetes(Engine):
     name = "kubernetes"
 
     def __init__(self) -> None:
-        self._store = Store(_config.state())
+        self._book = Book(_config.state(), self)
 
     @property
     def settings(self) -> Settings:
@@ -87,8 +86,8 @@ class Kubernetes(Engine):
     # ------------------------------------------------------------------------------------ the verbs
 
     async def prepare(self, image: Recipe, report: Report) -> Referenced:
-        self._store.prepare()
-        return await Images(self._store.state, self.settings).prepare(image, report)
+        self._book.prepare()
+        return await Images(self._book.state, self.settings).prepare(image, report)
 
     async def check(self, spec: SandboxSpec) -> None:
         settings = self.settings
@@ -102,15 +101,15 @@ class Kubernetes(Engine):
 
     async def create(self, spec: SandboxSpec, root: Root) -> str | Created:
         settings = self.settings
-        self._store.prepare()
-        id = f"{spec.app}-{os.urandom(4).hex()}"
+        self._book.prepare()
+        id = new_id(spec.app)
         cluster = self._api(settings)
         created = start.Start(cluster, settings, id, spec, asked.prepared(root, Referenced))
         try:
             pod = await created.pod()
             await created.confine()
             if spec.name:
-                await claim(cluster, settings, pod, spec, id, self._alive)
+                await claim(cluster, settings, pod, spec, id, self)
             await created.wait()
             stream = await self._set_up(cluster, created)
         except BaseException:
@@ -122,10 +121,12 @@ class Kubernetes(Engine):
         if stream and settings.direct:  # it would be used again and again, though there is a better way
             stream.close()
             stream = None
+        if self._book.now_and_then():
+            self._book.prune_ended()
         return Created(id, stream) if stream else id
 
     async def connect(self, id: str) -> WebSocket | SocketStream:
-        if self._store.end(id):
+        if self._book.end(id):
             raise ConnectionRefusedError("it has ended")
         settings = self.settings
         cluster = self._api(settings)
@@ -137,15 +138,15 @@ class Kubernetes(Engine):
             raise ConnectionRefusedError(str(error)) from error
 
     async def inspect(self, id: str) -> Status:
-        if end := self._store.end(id):
-            return self._ended(id, end)
+        if end := self._book.end(id):
+            return self._book.as_ended(id, end)
         cluster = self._api()
         found = await self._found(cluster, id)
         if found.may_have_ended and (end := await self._settle(cluster, id)):
-            return self._ended(id, end)
+            return self._book.as_ended(id, end)
         if found.deleting:
             text = "its pod was deleted by somebody else"
-            return msgspec.structs.replace(found.status, ended=EndRecord("terminated", 137, time.time(), text))
+            return msgspec.structs.replace(found.status, ended=_ends.ended("terminated", 137, time.time(), text))
         return found.status
 
     async def list(self) -> list[Status]:
@@ -154,24 +155,24 @@ class Kubernetes(Engine):
         for found in listed:
             if found.may_have_ended:
                 await self._settle(cluster, found.status.id)
-        running = [found.status for found in listed if not self._store.end(found.status.id)]
+        running = [found.status for found in listed if not self._book.end(found.status.id)]
         return sorted(running, key=lambda status: status.created)
 
     async def stop(self, id: str) -> None:
         cluster = self._api()
         try:
-            found = None if self._store.end(id) else await self._found(cluster, id)
+            found = None if self._book.end(id) else await self._found(cluster, id)
         except NotFoundError:
             return
         if found and (found.may_have_ended or found.main):
             await self._settle(cluster, id)
         if found is None:
             return
-        self._store.prepare()
-        noted = self._store.write_ended(found.status, EndRecord("terminated", 137, time.time(), ""))
+        self._book.prepare()
+        noted = self._book.write_ended(found.status, _ends.ended("terminated", 137, time.time()))
         await Blocking(cluster.delete, cluster.pods(found.pod))
         if not noted:
-            raise self._store.not_noted(id)
+            raise self._book.not_noted(id)
 
     async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -187,7 +188,7 @@ class Kubernetes(Engine):
         await self._note(cluster, found.pod, msgspec.structs.replace(found.status, tags=tags))
 
     async def main_output(self, id: str, stream: int) -> bytes:
-        return self._store.main_output(id, stream)
+        return self._book.main_output(id, stream)
 
     async def info(self, id: str) -> Info:
         pod = await Blocking(self._pod, self._api(), id)
@@ -230,12 +231,12 @@ class Kubernetes(Engine):
         ended = [found.status.id for found in left if found.phase in ("Succeeded", "Failed")]
         probes = policies.finished_probes(cluster)
         if not check:
-            self._store.prepare()
+            self._book.prepare()
             for id in ended:
                 with _trash.going_on(failed):
                     run_sync(self._settle(cluster, id))
             with _trash.going_on(failed):
-                self._store.prune_ended()
+                self._book.prune_ended()
             for name in probes:
                 with _trash.going_on(failed):
                     cluster.delete(cluster.pods(name))
@@ -276,12 +277,12 @@ class Kubernetes(Engine):
 
     async def _settle(self, cluster: Api, id: str) -> EndRecord | None:
         """If the sandbox has ended, keep how on this machine and delete its pod."""
-        if end := self._store.end(id):
+        if end := self._book.end(id):
             return end
         try:
             pod = await Blocking(self._pod, cluster, id)
         except NotFoundError:
-            return self._store.end(id)
+            return self._book.end(id)
         found = pods.found(pod)
         assert found is not None, "_pod has looked"
         told = await self._report(cluster, found.pod)
@@ -289,11 +290,11 @@ class Kubernetes(Engine):
         if end is None:
             return None
         outputs = (told.stdout, told.stderr) if told else (b"", b"")
-        self._store.prepare()
-        if not self._store.write_ended(found.status, end, *outputs):
+        self._book.prepare()
+        if not self._book.write_ended(found.status, end, *outputs):
             return end  # the pod stays, and tells the same again
         await Blocking(cluster.delete, cluster.pods(found.pod), grace=0)
-        return self._store.end(id)
+        return self._book.end(id)
 
     async def _report(self, cluster: Api, pod: str) -> report.Report | None:
         """What the agent said at its end."""
@@ -316,7 +317,7 @@ class Kubernetes(Engine):
         Raises:
             NotFoundError: there is none.
         """
-        name = pods.name_of(self._store.folder(id).name)
+        name = pods.name_of(self._book.folder(id).name)
         try:
             candidates = [cluster.get(cluster.pods(name))]
         except ApiError as error:
@@ -337,17 +338,6 @@ class Kubernetes(Engine):
     async def _note(self, cluster: Api, pod: str, status: Status) -> None:
         body: Json = {"metadata": {"annotations": pods.described(status)}}
         await Blocking(cluster.patch, cluster.pods(pod), body)
-
-    async def _alive(self, id: str) -> bool:
-        """Whether a sandbox runs, or is being created."""
-        try:
-            return (await self.inspect(id)).ended is None
-        except NotFoundError:
-            return False
-
-    def _ended(self, id: str, end: EndRecord) -> Status:
-        status = self._store.status(id) or Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", self.name)
-        return msgspec.structs.replace(status, ended=end)
 
     def _api(self, settings: Settings | None = None) -> Api:
         settings = settings or self.settings

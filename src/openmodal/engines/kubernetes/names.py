@@ -7,10 +7,11 @@ and goes with it; one whose sandbox has ended is taken over.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
 
 from openmodal._dual import Blocking
 from openmodal._spec import SandboxSpec
+from openmodal.engines.book import runs, taken
+from openmodal.engines.contract import Engine
 from openmodal.engines.kubernetes import policies
 from openmodal.engines.kubernetes.api import Api, ApiError, Json
 from openmodal.engines.kubernetes.pods import DOMAIN
@@ -21,9 +22,7 @@ _GROUP = "apis/coordination.k8s.io/v1"
 _ATTEMPTS = 10
 
 
-async def claim(
-    cluster: Api, settings: Settings, pod: Json, spec: SandboxSpec, id: str, alive: Callable[[str], Awaitable[bool]]
-) -> None:
+async def claim(cluster: Api, settings: Settings, pod: Json, spec: SandboxSpec, id: str, engine: Engine) -> None:
     """Give a sandbox its name.
 
     Raises:
@@ -39,24 +38,20 @@ async def claim(
         except ApiError as error:
             if error.status != 409:
                 raise
-        if await _take_over(cluster, own, lease, spec, alive):
+        if await _take_over(cluster, own, lease, spec, engine):
             return
     raise AlreadyExistsError(
         f"several processes claim the name {spec.name!r} of app {spec.app!r} at once; try again, or choose another name"
     )
 
 
-async def _take_over(
-    cluster: Api, own: str, lease: Json, spec: SandboxSpec, alive: Callable[[str], Awaitable[bool]]
-) -> bool:
+async def _take_over(cluster: Api, own: str, lease: Json, spec: SandboxSpec, engine: Engine) -> bool:
     """Take the name of a sandbox that has ended; False if things have changed meanwhile."""
     try:
         held: Json = await Blocking(cluster.get, own)
         holder = str(held["spec"].get("holderIdentity", ""))
-        if await alive(holder):
-            raise AlreadyExistsError(
-                f"sandbox {holder} of app {spec.app!r} has the name {spec.name!r}; terminate it or choose another name"
-            )
+        if await runs(engine, holder):
+            raise taken(spec, holder)
         metadata = {**lease["metadata"], "resourceVersion": held["metadata"]["resourceVersion"]}
         await Blocking(cluster.replace, own, {**lease, "metadata": metadata})
     except ApiError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from openmodal import _ends
 from openmodal._spec import EndRecord, Referenced, Resources, SandboxSpec, Status
 from openmodal.engines import asked, posture
 from openmodal.engines.kubernetes.settings import Settings, label
@@ -288,10 +289,10 @@ def end(pod: Json) -> EndRecord | None:
         return None
     reason = str(pod["status"].get("reason", ""))
     if reason == "DeadlineExceeded":
-        return EndRecord("timeout", 124, time.time(), "its pod was over its deadline")
+        return _ends.ended("timeout", 124, time.time())
     if any(state.get("reason") == "OOMKilled" for state in finished):
-        return EndRecord("oom", 137, time.time(), "the pod's memory limit was exceeded")
-    return EndRecord("error", 137, time.time(), _failure(pod))
+        return _ends.ended("oom", 137, time.time())
+    return _ends.ended("error", 137, time.time(), _failure(pod))
 
 
 def _failure(pod: Json) -> str:

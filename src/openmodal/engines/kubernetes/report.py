@@ -6,6 +6,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 
+from openmodal import _ends
 from openmodal._spec import EndRecord
 
 
@@ -40,7 +41,7 @@ def _end(line: bytes) -> EndRecord | None:
         return None
     _, reason, returncode, memory_out, ended, stdout, stderr = words
     if reason == "abandoned":
-        return EndRecord("error", 124, int(ended) / 1e6, "who created it died before it was ready")
+        return _ends.ended("error", 124, int(ended) / 1e6, "who created it died before it was ready")
     if memory_out == "1" and reason == "exited":
         reason = "oom"
-    return EndRecord(reason, int(returncode), int(ended) / 1e6, "", (int(stdout), int(stderr)))
+    return _ends.ended(reason, int(returncode), int(ended) / 1e6, written=(int(stdout), int(stderr)))

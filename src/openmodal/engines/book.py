@@ -1,0 +1,94 @@
+"""The book of an engine: what every engine keeps of its sandboxes in one way. Their ids, their
+names, what they are, and how they ended.
+
+The files are in the state folder (_store.py). An engine whose sandboxes have no folder there, as on
+a cluster, keeps only the ends in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from openmodal._dual import Sleep
+from openmodal._spec import EndRecord, SandboxSpec, Status
+from openmodal._store import Store
+from openmodal.build.locks import try_lock
+from openmodal.engines.contract import Engine
+from openmodal.errors import AlreadyExistsError, NotFoundError
+
+_PAUSE = 0.01
+
+
+class Book(Store):
+    """The sandboxes of one engine and one state folder."""
+
+    def __init__(self, state: Path, engine: Engine, *, brief: bool = False) -> None:
+        super().__init__(state, brief=brief)
+        self._engine = engine
+
+    @asynccontextmanager
+    async def naming(self, spec: SandboxSpec) -> AsyncIterator[None]:
+        """Hold the names of the state folder while a new sandbox takes its own, if it has one.
+
+        Raises:
+            AlreadyExistsError: a running sandbox of the app has the name.
+        """
+        if not spec.name:
+            yield
+            return
+        # Never waited for in the kernel: another task of this thread may hold it.
+        while not (held := try_lock(self.state / "names.lock")):
+            await Sleep(_PAUSE)
+        with held:
+            for id in self.ids():
+                other = self.status(id)
+                if other and (other.app, other.name) == (spec.app, spec.name) and await runs(self._engine, id):
+                    raise taken(spec, id)
+            yield
+
+    def as_ended(self, id: str, end: EndRecord, status: Status | None = None) -> Status:
+        """What can still be said of a sandbox after its end; `status`: what it was, if that is known."""
+        status = status or self.status(id)
+        return replace(status or Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", self._engine.name), ended=end)
+
+    def write_tags(self, id: str, tags: tuple[tuple[str, str], ...]) -> bool:
+        """Replace the tags of a sandbox that has a folder here; False if it has none."""
+        status = self.status(id)
+        if not status or not self.folder(id).exists():
+            return False
+        self.write_status(replace(status, tags=tags))
+        return True
+
+    def now_and_then(self) -> bool:
+        """Whether this creation, one of 256, is to tidy up: not everybody runs `gc`."""
+        return os.urandom(1) == b"\0"
+
+
+def new_id(app: str) -> str:
+    """The id of a new sandbox."""
+    return f"{app}-{os.urandom(4).hex()}"
+
+
+async def runs(engine: Engine, id: str) -> bool:
+    """Whether a sandbox runs, or is being created."""
+    try:
+        return (await engine.inspect(id)).ended is None
+    except NotFoundError:
+        return False
+
+
+def taken(spec: SandboxSpec, id: str) -> AlreadyExistsError:
+    """The refusal of a name that a running sandbox has."""
+    return AlreadyExistsError(
+        f"sandbox {id} of app {spec.app!r} has the name {spec.name!r}; terminate it or choose another name"
+    )
+
+
+def unknown(id: str) -> NotFoundError:
+    """What is raised when there is no sandbox of an id, and none ended lately."""
+    return NotFoundError(f"there is no sandbox {id!r}; `openmodal sandbox list` shows those that run")
