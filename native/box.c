@@ -613,6 +613,7 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .gate = {.sockets = {-1, -1}},
                       .output = {-1, -1},
                       .guard = {.folder = -1, .count = -1},
+                      .shaping = {.client = -1, .lock = -1},
                       .oom = -1,
                       .link = -1,
                       .init_link = -1,

@@ -27,6 +27,17 @@ struct work {
     void (*ended)(struct box *box, int status); /* in the supervisor, with the status of waitpid(2); or NULL */
 };
 
+/* What is done to the sandbox's files, see layers.h. */
+struct shaping {
+    pid_t child; /* 0: nothing */
+    int client;  /* gets the answer */
+    int lock;    /* of the newest layer that is to come */
+    char *outcome, *target;
+    struct strings list; /* of layers */
+    bool stops;          /* nothing runs meanwhile */
+    void (*done)(struct box *box);
+};
+
 struct box {
     const struct plan *plan;
     int report, status; /* to the SDK, to the launcher */
@@ -62,6 +73,8 @@ struct box {
     size_t clients;
     struct work work[MAX_WORK];
     size_t works;
+    struct shaping shaping;
+    unsigned stops; /* how many want nothing to run: a pause, a copy */
     char record[512];
     uint64_t answer_by;
 };
@@ -89,6 +102,11 @@ void control_end_work(struct box *box);
 
 /* Send every client that waits for it the record, and forget all clients. */
 void control_answer_all(struct box *box);
+
+/* layers.c */
+
+/* One less wants nothing to run; the last one lets it go on. */
+void stop_release(struct box *box);
 
 /* finish.c */
 

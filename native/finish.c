@@ -6,6 +6,7 @@
 #include "groups.h"
 #include "ids.h"
 #include "kernel.h"
+#include "layers.h"
 #include "net.h"
 #include "passing.h"
 #include "trash.h"
@@ -89,7 +90,7 @@ static void in_userns(struct box *box, void (*work)(struct box *)) {
     pid_t child = fork();
     if (child == 0) {
         box->clients = 0; /* our parent answers */
-        if (setns(box->userns, CLONE_NEWUSER) == 0 && setresgid(0, 0, 0) == 0 && setresuid(0, 0, 0) == 0)
+        if (userns_enter(box->userns))
             work(box);
         _exit(0);
     }
@@ -223,6 +224,7 @@ static void await_last_words(struct box *box) {
 
 void finish(struct box *box) {
     box->answer_by = now_ms() + ANSWER_MS;
+    layers_finish(box);
     control_end_work(box);
     close_fd(&box->agent_listener);
     box->agent_listener = -1;

@@ -4,6 +4,7 @@
 
 #include "cage.h"
 #include "fail.h"
+#include "ids.h"
 #include "groups.h"
 #include "netlink.h"
 #include "passing.h"
@@ -89,13 +90,9 @@ static int listen_on(int type) {
     return -1;
 }
 
-static bool become_root(int userns) {
-    return setns(userns, CLONE_NEWUSER) == 0 && setresgid(0, 0, 0) == 0 && setresuid(0, 0, 0) == 0;
-}
-
 /* As root of the namespace's owner. */
 static bool enter(int network, int userns) {
-    if (userns >= 0 && !become_root(userns))
+    if (userns >= 0 && !userns_enter(userns))
         return fail("network", "cannot enter the sandbox's user namespace: %m");
     return setns(network, CLONE_NEWNET) == 0 || fail("network", "cannot enter the sandbox's network namespace: %m");
 }
@@ -162,7 +159,7 @@ static void enter_own_places(const struct plan *plan, const struct gate *gate, i
     AUTO_FD int router = plan->router != NULL ? open(plan->router, O_RDONLY | O_CLOEXEC) : -1;
     if (plan->router != NULL && (router < 0 || setns(router, CLONE_NEWNET) != 0))
         give_up(lifeline, "enter the network namespace", plan->router);
-    if (plan->ids == IDS_SUB && !become_root(gate->userns))
+    if (plan->ids == IDS_SUB && !userns_enter(gate->userns))
         give_up(lifeline, "enter", "the sandbox's user namespace");
 }
 

@@ -3,6 +3,7 @@
 #include "guard.h"
 
 #include "fail.h"
+#include "ids.h"
 #include "util.h"
 
 #include <dirent.h>
@@ -104,8 +105,7 @@ static _Noreturn void be_counter(const struct guard *guard, int answer) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    if (guard->userns >= 0 &&
-        (setns(guard->userns, CLONE_NEWUSER) != 0 || setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0))
+    if (guard->userns >= 0 && !userns_enter(guard->userns))
         _exit(1);
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* now: the kernel forgets it when a process gains rights */
     int folder = openat(guard->folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

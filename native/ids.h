@@ -35,3 +35,6 @@ int userns_make(uint32_t slot, int *network);
 
 /* Give the user namespace that process `pid` was cloned into its maps, as the plan says (`single` and `sub`). */
 bool userns_map(const struct plan *plan, pid_t pid);
+
+/* Become root of that user namespace, which others of this user made; false with errno. */
+bool userns_enter(int userns);

@@ -335,6 +335,11 @@ def leftovers(found: Hierarchies) -> dict[str, list[Path]]:
 
 def kill(groups: Iterable[Path]) -> None:
     """Kill every process in these groups."""
+    groups = tuple(groups)
+    for group in groups:
+        # What a killed supervisor has left stopped by a freezer of v1 would not die.
+        with contextlib.suppress(OSError), open(group / "freezer.state", "r+") as freezer:
+            freezer.write("THAWED")
     for group in groups:
         for pid in members(group):
             with contextlib.suppress(ProcessLookupError):

@@ -1,0 +1,231 @@
+"""What a supervisor can do with the files of a sandbox that runs: copy them, and copy layers into one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.native.test_box import BUSYBOX, Box, Host, _children, _reachable, public_program, root_host
+
+__all__ = ["public_program", "root_host"]
+
+pytestmark = [
+    pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="needs busybox-static"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.feature("box"),
+    pytest.mark.may_leave("/tmp/om-box-*"),
+]
+
+UNIFIED = next(path for path in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")) if path.is_dir())
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+def grouped(host: Host, version: int = 2, **keys: str | list[str]) -> Box:
+    """A box whose processes can be stopped."""
+    name = f"om-layers-{os.getpid()}-{len(host.running)}"
+    if version == 1:
+        return host.start(cgroup=[f"{FREEZER}/{name}"], thaw=f"{FREEZER}/{name}/freezer.state", **keys)
+    return host.start(cgroup=[f"{UNIFIED}/{name}"], kill=[f"{UNIFIED}/{name}/cgroup.kill"], **keys)
+
+
+@pytest.fixture(params=[1, 2])
+def box(request: pytest.FixtureRequest, root_host: Host) -> Box:
+    if not (UNIFIED / "cgroup.procs" if request.param == 2 else FREEZER).exists():
+        pytest.skip("this machine has no control groups of that version")
+    return grouped(root_host, request.param)
+
+
+def ask(box: Box, line: str, *layers: Path, listed: bool = False, lock: int = -1) -> str:
+    """Send a request and return the answer, "" if the connection ended without one."""
+    file = os.memfd_create("layers")
+    os.write(file, b"".join(bytes(layer) + b"\0" for layer in layers))
+    fds = [file] if layers or listed else []
+    with socket.socket(socket.AF_UNIX) as client, _reachable(box.dir) as folder:
+        client.settimeout(60)
+        client.connect(f"{folder}/control.sock")
+        socket.send_fds(client, [line.encode() + b"\n"], [*fds, lock] if lock >= 0 else fds)
+        os.close(file)
+        answer = client.recv(4096).decode()
+        assert client.recv(1) == b""
+        return answer.strip()
+
+
+def copied(box: Box, name: str = "copy") -> Path:
+    target = box.dir.parent / f"{box.dir.name}-{name}"
+    answer = ask(box, f"copy {target}")
+    assert answer.startswith("ok "), answer
+    return target
+
+
+def listing(folder: Path) -> dict[str, object]:
+    """All that can be seen of a tree from outside."""
+    inodes: dict[int, str] = {}
+    found: dict[str, object] = {}
+    for path in sorted([folder, *folder.rglob("*")]):
+        info, name = path.lstat(), str(path.relative_to(folder))
+        kind = stat.S_IFMT(info.st_mode)
+        found[name] = (
+            oct(info.st_mode),
+            info.st_uid,
+            info.st_gid,
+            info.st_rdev,
+            info.st_mtime_ns,
+            "" if kind == stat.S_IFDIR else inodes.setdefault(info.st_ino, name),
+            os.readlink(path) if kind == stat.S_IFLNK else "",
+            (info.st_size, path.read_bytes()) if kind == stat.S_IFREG else (),
+            {
+                name: os.getxattr(path, name, follow_symlinks=False)
+                for name in os.listxattr(path, follow_symlinks=False)
+            },
+        )
+    return found
+
+
+MAKE = """
+mkdir -p /a/b /a/odd && echo one > /a/b/one && /bin/busybox ln /a/b/one /a/two && /bin/busybox ln -s /nowhere /a/link
+/bin/busybox mkfifo /a/pipe; echo x > "/a/odd/ a
+b"; echo suid > /a/suid && /bin/busybox chown 33:65534 /a/suid && chmod 4751 /a/suid; chmod 1777 /a/odd
+/bin/busybox dd if=/dev/zero of=/a/sparse bs=1 count=1 seek=8388607 2>/dev/null; echo y >> /a/sparse
+/bin/busybox dd if=/dev/urandom of=/a/large bs=1048576 count=3 2>/dev/null; echo end >> /a/large
+/bin/busybox rm /etc/group; /bin/busybox rm -r /bin/cat /opt; mkdir /opt; echo new > /opt/new; touch /empty
+/bin/busybox touch -d 2001-02-03 /a/b
+"""
+
+
+def test_a_copy_has_all_that_the_upper_folder_has(root_host: Host, box: Box) -> None:
+    (root_host.image / "opt").mkdir()
+    (root_host.image / "opt" / "old").touch()
+    box.run(MAKE)
+    os.setxattr(box.dir / "upper" / "a" / "b", "trusted.name", b"of a folder")
+    os.setxattr(box.dir / "upper" / "a" / "large", "user.name", b"of a file")
+    seen = listing(box.dir / "upper")
+    copy = copied(box)
+    assert listing(copy) == seen == listing(box.dir / "upper")
+    assert stat.S_ISCHR((copy / "etc" / "group").lstat().st_mode)
+    assert os.getxattr(copy / "opt", "trusted.overlay.opaque") == b"y"
+    assert (copy / "a" / "sparse").stat().st_blocks < 100
+    assert box.run("echo goes on") == "goes on\n"
+
+
+def test_what_writes_is_stopped_for_a_copy_and_goes_on(box: Box) -> None:
+    link = box.link()
+    link.start("/bin/sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >> /lines; echo $i > /now; done")
+    copies = []
+    for number in range(5):
+        copies.append(copied(box, str(number)))
+        at = int(box.run("cat /now") or 0)
+        deadline = time.monotonic() + 20
+        while int(box.run("cat /now") or 0) <= at:
+            assert time.monotonic() < deadline, "it does not go on"
+    link.close()
+    before = 0
+    for copy in copies:
+        lines = (copy / "lines").read_text().splitlines() if (copy / "lines").exists() else []
+        assert lines == [str(number) for number in range(1, len(lines) + 1)]
+        assert len(lines) >= before
+        before = len(lines)
+    assert before > 0
+
+
+def test_a_copy_that_finds_the_disk_full_leaves_nothing(box: Box, small: Path) -> None:
+    box.run("/bin/busybox dd if=/dev/zero of=/large bs=1048576 count=8 2>/dev/null; mkdir /other; echo x > /other/x")
+    assert ask(box, f"copy {small}/copy").startswith("error space cannot copy ")
+    assert not list(small.iterdir())
+    assert box.run("cat /other/x") == "x\n"
+    assert (copied(box) / "large").stat().st_size == 8 << 20
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "small", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_copier_that_is_killed_leaves_nothing_stopped(box: Box) -> None:
+    box.run("mkdir /many; i=0; while [ $i -lt 600 ]; do i=$((i+1)); echo $i > /many/$i; done")
+    before, answers = set(_children(box.pid)), []
+    asking = threading.Thread(target=lambda: answers.append(ask(box, f"copy {box.dir.parent}/copy")))
+    asking.start()
+    while not (new := set(_children(box.pid)) - before):
+        assert asking.is_alive()
+    os.kill(new.pop(), signal.SIGKILL)
+    asking.join()
+    assert answers[0].startswith("error internal the process that was to do it was killed")
+    assert box.run("echo goes on") == "goes on\n"
+    assert len(list((copied(box, "again") / "many").iterdir())) == 600
+
+
+def test_one_request_waits_for_no_other(root_host: Host) -> None:
+    box = grouped(root_host)
+    box.run("mkdir /many; i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i > /many/$i; done")
+    answers: list[str] = []
+    both = [threading.Thread(target=lambda n=n: answers.append(ask(box, f"copy {box.dir}-{n}"))) for n in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    assert sorted(answer.split()[0] for answer in answers) in (["error", "ok"], ["ok", "ok"])
+    assert all(answer.startswith(("ok ", "error busy another ")) for answer in answers)
+
+
+def test_what_cannot_be_stopped_is_named(root_host: Host, tmp_path: Path) -> None:
+    """A process that waits for a disk is not stopped, and nobody waits for it for ever."""
+    disk, mounted = tmp_path / "disk", tmp_path / "mounted"
+    mounted.mkdir()
+    subprocess.run(["truncate", "-s", "16M", disk], check=True)
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
+    box = grouped(root_host, bind=[f"{mounted}\t/disk\trw"])
+    link = box.link()
+    try:
+        subprocess.run(["fsfreeze", "-f", mounted], check=True)
+        link.start("/bin/busybox", "touch", "/disk/file")
+        time.sleep(0.2)
+        answer = ask(box, f"copy {tmp_path}/copy")
+        assert answer.startswith("error busy process ") and "(busybox) of the sandbox does not stop" in answer, answer
+        assert box.run("echo goes on") == "goes on\n"
+    finally:
+        subprocess.run(["fsfreeze", "-u", mounted], check=True)
+        link.close()
+    assert (copied(box) / "disk").is_dir()
+    box.end()
+    subprocess.run(["umount", mounted], check=True)
+
+
+def test_without_groups_nothing_is_copied(root_host: Host) -> None:
+    box = root_host.start()
+    assert ask(box, f"copy {box.dir}-copy").startswith("error unsupported nothing can stop ")
+    assert ask(box, "copy relative").startswith("error plan expected an absolute path ")
+    assert not Path(f"{box.dir}-copy").exists()
+
+
+def test_layers_are_copied_into_one_as_an_overlay_shows_them(root_host: Host) -> None:
+    """What the kernel makes of three uppers one on the other is what their copy shows on the image."""
+    scripts = [
+        "mkdir -p /d/e /gone /file; echo old > /d/one; echo two > /d/two; echo x > /gone/x; mkdir /bin/new",
+        "echo new > /d/one; /bin/busybox rm -r /gone /file /etc/group; mkdir /gone; echo y > /gone/y; echo f > /file",
+        "/bin/busybox rm /d/two; echo z > /d/e/z; /bin/busybox rm /file; mkdir /file; echo g > /etc/group; chmod 700 /d",
+    ]
+    layers: list[Path] = []
+    for script in scripts:
+        box = grouped(root_host, lower=[*map(str, layers), str(root_host.image)])
+        box.run(script)
+        layers.insert(0, copied(box))
+    show = "cd / && /bin/busybox find d gone file bin etc | /bin/busybox sort; cat d/one d/e/z gone/y etc/group; stat -c %a d"
+    stacked = grouped(root_host, lower=[*map(str, layers), str(root_host.image)])
+    merged = root_host.folder / "merged"
+    assert ask(stacked, f"merge {merged}", *layers).startswith("ok ")
+    flat = grouped(root_host, lower=[str(merged), str(root_host.image)])
+    assert flat.run(show) == stacked.run(show)
+    assert flat.run("cat /d/one; ls /gone /file; test -e /d/two || echo gone") == "new\n/file:\n\n/gone:\ny\ngone\n"
