@@ -333,13 +333,20 @@ static bool connect_network(struct box *box) {
     return net_attach(box->netlink, box->inside, box->slot, box->network);
 }
 
-static bool start_gate(struct box *box) {
+/* A user's init is born with it. Nobody may open it when init has locked itself in. */
+static bool open_network(struct box *box) {
     char path[64];
+    if (box->network >= 0 || box->plan->net == NET_HOST)
+        return true;
     snprintf(path, sizeof path, "/proc/%d/ns/net", (int)box->init);
-    AUTO_FD int network = box->network >= 0 ? dup(box->network) : open(path, O_RDONLY | O_CLOEXEC);
+    box->network = open(path, O_RDONLY | O_CLOEXEC);
+    return box->network >= 0 || fail(NULL, "cannot open the sandbox's network namespace: %m");
+}
+
+static bool start_gate(struct box *box) {
     box->gate.userns = box->userns;
     box->gate.base = box->slot != 0 ? slot_base(box->slot) : 0;
-    return gate_start(box->plan, network, &box->gate, &box->helper);
+    return gate_start(box->plan, box->network, &box->gate, &box->helper);
 }
 
 /* While init makes its mounts, we make what it will be in. */
@@ -354,10 +361,12 @@ static bool equip_init(struct box *box) {
         return false;
     if (plan->net == NET_ROUTER && !connect_network(box))
         return false;
+    if (!open_network(box))
+        return false;
     if (plan->net == NET_GATE && !start_gate(box))
         return false;
-    close_fd(&box->inside); /* the namespace shall end with init */
-    close_fd(&box->network);
+    close_fd(&box->inside);
+    box->inside = -1;
     if (plan->net == NET_EXEC && !helper_start(plan, box->init, box->userns, &box->helper))
         return false;
     return send(box->link, "go", 2, MSG_NOSIGNAL) == 2 || fail("internal", "init is gone");
@@ -449,8 +458,7 @@ static void hear_signals(struct box *box) {
             helper_ended(box, status);
         if (pid == box->init)
             box->init = 0;
-        if (pid == box->guard.counter)
-            box->guard.counter = 0;
+        guard_reaped(&box->guard, pid);
         control_reaped(box, pid, status);
     }
 }
@@ -470,10 +478,11 @@ static void watch(struct box *box) {
         size_t clients = box->clients;
         for (size_t i = 0; i < clients; i++)
             from[FIXED + i] = (struct pollfd){box->client[i].fd, POLLIN, 0};
-        if (poll(from, FIXED + clients, box->guard.folder >= 0 ? GUARD_MS : -1) < 0)
+        if (poll(from, FIXED + clients, guard_wait(&box->guard)) < 0)
             continue;
-        if (guard_finds(&box->guard, now_ms()))
-            end_with(box, "disk", 137);
+        const char *found = guard_finds(&box->guard, now_ms());
+        if (found != NULL)
+            end_with(box, found, 137);
         if (from[INIT].revents)
             init_gone(box);
         else if (from[LINK].revents & POLLIN)
@@ -554,7 +563,7 @@ static bool make(struct box *box) {
     bool started = start_init(box);
     close_fd(&box->disk); /* init has it, and the disk is to end with it */
     box->disk = -1;
-    return started && equip_init(box) && await_ready(box) && guard_begin(&box->guard, plan, box->folder, box->userns);
+    return started && equip_init(box) && await_ready(box) && guard_begin(&box->guard, plan, box->folder, box->userns, box->init, &box->network);
 }
 
 /* All descriptors of whoever started us are closed, but for the report, the launcher's pipe, and what the plan says to hold. */
@@ -612,8 +621,8 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .helper = {.lifeline = -1},
                       .gate = {.sockets = {-1, -1}},
                       .output = {-1, -1},
-                      .guard = {.folder = -1, .count = -1},
                       .shaping = {.client = -1, .lock = -1},
+                      .guard = {.folder = -1, .sockets = -1, .network = -1, .files = {.told = -1}, .queues = {.told = -1}},
                       .oom = -1,
                       .link = -1,
                       .init_link = -1,

@@ -68,6 +68,8 @@ static void await_detached(const struct box *box) {
  * gone. The interface after that: dying sockets tell it to whom they are connected, and to the tables of connections. */
 static void take_down(struct box *box) {
     guard_end(&box->guard);
+    close_fd(&box->network); /* the namespace ends with init */
+    box->network = -1;
     groups_kill(box->plan);
     if (box->init > 0) {
         signal_init(box);
@@ -135,11 +137,19 @@ void back_out(struct box *box) {
 
 /* ---------------------------------------------------------------- when it has ended: record and remove */
 
+/* How much it had of that for which the guard has ended it. */
+static const char *size_of(const struct box *box, char text[32]) {
+    bool told = strcmp(box->reason, "disk") == 0 || strcmp(box->reason, "sockets") == 0;
+    snprintf(text, 32, told ? "size=%llu\n" : "", (unsigned long long)box->guard.size);
+    return text;
+}
+
 static void make_record(struct box *box) {
+    char size[32];
     box->ended = unix_us();
-    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nwritten=%llu %llu\nstarted=%llu.%06u\nended=%llu.%06u\n",
+    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nwritten=%llu %llu\nstarted=%llu.%06u\nended=%llu.%06u\n%s",
              box->reason, box->returncode, box->written[0], box->written[1], (unsigned long long)(box->started / 1000000), (unsigned)(box->started % 1000000),
-             (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000));
+             (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000), size_of(box, size));
 }
 
 /* The record as it is kept: with what the sandbox was, for those who ask later. */

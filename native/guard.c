@@ -1,9 +1,11 @@
-/* Free space costs one system call a second; files are counted only when it has shrunk, by a process of its own with the lowest priority. */
+/* Free space and the number of sockets cost a system call a second each. Files are counted only when the one has shrunk, queues only
+ * when there are so many sockets that they can hold too much. */
 #include "kernel.h"
 #include "guard.h"
 
 #include "fail.h"
 #include "ids.h"
+#include "sockets.h"
 #include "util.h"
 
 #include <dirent.h>
@@ -26,9 +28,12 @@
 #define OVERLAY 0x794c7630
 
 /* Deeper than any path that can be given to the kernel at once: only who hides something goes deeper. */
-enum { DEEPEST = 2100, STEPS = 10 };
+enum { DEEPEST = 2100, STEPS = 10, GUARD_MS = 1000 };
 
-/* --------------------------------------------------------------------------------------- the counter */
+/* Beyond what the kernel charges: twice net.core.rmem_max, which is 208 KiB on most machines, for what nobody reads. */
+enum { MOST_IN_A_SOCKET = 512 << 10 };
+
+/* -------------------------------------------------------------------------------------- the counters */
 
 static uint64_t count_folder(int folder, dev_t device, int depth);
 
@@ -97,67 +102,97 @@ static uint64_t count_nameless(const char *group) {
     return found.sum;
 }
 
-static _Noreturn void be_counter(const struct guard *guard, int answer) {
+static bool count_files(const struct guard *guard, uint64_t *sum) {
     struct rlimit files;
     struct stat root;
-    setpriority(PRIO_PROCESS, 0, 19);
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
+    int folder = openat(guard->folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0 || fstat(folder, &root) != 0)
+        return false;
+    *sum = count_folder(folder, root.st_dev, 0) + (guard->group != NULL ? count_nameless(guard->group) : 0);
+    for (size_t i = 0; i < guard->counted->count; i++)
+        *sum += count_entry(AT_FDCWD, guard->counted->item[i], root.st_dev, 0);
+    return true;
+}
+
+static bool count_queues(const struct guard *guard, uint64_t *sum) {
+    if (setns(guard->network, CLONE_NEWNET) != 0)
+        return false;
+    *sum = sockets_hold();
+    return true;
+}
+
+static _Noreturn void be_counter(const struct guard *guard, bool (*count)(const struct guard *, uint64_t *), int answer) {
+    uint64_t sum = 0;
+    setpriority(PRIO_PROCESS, 0, 19);
     if (guard->userns >= 0 && !userns_enter(guard->userns))
         _exit(1);
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* now: the kernel forgets it when a process gains rights */
-    int folder = openat(guard->folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder < 0 || fstat(folder, &root) != 0)
-        _exit(1);
-    uint64_t sum = count_folder(folder, root.st_dev, 0) + (guard->group != NULL ? count_nameless(guard->group) : 0);
-    for (size_t i = 0; i < guard->counted->count; i++)
-        sum += count_entry(AT_FDCWD, guard->counted->item[i], root.st_dev, 0);
-    _exit(write_all(answer, &sum, sizeof sum) ? 0 : 1);
+    _exit(count(guard, &sum) && write_all(answer, &sum, sizeof sum) ? 0 : 1);
 }
 
-static void start_counting(struct guard *guard) {
+static void start_counting(const struct guard *guard, struct counter *counter, bool (*count)(const struct guard *, uint64_t *)) {
     int pair[2];
     if (pipe2(pair, O_CLOEXEC) != 0)
         return;
-    guard->counter = fork();
-    if (guard->counter == 0)
-        be_counter(guard, pair[1]);
+    counter->pid = fork();
+    if (counter->pid == 0)
+        be_counter(guard, count, pair[1]);
     close(pair[1]);
-    guard->count = pair[0];
-    if (guard->counter < 0) {
-        close_fd(&guard->count);
-        guard->count = -1;
-    }
+    counter->told = pair[0];
+    if (counter->pid < 0)
+        close_fd(&counter->told);
 }
 
-/* ----------------------------------------------------------------------------------------- the guard */
+/* False: it has not told yet, or could not count. */
+static bool hear_counter(struct counter *counter, uint64_t *sum) {
+    struct pollfd told = {counter->told, POLLIN, 0};
+    if (poll(&told, 1, 0) != 1)
+        return false;
+    bool heard = read(counter->told, sum, sizeof *sum) == sizeof *sum;
+    close_fd(&counter->told);
+    counter->told = -1;
+    return heard;
+}
 
-static void note(const struct guard *guard, uint64_t size) {
-    char text[32];
-    int length = snprintf(text, sizeof text, "%llu", (unsigned long long)size);
+static void stop_counting(struct counter *counter) {
+    if (counter->pid > 0)
+        kill(counter->pid, SIGKILL);
+    close_fd(&counter->told);
+    counter->told = -1;
+}
+
+/* ------------------------------------------------------------------------------------------ the disk */
+
+static void note(const struct guard *guard, uint64_t size, dev_t device) {
+    char text[48];
+    int length = snprintf(text, sizeof text, "%llu %llu", (unsigned long long)size, (unsigned long long)device);
     AUTO_FD int file = openat(guard->dir, COUNTED, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (file >= 0 && !write_all(file, text, (size_t)length))
         unlinkat(guard->dir, COUNTED, 0); /* the disk is full; nobody is told then */
 }
 
-static uint64_t noted(int folder, const char *name) {
-    char text[32] = {0};
-    uint64_t size = 0;
+static uint64_t noted(int folder, const char *name, dev_t device) {
+    char text[48] = {0};
+    unsigned long long size, where;
     char *path = must_format("%s/" COUNTED, name);
     AUTO_FD int file = openat(folder, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     free(path);
-    return file >= 0 && read(file, text, sizeof text - 1) > 0 && parse_u64(text, &size) ? size : 0;
+    return file >= 0 && read(file, text, sizeof text - 1) > 0 && sscanf(text, "%llu %llu", &size, &where) == 2 && where == device
+               ? size
+               : 0;
 }
 
-/* Sandboxes lie side by side. */
-static bool is_largest(const struct guard *guard, uint64_t size) {
+/* Sandboxes lie side by side, also those of other state folders, which may be on other disks. */
+static bool is_largest(const struct guard *guard, uint64_t size, dev_t device) {
     int parent = openat(guard->dir, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *listing = parent >= 0 ? fdopendir(parent) : NULL;
     bool largest = true;
     for (struct dirent *entry; listing != NULL && largest && (entry = readdir(listing)) != NULL;)
-        largest = noted(dirfd(listing), entry->d_name) <= size;
+        largest = noted(dirfd(listing), entry->d_name, device) <= size;
     if (listing != NULL)
         closedir(listing);
     return largest;
@@ -172,41 +207,64 @@ static uint64_t step_of(const struct guard *guard) {
     return guard->most / STEPS < GIB ? guard->most / STEPS : GIB;
 }
 
-static bool hear_counter(struct guard *guard, bool nearly_full) {
-    uint64_t size = 0;
-    ssize_t got = read(guard->count, &size, sizeof size);
-    close_fd(&guard->count);
-    guard->count = -1;
-    if (got != sizeof size)
-        return false;
-    note(guard, size);
-    return size > guard->most || (nearly_full && size > step_of(guard) && is_largest(guard, size));
-}
-
-bool guard_finds(struct guard *guard, uint64_t now) {
+static bool fills_disk(struct guard *guard) {
     struct statvfs disk;
-    if (guard->folder < 0 || now < guard->next || fstatvfs(guard->folder, &disk) != 0)
+    struct stat folder;
+    if (guard->folder < 0 || fstatvfs(guard->folder, &disk) != 0 || fstat(guard->folder, &folder) != 0)
         return false;
-    guard->next = now + GUARD_MS;
-    uint64_t free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize, step = step_of(guard);
+    uint64_t free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize, step = step_of(guard), size;
     bool nearly_full = is_nearly_full(&disk, free_bytes);
-    if (guard->count >= 0) {
-        struct pollfd told = {guard->count, POLLIN, 0};
-        return poll(&told, 1, 0) == 1 && hear_counter(guard, nearly_full);
+    if (guard->files.told >= 0) {
+        if (!hear_counter(&guard->files, &size))
+            return false;
+        note(guard, size, folder.st_dev);
+        guard->size = size;
+        return size > guard->most || (nearly_full && size > step && is_largest(guard, size, folder.st_dev));
     }
     if (free_bytes > guard->before)
         guard->before = free_bytes;
     if (guard->before - free_bytes > (nearly_full ? step / 16 : step)) {
         guard->before = free_bytes;
-        start_counting(guard);
+        start_counting(guard, &guard->files, count_files);
     }
     return false;
 }
 
-bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns) {
-    *guard = (struct guard){.folder = -1, .dir = dir, .userns = plan->ids != IDS_RANGE ? userns : -1, .most = plan->guard, .count = -1,
+/* ----------------------------------------------------------------------------------------- the sockets */
+
+static bool fills_sockets(struct guard *guard) {
+    if (guard->sockets < 0)
+        return false;
+    if (guard->queues.told >= 0)
+        return hear_counter(&guard->queues, &guard->size) && guard->size > guard->most_in_sockets;
+    if (sockets_count(guard->sockets) > guard->most_in_sockets / MOST_IN_A_SOCKET)
+        start_counting(guard, &guard->queues, count_queues);
+    return false;
+}
+
+/* ----------------------------------------------------------------------------------------- the guard */
+
+int guard_wait(const struct guard *guard) {
+    bool counts = guard->files.told >= 0 || guard->queues.told >= 0;
+    return guard->folder < 0 && guard->sockets < 0 ? -1 : counts ? GUARD_MS / 10 : GUARD_MS;
+}
+
+const char *guard_finds(struct guard *guard, uint64_t now) {
+    if (guard_wait(guard) < 0 || now < guard->next)
+        return NULL;
+    const char *reason = fills_disk(guard) ? "disk" : fills_sockets(guard) ? "sockets" : NULL;
+    guard->next = now + (uint64_t)guard_wait(guard);
+    return reason;
+}
+
+bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns, pid_t init, int *network) {
+    *guard = (struct guard){.folder = -1, .sockets = -1, .dir = dir, .userns = plan->ids != IDS_RANGE ? userns : -1, .network = *network,
+                            .most = plan->guard, .most_in_sockets = plan->sockets, .files = {.told = -1}, .queues = {.told = -1},
                             .counted = &plan->counted, .group = plan->cgroup.count > 0 ? plan->cgroup.item[0] : NULL};
     struct statvfs disk;
+    *network = -1;
+    if (plan->sockets > 0 && guard->network >= 0 && (guard->sockets = sockets_open(init)) < 0)
+        return fail(NULL, "cannot look at the sandbox's sockets: %m");
     if (plan->guard == 0)
         return true;
     guard->folder = open(plan->upper, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -217,10 +275,18 @@ bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int user
     return true;
 }
 
+void guard_reaped(struct guard *guard, pid_t pid) {
+    struct counter *const counters[] = {&guard->files, &guard->queues};
+    for (size_t i = 0; i < sizeof counters / sizeof *counters; i++)
+        if (counters[i]->pid == pid)
+            counters[i]->pid = 0;
+}
+
 void guard_end(struct guard *guard) {
-    if (guard->counter > 0)
-        kill(guard->counter, SIGKILL);
-    close_fd(&guard->count);
+    stop_counting(&guard->files);
+    stop_counting(&guard->queues);
     close_fd(&guard->folder);
-    guard->count = guard->folder = -1;
+    close_fd(&guard->sockets);
+    close_fd(&guard->network);
+    guard->folder = guard->sockets = guard->network = -1;
 }

@@ -1,4 +1,4 @@
-/* The guard of the store's disk, for a sandbox whose files lie on it without a limit of the kernel's: it ends before it fills that disk. */
+/* The guard ends a sandbox that takes much of what all share and the kernel does not limit: the store's disk, and memory of sockets. */
 #pragma once
 
 #include "plan.h"
@@ -6,26 +6,43 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-struct guard {
-    int folder;      /* the upper folder; -1: there is nothing to guard */
-    int dir;         /* the sandbox's own, where what was counted is noted for the others' guards */
-    int userns;      /* whose root may look into all folders, or -1 */
-    const struct strings *counted; /* other folders that the sandbox writes to, and nobody else who is guarded */
-    const char *group; /* a control group with all its processes, or NULL */
-    uint64_t most;   /* bytes that the sandbox may have on the disk */
-    uint64_t before; /* bytes that were free when files were counted last */
-    uint64_t next;   /* when to look again, in ms */
-    pid_t counter; /* 0: there is none, or somebody has waited for it */
-    int count; /* where the counter tells, -1: there is none */
+/* A process of its own, with the lowest priority, that adds up. */
+struct counter {
+    pid_t pid; /* 0: there is none, or somebody has waited for it */
+    int told;  /* where it tells the sum, -1: there is none */
 };
 
-enum { GUARD_MS = 1000 };
+struct guard {
+    int dir;    /* the sandbox's own, where what was counted is noted for the others' guards */
+    int userns; /* whose root may look into all folders and processes, or -1 */
+    uint64_t next; /* when to look again, in ms */
+    uint64_t size; /* what it has of that for which it ends, in bytes */
 
-/* Look at the file system's free space, if a second is over. True: the sandbox has more than it may, or the disk is nearly full and it has
- * more than any other. */
-bool guard_finds(struct guard *guard, uint64_t now);
+    int folder;                    /* the upper folder; -1: its disk is not guarded */
+    const struct strings *counted; /* other folders that the sandbox writes to, and nobody else who is guarded */
+    const char *group;             /* a control group with all its processes, or NULL */
+    uint64_t most;                 /* bytes that the sandbox may have on the disk */
+    uint64_t before;               /* bytes that were free when files were counted last */
+    struct counter files;
 
-/* Begin; it changes nothing if the plan has no limit. `dir`, `userns`: kept as long as the guard. */
-bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns);
+    int sockets;              /* the number of its sockets; -1: they are not guarded */
+    int network;              /* the namespace that they are in */
+    uint64_t most_in_sockets; /* bytes that their queues may hold */
+    struct counter queues;
+};
+
+/* Begin; it changes nothing if the plan has no limit. `dir`, `userns`: kept as long as the guard. `network` is closed at its end: it keeps
+ * the namespace, which shall end with init. */
+bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns, pid_t init, int *network);
+
+/* In how many ms to look again; -1: never. */
+int guard_wait(const struct guard *guard);
+
+/* Look, if a second is over. The reason for an end: "disk", it has more than it may, or the disk is nearly full and it has more than any
+ * other; "sockets"; or NULL. */
+const char *guard_finds(struct guard *guard, uint64_t now);
+
+/* Somebody has waited for a process that may be a counter. */
+void guard_reaped(struct guard *guard, pid_t pid);
 
 void guard_end(struct guard *guard);

@@ -14,7 +14,7 @@ struct batch {
     unsigned count;
 };
 
-enum { NETLINK_ROUTES = 0, NETLINK_FILTER = 12 };
+enum { NETLINK_ROUTES = 0, NETLINK_SOCKETS = 4, NETLINK_FILTER = 12 };
 
 /* A socket to speak in this process's network namespace, wherever the process goes afterwards. -1: see fail.h. */
 int open_netlink(int protocol);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from openmodal._spec import EndRecord
 
 SENTENCES = {
@@ -10,6 +12,7 @@ SENTENCES = {
     "idle": "nothing happened in it for its idle_timeout",
     "lost": "it was killed from outside, or the machine was restarted",
     "oom": "it ran out of memory; give Sandbox.create more memory=",
+    "sockets": "its sockets held more memory than it may have without being charged for it; read what arrives, or keep fewer of them open",
     "terminated": "it was terminated",
     "timeout": "its timeout expired; give Sandbox.create a longer timeout=",
 }
@@ -52,15 +55,17 @@ def decode(record: str) -> EndRecord:
     """A record as `encode` and supervisors write it (docs/protocol.md, section 3)."""
     found = fields(record)
     try:
-        return ended(
+        end = ended(
             found["reason"],
             int(found["returncode"]),
             float(found.get("ended", 0)),
             found.get("text", ""),
             _pair(found.get("written", "0 0")),
         )
+        size = int(found.get("size", 0))
     except (KeyError, ValueError):
         return EndRecord("lost", 137, text="its supervisor left a record that cannot be read")
+    return replace(end, text=f"{end.text} (it had {size >> 20} MiB)") if size else end
 
 
 def _pair(text: str) -> tuple[int, int]:

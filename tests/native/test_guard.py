@@ -1,4 +1,4 @@
-"""The guard of the disk that sandboxes share: who fills it ends, and the others go on."""
+"""The guard of what sandboxes share, the disk and memory of sockets: who fills it ends, and the others go on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def write(box: Box, mebibytes: int, file: str = "/file") -> None:
 def ended(box: Box) -> str:
     """Why a box has ended; it takes a look, a count, and another look."""
     assert gone(box.pid, within=30), "it goes on"
-    return box.wait_for_record()["reason"]
+    record = box.wait_for_record()
+    assert int(record["size"]) > 0
+    return record["reason"]
 
 
 WAYS = {
@@ -89,6 +91,18 @@ def test_folders_that_are_counted_too_count(root_host: Host, tmp_path: Path) -> 
     assert ended(box) == "disk"
 
 
+@pytest.mark.parametrize("most", [100_000, MOST])
+def test_whose_sockets_hold_more_than_the_guard_allows_ends_with_the_reason_sockets(host: Host, most: int) -> None:
+    box = host.start(sockets=str(most))
+    reader = "/bin/busybox nc -l -p 7000 -e /bin/busybox sleep 60"
+    writer = "/bin/busybox head -c 200000 /dev/zero | /bin/busybox nc 127.0.0.1 7000"
+    box.run(f"({reader} & /bin/busybox sleep 1; {writer}) >/dev/null 2>&1 & echo started")
+    if most == MOST:
+        assert not gone(box.pid, within=5), "the control: it may have so much"
+    else:
+        assert ended(box) == "sockets"
+
+
 @pytest.fixture
 def small(request: pytest.FixtureRequest) -> Iterator[Host]:
     """On a file system that is nearly full from the beginning: it has less than what is kept free."""
@@ -106,11 +120,11 @@ def test_when_the_disk_is_nearly_full_the_one_with_most_on_it_ends(small: Host) 
     more, less = (small.start(guard=str(512 * MIB)) for _ in range(2))
     other = small.folder / "other" / "disk.bytes"  # what another's guard has counted
     other.parent.mkdir()
-    other.write_text(str(1 << 40))
+    other.write_text(f"{1 << 40} {small.folder.stat().st_dev}")
     write(less, 16)
     write(more, 80)
     assert not gone(more.pid, within=4), "another has more"
-    other.unlink()
+    other.write_text(f"{1 << 40} {os.stat('/proc').st_dev}")  # on another disk
     with contextlib.suppress(Exception):
         write(more, 80, "/file2")
     assert ended(more) == "disk"

@@ -11,6 +11,7 @@
  *   probe splice PATH                       splice a file into a pipe and write over the pipe
  *   probe threads|inotify|pipes|memfds|files|events|signals COUNT   how many of them can be had
  *   probe datagrams|queues COUNT            sockets of UDP, of TCP, each with 60,000 bytes at least that nobody reads
+ *   probe hoard ping|netlink|waiting|segments COUNT   sockets, and in their queues as much as the kernel takes
  *   probe forge ADDRESS                     send a packet whose source is ADDRESS
  *   probe connect ADDRESS:PORT COUNT        hold that many connections; say how many came to be
  *   probe visit ADDRESS:PORT COUNT          make that many connections and close each; say how many came to be
@@ -196,6 +197,71 @@ static bool fill(int type) {
     return waiting >= (int)sizeof bytes;
 }
 
+/* A socket whose queue may hold as much as one may, with up to eight messages of that size that the kernel answers. */
+static void ask_in_vain(int family, int type, int protocol, const struct sockaddr *to, socklen_t size, const void *question, size_t length) {
+    int most = 1 << 30, fd = socket(family, type, protocol);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
+    for (int i = 0; i < 8; i++)
+        sendto(fd, question, length, MSG_DONTWAIT, to, size);
+}
+
+/* A connection that nobody has accepted; what it holds is charged to nobody yet. */
+static void connect_in_vain(void) {
+    static char bytes[1 << 16];
+    static struct sockaddr_in here;
+    static int left;
+    socklen_t size = sizeof here;
+    int most = 1 << 30;
+    if (left-- == 0) {
+        int server = socket(AF_INET, SOCK_STREAM, 0);
+        here = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        setsockopt(server, SOL_SOCKET, SO_RCVBUF, &most, sizeof most);
+        bind(server, (struct sockaddr *)&here, size);
+        getsockname(server, (struct sockaddr *)&here, &size);
+        listen(server, left = 100);
+    }
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    connect(fd, (struct sockaddr *)&here, size);
+    for (int i = 0; i < 8 && send(fd, bytes, sizeof bytes, MSG_DONTWAIT) > 0; i++)
+        ;
+}
+
+/* The kernel takes the first segment of each queue, whatever its limit says. */
+static void send_in_vain(void) {
+    static char bytes[1 << 20];
+    int ends[2];
+    if (!loop(SOCK_STREAM, ends))
+        return;
+    for (int i = 0; i < 2; i++)
+        send(ends[i], bytes, sizeof bytes, MSG_DONTWAIT);
+}
+
+static int hoard(const char *kind, int count) {
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct rlimit files = {65536, 65536};
+    setrlimit(RLIMIT_NOFILE, &files);
+    static struct {
+        uint32_t size; /* nlmsghdr: of a kind that needs rights, and is answered with the whole question */
+        uint16_t type, flags;
+        uint32_t sequence, port;
+        char body[40000];
+    } refused = {.size = sizeof refused, .type = 16, .flags = 5};
+    static const char echo[60000] = {8};
+    for (int i = 0; i < count; i++)
+        if (kind[0] == 'p')
+            ask_in_vain(AF_INET, SOCK_DGRAM, IPPROTO_ICMP, (struct sockaddr *)&here, sizeof here, echo, sizeof echo);
+        else if (kind[0] == 'n')
+            ask_in_vain(AF_NETLINK, SOCK_RAW, 0, NULL, 0, &refused, sizeof refused);
+        else if (kind[0] == 'w')
+            connect_in_vain();
+        else
+            send_in_vain();
+    printf("%d\n", count);
+    fflush(stdout);
+    pause();
+    return 0;
+}
+
 static bool one(const char *kind) {
     static char byte;
     int ends[2], fd;
@@ -305,6 +371,8 @@ int main(int argc, char **argv) {
         return hold(argv[2], atoi(argv[3]), true);
     if (strcmp(verb, "visit") == 0)
         return hold(argv[2], atoi(argv[3]), false);
+    if (strcmp(verb, "hoard") == 0)
+        return hoard(argv[2], atoi(argv[3]));
     if (argc != 3)
         return 2;
     return strcmp(verb, "foreign") == 0    ? foreign(argv[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from openmodal.engines.embedded import Embedded, cgroup, host
-from openmodal.errors import ExecTimeoutError, InvalidError, SandboxError, SandboxFileTooLargeError
+from openmodal.errors import ExecTimeoutError, InvalidError, SandboxError, SandboxFileTooLargeError, SandboxNotRunningError
 from openmodal.process import StreamType
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
@@ -164,6 +165,26 @@ def test_what_sockets_hold_is_bounded(create: Create, neighbour: Sandbox, kind: 
     many = neighbour.spawn("probe", kind, "1500")
     assert many.stdout.readline() == "1500\n", "the control: in 2 GiB there is room"
     many.kill()
+
+
+@pytest.mark.parametrize("kind", ["ping", "netlink", "waiting", "segments"])
+def test_sockets_whose_queues_nobody_is_charged_for_end_the_sandbox(
+    create: Create, neighbour: Sandbox, kind: str
+) -> None:
+    """I14: when they hold more than half of its memory. Where the kernel counts them, it may be faster."""
+    sandbox = create(memory=64, timeout=60)
+    hog = sandbox.spawn("probe", "hoard", kind, "1000")
+    try:
+        killed = hog.wait()
+    except SandboxNotRunningError as error:
+        assert re.search(r"sockets held more memory .*\(it had \d+ MiB\)", str(error))
+        assert sandbox.status().ended.reason == "sockets"
+    else:
+        assert (kind, killed) == ("segments", 137)
+    many = neighbour.spawn("probe", "hoard", kind, "1000")
+    assert many.stdout.readline() == "1000\n"
+    time.sleep(3)
+    assert answers(neighbour), "the control: 2 GiB are more than they hold"
 
 
 def test_the_machines_table_of_open_files_is_not_used_up(create: Create, neighbour: Sandbox) -> None:

@@ -16,7 +16,7 @@ from openmodal._spec import ExecSpec, Network, OutputGap, Status
 from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
 from openmodal.engines.asked import Limits
-from openmodal.engines.embedded import egress, host, launch, mirrors, network, plan
+from openmodal.engines.embedded import cgroup, egress, host, launch, mirrors, network, plan
 from openmodal.errors import DiskFullError, EngineError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class Booth:
             env=tuple(env.items()),
             binds=request.binds,
             guard=MOST_ON_DISK,
+            sockets=cgroup.most_in_sockets(limits.memory),
             counted=[source for source, _ in request.binds],
             owner=os.getpid(),
         )

@@ -288,8 +288,25 @@ def _bound_together(v1: Mapping[str, str], found: Hierarchies) -> None:
     sockets = Path(v1.get("memory", "/nothing")) / PARENT / _SOCKETS
     with contextlib.suppress(FileNotFoundError):  # no such file, or a container without the machine's marks
         if int(_read(sockets)) >= NO_LIMIT:
-            mark = int(_read(Path("/proc/sys/net/ipv4/tcp_mem")).split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            _write(sockets, str(mark // 4 * 3))
+            _write(sockets, str(_tcp_mark() // 4 * 3))
+
+
+def most_in_sockets(memory: int) -> int:
+    """What the sockets of a sandbox may hold before it is ended: half of its memory, and of what TCP
+    may have on this machine before it saves memory for all.
+
+    The kernel keeps them below that, if it counts what they hold (docs/security.md).
+    """
+    try:
+        return min(memory, _tcp_mark()) // 2
+    except FileNotFoundError:  # a container may be without the machine's marks
+        return memory // 2
+
+
+@functools.cache
+def _tcp_mark() -> int:
+    """The bytes of TCP's queues from which on this machine saves memory for all."""
+    return int(_read(Path("/proc/sys/net/ipv4/tcp_mem")).split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _remedy(error: OSError) -> str:

@@ -297,6 +297,7 @@ class Embedded(Engine):
             idle=spec.idle_timeout,
             owner=self._owner,
             guard=0 if resources.disk else MOST_ON_DISK,
+            sockets=cgroup.most_in_sockets(limits.memory),
             cpus=machine.cpus(limits.cpu),
             env=tuple(env.items()),
             user=root.user,

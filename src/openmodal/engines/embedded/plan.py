@@ -25,7 +25,8 @@ _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0
 class Box:
     """A box, as values. `net` is "none", "router", "exec" or "gate"; `owner` a process to die with.
 
-    Times in seconds, `memory` and `guard` (what it may have on the disk) in bytes; 0 is none.
+    Times in seconds; `memory`, `guard` (what it may have on the disk) and `sockets` (what their
+    queues may hold) in bytes; 0 is none.
     `counted`: folders outside `upper` that the guard counts.
     """
 
@@ -53,6 +54,7 @@ class Box:
     owner: int = 0
     disk: str = ""
     guard: int = 0
+    sockets: int = 0
     reuse: bool = False
     counted: Sequence[str] = ()
     extra: Lines = field(default_factory=list)
@@ -94,6 +96,7 @@ def encode(box: Box) -> bytes:
         "workdir": box.workdir,
         "disk": box.disk,
         "guard": str(box.guard) if box.guard else "",
+        "sockets": str(box.sockets) if box.sockets else "",
         "owner": str(box.owner) if box.owner else "",
     }
     lines += [(key, value) for key, value in optional.items() if value]
