@@ -224,7 +224,7 @@ static bool take_folder(struct box *box) {
 }
 
 /* In the current folder: the length of an address is limited to 108 bytes, that of a path to a folder is not. */
-static int listen_at(const char *name) {
+int listen_at(const char *name) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     strcpy(address.sun_path, name);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -355,7 +355,8 @@ static bool equip_init(struct box *box) {
     if (plan->ids != IDS_RANGE &&
         (!userns_map(plan, box->init) || !open_userns(box) || send(box->link, "mapped", 6, MSG_NOSIGNAL) != 6))
         return fail("internal", "init is gone");
-    if (plan->net == NET_ROUTER && (box->machine = open_netlink(NETLINK_FILTER)) < 0) /* while we are in the machine's network */
+    /* While we are in the machine's network, at first. */
+    if (plan->net == NET_ROUTER && box->machine < 0 && (box->machine = open_netlink(NETLINK_FILTER)) < 0)
         return false;
     if (owns_network(plan) && !make_network(box))
         return false;
@@ -538,6 +539,36 @@ static bool set_timer(struct box *box) {
     return (box->timer >= 0 && timerfd_settime(box->timer, 0, &when, NULL) == 0) || fail(NULL, "timerfd: %m");
 }
 
+/* What init has said last, or what is in its log, is why it failed. */
+static void explain(struct box *box) {
+    char text[1200];
+    if (box->link >= 0 && receive_with(box->link, text, sizeof text, NULL, 0, MSG_DONTWAIT) > 1 && text[0] == '!')
+        fail_as(text + 1);
+    else if (box->log >= 0)
+        runtime_explain(box->log);
+}
+
+/* All that begins with process 1, and ends with it. */
+bool box_run(struct box *box) {
+    const struct plan *plan = box->plan;
+    if (plan->ids == IDS_RANGE && (box->userns = userns_make(box->slot, plan->runtime != NULL ? &box->network : NULL)) < 0)
+        return false;
+    if (!open_output(box) || !groups_make(plan) || !open_oom(box))
+        return false;
+    if (plan->disk != NULL && (box->disk = mounts_open_disk(plan, box->userns)) < 0)
+        return false;
+    if (!start_init(box) || !equip_init(box) || !await_ready(box) ||
+        !guard_begin(&box->guard, plan, box->folder, box->userns, box->init, &box->network)) {
+        explain(box);
+        return false;
+    }
+    if (plan->runtime == NULL) { /* init has it; when it is gone, connecting must fail */
+        close_fd(&box->agent_listener);
+        box->agent_listener = -1;
+    }
+    return true;
+}
+
 static bool make(struct box *box) {
     const struct plan *plan = box->plan;
     box->started = unix_us();
@@ -550,20 +581,11 @@ static bool make(struct box *box) {
         chdir("/") != 0)
         return false;
     umask(077);
-    if (!open_output(box) || !open_for_runtime(box))
+    if (!open_for_runtime(box))
         return false;
     if (plan->slots != NULL && plan->ids == IDS_RANGE && (box->slot_lock = slot_take(plan->slots, &box->slot)) < 0)
         return false;
-    if (plan->ids == IDS_RANGE && (box->userns = userns_make(box->slot, plan->runtime != NULL ? &box->network : NULL)) < 0)
-        return false;
-    if (!groups_make(plan) || !open_oom(box))
-        return false;
-    if (plan->disk != NULL && (box->disk = mounts_open_disk(plan, box->userns)) < 0)
-        return false;
-    bool started = start_init(box);
-    close_fd(&box->disk); /* init has it, and the disk is to end with it */
-    box->disk = -1;
-    return started && equip_init(box) && await_ready(box) && guard_begin(&box->guard, plan, box->folder, box->userns, box->init, &box->network);
+    return box_run(box);
 }
 
 /* All descriptors of whoever started us are closed, but for the report, the launcher's pipe, and what the plan says to hold. */
@@ -602,6 +624,7 @@ static bool report(struct box *box, bool made) {
 
 static _Noreturn void supervise(const struct plan *plan, int status) {
     struct box box = {.plan = plan,
+                      .base = plan->lower,
                       .status = status,
                       .folder = -1,
                       .lock = -1,
@@ -623,25 +646,17 @@ static _Noreturn void supervise(const struct plan *plan, int status) {
                       .output = {-1, -1},
                       .shaping = {.client = -1, .lock = -1},
                       .guard = {.folder = -1, .sockets = -1, .network = -1, .files = {.told = -1}, .queues = {.told = -1}},
+                      .layer_lock = -1,
                       .oom = -1,
                       .link = -1,
                       .init_link = -1,
                       .init_pidfd = -1};
     leave_caller(&box);
     if (!make(&box)) {
-        char text[1200];
-        if (box.link >= 0 && receive_with(box.link, text, sizeof text, NULL, 0, MSG_DONTWAIT) > 1 && text[0] == '!')
-            fail_as(text + 1);
-        else if (box.log >= 0)
-            runtime_explain(box.log);
         back_out(&box);
         report(&box, false);
         groups_weigh(plan);
         _exit(1);
-    }
-    if (plan->runtime == NULL) { /* init has it; when it is gone, connecting must fail */
-        close_fd(&box.agent_listener);
-        box.agent_listener = -1;
     }
     if (!report(&box, true))
         end_with(&box, "terminated", 137); /* whoever wanted the sandbox is gone, and nobody knows of it */

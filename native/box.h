@@ -40,6 +40,8 @@ struct shaping {
 
 struct box {
     const struct plan *plan;
+    struct strings base; /* the layers that it was made with; plan->lower has its own on top of them */
+    int layer_lock;      /* of the newest of its own */
     int report, status; /* to the SDK, to the launcher */
     int folder, lock;
     int upper; /* the folder of upper and work, if others use it after us */
@@ -47,7 +49,7 @@ struct box {
     uint32_t slot; /* 0: has none */
     int userns;
     int meminfo; /* the file behind /proc/meminfo */
-    int disk; /* the mount of the sandbox's own disk, until init has it */
+    int disk; /* the mount of the sandbox's own disk */
     int agent_listener, control_listener;
     int program, log;    /* for a runtime: this program, to run as the agent, and where the runtime tells what went wrong */
     int network, inside; /* while it is made: the sandbox's network namespace, and a netlink socket in it */
@@ -87,6 +89,12 @@ void end_with(struct box *box, const char *reason, int returncode);
 /* What init says when it ends. */
 void hear_init(struct box *box);
 
+/* Start process 1 and all that ends with it, and wait until it is ready. */
+bool box_run(struct box *box);
+
+/* A listening socket in the current folder; -1: see fail.h. */
+int listen_at(const char *name);
+
 /* control.c */
 
 void control_accept(struct box *box);
@@ -108,7 +116,20 @@ void control_answer_all(struct box *box);
 /* One less wants nothing to run; the last one lets it go on. */
 void stop_release(struct box *box);
 
+/* Layers of its own, the newest first, on top of those that the sandbox was made with: for whatever is
+ * mounted from now on. The items of `own` are copied. */
+void layers_set(struct box *box, const struct strings *own);
+
+/* The folder beside `upper` and `work` for what is only to be removed. */
+char *layers_trash(const struct plan *plan);
+
 /* finish.c */
+
+/* End everything that runs in the sandbox, and what serves it. */
+void stop_all(struct box *box);
+
+/* Wait until the interface's name is free. */
+void await_detached(const struct box *box);
 
 /* The sandbox could not be made: nothing of it is left. */
 void back_out(struct box *box);

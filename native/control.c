@@ -24,6 +24,7 @@ static const struct {
 } words[] = {
     {"copy", serve_copy},
     {"merge", serve_merge},
+    {"reset", serve_reset},
 };
 
 /* ------------------------------------------------------------------------------------------- answers */

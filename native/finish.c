@@ -59,14 +59,14 @@ static void start_detaching(struct box *box) {
         _exit(0);
 }
 
-static void await_detached(const struct box *box) {
+void await_detached(const struct box *box) {
     for (int waited = 0; box->netlink >= 0 && net_is_attached(box->slot) && waited < 5000; waited++)
         nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
 }
 
 /* Everything that runs: when init is reaped, its whole process namespace is dead, and its mounts, with their namespace, are
  * gone. The interface after that: dying sockets tell it to whom they are connected, and to the tables of connections. */
-static void take_down(struct box *box) {
+void stop_all(struct box *box) {
     guard_end(&box->guard);
     close_fd(&box->network); /* the namespace ends with init */
     box->network = -1;
@@ -75,7 +75,12 @@ static void take_down(struct box *box) {
         signal_init(box);
         reap(&box->init);
     }
+    close_fd(&box->disk); /* it ends with init */
     helper_end(&box->helper);
+}
+
+static void take_down(struct box *box) {
+    stop_all(box);
     start_detaching(box);
     if (!groups_remove(box->plan))
         fail("internal", "a cgroup could not be removed: %m");
@@ -205,7 +210,10 @@ static void discard_all(struct box *box) {
     bool keeps_folder = plan->keep && lies_in(plan->upper, plan->dir);
     /* First what others look for: emptying a huge upper folder takes longer than anybody waits. */
     if (plan->reuse) {
+        char *trash = layers_trash(plan);
         discard(box, plan->dir);
+        trash_remove(trash, false, answer_in_time, box);
+        free(trash);
         upper_give_back(plan, answer_in_time, box);
         return;
     }

@@ -32,6 +32,17 @@ void stop_release(struct box *box) {
         groups_thaw(box->plan);
 }
 
+void layers_drop(struct box *box) {
+    struct shaping *shaping = &box->shaping;
+    if (shaping->list.item != NULL)
+        free(shaping->list.item[0]);
+    free(shaping->list.item);
+    free(shaping->target);
+    close_fd(&shaping->client);
+    close_fd(&shaping->lock);
+    *shaping = (struct shaping){.outcome = shaping->outcome, .client = -1, .lock = -1};
+}
+
 static void child_ended(struct box *box, int status) {
     struct shaping *shaping = &box->shaping;
     (void)status;
@@ -46,13 +57,7 @@ static void child_ended(struct box *box, int status) {
     char *line = failure() != NULL ? must_format("error %s\n", failure()) : must_copy(shaping->outcome);
     send(shaping->client, line, strlen(line), MSG_NOSIGNAL | MSG_DONTWAIT);
     free(line);
-    if (shaping->list.item != NULL)
-        free(shaping->list.item[0]);
-    free(shaping->list.item);
-    free(shaping->target);
-    close_fd(&shaping->client);
-    close_fd(&shaping->lock);
-    *shaping = (struct shaping){.outcome = shaping->outcome, .client = -1, .lock = -1};
+    layers_drop(box);
 }
 
 static _Noreturn void be_child(struct box *box, bool (*work)(struct box *box, char *said)) {
@@ -85,6 +90,14 @@ static bool read_list(int file, struct strings *list) {
     return true;
 }
 
+bool layers_take(struct box *box, struct request *request) {
+    if (box->shaping.child != 0)
+        return fail("busy", "another snapshot, reset or mount of the sandbox is under way; try again");
+    box->shaping.lock = request->fd[1];
+    request->fd[1] = -1;
+    return read_list(request->fd[0], &box->shaping.list);
+}
+
 static bool may_begin(struct box *box) {
     struct shaping *shaping = &box->shaping;
     if (shaping->child != 0)
@@ -113,10 +126,8 @@ static void begin(struct box *box, struct request *request, bool lists, bool sto
     shaping->stops = stops;
     shaping->done = done;
     box->stops += stops;
-    shaping->lock = request->fd[1];
-    request->fd[1] = -1;
     bool fits = shaping->target[0] == '/' || fail("plan", "expected an absolute path behind the word");
-    if (!fits || (lists && !read_list(request->fd[0], &shaping->list))) {
+    if (!fits || (lists && !layers_take(box, request))) {
         child_ended(box, 0);
         return;
     }
@@ -140,22 +151,85 @@ void layers_finish(struct box *box) {
         control_reaped(box, pid, status);
 }
 
+/* ------------------------------------------------------------------------------------- what lies where */
+
+static struct plan *own_plan(struct box *box) {
+    struct plan *plan = must_alloc(sizeof *plan);
+    *plan = *box->plan;
+    return plan;
+}
+
+void layers_set(struct box *box, const struct strings *own) {
+    static struct plan *last; /* the first one is the launcher's */
+    struct plan *plan = own_plan(box);
+    size_t count = own->count + box->base.count;
+    plan->lower = (struct strings){.item = must_alloc((count + 1) * sizeof *plan->lower.item), .count = count};
+    for (size_t i = 0; i < count; i++)
+        plan->lower.item[i] = i < own->count ? must_copy(own->item[i]) : box->base.item[i - own->count];
+    plan->lower.item[count] = NULL;
+    for (size_t i = 0; last != NULL && i < last->lower.count - box->base.count; i++)
+        free(last->lower.item[i]);
+    if (last != NULL)
+        free(last->lower.item);
+    free(last);
+    box->plan = last = plan;
+    close_fd(&box->layer_lock);
+    box->layer_lock = box->shaping.lock;
+    box->shaping.lock = -1;
+}
+
+char *layers_trash(const struct plan *plan) {
+    return must_format("%.*s/old", (int)(strrchr(plan->upper, '/') - plan->upper), plan->upper);
+}
+
+static bool put_aside(const char *trash, const char *folder, unsigned number) {
+    char *aside = must_format("%s/%s-%u", trash, strrchr(folder, '/') + 1, number);
+    bool put = rename(folder, aside) == 0;
+    free(aside);
+    return put && mkdir(folder, 0755) == 0 && chmod(folder, 0755) == 0;
+}
+
+static void remove_old(struct box *box, const char *trash) {
+    if (fork() != 0)
+        return; /* what a child that could not be made leaves is removed at the end */
+    begin_child();
+    if (layers_become_owner(box))
+        trash_remove(trash, true, NULL, NULL);
+    _exit(0);
+}
+
+bool layers_begin_anew(struct box *box) {
+    static unsigned number;
+    char *trash = layers_trash(box->plan);
+    bool anew = (mkdir(trash, 0700) == 0 || errno == EEXIST) && put_aside(trash, box->plan->upper, ++number) &&
+                put_aside(trash, box->plan->work, number);
+    if (!anew)
+        fail(NULL, "cannot put %s aside: %m", box->plan->upper);
+    remove_old(box, trash);
+    free(trash);
+    return anew;
+}
+
 /* ------------------------------------------------------------------------------------------ copying */
 
 /* Whose files a plain user's sandbox has can be read by the root of its user namespace only. */
-static bool become_owner(const struct box *box) {
+bool layers_become_owner(const struct box *box) {
     bool became = box->plan->ids == IDS_RANGE || userns_enter(box->userns);
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* the kernel forgets it when ids change */
     return became || fail(NULL, "cannot become root of the sandbox's user namespace: %m");
 }
 
+/* On a disk of the sandbox's own, owners look as they are inside, shifted. */
 static bool copy(struct box *box, char *said) {
-    struct strings upper = {.item = (char *[]){box->plan->upper, NULL}, .count = 1};
+    char *path = box->disk < 0 ? box->plan->upper
+                               : must_format("/proc/self/fd/%d%s", box->disk, strrchr(box->plan->upper, '/'));
+    struct strings upper = {.item = &path, .count = 1};
+    uint32_t base = box->disk < 0 ? 0 : slot_base(box->slot);
     uint64_t bytes = 0;
     if (!groups_freeze(box->plan))
         return false;
     uint64_t begun = unix_us();
-    if (!become_owner(box) || !copy_layers(&upper, 0, box->shaping.target, &bytes))
+    if (!layers_become_owner(box) || !copy_layers(&upper, base, box->shaping.target, &bytes))
         return false;
     snprintf(said, SAID, "%llu %llu", (unsigned long long)(unix_us() - begun), (unsigned long long)bytes);
     return true;
@@ -167,7 +241,7 @@ void serve_copy(struct box *box, struct request *request) {
 
 static bool merge(struct box *box, char *said) {
     uint64_t bytes = 0;
-    if (!become_owner(box) || !copy_layers(&box->shaping.list, 0, box->shaping.target, &bytes))
+    if (!layers_become_owner(box) || !copy_layers(&box->shaping.list, 0, box->shaping.target, &bytes))
         return false;
     snprintf(said, SAID, "%llu", (unsigned long long)bytes);
     return true;

@@ -11,6 +11,7 @@
 #include "meminfo.h"
 #include "mountfd.h"
 #include "runtime.h"
+#include "trash.h"
 #include "util.h"
 
 #include <errno.h>
@@ -145,13 +146,19 @@ int mounts_open_disk(const struct plan *plan, int userns) {
     return -1;
 }
 
-/* Upper and work are new on a disk of the sandbox's own. */
+static bool make_anew(const char *name) {
+    char *path = must_format("u/%s", name);
+    bool made = trash_remove(path, false, NULL, NULL) && mkdir(path, 0755) == 0;
+    free(path);
+    return made;
+}
+
+/* Upper and work are new on a disk of the sandbox's own. After a reset, those of before are there. */
 static bool show_disk(int disk, const char *upper, const char *work) {
     if (mkdir("u", 0755) != 0)
         return fail(NULL, "tmpfs: %m");
     AUTO_FD int target = open("u", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    bool made = attach(disk, target) && mkdirat(disk, upper, 0755) == 0 && mkdirat(disk, work, 0755) == 0;
-    return made || fail(NULL, "cannot use the sandbox's disk: %m");
+    return (attach(disk, target) && make_anew(upper) && make_anew(work)) || fail(NULL, "cannot use the sandbox's disk: %m");
 }
 
 /* Folders and files that are mounted on, in memory, below all layers: where an image lacks some,

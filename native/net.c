@@ -44,7 +44,7 @@ int net_enter_router(const char *path) {
     return open_netlink(NETLINK_ROUTES);
 }
 
-static void remove_interface(int router, uint32_t slot) {
+void net_remove(int router, uint32_t slot) {
     struct batch batch = {.used = 0};
     delete_link(&batch, INDEX_BASE + (int)slot);
     talk(router, &batch);
@@ -61,7 +61,7 @@ static bool make_interface(int router, uint32_t slot, const char *name, int netw
             return true;
         if (errno != EEXIST) /* else a killed supervisor's: the kernel removes it with its sandbox's namespace, a bit later */
             return false;
-        remove_interface(router, slot);
+        net_remove(router, slot);
     }
     return false;
 }
@@ -83,11 +83,15 @@ bool net_forget(int machine, uint32_t slot) {
     return conntrack_forget(machine, address_of(slot));
 }
 
+bool net_is_silent(int router, uint32_t slot) {
+    uint64_t packets = 0;
+    return received_by(router, INDEX_BASE + (int)slot, &packets) && packets == 0;
+}
+
 /* Looking through a table of connections takes milliseconds: not for a sandbox that never sent a packet. */
 bool net_detach(int router, int machine, uint32_t slot) {
-    uint64_t packets = 0;
-    bool silent = received_by(router, INDEX_BASE + (int)slot, &packets) && packets == 0;
-    remove_interface(router, slot);
+    bool silent = net_is_silent(router, slot);
+    net_remove(router, slot);
     return silent || net_forget(machine, slot);
 }
 

@@ -28,6 +28,12 @@ bool net_attach(int router, int inside, uint32_t slot, int network);
 bool net_detach(int router, int machine, uint32_t slot);
 bool net_is_attached(uint32_t slot);
 
+/* In the router: only remove om<slot>. */
+void net_remove(int router, uint32_t slot);
+
+/* In the router: the sandbox has never sent a packet. */
+bool net_is_silent(int router, uint32_t slot);
+
 /* In the router: forget the connections of who had that slot before. */
 bool net_forget(int machine, uint32_t slot);
 

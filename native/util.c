@@ -22,6 +22,7 @@ void close_fd(int *fd) {
     int saved = errno; /* it runs while a block is left, often with an error on its way out */
     if (*fd >= 0)
         close(*fd);
+    *fd = -1;
     errno = saved;
 }
 

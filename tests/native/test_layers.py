@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -11,10 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.native.test_box import BUSYBOX, Box, Host, _children, _reachable, public_program, root_host
+from tests.native.test_box import BUSYBOX, Box, Host, _children, _reachable, _status, public_program, root_host
 
 __all__ = ["public_program", "root_host"]
 
@@ -27,6 +29,9 @@ pytestmark = [
 
 UNIFIED = next(path for path in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")) if path.is_dir())
 FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
 def grouped(host: Host, version: int = 2, **keys: str | list[str]) -> Box:
@@ -66,10 +71,10 @@ def copied(box: Box, name: str = "copy") -> Path:
     return target
 
 
-def listing(folder: Path) -> dict[str, object]:
+def listing(folder: Path) -> dict[str, tuple[Any, ...]]:
     """All that can be seen of a tree from outside."""
     inodes: dict[int, str] = {}
-    found: dict[str, object] = {}
+    found: dict[str, tuple[Any, ...]] = {}
     for path in sorted([folder, *folder.rglob("*")]):
         info, name = path.lstat(), str(path.relative_to(folder))
         kind = stat.S_IFMT(info.st_mode)
@@ -203,6 +208,20 @@ def test_what_cannot_be_stopped_is_named(root_host: Host, tmp_path: Path) -> Non
     subprocess.run(["umount", mounted], check=True)
 
 
+def test_files_on_a_disk_of_its_own_are_copied_and_reset(root_host: Host, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    subprocess.run(["truncate", "-s", "16M", disk], check=True)
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    box = grouped(root_host, disk=str(disk))
+    box.run("mkdir /d; echo x > /d/file; /bin/busybox chown 33:65534 /d/file; /bin/busybox rm /etc/group")
+    found = listing(copied(box))
+    assert found["d/file"][1:3] == (33, 65534)
+    assert (found["d"][1], found["etc/group"][3]) == (0, 0)
+    assert ask(box, "reset", listed=True) == "ok"
+    assert box.run("ls /d 2>&1 | /bin/busybox wc -l; cat /etc/group") == "1\nroot:x:0:\n"
+    assert set(listing(copied(box, "again"))) == {".", "tmp"}
+
+
 def test_without_groups_nothing_is_copied(root_host: Host) -> None:
     box = root_host.start()
     assert ask(box, f"copy {box.dir}-copy").startswith("error unsupported nothing can stop ")
@@ -229,3 +248,112 @@ def test_layers_are_copied_into_one_as_an_overlay_shows_them(root_host: Host) ->
     flat = grouped(root_host, lower=[str(merged), str(root_host.image)])
     assert flat.run(show) == stacked.run(show)
     assert flat.run("cat /d/one; ls /gone /file; test -e /d/two || echo gone") == "new\n/file:\n\n/gone:\ny\ngone\n"
+
+
+# -------------------------------------------------------------------------------------------- resets
+
+
+def test_after_a_reset_everything_is_new(root_host: Host, box: Box) -> None:
+    inside = "hostname; ls /new /dev/shm /tmp; cat /etc/group; touch /again"
+    first = box.run(inside)
+    link = box.link()
+    link.start("/bin/sh", "-c", "trap '' TERM HUP; sleep 1000 & sleep 1000")
+    box.run("mkdir /new; touch /dev/shm/x /tmp/x; echo changed > /etc/group; /bin/busybox rm /bin/cat")
+    assert box.run("/bin/busybox cat /etc/group; ls /dev/shm") == "changed\nx\n"  # the control
+    before = counted(box)
+    # Held, for the kernel gives the number of one that is gone to the next.
+    held = [os.open(f"/proc/{box.init}/ns/{name}", os.O_RDONLY) for name in NAMESPACES]
+    assert ask(box, "reset", listed=True) == "ok"
+    init = next(pid for pid in _children(box.pid) if len(_status(pid).get("NSpid", "").split()) > 1)
+    for name, fd in zip(NAMESPACES, held, strict=True):
+        assert os.fstat(fd).st_ino != os.stat(f"/proc/{init}/ns/{name}").st_ino, name
+        os.close(fd)
+    second = box.run(inside)
+    assert second == first
+    with pytest.raises((OSError, AssertionError, EOFError)):
+        link.run("/bin/true")
+    link.close()
+    for _ in range(3):
+        assert ask(box, "reset", listed=True) == "ok"
+    box.run("true")
+    assert counted(box) == before
+    assert box.end()["reason"] == "terminated"
+
+
+def counted(box: Box) -> tuple[int, int, int]:
+    """Descriptors, memory maps and children of a supervisor, when those of the last request are gone."""
+    deadline = time.monotonic() + 10
+    while len(_children(box.pid)) > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return len(os.listdir(f"/proc/{box.pid}/fd")), len(_children(box.pid)), len(_mounts())
+
+
+def _mounts() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text().splitlines()
+
+
+def test_a_reset_to_layers_shows_them(root_host: Host) -> None:
+    box = grouped(root_host)
+    box.run("echo kept > /kept; /bin/busybox rm /etc/group")
+    layer = copied(box, "layer")
+    lock = os.open(layer, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    box.run("echo lost > /lost")
+    assert ask(box, "reset", layer, lock=lock) == "ok"
+    os.close(lock)
+    assert box.run("cat /kept; ls /lost /etc/group 2>&1 | /bin/busybox wc -l") == "kept\n2\n"
+    assert locked(layer)
+    assert ask(box, "reset", listed=True) == "ok"
+    assert not locked(layer)
+    assert box.run("ls /etc/group; ls /kept 2>&1 | /bin/busybox wc -l") == "/etc/group\n1\n"
+
+
+def locked(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def test_the_main_command_starts_again_and_the_deadline_stays(root_host: Host) -> None:
+    box = grouped(root_host, arg=["/bin/sh", "-c", "echo begun; sleep 1000"], timeout_ms="3000")
+    begun = time.monotonic()
+    for _ in range(2):
+        time.sleep(0.5)
+        assert ask(box, "reset", listed=True) == "ok"
+    assert box.control(b"w")["reason"] == "timeout"
+    assert time.monotonic() - begun < 10
+    assert Path(f"{box.record}.stdout").read_text() == "begun\n"
+
+
+def test_a_reset_that_fails_ends_the_sandbox_and_tells_why(root_host: Host) -> None:
+    box = grouped(root_host)
+    answer = ask(box, "reset", Path("/nowhere/layer"))
+    assert answer == "error image cannot mount /nowhere/layer: No such file or directory"
+    record = box.wait_for_record()
+    assert (record["reason"], record["returncode"]) == ("error", "137")
+
+
+def test_requests_without_layers_are_refused(root_host: Host) -> None:
+    box = grouped(root_host)
+    assert ask(box, "reset") == "error plan the request needs a file with a list of layers"
+    assert ask(box, "reset", Path("relative")) == "error plan layers: expected at most 400 absolute paths"
+    assert box.run("echo goes on") == "goes on\n"
+
+
+def test_who_connects_during_a_reset_waits_and_is_not_refused(root_host: Host) -> None:
+    box = grouped(root_host)
+    answers: list[str] = []
+    asking = threading.Thread(target=lambda: answers.extend(ask(box, "reset", listed=True) for _ in range(5)))
+    asking.start()
+    while asking.is_alive():
+        with socket.socket(socket.AF_UNIX) as client, _reachable(box.dir) as folder:
+            client.connect(f"{folder}/agent.sock")
+        time.sleep(0.005)
+    asking.join()
+    assert answers == ["ok"] * 5
+    assert box.run("echo goes on") == "goes on\n"
