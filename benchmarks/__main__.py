@@ -8,6 +8,7 @@ compared.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -15,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openmodal
-from benchmarks import machine
+from benchmarks import machine, volumes
 from benchmarks.docker import docker
 from benchmarks.floor import Floor
 from benchmarks.machine import Stopwatch
@@ -66,6 +68,7 @@ def main() -> int:
         _transfers(found, image, max(1, options.rounds // 10))
         _burst(found["burst"], image)
         found |= _gvisor(image, max(3, options.rounds // 5))
+        found["volume"] = volumes.measure(functools.partial(_create, image), max(3, options.rounds // 10))
         _idle(found["idle"], image, options.idle)
     _import(found["import"], found["import_sandbox"])
     if not options.without_example:
@@ -102,9 +105,16 @@ def _kubernetes(options: argparse.Namespace) -> int:
 
 
 def _create(
-    image: openmodal.Image, *, timeout: float = 600, runtime: str = "native", engine: str | None = None
+    image: openmodal.Image,
+    *,
+    timeout: float = 600,
+    runtime: str = "native",
+    engine: str | None = None,
+    volumes: Mapping[str, openmodal.Volume] | None = None,
 ) -> openmodal.Sandbox:
-    return openmodal.Sandbox.create(app=APP, image=image, timeout=timeout, runtime=runtime, engine=engine)
+    return openmodal.Sandbox.create(
+        app=APP, image=image, timeout=timeout, runtime=runtime, engine=engine, volumes=volumes
+    )
 
 
 def _lives(found: dict[str, Row], image: openmodal.Image, root: Path, rounds: int) -> None:

@@ -17,6 +17,7 @@
 #include "box.h"
 #include "cage.h"
 #include "fail.h"
+#include "folders.h"
 #include "gate.h"
 #include "groups.h"
 #include "guard.h"
@@ -142,7 +143,7 @@ static bool init_build(struct box *box) {
         if (!net_prepare(inside, 0, plan->ids == IDS_SINGLE ? 0 : IDS_SIZE - 1, false))
             return false;
     }
-    return mounts_make(plan, box->userns, base, box->disk, &box->meminfo, enter_network, box) && cage_limit(plan);
+    return mounts_make(plan, box->userns, base, box->disk, box->maps, &box->meminfo, enter_network, box) && cage_limit(plan);
 }
 
 static bool init_enter(struct box *box) {
@@ -557,7 +558,12 @@ bool box_run(struct box *box) {
         return false;
     if (plan->disk != NULL && (box->disk = mounts_open_disk(plan, box->userns)) < 0)
         return false;
-    if (!start_init(box) || !equip_init(box) || !await_ready(box) ||
+    if ((box->maps = folders_maps(plan, slot_base(box->slot))) == NULL)
+        return false;
+    bool started = start_init(box);
+    folders_close_maps(plan, box->maps);
+    box->maps = NULL;
+    if (!started || !equip_init(box) || !await_ready(box) ||
         !guard_begin(&box->guard, plan, box->folder, box->userns, box->init, &box->network)) {
         explain(box);
         return false;
@@ -585,7 +591,7 @@ static bool make(struct box *box) {
         return false;
     if (plan->slots != NULL && plan->ids == IDS_RANGE && (box->slot_lock = slot_take(plan->slots, &box->slot)) < 0)
         return false;
-    return box_run(box);
+    return folders_hold(plan) && box_run(box);
 }
 
 /* All descriptors of whoever started us are closed, but for the report, the launcher's pipe, and what the plan says to hold. */

@@ -34,8 +34,8 @@ struct shaping {
     int lock;    /* of the newest layer that is to come */
     char *outcome, *target;
     struct strings list; /* of layers */
-    dev_t root;          /* of the sandbox, as it was before */
-    const struct task *task;
+    bool stops;          /* nothing runs meanwhile */
+    void (*done)(struct box *box);
 };
 
 struct box {
@@ -50,6 +50,7 @@ struct box {
     int userns;
     int meminfo; /* the file behind /proc/meminfo */
     int disk; /* the mount of the sandbox's own disk */
+    int *maps; /* what folders of this machine are shifted by, until init has them */
     int agent_listener, control_listener;
     int program, log;    /* for a runtime: this program, to run as the agent, and where the runtime tells what went wrong */
     int network, inside; /* while it is made: the sandbox's network namespace, and a netlink socket in it */
@@ -119,6 +120,9 @@ void stop_release(struct box *box);
 /* Layers of its own, the newest first, on top of those that the sandbox was made with: for whatever is
  * mounted from now on. The items of `own` are copied. */
 void layers_set(struct box *box, const struct strings *own);
+
+/* The folder beside `upper` and `work` for what is only to be removed. */
+char *layers_trash(const struct plan *plan);
 
 /* finish.c */
 

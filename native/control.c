@@ -25,7 +25,6 @@ static const struct {
     {"copy", serve_copy},
     {"merge", serve_merge},
     {"reset", serve_reset},
-    {"switch", serve_switch},
 };
 
 /* ------------------------------------------------------------------------------------------- answers */

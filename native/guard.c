@@ -35,20 +35,25 @@ enum { MOST_IN_A_SOCKET = 512 << 10 };
 
 /* -------------------------------------------------------------------------------------- the counters */
 
-static uint64_t count_folder(int folder, dev_t device, int depth);
+struct scope { /* which files count: those on a device, changed since then (no sandbox can set the time of a change) */
+    dev_t device;
+    time_t since;
+};
 
-static uint64_t count_entry(int folder, const char *name, dev_t device, int depth) {
+static uint64_t count_folder(int folder, const struct scope *scope, int depth);
+
+static uint64_t count_entry(int folder, const char *name, const struct scope *scope, int depth) {
     struct stat found;
-    if (fstatat(folder, name, &found, AT_SYMLINK_NOFOLLOW) != 0 || found.st_dev != device)
+    if (fstatat(folder, name, &found, AT_SYMLINK_NOFOLLOW) != 0 || found.st_dev != scope->device)
         return 0;
-    uint64_t size = (uint64_t)found.st_blocks * 512;
+    uint64_t size = found.st_ctime >= scope->since ? (uint64_t)found.st_blocks * 512 : 0;
     if (!S_ISDIR(found.st_mode)) /* each of its names tells its part */
         return size / (found.st_nlink > 0 ? found.st_nlink : 1);
     int inner = openat(folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    return inner < 0 ? size : size + count_folder(inner, device, depth + 1);
+    return inner < 0 ? size : size + count_folder(inner, scope, depth + 1);
 }
 
-static uint64_t count_folder(int folder, dev_t device, int depth) {
+static uint64_t count_folder(int folder, const struct scope *scope, int depth) {
     DIR *listing = fdopendir(folder);
     uint64_t sum = depth > DEEPEST ? UINT64_MAX / 2 : 0;
     if (listing == NULL) {
@@ -57,12 +62,13 @@ static uint64_t count_folder(int folder, dev_t device, int depth) {
     }
     for (struct dirent *entry; sum < UINT64_MAX / 2 && (entry = readdir(listing)) != NULL;)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            sum += count_entry(dirfd(listing), entry->d_name, device, depth);
+            sum += count_entry(dirfd(listing), entry->d_name, scope, depth);
     closedir(listing);
     return sum;
 }
 
 struct nameless { /* files that are open and have no name any more */
+    dev_t volumes; /* where such files count that are not in the sandbox's root; 0: nowhere */
     ino_t seen[1024];
     size_t count;
     uint64_t sum;
@@ -74,7 +80,7 @@ static void count_open(struct nameless *found, int folder, const char *name) {
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d/%.16s", folder, name);
     if (stat(path, &file) != 0 || !S_ISREG(file.st_mode) || file.st_nlink > 0 || statfs(path, &system) != 0 ||
-        system.f_type != OVERLAY)
+        (system.f_type != OVERLAY && file.st_dev != found->volumes))
         return;
     for (size_t i = 0; i < found->count; i++)
         if (found->seen[i] == file.st_ino)
@@ -85,8 +91,8 @@ static void count_open(struct nameless *found, int folder, const char *name) {
 }
 
 /* Whoever removes a file that it goes on writing to keeps it from a walk; the processes of a group show what they have open. */
-static uint64_t count_nameless(const char *group) {
-    struct nameless found = {.count = 0};
+static uint64_t count_nameless(const char *group, dev_t volumes) {
+    struct nameless found = {.volumes = volumes};
     char *file = must_format("%s/cgroup.procs", group), path[32];
     char *pids = read_file(file, 1 << 20, NULL);
     for (char *rest = pids, *pid; pids != NULL && (pid = strsep(&rest, "\n")) != NULL && *pid;) {
@@ -102,6 +108,18 @@ static uint64_t count_nameless(const char *group) {
     return found.sum;
 }
 
+/* Of what was there before the sandbox began, it has written nothing. */
+static uint64_t count_volumes(const struct guard *guard, dev_t device) {
+    const struct scope scope = {device, guard->began};
+    uint64_t sum = 0;
+    for (size_t i = 0; i < guard->plan->bind.count; i++) {
+        const struct extra_mount *extra = &guard->plan->bind.item[i];
+        if (extra->sub != NULL && extra->writable)
+            sum += count_entry(AT_FDCWD, extra->source, &scope, 0);
+    }
+    return sum;
+}
+
 static bool count_files(const struct guard *guard, uint64_t *sum) {
     struct rlimit files;
     struct stat root;
@@ -112,9 +130,13 @@ static bool count_files(const struct guard *guard, uint64_t *sum) {
     int folder = openat(guard->folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0 || fstat(folder, &root) != 0)
         return false;
-    *sum = count_folder(folder, root.st_dev, 0) + (guard->group != NULL ? count_nameless(guard->group) : 0);
-    for (size_t i = 0; i < guard->counted->count; i++)
-        *sum += count_entry(AT_FDCWD, guard->counted->item[i], root.st_dev, 0);
+    const struct scope all = {root.st_dev, 0};
+    const struct strings *counted = &guard->plan->counted;
+    *sum = count_folder(folder, &all, 0) + (guard->nearly_full ? count_volumes(guard, root.st_dev) : 0);
+    if (guard->group != NULL)
+        *sum += count_nameless(guard->group, guard->nearly_full ? root.st_dev : 0);
+    for (size_t i = 0; i < counted->count; i++)
+        *sum += count_entry(AT_FDCWD, counted->item[i], &all, 0);
     return true;
 }
 
@@ -225,6 +247,7 @@ static bool fills_disk(struct guard *guard) {
         guard->before = free_bytes;
     if (guard->before - free_bytes > (nearly_full ? step / 16 : step)) {
         guard->before = free_bytes;
+        guard->nearly_full = nearly_full;
         start_counting(guard, &guard->files, count_files);
     }
     return false;
@@ -260,7 +283,7 @@ const char *guard_finds(struct guard *guard, uint64_t now) {
 bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns, pid_t init, int *network) {
     *guard = (struct guard){.folder = -1, .sockets = -1, .dir = dir, .userns = plan->ids != IDS_RANGE ? userns : -1, .network = *network,
                             .most = plan->guard, .most_in_sockets = plan->sockets, .files = {.told = -1}, .queues = {.told = -1},
-                            .counted = &plan->counted, .group = plan->cgroup.count > 0 ? plan->cgroup.item[0] : NULL};
+                            .plan = plan, .began = (time_t)(unix_us() / 1000000), .group = plan->cgroup.count > 0 ? plan->cgroup.item[0] : NULL};
     struct statvfs disk;
     *network = -1;
     if (plan->sockets > 0 && guard->network >= 0 && (guard->sockets = sockets_open(init)) < 0)
@@ -280,13 +303,6 @@ void guard_reaped(struct guard *guard, pid_t pid) {
     for (size_t i = 0; i < sizeof counters / sizeof *counters; i++)
         if (counters[i]->pid == pid)
             counters[i]->pid = 0;
-}
-
-void guard_follow(struct guard *guard, const struct plan *plan) {
-    if (guard->folder < 0)
-        return;
-    close_fd(&guard->folder);
-    guard->folder = open(plan->upper, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 }
 
 void guard_end(struct guard *guard) {

@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 /* A process of its own, with the lowest priority, that adds up. */
 struct counter {
@@ -19,7 +20,9 @@ struct guard {
     uint64_t size; /* what it has of that for which it ends, in bytes */
 
     int folder;                    /* the upper folder; -1: its disk is not guarded */
-    const struct strings *counted; /* other folders that the sandbox writes to, and nobody else who is guarded */
+    const struct plan *plan;
+    time_t began;
+    bool nearly_full;              /* then what the sandbox has written to volumes counts, too: they are others', too */
     const char *group;             /* a control group with all its processes, or NULL */
     uint64_t most;                 /* bytes that the sandbox may have on the disk */
     uint64_t before;               /* bytes that were free when files were counted last */
@@ -44,8 +47,5 @@ const char *guard_finds(struct guard *guard, uint64_t now);
 
 /* Somebody has waited for a process that may be a counter. */
 void guard_reaped(struct guard *guard, pid_t pid);
-
-/* The sandbox writes to another upper folder of the same name from now on. */
-void guard_follow(struct guard *guard, const struct plan *plan);
 
 void guard_end(struct guard *guard);

@@ -91,10 +91,12 @@ static bool write_map(pid_t pid, const char *name, const char *text) {
     return true;
 }
 
-static bool map_to(pid_t pid, uint32_t uid, uint32_t gid, uint32_t count) {
+static const uint32_t ROOT[] = {0, 0};
+
+static bool map_to(pid_t pid, const uint32_t inside[2], uint32_t uid, uint32_t gid, uint32_t count) {
     char uids[40], gids[40];
-    snprintf(uids, sizeof uids, "0 %u %u", uid, count);
-    snprintf(gids, sizeof gids, "0 %u %u", gid, count);
+    snprintf(uids, sizeof uids, "%u %u %u", inside[0], uid, count);
+    snprintf(gids, sizeof gids, "%u %u %u", inside[1], gid, count);
     return write_map(pid, "uid_map", uids) && write_map(pid, "gid_map", gids);
 }
 
@@ -135,7 +137,7 @@ static bool map_with(const char *helper, pid_t pid, const struct strings *lines)
 bool userns_map(const struct plan *plan, pid_t pid) {
     if (plan->ids == IDS_SUB)
         return map_with("newuidmap", pid, &plan->uid_map) && map_with("newgidmap", pid, &plan->gid_map);
-    return write_map(pid, "setgroups", "deny") && map_to(pid, geteuid(), getegid(), 1);
+    return write_map(pid, "setgroups", "deny") && map_to(pid, ROOT, geteuid(), getegid(), 1);
 }
 
 /* ---------------------------------------------------------------------------------- a range of its own */
@@ -169,14 +171,15 @@ static pid_t clone_as(uint32_t maker, int flags) {
     return first;
 }
 
-int userns_make(uint32_t slot, int *network) {
-    pid_t first = clone_as(slot_base(slot), network != NULL ? CLONE_NEWNET : 0);
+/* `inside`: the first uid and gid in it, which are those of `base` outside, and so on. */
+static int make_mapped(const uint32_t inside[2], uint32_t base, uint32_t count, int *network) {
+    pid_t first = clone_as(base, network != NULL ? CLONE_NEWNET : 0);
     if (first < 0) {
         fail("userns", "cannot make a user namespace: %m; look at the sysctl user.max_user_namespaces");
         return -1;
     }
     int fd = -1;
-    if (map_to(first, slot_base(slot), slot_base(slot), IDS_SIZE)) {
+    if (map_to(first, inside, base, base, count)) {
         fd = open_namespace(first, "user");
         if (network != NULL)
             *network = open_namespace(first, "net");
@@ -189,4 +192,12 @@ int userns_make(uint32_t slot, int *network) {
 
 bool userns_enter(int userns) {
     return setns(userns, CLONE_NEWUSER) == 0 && setresgid(0, 0, 0) == 0 && setresuid(0, 0, 0) == 0;
+}
+
+int userns_make(uint32_t slot, int *network) {
+    return make_mapped(ROOT, slot_base(slot), IDS_SIZE, network);
+}
+
+int userns_of_owner(uint32_t uid, uint32_t gid, uint32_t base) {
+    return make_mapped((const uint32_t[]){uid, gid}, base, 1, NULL);
 }

@@ -33,6 +33,9 @@ int slots_clean(const char *path, bool (*clean)(void *context, uint32_t slot), v
  * namespace whose interfaces are the user namespace's root's to change. */
 int userns_make(uint32_t slot, int *network);
 
+/* A user namespace for a mount on which one owner's files are the root's of the sandbox whose first id is `base`. -1: see fail.h. */
+int userns_of_owner(uint32_t uid, uint32_t gid, uint32_t base);
+
 /* Give the user namespace that process `pid` was cloned into its maps, as the plan says (`single` and `sub`). */
 bool userns_map(const struct plan *plan, pid_t pid);
 

@@ -5,6 +5,12 @@
 #include "util.h"
 
 #include <errno.h>
+#include <fcntl.h>
+
+int open_in(int root, const char *path, uint64_t flags, uint64_t resolve) {
+    struct how how = {.flags = flags | O_CLOEXEC, .resolve = IN_ROOT | NO_MAGICLINKS | resolve};
+    return (int)syscall(NR_OPENAT2, root, path, &how, sizeof how);
+}
 
 bool set_attributes(int mount, uint64_t set, int userns) {
     struct attributes attributes = {.set = set};
@@ -28,10 +34,6 @@ int clone_tree(int folder, const char *path, uint64_t set, int userns, unsigned 
         return -1;
     }
     return tree;
-}
-
-int clone_whole(int mount) {
-    return (int)syscall(NR_OPEN_TREE, mount, "", TREE_CLONE | TREE_CLOEXEC | TREE_RECURSIVE | EMPTY_PATH);
 }
 
 int new_filesystem(const char *type, const char *source, const char *const *options, unsigned set) {

@@ -8,6 +8,7 @@
 
 #include "disk.h"
 #include "fail.h"
+#include "folders.h"
 #include "meminfo.h"
 #include "mountfd.h"
 #include "runtime.h"
@@ -36,13 +37,7 @@ struct maker {
     int disk; /* the mount of the sandbox's own disk, or -1 */
     int root;     /* the overlay's root */
     int *meminfo; /* the file behind /proc/meminfo, for who keeps it true */
-    bool bare;    /* nothing of ours is mounted on its folders */
 };
-
-static int open_in(int root, const char *path, uint64_t flags, uint64_t resolve) {
-    struct how how = {.flags = flags | O_CLOEXEC, .resolve = IN_ROOT | NO_MAGICLINKS | resolve};
-    return (int)syscall(NR_OPENAT2, root, path, &how, sizeof how);
-}
 
 /* --------------------------------------------------------------------------------------- mount points */
 
@@ -76,34 +71,6 @@ static int file_in(int folder, const char *name) {
         fail("image", "/etc/%s in the image is not a file", name);
     close_fd(&fd);
     return -1;
-}
-
-/* The mount point of an extra mount: links in the image are followed inside it, missing folders are made. */
-static int target_in(int root, const char *path, bool is_folder) {
-    char *prefix = must_copy(path + strspn(path, "/"));
-    AUTO_FD int parent = open_in(root, "/", O_PATH | O_DIRECTORY, 0);
-    int found = -1;
-    for (char *end = prefix; parent >= 0 && end != NULL;) {
-        char *name = end + strspn(end, "/");
-        end = strchr(name, '/');
-        if (end != NULL && end[strspn(end, "/")] == '\0')
-            end = NULL;
-        name[strcspn(name, "/")] = '\0';
-        found = open_in(root, prefix, O_PATH, 0);
-        if (found < 0 && errno == ENOENT) {
-            if ((end != NULL || is_folder ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0)) != 0)
-                break;
-            found = open_in(root, prefix, O_PATH, 0);
-        }
-        if (found < 0 || end == NULL)
-            break;
-        close_fd(&parent);
-        parent = found;
-        found = -1;
-        *end = '/';
-    }
-    free(prefix);
-    return found;
 }
 
 /* -------------------------------------------------------------------------------------------- the root */
@@ -207,7 +174,7 @@ static bool make_root(struct maker *maker) {
         used += snprintf(options + used, sizeof options - (size_t)used, i > 0 ? ":%s" : "%s", name);
     }
     /* What is kept becomes a layer, and has its own. */
-    if (!plan->keep && !maker->bare && plan->lower.count < MOST_LAYERS) {
+    if (!plan->keep && plan->lower.count < MOST_LAYERS) {
         if (!show_skeleton(plan))
             return false;
         used += snprintf(options + used, sizeof options - (size_t)used, ":s");
@@ -479,17 +446,6 @@ static bool make_tmp(const struct maker *maker) {
            fail(NULL, "cannot make a file in /tmp: %m");
 }
 
-static bool make_bind(const struct maker *maker, const struct extra_mount *extra) {
-    AUTO_FD int tree = clone_tree(AT_FDCWD, extra->source, PLAIN | (extra->writable ? 0 : ATTR_RDONLY), maker->userns, 0);
-    struct stat source;
-    if (tree < 0 || fstat(tree, &source) != 0)
-        return fail(NULL, "cannot mount %s: %m; it must exist, on a file system with idmapped mounts", extra->source);
-    AUTO_FD int target = target_in(maker->root, extra->target, S_ISDIR(source.st_mode));
-    if (target < 0 || !attach(tree, target))
-        return fail("image", "cannot mount on %s in the sandbox: %m", extra->target);
-    return true;
-}
-
 /* --------------------------------------------------------------------------------------------- the way */
 
 /* pivot_root() leaves the old root mounted on top of the new one; "." is the new root, but unmounting "." takes away what is
@@ -515,8 +471,9 @@ static bool choose_workbench(struct maker *maker) {
     return maker->root >= 0 || fail(NULL, "cannot open the workbench: %m");
 }
 
-bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, int *meminfo, bool (*before_sys)(void *), void *context) {
-    struct maker maker = {plan, userns, base, disk, -1, meminfo, false};
+bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, const int *maps, int *meminfo,
+                 bool (*before_sys)(void *), void *context) {
+    struct maker maker = {plan, userns, base, disk, -1, meminfo};
     umask(0);
     if (!make_workbench() || !make_root(&maker) || !make_etc(&maker) || !make_tmp(&maker))
         return false;
@@ -524,13 +481,5 @@ bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, i
                                            : make_dev(&maker) && make_proc(&maker) && before_sys(context) && make_sys(&maker);
     if (!furnished)
         return false;
-    for (size_t i = 0; i < plan->bind.count; i++)
-        if (!make_bind(&maker, &plan->bind.item[i]))
-            return false;
-    return (plan->runtime == NULL || choose_workbench(&maker)) && enter(&maker);
-}
-
-int mounts_make_overlay(const struct plan *plan, int userns, uint32_t base, bool bare) {
-    struct maker maker = {plan, userns, base, -1, -1, NULL, bare};
-    return make_workbench() && make_root(&maker) ? maker.root : -1;
+    return folders_mount(plan, maker.root, userns, maps) && (plan->runtime == NULL || choose_workbench(&maker)) && enter(&maker);
 }

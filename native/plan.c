@@ -106,7 +106,35 @@ static bool take_bind(void *field, const char *key, char *value) {
     if (!cut(value, '\t', part, 3) || part[0][0] != '/' || part[1][0] != '/' || part[1][1] == '\0' ||
         (strcmp(part[2], "ro") != 0 && strcmp(part[2], "rw") != 0))
         return wrong(key, "SOURCE, TARGET, ro or rw, with tabs between them");
-    struct extra_mount mount = {part[0], part[1], part[2][1] == 'w'};
+    struct extra_mount mount = {.source = part[0], .target = part[1], .writable = part[2][1] == 'w'};
+    APPEND(plan->bind, mount);
+    return true;
+}
+
+/* "-": no owner in particular. */
+static bool take_owner(struct extra_mount *mount, char *value) {
+    char *part[2];
+    uint64_t uid = 0, gid = 0;
+    if (strcmp(value, "-") == 0)
+        return true;
+    bool good = cut(value, ':', part, 2) && parse_u64(part[0], &uid) && parse_u64(part[1], &gid) && uid < UINT32_MAX && gid < UINT32_MAX;
+    mount->owned = good;
+    mount->uid = (uint32_t)uid;
+    mount->gid = (uint32_t)gid;
+    return good;
+}
+
+static bool take_volume(void *field, const char *key, char *value) {
+    struct plan *plan = field;
+    char *part[5];
+    struct extra_mount mount = {0};
+    if (!cut(value, '\t', part, 5) || part[0][0] != '/' || part[1][0] == '/' || part[2][0] != '/' || part[2][1] == '\0' ||
+        (strcmp(part[3], "ro") != 0 && strcmp(part[3], "rw") != 0) || !take_owner(&mount, part[4]))
+        return wrong(key, "SOURCE, SUB, TARGET, ro or rw, and UID:GID or -, with tabs between them");
+    mount.source = part[0];
+    mount.sub = part[1];
+    mount.target = part[2];
+    mount.writable = part[3][1] == 'w';
     APPEND(plan->bind, mount);
     return true;
 }
@@ -204,7 +232,7 @@ static const struct key {
     KEY(net, take_net),           KEY(router, take_path),       KEY(net_exec, take_string), KEY(resolv, take_text),
     KEY(hosts, take_text),        KEY(timeout_ms, take_number), KEY(idle_ms, take_number),  KEY(cgroup, take_paths),
     {"set", take_set, 0},         {"show_cgroup", take_show_cgroup, 0}, KEY(kill, take_paths),        KEY(thaw, take_path),       KEY(oom, take_setting),
-    {"rlimit", take_rlimit, 0},   KEY(cpus, take_cpus),         KEY(memory, take_number),   KEY(cpuinfo, take_text),   {"bind", take_bind, 0},
+    {"rlimit", take_rlimit, 0},   KEY(cpus, take_cpus),         KEY(memory, take_number),   KEY(cpuinfo, take_text),   {"bind", take_bind, 0},         {"volume", take_volume, 0},   KEY(lock, take_paths),
     KEY(env, take_variable),      KEY(user, take_text),         KEY(workdir, take_text),    KEY(arg, take_string),
     KEY(main_flags, take_number), KEY(owner, take_number),    KEY(unreachable, take_string), KEY(hold, take_flag),
     KEY(disk, take_path),         KEY(firewall, take_string),    KEY(rules, take_text),

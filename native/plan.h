@@ -16,9 +16,12 @@ struct setting { /* `set`, `oom`, `weight`: a file, and what to write into it, t
     char *path, *value;
 };
 
-struct extra_mount { /* `bind` */
+struct extra_mount { /* `bind`, `volume` */
     char *source, *target;
+    char *sub; /* of a volume: what is shown of it; NULL: it is none */
     bool writable;
+    bool owned; /* the source's owner is the sandbox's root, and nobody else's files are anybody's */
+    uint32_t uid, gid;
 };
 
 struct resource_limit { /* `rlimit` */
@@ -40,7 +43,7 @@ enum { MAY_LACK_SECCOMP = 1, MAY_LACK_NETWORK = 2 };
 struct plan {
     char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *rules, *resolv, *hosts, *thaw, *user, *workdir, *disk;
     char *runtime, *runtime_config, *cpuinfo;
-    struct strings lower, uid_map, gid_map, net_exec, firewall, unreachable, cgroup, kill, device, env, arg, runtime_arg, counted;
+    struct strings lower, uid_map, gid_map, lock, net_exec, firewall, unreachable, cgroup, kill, device, env, arg, runtime_arg, counted;
     LIST_OF(struct setting) set, show_cgroup;
     LIST_OF(struct extra_mount) bind;
     LIST_OF(struct resource_limit) rlimit;

@@ -6,6 +6,7 @@
 #include "upper.h"
 
 #include "fail.h"
+#include "folders.h"
 #include "trash.h"
 #include "util.h"
 
@@ -15,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
@@ -30,12 +30,7 @@ static char *folder_of(const struct plan *plan) {
 
 int upper_hold(const struct plan *plan) {
     char *folder = folder_of(plan);
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || flock(fd, LOCK_SH | LOCK_NB) != 0) {
-        fail(NULL, "cannot hold %s: %m", folder);
-        close_fd(&fd);
-        fd = -1;
-    }
+    int fd = folder_hold(folder);
     free(folder);
     return fd;
 }

@@ -27,6 +27,8 @@ LAYERS = (
     {"_sources", "process"},
     {"connection"},
     {"_options"},
+    {"_volumebox"},
+    {"volume"},
     {"pool", "sandbox"},
     {"__main__", "cli", "integrations", "testing"},
 )

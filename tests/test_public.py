@@ -32,6 +32,7 @@ PUBLIC = [
     "ExecTimeoutError",
     "FileInfo",
     "Filesystem",
+    "HostDirectory",
     "Image",
     "ImageBuildError",
     "ImageError",
@@ -64,6 +65,9 @@ PUBLIC = [
     "StreamType",
     "StreamWriter",
     "UnsupportedError",
+    "Volume",
+    "VolumeInUseError",
+    "VolumeUpload",
     "__version__",
 ]
 
@@ -126,6 +130,9 @@ def an_instance(name: str) -> Any:
         "StreamReader": lambda: sandbox.stdout,
         "StreamType": lambda: value.STDOUT,
         "StreamWriter": lambda: sandbox.stdin,
+        "HostDirectory": lambda: value("/srv"),
+        "Volume": lambda: value.from_name("data").read_only(),
+        "VolumeUpload": lambda: openmodal.Volume.from_name("data").batch_upload(),
     }
     if name in made:
         return made[name]()

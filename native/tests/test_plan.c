@@ -57,6 +57,13 @@ static void refuses(void) {
     CHECK(REFUSED(BASE "timeout_ms=1s\0", "timeout_ms"));
     CHECK(REFUSED(BASE "timeout_ms=99999999999999999999\0", "timeout_ms"));
     CHECK(REFUSED(BASE "env==x\0", "env"));
+    CHECK(PARSE(BASE "volume=/a\tb/c\t/d\tro\t-\0volume=/a\t.\t/e\trw\t7:8\0lock=/a\0"));
+    CHECK(strcmp(plan.bind.item[0].sub, "b/c") == 0 && !plan.bind.item[0].writable && !plan.bind.item[0].owned);
+    CHECK(plan.bind.item[1].owned && plan.bind.item[1].uid == 7 && plan.bind.item[1].gid == 8 && plan.lock.count == 1);
+    CHECK(REFUSED(BASE "volume=/a\t/b\t/c\trw\t-\0", "volume"));
+    CHECK(REFUSED(BASE "volume=/a\tb\t/\trw\t-\0", "volume"));
+    CHECK(REFUSED(BASE "volume=/a\tb\t/c\trw\troot\0", "volume"));
+    CHECK(REFUSED(BASE "volume=/a\tb\t/c\trw\0", "volume"));
     CHECK(REFUSED(BASE "bind=/a /b rw\0", "bind"));
     CHECK(REFUSED(BASE "bind=/a\t/\trw\0", "bind"));
     CHECK(REFUSED(BASE "rlimit=7 2 1\0", "rlimit"));

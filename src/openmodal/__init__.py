@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from openmodal.errors import SandboxTimeoutError as SandboxTimeoutError
     from openmodal.errors import StdinClosedError as StdinClosedError
     from openmodal.errors import UnsupportedError as UnsupportedError
+    from openmodal.errors import VolumeInUseError as VolumeInUseError
     from openmodal.filesystem import FileInfo as FileInfo
     from openmodal.filesystem import Filesystem as Filesystem
     from openmodal.image import Image as Image
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
     from openmodal.process import StreamWriter as StreamWriter
     from openmodal.sandbox import Sandbox as Sandbox
     from openmodal.secret import Secret as Secret
+    from openmodal.volume import HostDirectory as HostDirectory
+    from openmodal.volume import Volume as Volume
+    from openmodal.volume import VolumeUpload as VolumeUpload
 
 __version__ = "0.1.0"
 
@@ -95,6 +99,7 @@ _HOMES = {
         "SandboxTimeoutError",
         "StdinClosedError",
         "UnsupportedError",
+        "VolumeInUseError",
     ),
     "connection": ("Connection",),
     "filesystem": ("FileInfo", "Filesystem"),
@@ -103,6 +108,7 @@ _HOMES = {
     "process": ("Process", "StreamReader", "StreamType", "StreamWriter"),
     "sandbox": ("Sandbox",),
     "secret": ("Secret",),
+    "volume": ("HostDirectory", "Volume", "VolumeUpload"),
 }
 
 __all__ = ["__version__", *(name for names in _HOMES.values() for name in names)]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -199,6 +199,29 @@ class Egress(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Mount(msgspec.Struct, frozen=True):
+    """A folder that a sandbox sees at `target`: of a volume, or `host`, one of this machine.
+
+    `sub_path`: what is shown of it, "" for all. `owner` is "root" where a folder of this machine's
+    root may be written to. `create`: the volume is made, if there is none.
+    """
+
+    target: str
+    volume: str = ""
+    host: str = ""
+    sub_path: str = ""
+    read_only: bool = False
+    owner: str = ""
+    create: bool = False
+
+
+class VolumeInfo(msgspec.Struct, frozen=True):
+    """A volume, made at that time (seconds of the Unix clock)."""
+
+    name: str
+    created: float
+
+
 class SandboxSpec(msgspec.Struct, frozen=True):
     """A sandbox as asked for. Times in seconds, `idle_timeout` None: never."""
 
@@ -215,6 +238,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     runtime: str = "native"  # or "gvisor"
     run: str = ""  # the `openmodal run` that it belongs to, "" for none
     allow_degraded: tuple[str, ...] = ()  # controls that it may lack
+    mounts: tuple[Mount, ...] = ()  # none of them at the target of another
+    hidden: bool = False  # it is in nobody's list
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
@@ -279,7 +304,8 @@ class PoolStatus(msgspec.Struct, frozen=True):
 class Status(msgspec.Struct, frozen=True):
     """A sandbox as it is. `ended` is None while it runs; times are seconds of the Unix clock.
 
-    `build`: it runs a step of an image, belongs to whoever builds that, and is in nobody's list.
+    `build`: it runs a step of an image, or looks into a volume, belongs to whoever does that, and
+    is in nobody's list.
     """
 
     id: str

@@ -5,7 +5,8 @@
     Error
     ├── InvalidError (ValueError)              an argument is wrong; nothing was done
     ├── NotFoundError (LookupError)            no sandbox, image or command of that name
-    ├── AlreadyExistsError                     the name is taken by a running sandbox
+    ├── AlreadyExistsError                     a running sandbox, or a volume, has the name
+    ├── VolumeInUseError                       a running sandbox has the volume mounted
     ├── UnsupportedError (NotImplementedError) this engine or machine cannot do it; the text says which can
     ├── EngineError                            the engine cannot work: no rights, no kernel feature, no daemon
     │   ├── ProtocolError                      the agent or supervisor said something that does not fit
@@ -62,7 +63,11 @@ class NotFoundError(Error, LookupError):
 
 
 class AlreadyExistsError(Error):
-    """The name is taken by a running sandbox of the same app."""
+    """The name is taken: by a running sandbox of the same app, or another volume."""
+
+
+class VolumeInUseError(Error):
+    """A running sandbox has the volume mounted: it is neither deleted nor renamed."""
 
 
 class UnsupportedError(Error, NotImplementedError):

@@ -9,6 +9,7 @@ bytes).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -253,6 +254,20 @@ class Filesystem:
         second = _wire.encode(_args.path("new_path", new_path))
         await self._ask(self._request(FileOp.RENAME, path, second=second), path)
 
+    async def _duplicate(self, path: str, copy: str) -> None:
+        """Copy a file or folder to another path there: what one link sends, another takes."""
+        pull = self._request(FileOp.PULL, path, flags=_FOLLOW | _HOLES)
+        push = self._request(FileOp.PUSH, copy, flags=_PARENTS)
+        async with self._agent.lease() as source, self._agent.lease() as target:
+            await source.send(pull)
+            await target.send(push)
+            kind: int = Kind.ENTRY
+            while kind != Kind.END:
+                kind, payload = await _told(source, path, Kind.ENTRY, Kind.CHUNK, Kind.HOLE, Kind.END)
+                for frame in _relayed(Kind(kind), payload):
+                    await target.send(frame)
+            await _ok(target, copy)
+
     def _request(
         self, operation: FileOp, path: str, *, flags: int = 0, mode: int = 0, offset: int = 0, second: bytes = b""
     ) -> bytes:
@@ -308,6 +323,14 @@ class Filesystem:
             raise too_large(path, READ_MOST, text)
 
         return await self._agent.exchange(operation)
+
+
+def _relayed(kind: Kind, payload: memoryview) -> Iterator[bytes]:
+    """What was pulled, as it is pushed: only files have a size; pipes and devices stay behind."""
+    if kind != Kind.ENTRY:
+        yield _wire.frame(kind, bytes(payload))
+    elif (entry := _wire.decode_entry(payload)).kind != "o":
+        yield _wire.entry(entry if entry.kind == "f" else entry._replace(size=0))
 
 
 async def _receive_tree(link: Link, path: str, receiver: Receiver) -> None:

@@ -129,3 +129,17 @@ def test_when_the_disk_is_nearly_full_the_one_with_most_on_it_ends(small: Host) 
         write(more, 80, "/file2")
     assert ended(more) == "disk"
     assert less.run("echo alive") == "alive\n", "what has little is not to blame"
+
+
+def test_what_is_written_to_a_volume_counts_only_when_the_disk_is_nearly_full(small: Host, root_host: Host) -> None:
+    folders = {host: host.folder / "volume" for host in (small, root_host)}
+    for folder in folders.values():
+        folder.mkdir()
+    lines = {host: f"{folder}\t.\t/data\trw\t-" for host, folder in folders.items()}
+    roomy, filler = (host.start(guard=str(MOST), volume=[lines[host]]) for host in (root_host, small))
+    reader = small.start(guard=str(MOST), volume=[lines[small].replace("rw", "ro")])
+    write(roomy, 96, "/data/file")
+    with contextlib.suppress(Exception):
+        write(filler, 96, "/data/file")
+    assert ended(filler) == "disk"
+    assert [box.run("echo alive") for box in (roomy, reader)] == ["alive\n"] * 2

@@ -87,6 +87,17 @@ _POOL = {
     "list": ("openmodal.cli.pool:list_", "Show the pools."),
     "delete": ("openmodal.cli.pool:delete", "Delete a pool; its sandboxes run on."),
 }
+_VOLUME = {
+    "create": ("openmodal.cli.volume:create", "Make a volume."),
+    "list": ("openmodal.cli.volume:list_", "Show the volumes."),
+    "ls": ("openmodal.cli.volume:ls", "Show what is in a volume."),
+    "get": ("openmodal.cli.volume:get", "Copy files of a volume to this machine."),
+    "put": ("openmodal.cli.volume:put", "Copy files of this machine to a volume."),
+    "cp": ("openmodal.cli.volume:cp", "Copy files within a volume."),
+    "rm": ("openmodal.cli.volume:rm", "Remove files of a volume."),
+    "rename": ("openmodal.cli.volume:rename", "Give a volume another name."),
+    "delete": ("openmodal.cli.volume:delete", "Delete a volume and all that is in it."),
+}
 _SETUP = {
     "kubernetes": (
         "openmodal.cli.setup:kubernetes",
@@ -97,6 +108,7 @@ _SETUP = {
 sandbox = Commands(_SANDBOX, name="sandbox", help="List, enter and end sandboxes.", no_args_is_help=True)
 image = Commands(_IMAGE, name="image", help="List, build and remove images.", no_args_is_help=True)
 pool = Commands(_POOL, name="pool", help="Keep sandboxes ready on a cluster.", no_args_is_help=True)
+volume = Commands(_VOLUME, name="volume", help="Make, fill and delete volumes.", no_args_is_help=True)
 setup = Commands(_SETUP, name="setup", help="Prepare a cluster for sandboxes.", no_args_is_help=True)
 
 _COMMANDS = {
@@ -105,6 +117,7 @@ _COMMANDS = {
     "sandbox": ("openmodal.cli._root:sandbox", "List, enter and end sandboxes."),
     "image": ("openmodal.cli._root:image", "List, build and remove images."),
     "pool": ("openmodal.cli._root:pool", "Keep sandboxes ready on a cluster."),
+    "volume": ("openmodal.cli._root:volume", "Make, fill and delete volumes."),
     "setup": ("openmodal.cli._root:setup", "Prepare a cluster for sandboxes."),
     "doctor": ("openmodal.cli.doctor:doctor", "Tell what this machine can do, and how to add what is missing."),
     "gc": ("openmodal.cli.gc:gc", "Remove what crashes left behind."),

@@ -100,4 +100,5 @@ def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float |
         engine=engine,
         run=spec.run,
         runtime=spec.runtime,
+        build=spec.hidden,
     )

@@ -24,6 +24,7 @@ from openmodal._spec import (
     Root,
     SandboxSpec,
     Status,
+    VolumeInfo,
 )
 from openmodal.errors import Error, UnsupportedError
 
@@ -79,6 +80,13 @@ PROMISES = {
         verb="check",
     ),
     "holes": Promise("a hole in a file is copied as a hole"),
+    "host_folders": Promise(
+        "a sandbox sees a folder of this machine that `volumes` names with `HostDirectory`",
+        "shows no folders of this machine; copy them with sandbox.filesystem.copy_from_local, or use engine='embedded'",
+        argument="volumes",
+        asked=lambda spec: any(mount.host for mount in spec.mounts),
+        verb="make_volume",
+    ),
     "idle_timeout": Promise(
         "a sandbox ends when nothing happens in it",
         "does not end idle sandboxes; leave idle_timeout= out",
@@ -137,6 +145,25 @@ PROMISES = {
         verb="snapshot",
     ),
     "users": Promise("commands can run as any user of the image"),
+    "volume_rename": Promise(
+        "a volume can be given another name",
+        "cannot rename a volume; copy its files to a new one",
+        verb="rename_volume",
+    ),
+    "volume_sub_paths": Promise(
+        "a part of a volume can be mounted, and nothing in it leads to the rest",
+        "cannot mount a part of a volume; leave sub_path= out, or use one volume for each part",
+        argument="volumes",
+        asked=lambda spec: any(mount.volume and mount.sub_path for mount in spec.mounts),
+        verb="make_volume",
+    ),
+    "volumes": Promise(
+        "a volume that `volumes` names outlives its sandboxes, and what one of them writes the others see",
+        "has no volumes; use engine='embedded', or copy files with sandbox.filesystem",
+        argument="volumes",
+        asked=lambda spec: any(mount.volume for mount in spec.mounts),
+        verb="make_volume",
+    ),
 }
 """What `Engine.lacks` may name. A limit (`cpu`, `disk`, `memory`, `pids`) that an engine holds in a
 weaker way is not refused: what it cannot hold at all, its `check` refuses."""
@@ -289,6 +316,40 @@ class Engine(Protocol):
             NotFoundError: there is none of that name.
         """
         raise refusal(self, "pools")
+
+    async def make_volume(self, name: str) -> None:
+        """Make a volume, empty and root's; nothing, if there is one of that name."""
+        raise refusal(self, "volumes")
+
+    async def volumes(self) -> Sequence[VolumeInfo]:
+        """Tell of every volume of this user, by name."""
+        raise refusal(self, "volumes")
+
+    async def delete_volume(self, name: str) -> None:
+        """Delete a volume and all that is in it.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            VolumeInUseError: a sandbox has it mounted; nothing is changed.
+        """
+        raise refusal(self, "volumes")
+
+    async def rename_volume(self, name: str, new: str) -> None:
+        """Give a volume another name.
+
+        Raises:
+            NotFoundError, VolumeInUseError: as `delete_volume`.
+            AlreadyExistsError: there is one of the new name.
+        """
+        raise refusal(self, "volume_rename")
+
+    async def commit_volume(self, name: str) -> None:
+        """Return when what was written to a volume survives a power cut, if this engine knows.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        raise refusal(self, "volumes")
 
     def gc(self, *, check: bool = False) -> Sequence[str]:
         """Remove what crashes and power cuts left, and return what that was. `check`: only tell.

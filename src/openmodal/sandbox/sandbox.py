@@ -27,8 +27,10 @@ from openmodal.image import Image, main_command, ready
 from openmodal.process import StreamReader, StreamWriter
 from openmodal.sandbox.commands import Commands
 from openmodal.sandbox.handle import Handle, ended
+from openmodal.sandbox.mounts import make_missing, mounts
 from openmodal.sandbox.ports import Ports
 from openmodal.secret import Secret
+from openmodal.volume import HostDirectory, Volume
 
 if TYPE_CHECKING:
     from openmodal.filesystem import Filesystem
@@ -76,7 +78,7 @@ class Sandbox(Commands, Ports):
         gpu: int | str | None = None,
         outbound_cidr_allowlist: Sequence[str] | None = None,
         outbound_domain_allowlist: Sequence[str] | None = None,
-        volumes: Mapping[str, object] | None = None,
+        volumes: Mapping[str, Volume | HostDirectory] | None = None,
         ports: Sequence[int] = (),
         readiness_probe: object = None,
         runtime: str | None = None,
@@ -102,6 +104,7 @@ class Sandbox(Commands, Ports):
             outbound_cidr_allowlist: IP networks; only these, and what the other list allows, are reached, over TCP.
             outbound_domain_allowlist: host names, "*.example.com" for all below one; only these, and what the other list allows, are
                 reached, over HTTPS and HTTP on ports 443 and 80. See docs/network.md.
+            volumes: volumes and folders of this machine, by their paths in it (docs/volumes.md).
             engine: "local", "embedded", "docker", "kubernetes", or an Engine; None: as configured.
             runtime: what runs its processes: "native", the machine's kernel, or "gvisor", a kernel of its own (docs/sandboxes.md).
                 None: "native".
@@ -111,18 +114,19 @@ class Sandbox(Commands, Ports):
             UnsupportedError: the engine cannot do that yet.
             ImageError: the image cannot be built.
             AlreadyExistsError: the name is taken.
+            NotFoundError: there is no such volume.
             EngineError: the engine cannot work on this machine, or cannot apply a control that is not in `allow_degraded`.
             In every case nothing is left behind.
         """
         _args.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
         _refuse_unsupported(
-            volumes=volumes,
             ports=ports,
             readiness_probe=readiness_probe,
         )
         app = _checked_app(app)
         image = _checked_image(image)
         gpus, gpu_type = _args.gpu(gpu)
+        chosen = choose(engine)
         spec = SandboxSpec(
             app=app.name,
             argv=_args.argv("Sandbox.create", args) if args else (),
@@ -143,12 +147,13 @@ class Sandbox(Commands, Ports):
             runtime=_args.runtime(runtime),
             run=app.run_id or _config.run(),
             allow_degraded=_args.controls(_config.allow_degraded() if allow_degraded is None else allow_degraded),
+            mounts=mounts(volumes, chosen),
         )
         _args.command_size("Sandbox.create", spec.argv, spec.env)
-        chosen = choose(engine)
         await check(chosen, spec)
         with terminal_report() as report:
             root = await ready(image, chosen, report)
+        await make_missing(spec.mounts, chosen)
         made = await chosen.create(_over_image(spec, root, main_command(image)), root)
         return cls(made.id, chosen, made.first) if isinstance(made, Created) else cls(made, chosen)
 
@@ -255,6 +260,17 @@ class Sandbox(Commands, Ports):
         if status.ended:
             raise ended(self._id, status.ended)
         await self._engine.tag(self._id, checked)
+
+    @dual
+    async def reload_volumes(self) -> None:
+        """See in it what others have committed to its volumes; our engines show that at once.
+
+        Raises:
+            SandboxNotRunningError: it has ended.
+        """
+        status = await self._look()
+        if status.ended:
+            raise ended(self._id, status.ended)
 
     @dual
     async def egress_log(self) -> builtins.list[Egress]:

@@ -39,6 +39,7 @@ _MODULES = (
     "mistakes",
     "output",
     "spawn",
+    "volumes",
 )
 
 pytest.register_assert_rewrite(*(f"openmodal.testing.{name}" for name in _MODULES))
@@ -56,6 +57,7 @@ from openmodal.testing.fixtures import (  # noqa: E402
     Create,
     Flaky,
     SandboxClass,
+    afterwards,
     app,
     busybox,
     create,
@@ -78,6 +80,13 @@ from openmodal.testing.output import TestOutputLimits  # noqa: E402
 from openmodal.testing.owners import TestOwners  # noqa: E402
 from openmodal.testing.programs import TestPrograms  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
+from openmodal.testing.volumes import (  # noqa: E402
+    TestHostDirectories,
+    TestVolumeFiles,
+    TestVolumeMistakes,
+    TestVolumes,
+    volume,
+)
 
 __all__ = [
     "PROMISES",
@@ -99,6 +108,7 @@ __all__ = [
     "TestFiles",
     "TestFinding",
     "TestFlow",
+    "TestHostDirectories",
     "TestHousekeeping",
     "TestImages",
     "TestInterrupted",
@@ -119,6 +129,10 @@ __all__ = [
     "TestStdin",
     "TestTerminal",
     "TestTermination",
+    "TestVolumeFiles",
+    "TestVolumeMistakes",
+    "TestVolumes",
+    "afterwards",
     "app",
     "busybox",
     "create",
@@ -130,4 +144,5 @@ __all__ = [
     "promise_is_kept",
     "sandbox",
     "sandboxes",
+    "volume",
 ]

@@ -21,6 +21,7 @@ from openmodal._dual import Call, DualContext, DualIterator
 from openmodal.filesystem import Filesystem
 from openmodal.process import Process, StreamWriter
 from openmodal.sandbox import Sandbox
+from openmodal.volume import Volume, VolumeUpload
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,7 +85,7 @@ class Async:
     def __call__(self, thing: T) -> T:
         if isinstance(thing, list):
             return cast("T", [self(item) for item in thing])
-        if isinstance(thing, _SHOWN) or thing is Sandbox:
+        if isinstance(thing, _SHOWN) or thing in (Sandbox, Volume):
             return cast("T", _Shown(self, thing))
         return thing
 
@@ -161,10 +162,12 @@ class _Shown:
         return repr(self._thing)
 
 
-_SHOWN = (Call, DualContext, DualIterator, Filesystem, Process, StreamWriter)
+_SHOWN = (Call, DualContext, DualIterator, Filesystem, Process, StreamWriter, Volume, VolumeUpload)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return object.__getattribute__(value, "_thing") if type(value) is _Shown else value
 
 

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -118,7 +118,14 @@ class Create(Protocol):
 
 
 @pytest.fixture
-def create(sandboxes: SandboxClass, engine: Engine, image: Image, app: App) -> Iterator[Create]:
+def afterwards() -> Iterator[ExitStack]:
+    """What is to be done when the sandboxes of the test have ended."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def create(sandboxes: SandboxClass, engine: Engine, image: Image, app: App, afterwards: ExitStack) -> Iterator[Create]:
     """Makes sandboxes as `Sandbox.create` does."""
     made: list[str] = []
 

@@ -170,7 +170,6 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "option",
         [
-            {"volumes": {"/data": "volume"}},
             {"ports": [80]},
             {"readiness_probe": object()},
             {"runtime": "no-such-runtime"},

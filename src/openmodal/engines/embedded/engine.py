@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING
 from openmodal import _args, _binary, _config, _ends, _trash
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
-from openmodal._spec import Built, Egress, EndRecord, Info, Layered, Recipe, Report, Root, SandboxSpec, Status
+from openmodal._spec import (
+    Built,
+    Egress,
+    EndRecord,
+    Info,
+    Layered,
+    Recipe,
+    Report,
+    Root,
+    SandboxSpec,
+    Status,
+    VolumeInfo,
+)
 from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
@@ -27,6 +39,7 @@ from openmodal.engines.contract import Engine
 from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.engines.embedded.uppers import Uppers
+from openmodal.engines.embedded.volumes import Volumes
 from openmodal.errors import (
     EngineError,
     InvalidError,
@@ -39,6 +52,8 @@ if TYPE_CHECKING:
 
 MOST_ON_DISK = 10 << 30
 """What a sandbox without `disk=` may have on the store's disk before it is ended."""
+
+_MOST_OF_ALL = 1 << 62
 
 
 class Embedded(Engine):
@@ -53,6 +68,7 @@ class Embedded(Engine):
         self._book = Book(state or _config.state(), self, brief=not owner)
         self._layers = Layers(self._book.state)
         self._uppers = Uppers(self._book.state)
+        self._volumes = Volumes(self._book.state)
 
     @property
     def lacks(self) -> frozenset[str]:
@@ -96,6 +112,7 @@ class Embedded(Engine):
             gvisor.require(spec)
         if spec.resources.disk:
             disk.program()
+        self._volumes.check(spec.mounts)
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         runsc = gvisor.find() if spec.runtime == "gvisor" else ""
@@ -182,6 +199,24 @@ class Embedded(Engine):
             )
         return found
 
+    # ---------------------------------------------------------------------------------- volumes
+
+    async def make_volume(self, name: str) -> None:
+        self._book.prepare()
+        self._volumes.make(name)
+
+    async def volumes(self) -> Sequence[VolumeInfo]:
+        return self._volumes.all()
+
+    async def delete_volume(self, name: str) -> None:
+        await Blocking(self._volumes.delete, name)
+
+    async def rename_volume(self, name: str, new: str) -> None:
+        await Blocking(self._volumes.rename, name, new)
+
+    async def commit_volume(self, name: str) -> None:
+        await Blocking(self._volumes.sync, name)
+
     # ------------------------------------------------------------------------------------------- keeping house
 
     @property
@@ -208,8 +243,8 @@ class Embedded(Engine):
         ids = self._book.ids()
         dead = [id for id in ids if not self._book.alive(id)]
         orphans = {id: found for id, found in groups.items() if id not in ids and all(map(cgroup.abandoned, found))}
+        failed: list[str] = []
         if not check:
-            failed: list[str] = []
             with _trash.going_on(failed):
                 host.tidy_router(_binary.find(self._book.state))
             dead = [id for id in dead if self._reaped(id, failed)]
@@ -219,8 +254,13 @@ class Embedded(Engine):
                 self._book.prune_ended()
             self._book.sweep(failed)
             self._uppers.sweep(failed)
-            _trash.tell(failed)
-        return [*(f"sandbox {id}" for id in dead), *(f"control groups of {id}" for id in orphans)]
+        volumes = self._volumes.sweep(failed, check=check)
+        _trash.tell(failed)
+        return [
+            *(f"volume {name}" for name in volumes),
+            *(f"sandbox {id}" for id in dead),
+            *(f"control groups of {id}" for id in orphans),
+        ]
 
     def _reaped(self, id: str, failed: builtins.list[str]) -> bool:
         with _trash.going_on(failed):
@@ -296,7 +336,8 @@ class Embedded(Engine):
             hold=True,
             idle=spec.idle_timeout,
             owner=self._owner,
-            guard=0 if resources.disk else MOST_ON_DISK,
+            guard=_guard(spec),
+            volumes=self._volumes.lines(spec.mounts),
             sockets=cgroup.most_in_sockets(limits.memory),
             cpus=machine.cpus(limits.cpu),
             env=tuple(env.items()),
@@ -334,6 +375,13 @@ class Embedded(Engine):
         if held := self._layers.hold(root):
             return held
         raise EngineError("the image was pruned a moment ago; create the sandbox again")
+
+
+def _guard(spec: SandboxSpec) -> int:
+    """What it may have on the store's disk. A disk of its own limits it, but for volumes."""
+    if not spec.resources.disk:
+        return MOST_ON_DISK
+    return _MOST_OF_ALL if any(not mount.read_only for mount in spec.mounts) else 0
 
 
 def _around(spec: SandboxSpec, limits: asked.Limits) -> asked.Limits:

@@ -126,7 +126,7 @@ def config(box: plan.Box) -> dict[str, Any]:
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
             "rlimits": _rlimits(box),
         },
-        "mounts": _mounts(),
+        "mounts": [*_mounts(), *_volumes(box)],
         "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")] + [_NETWORK]},
     }
 
@@ -155,6 +155,20 @@ def _mounts() -> list[dict[str, Any]]:
         # gVisor's own, virtual groups: the agent sets a limit of processes there.
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": inert},
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*inert, "mode=1777", "size=64m"]},
+    ]
+
+
+def _volumes(box: plan.Box) -> list[dict[str, Any]]:
+    """The box shows them to runsc as /volumes/0, /volumes/1 …; others may change them meanwhile."""
+    lines = [value.split("\t") for key, value in box.volumes if key == "volume"]
+    return [
+        {
+            "destination": target,
+            "type": "bind",
+            "source": f"/volumes/{number}",
+            "options": ["bind", "nosuid", "nodev", mode],
+        }
+        for number, (_, _, target, mode, _) in enumerate(lines)
     ]
 
 

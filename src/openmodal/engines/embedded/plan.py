@@ -27,7 +27,8 @@ class Box:
 
     Times in seconds; `memory`, `guard` (what it may have on the disk) and `sockets` (what their
     queues may hold) in bytes; 0 is none.
-    `counted`: folders outside `upper` that the guard counts.
+    `counted`: folders outside `upper` that the guard counts. `volumes`: lines of what is mounted,
+    and of what is locked for it (volumes.py).
     """
 
     id: str
@@ -51,6 +52,7 @@ class Box:
     workdir: str = ""
     argv: Sequence[str] = ()
     binds: Sequence[tuple[str, str]] = ()
+    volumes: Lines = field(default_factory=list)
     owner: int = 0
     disk: str = ""
     guard: int = 0
@@ -82,6 +84,7 @@ def encode(box: Box) -> bytes:
         *(("arg", arg) for arg in box.argv),
         *([("main_flags", str(int(Flag.STDIN)))] if box.argv else []),
         *(("bind", f"{source}\t{target}\trw") for source, target in box.binds),
+        *box.volumes,
         *(("counted", folder) for folder in box.counted),
         *box.extra,
     ]

@@ -1,0 +1,111 @@
+"""A short-lived box that has a volume and nothing else, and what its agent does for `Volume`."""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from openmodal import _args, _config
+from openmodal._agent import Agent
+from openmodal._spec import Mount, Network, Recipe, SandboxSpec, Scratch
+from openmodal.engines import Engine, lacking
+from openmodal.errors import EngineError
+from openmodal.filesystem import FileInfo, Filesystem
+
+PLACE = "/volume"
+"""Where the volume is in the box, and where relative paths begin."""
+
+PIECE = 8 << 20
+
+_SECONDS = 6 * 3600.0
+
+
+@contextlib.asynccontextmanager
+async def box(engine: Engine, mount: Mount) -> AsyncIterator[Filesystem]:
+    """The files of a sandbox that has a volume and nothing else; it ends with the block."""
+    blocked = "network_block" not in lacking(engine)
+    spec = SandboxSpec(
+        app="volume",
+        timeout=_SECONDS,
+        workdir=PLACE,
+        network=Network(block=blocked),
+        allow_degraded=_args.controls(_config.allow_degraded()),
+        mounts=(mount,),
+        hidden=True,
+    )
+    await engine.check(spec)
+    root = await engine.prepare(Recipe((Scratch(),)), lambda progress: None)
+    made = await engine.create(spec, root)
+    id = made if isinstance(made, str) else made.id
+
+    async def why(error: Exception) -> None:
+        if ended := (await engine.inspect(id)).ended:
+            raise EngineError(
+                f"the box with the volume {mount.volume!r} ended ({ended.reason}): {ended.text}"
+            ) from error
+
+    agent = Agent(lambda: engine.connect(id), why, None if isinstance(made, str) else made.first)
+    try:
+        yield Filesystem(agent)
+    finally:
+        agent.close()
+        await engine.stop(id)
+
+
+def inside(path: object) -> str:
+    """A path in a volume, from its root on, as the box's working folder has it."""
+    text = posixpath.normpath(f"/{_args.path('path', path).lstrip('/')}")
+    return text[1:] or "."
+
+
+async def is_folder(files: Filesystem, path: str) -> bool:
+    """Whether there is a folder at that path."""
+    return await files.exists.core(path) and (await files.stat.core(path)).is_dir
+
+
+async def listed(files: Filesystem, path: str, *, recursive: bool) -> list[FileInfo]:
+    """What is in a folder, and in those in it; of a file, the file."""
+    info = await files.stat.core(path)
+    if not info.is_dir:
+        return [info]
+    found: list[FileInfo] = []
+    folders = [path]
+    while folders:
+        for entry in await files.list_files.core(folders.pop()):
+            found.append(_from_root(entry))
+            if recursive and entry.is_dir:
+                folders.append(entry.path)
+    return sorted(found, key=lambda entry: entry.path)
+
+
+def _from_root(entry: FileInfo) -> FileInfo:
+    return replace(entry, path=entry.path.removeprefix("./"))
+
+
+async def read_into(files: Filesystem, path: str, target: IO[bytes]) -> int:
+    """Write a file's bytes into one of this machine; how many there were."""
+    size = 0
+    while piece := await files.read_bytes.core(path, size, PIECE):
+        target.write(piece)
+        size += len(piece)
+    return size
+
+
+async def put(files: Filesystem, source: Path | IO[bytes], target: str, mode: int | None) -> None:
+    """Copy a file or folder of this machine, or what can be read, to a path."""
+    if isinstance(source, Path):
+        await files.copy_from_local.core(source, target)
+    else:
+        with tempfile.TemporaryDirectory(prefix="openmodal-") as folder:
+            local = Path(folder, "file")
+            with local.open("wb") as copy:
+                while piece := source.read(PIECE):
+                    copy.write(piece)
+            await files.copy_from_local.core(local, target)
+    if mode is not None:
+        await files.chmod.core(target, mode)
