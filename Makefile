@@ -33,7 +33,7 @@ example: $(STAMPS)/installed native
 	@.ci/apt $(DEBIAN)
 	$(VENV)/bin/openmodal --local run examples/sandbox.py
 
-test: $(STAMPS)/test $(STAMPS)/lint native
+test: $(STAMPS)/test $(STAMPS)/clients $(STAMPS)/lint native
 	$(PYTHON_IN) -m pytest $(PYTEST_ARGS)
 
 # The attacks, and the tests of rows that are in the folders of what they are about.
@@ -103,11 +103,18 @@ $(STAMPS)/pip: | $(PYTHON_IN)
 $(STAMPS)/test: $(STAMPS)/installed $(STAMPS)/pip Makefile
 	@.ci/apt $(DEBIAN_TEST)
 	@.ci/backports $(BACKPORTS_TEST)
-	$(PIP) --editable '.[fast,gke]' --group test
+	$(PIP) --editable '.[fast,gke,serve]' --group test
+	@touch $@
+
+# Versions of the modal client that people have, beside the one of the extra `serve`.
+CLIENTS := 1.4 1.5
+
+$(STAMPS)/clients: $(STAMPS)/test
+	@for version in $(CLIENTS); do $(PIP) --upgrade --target $(VENV)/.clients/$$version "modal==$$version.*" || exit 1; done
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip
-	$(PIP) --editable '.[gke]' --group lint
+	$(PIP) --editable '.[gke,serve]' --group lint
 	@touch $@
 
 .PRECIOUS: .venv-%/.installed

@@ -30,6 +30,7 @@ LAYERS = (
     {"_volumebox"},
     {"volume"},
     {"pool", "sandbox"},
+    {"serve"},
     {"__main__", "cli", "integrations", "testing"},
 )
 """Each module or package directly in openmodal, from the ground up. A new one must be put here."""

@@ -205,14 +205,18 @@ class Command:
         *,
         data: bytes = b"",
         ends: bool = False,
+        most: int = _wire.MAX_DATA,
         wait: int = _wire.FOREVER,
     ) -> Progress:
-        """One exchange of bytes; `offsets` (of stdin, stdout, stderr) move on. `wait` in ms."""
+        """One exchange of bytes; `offsets` (of stdin, stdout, stderr) move on. `wait` in ms; `most`
+        bytes come."""
 
         async def operation(link: Link) -> Progress:
             stdin, stdout, stderr = offsets
             await link.send(
-                _wire.io(self.id, want, stdout=stdout, stderr=stderr, stdin=stdin, data=data, ends=ends, wait=wait)
+                _wire.io(
+                    self.id, want, stdout=stdout, stderr=stderr, stdin=stdin, data=data, ends=ends, most=most, wait=wait
+                )
             )
             return await _progress(link, offsets, sinks)
 

@@ -244,7 +244,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
 class ExecSpec(msgspec.Struct, frozen=True):
     """A command as asked for. `timeout` in seconds; `output`: how many bytes from the beginning and
-    the end of each stream are given, None: all."""
+    the end of each stream are given, None: all. `keep`: how many bytes of each may wait on the
+    sandbox's disk, 0: the agent's default."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
@@ -255,6 +256,7 @@ class ExecSpec(msgspec.Struct, frozen=True):
     rows: int = 24
     columns: int = 80
     output: tuple[int, int] | None = None
+    keep: int = 0
 
 
 class OutputGap(msgspec.Struct, frozen=True):

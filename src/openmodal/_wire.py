@@ -182,17 +182,18 @@ def encode(value: str) -> bytes:
 
 
 def start(command: bytes, spec: ExecSpec) -> bytes:
-    output = b"" if spec.output is None else struct.pack("<QQ", *spec.output)
+    sizes = spec.output or ((spec.keep,) if spec.keep else ())
+    flags = (0, Flag.KEEP, Flag.KEEP | Flag.LIMIT)[len(sizes)]
     env = [encode(f"{name}={value}") for name, value in spec.env]
     return frame(
         Kind.START,
-        _START.pack(command, spec.flags | (Flag.KEEP | Flag.LIMIT if output else 0), milliseconds(spec.timeout))
+        _START.pack(command, spec.flags | flags, milliseconds(spec.timeout))
         + _text(encode(spec.user))
         + _text(encode(spec.workdir))
         + _SIZE.pack(spec.rows, spec.columns)
         + _list([encode(arg) for arg in spec.argv])
         + _list(env)
-        + output,
+        + b"".join(map(_U64.pack, sizes)),
     )
 
 

@@ -119,6 +119,7 @@ _COMMANDS = {
     "pool": ("openmodal.cli._root:pool", "Keep sandboxes ready on a cluster."),
     "volume": ("openmodal.cli._root:volume", "Make, fill and delete volumes."),
     "setup": ("openmodal.cli._root:setup", "Prepare a cluster for sandboxes."),
+    "serve": ("openmodal.cli.serve:serve", "Serve programs that say `import modal`."),
     "doctor": ("openmodal.cli.doctor:doctor", "Tell what this machine can do, and how to add what is missing."),
     "gc": ("openmodal.cli.gc:gc", "Remove what crashes left behind."),
     "bench": ("openmodal.cli.bench:bench", "Measure this machine: create, exec, terminate."),

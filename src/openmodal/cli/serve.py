@@ -1,0 +1,195 @@
+"""`openmodal serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import secrets
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from openmodal import _config
+from openmodal.cli._session import Session
+from openmodal.errors import InvalidError
+
+if TYPE_CHECKING:
+    from openmodal.engines import Engine
+    from openmodal.serve.door import Limits
+
+PORT = 8260
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a door is, and how clients reach it."""
+
+    host: str
+    port: int
+    advertise: str | None
+    tls: ssl.SSLContext | None
+
+    def url(self, listener: socket.socket) -> str:
+        """The URL for MODAL_SERVER_URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        own = f"{'https' if self.tls else 'http'}://{host}:{listener.getsockname()[1]}"
+        return (self.advertise or own).rstrip("/")
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to serve at.")
+@click.option("--port", type=int, help=f"The port; 0: any that is free.  [default: {PORT}]")
+@click.option("--token-file", type=click.Path(path_type=Path), help="A line `ID SECRET` for each token.")
+@click.option("--advertise", help="The URL that clients reach this door at, if a proxy stands before it.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="A certificate, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its key, PEM.")
+@click.option("--max-sandboxes", type=click.IntRange(1), default=1000, show_default=True, help="That run at a time.")
+@click.option("--max-starting", type=click.IntRange(1), default=16, show_default=True, help="Created at a time.")
+@click.option("--max-lifetime", type=click.FloatRange(1), default=86400.0, show_default=True, help="Seconds.")
+@click.option("--max-memory", type=click.IntRange(0), default=0, help="MiB of one sandbox; 0: as the engine says.")
+@click.argument("program", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def serve(
+    session: Session,
+    host: str,
+    port: int | None,
+    token_file: Path | None,
+    advertise: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    max_sandboxes: int,
+    max_starting: int,
+    max_lifetime: float,
+    max_memory: int,
+    program: tuple[str, ...],
+) -> int:
+    """Serve programs that say `import modal`: they run on our engines, unmodified.
+
+    With a PROGRAM, as in `openmodal serve -- python agent.py`, it runs behind a door of its own and the door ends with it.
+    """
+    try:
+        from openmodal.serve.door import Limits
+    except ModuleNotFoundError as error:
+        raise InvalidError(
+            f"`openmodal serve` needs {error.name}; install this checkout or wheel with its extra: pip install '.[serve]'"
+        ) from error
+    tls = _tls(tls_cert, tls_key)
+    _safe(host, advertise, is_encrypted=tls is not None)
+    limits = Limits(sandboxes=max_sandboxes, starts=max_starting, lifetime=max_lifetime, memory=max_memory)
+    door = Place(host, (0 if program else PORT) if port is None else port, advertise, tls)
+    return asyncio.run(_serve(session.engine, door, _tokens(token_file), limits, program))
+
+
+def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise InvalidError("--tls-cert and --tls-key belong together; give both")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidError(f"the certificate {certificate} with the key {key} cannot be used: {error}") from error
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
+
+
+def _safe(host: str, advertise: str | None, *, is_encrypted: bool) -> None:
+    """Refuse to serve others than this machine in the clear: tokens and files would be read on the way."""
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not (is_loopback or is_encrypted or (advertise or "").startswith("https://")):
+        raise InvalidError(
+            f"{host} is reached by others than this machine, so the door must be encrypted; give --tls-cert and --tls-key, or "
+            "--advertise https://… of a proxy that does it"
+        )
+
+
+def _tokens(file: Path | None) -> tuple[tuple[str, str], ...]:
+    if file is None:
+        return (("ak-" + secrets.token_hex(8), "as-" + secrets.token_hex(16)),)
+    try:
+        lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise InvalidError(f"the token file {file} cannot be read: {error.strerror}") from error
+    if not lines or any(len(line) != 2 for line in lines):
+        raise InvalidError(f"each line of the token file {file} must be an id and a secret: `ak-1 as-2`")
+    return tuple((id, secret) for id, secret in lines)
+
+
+async def _serve(
+    engine: Engine, place: Place, tokens: tuple[tuple[str, str], ...], limits: Limits, program: Sequence[str]
+) -> int:
+    from openmodal.serve import certificate
+    from openmodal.serve.access import Access
+    from openmodal.serve.door import Door
+    from openmodal.serve.images import Images
+    from openmodal.serve.kept import Kept
+    from openmodal.serve.server import serving
+
+    kept = Kept(_config.state() / "serve")
+    kept.collect()
+    with _listening(place.host, place.port) as listener:
+        url = place.url(listener)
+        door = Door(engine, kept, Access(tokens, kept.key()), Images(engine, kept), url, limits)
+        async with serving(door, listener, place.tls or certificate.own()):
+            if program:
+                return await _run(program, url, tokens[0])
+            _tell(url, tokens[0], engine.name)
+            await _until_ended()
+    return 0
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InvalidError(
+            f"port {port} of {host} cannot be used: {error.strerror}; --port 0 takes one that is free"
+        ) from error
+
+
+def _variables(url: str, token: tuple[str, str]) -> dict[str, str]:
+    return {"MODAL_SERVER_URL": url, "MODAL_TOKEN_ID": token[0], "MODAL_TOKEN_SECRET": token[1]}
+
+
+def _tell(url: str, token: tuple[str, str], engine: str) -> None:
+    for name, value in _variables(url, token).items():
+        click.echo(f"export {name}={value}")
+    click.echo(f"# serving the {engine} engine; Ctrl-C ends the door, and sandboxes run on", err=True)
+    sys.stdout.flush()
+
+
+async def _until_ended() -> None:
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await ended.wait()
+
+
+async def _run(program: Sequence[str], url: str, token: tuple[str, str]) -> int:
+    """Run a program behind the door; it has the terminal, and its signals."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *program, env={**os.environ, **_variables(url, token)}, preexec_fn=_heed
+        )
+    except OSError as error:
+        raise InvalidError(f"{program[0]} cannot be run: {error.strerror}") from error
+    code = await process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _heed() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,0 +1,88 @@
+"""Who may call: a token always, and for calls about one sandbox a proof that names that sandbox.
+
+The proof is a JSON Web Token (RFC 7519) with HS256, whose key only the doors of one state folder
+have. The client reads when it expires and asks for another.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+_DAY = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Access:
+    """Pairs of token id and secret that may call, and the key that proofs are signed with."""
+
+    tokens: tuple[tuple[str, str], ...]
+    key: bytes
+
+    def admit(self, metadata: Mapping[str, object]) -> None:
+        """Let a call of the control service pass.
+
+        Raises:
+            GRPCError: UNAUTHENTICATED, because it has no token, or a wrong one.
+        """
+        said = (str(metadata.get("x-modal-token-id", "")), str(metadata.get("x-modal-token-secret", "")))
+        # All pairs are compared, so that the time tells nothing.
+        good = [_same(said[0], id) & _same(said[1], secret) for id, secret in self.tokens]
+        if not any(good):
+            raise GRPCError(
+                Status.UNAUTHENTICATED,
+                "the token is not one of this door's; set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET to what `openmodal serve` printed",
+            )
+
+    def admit_to(self, sandbox: str, metadata: Mapping[str, object]) -> None:
+        """Let a call about one sandbox pass.
+
+        Raises:
+            GRPCError: UNAUTHENTICATED, because it has no proof for it.
+        """
+        proof = str(metadata.get("authorization", "")).removeprefix("Bearer ")
+        if self._subject(proof) != sandbox:
+            raise GRPCError(Status.UNAUTHENTICATED, "the call has no valid proof for this sandbox")
+
+    def proof(self, subject: str) -> str:
+        """A signed proof for a day: of a sandbox, or "" for nothing but an answer to who asks for one."""
+        head = _encoded(b'{"alg":"HS256","typ":"JWT"}')
+        body = _encoded(json.dumps({"sub": subject, "exp": int(time.time() + _DAY)}).encode())
+        return f"{head}.{body}.{self._signature(f'{head}.{body}')}"
+
+    def signature(self, text: str) -> str:
+        """What only a door of this state folder can write beside a text."""
+        return hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()
+
+    def is_signed(self, text: str, signature: str) -> bool:
+        return _same(signature, self.signature(text))
+
+    def _signature(self, text: str) -> str:
+        return _encoded(hmac.new(self.key, text.encode(), hashlib.sha256).digest())
+
+    def _subject(self, proof: str) -> str | None:
+        signed, _, signature = proof.rpartition(".")
+        if not _same(signature, self._signature(signed)):
+            return None
+        try:
+            claims = json.loads(base64.urlsafe_b64decode(signed.partition(".")[2] + "=="))
+        except (ValueError, binascii.Error):
+            return None
+        return str(claims["sub"]) if claims.get("exp", 0) > time.time() else None
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())

@@ -1,0 +1,145 @@
+"""Apps, environments and secrets. An app is no more than a name, which its id has."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from modal_proto import api_pb2 as api
+
+from openmodal import _args
+from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
+from openmodal.serve import ids
+from openmodal.serve.calls import Call, serves
+from openmodal.serve.door import Door
+
+_BUILDER = "2025.06"
+_ENVIRONMENT = "main"
+
+
+class Apps:
+    """Serves the calls about what sandboxes belong to and are given."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    # ----------------------------------------------------------------------------------------- start
+
+    @serves("ClientHello")
+    async def hello(self, request: Any, call: Call) -> Any:
+        return api.ClientHelloResponse(image_builder_version=_BUILDER)
+
+    @serves("AuthTokenGet")
+    async def token(self, request: Any, call: Call) -> Any:
+        return api.AuthTokenGetResponse(token=self._door.access.proof(""))
+
+    @serves("EnvironmentGetOrCreate")
+    async def environment(self, request: Any, call: Call) -> Any:
+        name = request.deployment_name or _ENVIRONMENT
+        settings = api.EnvironmentSettings(image_builder_version=_BUILDER, webhook_suffix="")
+        return api.EnvironmentGetOrCreateResponse(
+            environment_id=f"en-{ids.letters('environment', name)}",
+            metadata=api.EnvironmentMetadata(name=name, settings=settings),
+        )
+
+    @serves("EnvironmentList")
+    async def environments(self, request: Any, call: Call) -> Any:
+        return api.EnvironmentListResponse(items=[api.EnvironmentListItem(name=_ENVIRONMENT, default=True)])
+
+    # ------------------------------------------------------------------------------------------ apps
+
+    @serves("AppGetOrCreate")
+    async def get_or_create(self, request: Any, call: Call) -> Any:
+        name = _args.name("the app's name", request.app_name)
+        must_exist = request.object_creation_type == api.OBJECT_CREATION_TYPE_UNSPECIFIED
+        if must_exist and self._door.kept.named("app", name) is None:
+            raise NotFoundError(f"there is no app {name!r}; App.lookup(…, create_if_missing=True) makes it")
+        self._door.kept.name("app", name, ids.app(name))
+        return api.AppGetOrCreateResponse(app_id=ids.app(name))
+
+    @serves("AppCreate")
+    async def create(self, request: Any, call: Call) -> Any:
+        """A run of an app: what it creates ends with it."""
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", request.description).strip("-._")[:40] or "app"
+        return api.AppCreateResponse(app_id=ids.app(name, ids.letters("run", call.key or os.urandom(16), count=16)))
+
+    @serves("AppPublish")
+    async def publish(self, request: Any, call: Call) -> Any:
+        if request.function_ids or request.class_ids:
+            raise InvalidError(
+                "OpenModal runs sandboxes, not functions; create a modal.Sandbox in the app's entrypoint"
+            )
+        return api.AppPublishResponse(url="")
+
+    @serves("AppHeartbeat", "VolumeHeartbeat")
+    async def heartbeat(self, request: Any, call: Call) -> Any:
+        return Empty()
+
+    @serves("AppGetLogs")
+    async def logs(self, request: Any, call: Call) -> Any:
+        yield api.TaskLogsBatch(app_done=True)
+
+    @serves("AppClientDisconnect", "AppStop")
+    async def disconnect(self, request: Any, call: Call) -> Any:
+        name, run = ids.app_and_run(request.app_id)
+        door = self._door
+        for status in await door.run(door.engine.list()):
+            if (run and status.run == run) or (call.name == "AppStop" and status.app == name and not run):
+                await door.run(door.engine.stop(status.id))
+        return Empty()
+
+    @serves("AppList")
+    async def apps(self, request: Any, call: Call) -> Any:
+        names = self._door.kept.names("app")
+        items = [
+            api.AppListResponse.AppListItem(app_id=id, description=name, name=name, state=api.APP_STATE_DEPLOYED)
+            for name, id in names.items()
+        ]
+        return api.AppListResponse(apps=items)
+
+    # --------------------------------------------------------------------------------------- secrets
+
+    @serves("SecretGetOrCreate")
+    async def secret(self, request: Any, call: Call) -> Any:
+        kept, name, kind = self._door.kept, request.deployment_name, request.object_creation_type
+        id = kept.named("secret", name) if name else None
+        if id and kind == api.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
+            raise AlreadyExistsError(f"Secret '{name}' already exists")
+        makes = not name or kind in (
+            api.OBJECT_CREATION_TYPE_CREATE_OVERWRITE_IF_EXISTS,
+            api.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS,
+        )
+        makes |= id is None and kind == api.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
+        if makes:
+            id = kept.keep_secret(dict(request.env_dict), name, id or "")
+            if name:
+                kept.name("secret", name, id)
+        if id is None:
+            raise NotFoundError(f"there is no secret {name!r}; `modal secret create {name} KEY=VALUE` makes it")
+        found = kept.secret(id)
+        if missing := [key for key in request.required_keys if key not in found.variables]:
+            raise InvalidError(f"secret {name!r} lacks {', '.join(missing)}; add them")
+        return api.SecretGetOrCreateResponse(
+            secret_id=id, metadata=api.SecretMetadata(name=name, keys=sorted(found.variables))
+        )
+
+    @serves("SecretList")
+    async def secrets(self, request: Any, call: Call) -> Any:
+        names = self._door.kept.names("secret")
+        items = [
+            api.SecretListItem(label=name, secret_id=id, created_at=self._door.kept.secret(id).created)
+            for name, id in names.items()
+        ]
+        return api.SecretListResponse(items=items if not request.pagination.created_before else [])
+
+    @serves("SecretDelete")
+    async def forget(self, request: Any, call: Call) -> Any:
+        found = self._door.kept.secret(request.secret_id)
+        self._door.kept.forget_name("secret", found.name)
+        self._door.kept.forget_secret(request.secret_id)
+        return Empty()
+
+
+__all__ = ["Apps"]

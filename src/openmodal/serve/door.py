@@ -1,0 +1,104 @@
+"""What all rooms of a door know: the engine, what is kept, who may call, where it is reached."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from modal_proto import api_pb2 as api
+
+from openmodal._dual import run_async
+from openmodal._spec import EndRecord, Status
+from openmodal.engines import Engine
+from openmodal.errors import NotFoundError
+from openmodal.sandbox import Sandbox
+from openmodal.serve import ids
+from openmodal.serve.access import Access
+from openmodal.serve.images import Images
+from openmodal.serve.kept import Kept
+
+T = TypeVar("T")
+
+_RESULTS = {
+    "timeout": api.GenericResult.GENERIC_STATUS_TIMEOUT,
+    "terminated": api.GenericResult.GENERIC_STATUS_TERMINATED,
+    "idle": api.GenericResult.GENERIC_STATUS_IDLE_TIMEOUT,
+    "oom": api.GenericResult.GENERIC_STATUS_KERNEL_OOM_KILL,
+    "lost": api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE,
+    "disk": api.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE,
+    "error": api.GenericResult.GENERIC_STATUS_INIT_FAILURE,
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a door lets its clients have.
+
+    Attributes:
+        sandboxes: how many run at a time.
+        starts: how many are created at a time; more wait.
+        lifetime: seconds that one lives at most.
+        memory: MiB that one has at most; 0: what the engine says.
+        upload: bytes of a file that is sent.
+    """
+
+    sandboxes: int = 1000
+    starts: int = 16
+    lifetime: float = 24 * 3600.0
+    memory: int = 0
+    upload: int = 8 << 30
+
+
+@dataclass(frozen=True)
+class Door:
+    """A door; it holds nothing that matters."""
+
+    engine: Engine
+    kept: Kept
+    access: Access
+    images: Images
+    url: str
+    limits: Limits
+
+    @functools.cached_property
+    def starting(self) -> asyncio.Semaphore:
+        """Held by who creates a sandbox."""
+        return asyncio.Semaphore(self.limits.starts)
+
+    def router(self, client: str) -> str:
+        """Where a client of that version sends commands: up to 1.4 it wants TLS also on loopback."""
+        numbers = re.match(r"(\d+)\.(\d+)", client)
+        is_old = numbers is not None and (int(numbers[1]), int(numbers[2])) < (1, 5)
+        return self.url.replace("http://", "https://", 1) if is_old else self.url
+
+    def sandbox(self, wire: str) -> Sandbox:
+        """The sandbox of an id on the wire; nobody looks whether there is one."""
+        return Sandbox(ids.sandbox(wire), self.engine)
+
+    async def status(self, wire: str) -> Status:
+        """How a sandbox is."""
+        try:
+            return await self.run(self.engine.inspect(ids.sandbox(wire)))
+        except NotFoundError as error:
+            raise NotFoundError(f"there is no sandbox {wire!r}, and none ended lately") from error
+
+    @staticmethod
+    async def run(core: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the core."""
+        return await run_async(core)
+
+
+def result(end: EndRecord | None) -> Any:
+    """How a sandbox ended, in the client's words; None while it runs."""
+    if end is None:
+        return None
+    status = _RESULTS.get(end.reason)
+    if status is None:
+        good = api.GenericResult.GENERIC_STATUS_SUCCESS
+        status = good if end.returncode == 0 else api.GenericResult.GENERIC_STATUS_FAILURE
+    told = end.reason in ("lost", "disk", "error")
+    return api.GenericResult(status=status, exitcode=end.returncode, exception=end.text if told else "")

@@ -1,0 +1,200 @@
+"""The file helper of the client: a program that does not exist. The client runs it as a command with
+one JSON argument; the door does what it says, by the sandbox's own agent.
+
+Unlike commands, such a call is the door's own; it takes moments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from openmodal.errors import (
+    Error,
+    SandboxDirectoryNotEmptyError,
+    SandboxFileNotFoundError,
+    SandboxFilesystemError,
+    SandboxFileTooLargeError,
+    SandboxIsADirectoryError,
+    SandboxNotADirectoryError,
+    SandboxPathAlreadyExistsError,
+    SandboxPermissionError,
+    file_error,
+)
+from openmodal.filesystem import FileInfo, Filesystem
+from openmodal.sandbox import Sandbox
+
+HELPER = "/__modal/.bin/modal-sandbox-fs-tools"
+
+_PIECE = 1 << 20
+_MODE = 0o644
+
+_KINDS: tuple[tuple[type[Error], str], ...] = (
+    (SandboxFileNotFoundError, "NotFound"),
+    (SandboxIsADirectoryError, "IsDirectory"),
+    (SandboxNotADirectoryError, "NotDirectory"),
+    (SandboxPathAlreadyExistsError, "PathAlreadyExists"),
+    (SandboxDirectoryNotEmptyError, "DirectoryNotEmpty"),
+    (SandboxPermissionError, "PermissionDenied"),
+    (SandboxFileTooLargeError, "FileTooLarge"),
+    (Error, "Io"),
+)
+_TYPES = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_IFLNK, "other": stat.S_IFREG}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an operation came to: output, or a file whose content is the output."""
+
+    stdout: bytes = b""
+    stderr: bytes = b""
+    code: int = 0
+    file: str = ""
+
+
+class FileCall:
+    """One call of the helper, which looks like a command: stdin, output, an exit code."""
+
+    def __init__(self, sandbox: Sandbox, arguments: list[str]) -> None:
+        self._filesystem = sandbox.filesystem
+        self._input = tempfile.NamedTemporaryFile()  # noqa: SIM115  (it goes when the call has ended)
+        self._closed = asyncio.Event()
+        self.written = 0
+        self._task = asyncio.get_running_loop().create_task(self._run(arguments))
+
+    @property
+    def closed(self) -> bool:
+        """Whether its stdin has ended."""
+        return self._closed.is_set()
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._task.result().code if self._task.done() else None
+
+    def write(self, offset: int, data: bytes, *, ends: bool) -> None:
+        """Take stdin; what was taken before is skipped."""
+        new = data[max(0, self.written - offset) :]
+        if new and not self.closed:
+            self._input.write(new)
+            self.written += len(new)
+        if ends:
+            self._closed.set()
+
+    async def wait(self) -> int:
+        """Wait until it has ended."""
+        return (await asyncio.shield(self._task)).code
+
+    async def output(self, number: int, offset: int) -> AsyncIterator[bytes]:
+        """Its stdout (1) or stderr (2), from an offset on; a file is read as the client takes it."""
+        done = await asyncio.shield(self._task)
+        if number == 1 and done.file:
+            while piece := await self._filesystem.read_bytes.aio(done.file, offset, _PIECE):
+                yield piece
+                offset += len(piece)
+            return
+        whole = done.stdout if number == 1 else done.stderr
+        for at in range(offset, len(whole), _PIECE):
+            yield whole[at : at + _PIECE]
+
+    async def _run(self, arguments: list[str]) -> Done:
+        try:
+            ((name, options),) = json.loads(arguments[0]).items()
+            return await _OPERATIONS[name](self, self._filesystem, options)
+        except Error as error:
+            kind = next(kind for cause, kind in _KINDS if isinstance(error, cause))
+            message = error.strerror if isinstance(error, SandboxFilesystemError) else str(error)
+            return Done(stderr=json.dumps({"error_kind": kind, "message": message}).encode(), code=1)
+        except (IndexError, KeyError, ValueError) as error:
+            text = f"OpenModal's door does not know this operation of the client's file helper: {error!r}"
+            return Done(stderr=json.dumps({"error_kind": "Io", "message": text}).encode(), code=2)
+        finally:
+            self._input.close()
+
+    async def read(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
+        path = options["path"]
+        await files.read_bytes.aio(path, 0, 1)  # so that what cannot be read is told
+        return Done(file=path)
+
+    async def put(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
+        await self._closed.wait()
+        self._input.flush()
+        os.fchmod(self._input.fileno(), _MODE)
+        await files.copy_from_local.aio(self._input.name, options["path"])
+        return Done()
+
+    async def listing(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
+        names = await _names(files)
+        found = await files.list_files.aio(options["path"])
+        return Done(json.dumps([_entry(info, names) for info in found]).encode())
+
+    async def look(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
+        info = await files.stat.aio(options["path"], follow_symlinks=False)
+        return Done(json.dumps(_entry(info, await _names(files))).encode())
+
+    async def make(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
+        path, parents = options["path"], bool(options.get("parents"))
+        if parents and await files.exists.aio(path) and not (await files.stat.aio(path)).is_dir:
+            raise file_error(errno.EEXIST, path)
+        await files.make_directory.aio(path, create_parents=parents)
+        return Done()
+
+    async def remove(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
+        await files.remove.aio(options["path"], recursive=bool(options.get("recursive")))
+        return Done()
+
+
+_OPERATIONS: dict[str, Callable[[FileCall, Filesystem, Mapping[str, Any]], Awaitable[Done]]] = {
+    "ReadFile": FileCall.read,
+    "WriteFile": FileCall.put,
+    "ListFiles": FileCall.listing,
+    "Stat": FileCall.look,
+    "MakeDirectory": FileCall.make,
+    "Remove": FileCall.remove,
+}
+
+Names = tuple[Mapping[int, str], Mapping[int, str]]
+
+
+async def _names(files: Filesystem) -> Names:
+    """The names of the sandbox's users and groups."""
+    tables: list[dict[int, str]] = []
+    for path in ("/etc/passwd", "/etc/group"):
+        table: dict[int, str] = {}
+        try:
+            text = await files.read_text.aio(path, errors="replace")
+        except SandboxFilesystemError:
+            text = ""
+        for line in text.splitlines():
+            name, _, rest = line.partition(":")
+            number = rest.split(":")[1:2]
+            if number and number[0].isdigit():
+                table.setdefault(int(number[0]), name)
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+def _entry(info: FileInfo, names: Names) -> dict[str, Any]:
+    users, groups = names
+    return {
+        "name": info.name,
+        "path": info.path,
+        "type": info.kind if info.kind in ("file", "directory", "symlink") else "file",
+        "size": info.size,
+        "mode": info.mode | _TYPES[info.kind],
+        "permissions": f"{info.mode & 0o7777:04o}",
+        "owner": users.get(info.uid, str(info.uid)),
+        "group": groups.get(info.gid, str(info.gid)),
+        "modified_time": info.mtime,
+        "symlink_target": info.target or None,
+    }
+
+
+__all__ = ["HELPER", "FileCall"]

@@ -1,0 +1,271 @@
+"""The little that doors keep, in a folder of theirs: a file for each thing, replaced by renaming.
+
+    recipes/<image id>       an image as a recipe
+    dockerfiles/<digest>     what recipes name
+    files/<sha256>           what clients uploaded; <sha256>.x if it is executable
+    trees/<mount id>/        those files under their names, for COPY
+    secrets/<secret id>      variables (0600)
+    names/<kind>/<name>      the id of what has that name
+    key                      what proofs are signed with
+
+Doors of one folder need nothing more of each other. What is not used for a week is collected, but
+for what has a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import msgspec
+
+from openmodal._files import made
+from openmodal._spec import Recipe
+from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
+from openmodal.serve import ids
+
+_WEEK = 7 * 24 * 3600.0
+_EXECUTABLE = 0o111
+
+
+class SecretValues(msgspec.Struct, frozen=True):
+    """A secret's variables, and its name; "" for none."""
+
+    name: str
+    variables: dict[str, str]
+    created: float
+
+
+class Kept:
+    """A door's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("recipes", "dockerfiles", "files", "trees", "secrets", "names"):
+            made(folder / name)
+
+    def key(self) -> bytes:
+        """The key of the doors of this folder, made once."""
+        path = self.folder / "key"
+        if not path.exists():
+            self._place(path, os.urandom(32), replace=False)
+        return path.read_bytes()
+
+    # --------------------------------------------------------------------------------------- recipes
+
+    def keep_recipe(self, recipe: Recipe) -> str:
+        """Keep a recipe and return the id of its image, which is its digest."""
+        data = msgspec.json.encode(recipe)
+        id = f"im-{ids.letters(data)}"
+        self._place(self.folder / "recipes" / id, data)
+        return id
+
+    def recipe(self, image_id: str) -> Recipe:
+        """The recipe of an image.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        path = self._thing("recipes", image_id, "im-", "image")
+        return msgspec.json.decode(path.read_bytes(), type=Recipe)
+
+    def keep_dockerfile(self, text: str) -> Path:
+        """Keep a Dockerfile, which a recipe names, and return where."""
+        path = self.folder / "dockerfiles" / ids.letters(text)
+        self._place(path, text.encode())
+        return path
+
+    # ----------------------------------------------------------------------------------------- files
+
+    def has_file(self, digest: str) -> bool:
+        """Whether a file of that SHA-256 is here; it is then used, and stays for another week."""
+        path = self._file(digest)
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def new_file(self) -> Iterator[IO[bytes]]:
+        """A file to write to, which `keep_file` is given; it goes with the block unless that was done."""
+        with tempfile.NamedTemporaryFile(dir=self.folder / "files", prefix=".", delete=False) as file:
+            try:
+                yield file
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+
+    def keep_file(self, file: IO[bytes], digest: str) -> None:
+        """Keep what was written under its SHA-256.
+
+        Raises:
+            InvalidError: it has another.
+        """
+        file.flush()
+        file.seek(0)
+        found = hashlib.file_digest(cast("Any", file), "sha256").hexdigest()
+        if found != digest:
+            raise InvalidError(f"the file that was sent has the SHA-256 {found} and not {digest}; send it again")
+        if not self.has_file(digest):
+            os.link(file.name, self._file(digest))
+
+    def keep_bytes(self, data: bytes, digest: str) -> None:
+        """Keep these bytes, as `keep_file`."""
+        with self.new_file() as file:
+            file.write(data)
+            self.keep_file(file, digest)
+
+    def keep_tree(self, files: Mapping[str, tuple[str, int]]) -> str:
+        """Keep files under their names, and return the id of that tree.
+
+        Args:
+            files: path → SHA-256 and mode; all of them are here.
+
+        Raises:
+            NotFoundError: one is not.
+            InvalidError: a path leads out of the tree.
+        """
+        id = f"mo-{ids.letters(msgspec.json.encode(sorted((path, *what) for path, what in files.items())))}"
+        tree = self.folder / "trees" / id
+        if not tree.exists():
+            unnamed = Path(tempfile.mkdtemp(dir=self.folder / "trees", prefix="."))
+            try:
+                for path, (digest, mode) in files.items():
+                    self._plant(unnamed, path, digest, mode)
+                unnamed.rename(tree)
+            except FileExistsError:
+                pass
+            finally:
+                shutil.rmtree(unnamed, ignore_errors=True)
+        os.utime(tree)
+        return id
+
+    def tree(self, id: str) -> Path:
+        """The folder of a tree."""
+        return self._thing("trees", id, "mo-", "mount")
+
+    def _plant(self, root: Path, path: str, digest: str, mode: int) -> None:
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if ".." in parts or not parts:
+            raise InvalidError(f"the file name {path!r} leads out of its mount")
+        source, target = self._file(digest), root.joinpath(*parts)
+        if not source.exists():
+            raise NotFoundError(f"the file {path!r} was not sent; send it first")
+        if mode & _EXECUTABLE:
+            executable = source.with_name(f"{digest}.x")
+            if not executable.exists():
+                copy = executable.with_name(f".{os.urandom(8).hex()}")
+                shutil.copyfile(source, copy)
+                copy.chmod(0o700)
+                copy.rename(executable)
+            source = executable
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, target)
+
+    def _file(self, digest: str) -> Path:
+        if len(digest) != 64 or not all(c in "0123456789abcdef" for c in digest):
+            raise InvalidError(f"{digest!r} is no SHA-256")
+        return self.folder / "files" / digest
+
+    # --------------------------------------------------------------------------------------- secrets
+
+    def keep_secret(self, variables: Mapping[str, str], name: str = "", id: str = "") -> str:
+        """Keep a secret, and return its id: a new one unless it has one."""
+        id = id or f"st-{ids.letters('secret', name or os.urandom(16))}"
+        secret = SecretValues(name, dict(variables), time.time())
+        self._place(self.folder / "secrets" / id, msgspec.json.encode(secret))
+        return id
+
+    def secret(self, id: str) -> SecretValues:
+        """A secret.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        path = self._thing("secrets", id, "st-", "secret")
+        return msgspec.json.decode(path.read_bytes(), type=SecretValues)
+
+    def forget_secret(self, id: str) -> None:
+        """Remove a secret."""
+        self._thing("secrets", id, "st-", "secret").unlink(missing_ok=True)
+
+    # ----------------------------------------------------------------------------------------- names
+
+    def name(self, kind: str, name: str, id: str, *, replace: bool = True) -> None:
+        """Give something a name.
+
+        Raises:
+            AlreadyExistsError: the name is taken, and is not to be replaced.
+        """
+        path = made(self.folder / "names" / kind) / _quoted(name)
+        try:
+            self._place(path, id.encode(), replace=replace)
+        except FileExistsError:
+            raise AlreadyExistsError(f"{kind.capitalize()} {name!r} already exists") from None
+
+    def named(self, kind: str, name: str) -> str | None:
+        """The id of what has that name; None if nothing has."""
+        try:
+            return (self.folder / "names" / kind / _quoted(name)).read_text("utf-8")
+        except FileNotFoundError:
+            return None
+
+    def names(self, kind: str) -> dict[str, str]:
+        """Every name, and the id of what has it."""
+        folder = self.folder / "names" / kind
+        found = sorted(folder.iterdir()) if folder.exists() else []
+        return {_unquoted(path.name): path.read_text("utf-8") for path in found if not path.name.startswith(".")}
+
+    def forget_name(self, kind: str, name: str) -> None:
+        """Take a name away."""
+        (self.folder / "names" / kind / _quoted(name)).unlink(missing_ok=True)
+
+    # ---------------------------------------------------------------------------------------- inside
+
+    def collect(self) -> None:
+        """Remove what nobody used for a week and nobody named."""
+        oldest = time.time() - _WEEK
+        named = {id for kind in ("secret", "image") for id in self.names(kind).values()}
+        for folder in ("files", "trees", "secrets"):
+            for path in (self.folder / folder).iterdir():
+                if path.name in named or path.lstat().st_mtime > oldest:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _thing(self, folder: str, id: str, prefix: str, what: str) -> Path:
+        path = self.folder / folder / id
+        if not id.startswith(prefix) or "/" in id or not path.exists():
+            raise NotFoundError(f"there is no {what} {id!r}")
+        return path
+
+    @staticmethod
+    def _place(path: Path, data: bytes, *, replace: bool = True) -> None:
+        new = path.with_name(f".{os.urandom(8).hex()}")
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+            if replace:
+                new.rename(path)
+            else:
+                os.link(new, path)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def _quoted(name: str) -> str:
+    return name.encode().hex()
+
+
+def _unquoted(name: str) -> str:
+    return bytes.fromhex(name).decode()

@@ -1,0 +1,282 @@
+"""Commands and streams. A command's id is the client's, and the agent keeps its output: a client
+that lost its door asks another one from where it is.
+
+The door looks at output without taking it (PEEK), and lets the agent forget what lies far behind
+what HTTP/2 has taken: a connection that breaks with bytes under way loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpclib.const import Status as Code
+from grpclib.exceptions import GRPCError
+from modal_proto import task_command_router_pb2 as router
+
+from openmodal import _args, _wire
+from openmodal._command import Command
+from openmodal._options import environment
+from openmodal._spec import ExecSpec, ExitRecord, OutputGap
+from openmodal._wire import Flag, State, Want
+from openmodal.errors import InvalidError, NotFoundError, SandboxNotRunningError
+from openmodal.sandbox import Sandbox
+from openmodal.serve import fields, ids
+from openmodal.serve.calls import Call, serves
+from openmodal.serve.door import Door
+from openmodal.serve.files import HELPER, FileCall
+
+_BEHIND = 4 << 20
+"""How many bytes that the client was sent are kept for another door, or another connection."""
+
+_KEEP = 1 << 30
+"""How many bytes of each stream may wait on the sandbox's disk until the client reads them."""
+
+_LATER = 0.5
+"""Seconds after the client's own end of a command's time that we end the command."""
+
+_WAIT_MS = 30_000
+
+
+@dataclass
+class Pieces:
+    """Output as it comes."""
+
+    parts: list[bytes] = field(default_factory=list[bytes])
+    gaps: list[OutputGap] = field(default_factory=list[OutputGap])
+
+    def write(self, data: memoryview) -> None:
+        self.parts.append(bytes(data))
+
+    def skip(self, gap: OutputGap) -> None:
+        self.gaps.append(gap)
+
+
+class Router:
+    """Serves the calls about the commands of one sandbox."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._files: dict[str, FileCall] = {}
+        self._reading: dict[str, int] = {}
+
+    # ----------------------------------------------------------------------------------------- start
+
+    @serves("TaskExecStart")
+    async def start(self, request: Any, call: Call) -> Any:
+        fields.check(request, fields.EXEC, call)
+        sandbox = self._sandbox(request)
+        if list(request.command_args[:1]) == [HELPER]:
+            self._files.setdefault(request.exec_id, FileCall(sandbox, list(request.command_args[1:])))
+            return router.TaskExecStartResponse()
+        await self._door.run(_command(sandbox, request.exec_id).start(self._spec(request)))
+        return router.TaskExecStartResponse()
+
+    def _spec(self, request: Any) -> ExecSpec:
+        pty = request.pty_info
+        env: dict[str, str] = {}
+        for id in request.secret_ids:
+            env |= self._door.kept.secret(id).variables
+        for source in request.secret_sources:
+            named = source.WhichOneof("source") == "secret_id"
+            env |= self._door.kept.secret(source.secret_id).variables if named else dict(source.env.contents)
+        if pty.enabled:
+            env |= {"TERM": pty.env_term or "xterm-256color"}
+        env |= dict(request.env)
+        flags = Flag.STDIN | (Flag.PTY if pty.enabled else 0)
+        if request.stdout_config == router.TASK_EXEC_STDOUT_CONFIG_DEVNULL:
+            flags |= Flag.STDOUT_NULL
+        if request.stderr_config == router.TASK_EXEC_STDERR_CONFIG_DEVNULL:
+            flags |= Flag.STDERR_NULL
+        if request.stderr_config == router.TASK_EXEC_STDERR_CONFIG_STDOUT:
+            flags |= Flag.STDERR_TO_STDOUT
+        return ExecSpec(
+            argv=_args.argv("exec", tuple(request.command_args)),
+            env=environment(env, ()),
+            workdir=_args.path("workdir", request.workdir) if request.workdir else "",
+            timeout=request.timeout_secs + _LATER if request.timeout_secs else None,
+            flags=flags,
+            rows=pty.winsz_rows or 24,
+            columns=pty.winsz_cols or 80,
+            keep=_KEEP,
+        )
+
+    # --------------------------------------------------------------------------------------- streams
+
+    @serves("TaskExecStdioRead")
+    async def read(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        number = 1 if request.file_descriptor == router.TASK_EXEC_STDIO_FILE_DESCRIPTOR_STDOUT else 2
+        if found := self._files.get(request.exec_id):
+            async for data in found.output(number, request.offset):
+                yield router.TaskExecStdioReadResponse(data=data)
+            return
+        command = _command(self._sandbox(request), request.exec_id)
+        self._reading[request.exec_id] = self._reading.get(request.exec_id, 0) + 1
+        try:
+            at = request.offset
+            async for begins, data in output(self._door, command, number, at):
+                if begins > at:
+                    call.warn("some output is not there any more: the command wrote more than 1 GiB that nobody read")
+                at = begins + len(data)
+                yield router.TaskExecStdioReadResponse(data=data)
+        finally:
+            self._reading[request.exec_id] -= 1
+            if not self._reading[request.exec_id]:
+                del self._reading[request.exec_id]
+
+    @serves("SandboxStdioReadV2")
+    async def read_main(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        number = 1 if request.file_descriptor == router.SANDBOX_STDIO_FILE_DESCRIPTOR_STDOUT else 2
+        async for begins, data in main_output(self._door, self._sandbox(request).id, number, request.offset):
+            yield router.SandboxStdioReadV2Response(data=data, starting_offset=begins)
+
+    @serves("TaskExecStdinWrite")
+    async def write(self, request: Any, call: Call) -> Any:
+        if found := self._files.get(request.exec_id):
+            found.write(request.offset, request.data, ends=request.eof)
+            return router.TaskExecStdinWriteResponse()
+        command = _command(self._sandbox(request), request.exec_id)
+        await self._write(command, request.offset, request.data, ends=request.eof)
+        return router.TaskExecStdinWriteResponse()
+
+    @serves("TaskExecStdinWriteStream")
+    async def write_stream(self, first: Any, call: Call) -> Any:
+        request, offset = first.start, first.start.offset
+        found, command = self._files.get(request.exec_id), None
+        if found is None:
+            command = _command(self._sandbox(request), request.exec_id)
+        ended = False
+        async for message in call.stream:
+            ended = message.HasField("end")
+            data = b"" if ended else message.data
+            if found:
+                found.write(offset, data, ends=ended)
+            elif command:
+                await self._write(command, offset, data, ends=ended)
+            offset += len(data)
+        return router.TaskExecStdinWriteStreamResponse()
+
+    @serves("TaskExecStdinStatus")
+    async def stdin_status(self, request: Any, call: Call) -> Any:
+        if found := self._files.get(request.exec_id):
+            return router.TaskExecStdinStatusResponse(num_bytes_written=found.written, closed=found.closed)
+        command = _command(self._sandbox(request), request.exec_id)
+        progress = await self._door.run(command.io(Want(0), [0, 0, 0], {}, wait=0))
+        return router.TaskExecStdinStatusResponse(
+            num_bytes_written=progress.stdin, closed=bool(progress.state & State.STDIN_CLOSED)
+        )
+
+    @serves("SandboxStdinWriteV2")
+    async def write_main(self, request: Any, call: Call) -> Any:
+        sandbox = self._sandbox(request)
+        command = Command(sandbox._agent, _wire.MAIN)
+        try:
+            await self._write(command, request.offset, request.data, ends=request.eof)
+        except SandboxNotRunningError as error:
+            raise GRPCError(Code.FAILED_PRECONDITION, str(error)) from error
+        return router.SandboxStdinWriteV2Response()
+
+    async def _write(self, command: Command, offset: int, data: bytes, *, ends: bool) -> None:
+        """Have all of it accepted; what was accepted before is skipped."""
+        offsets = [offset, 0, 0]
+        end = offset + len(data)
+        while True:
+            piece = data[offsets[0] - offset : offsets[0] - offset + _wire.MAX_DATA // 4]
+            last = offsets[0] + len(piece) >= end
+            progress = await self._door.run(
+                command.io(Want.STDIN, offsets, {}, data=piece, ends=ends and last, wait=_WAIT_MS)
+            )
+            if progress.state & State.STDIN_CLOSED or offsets[0] >= end:
+                return
+
+    # ---------------------------------------------------------------------------------------- the end
+
+    @serves("TaskExecWait")
+    async def wait(self, request: Any, call: Call) -> Any:
+        if found := self._files.get(request.exec_id):
+            return router.TaskExecWaitResponse(code=await found.wait())
+        sandbox = self._sandbox(request)
+        command = _command(sandbox, request.exec_id)
+        try:
+            while (record := await self._record(command, _WAIT_MS)) is None:
+                pass
+        except SandboxNotRunningError:
+            return router.TaskExecWaitResponse(signal=9)
+        # The client prints in the background what it is reading, and then ends: that comes first.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LATER):
+                while request.exec_id in self._reading:
+                    await asyncio.sleep(0.001)
+        return _ended(router.TaskExecWaitResponse, record)
+
+    @serves("TaskExecPoll")
+    async def poll(self, request: Any, call: Call) -> Any:
+        if found := self._files.get(request.exec_id):
+            return router.TaskExecPollResponse() if found.code is None else router.TaskExecPollResponse(code=found.code)
+        command = _command(self._sandbox(request), request.exec_id)
+        try:
+            record = await self._record(command, 0)
+        except SandboxNotRunningError:
+            return router.TaskExecPollResponse(signal=9)
+        return _ended(router.TaskExecPollResponse, record) if record else router.TaskExecPollResponse()
+
+    async def _record(self, command: Command, wait: int) -> ExitRecord | None:
+        return (await self._door.run(command.io(Want.EXIT, [0, 0, 0], {}, wait=wait))).record
+
+    def _sandbox(self, request: Any) -> Sandbox:
+        return self._door.sandbox(ids.sandbox_of_task(request.task_id))
+
+
+def _command(sandbox: Sandbox, exec_id: str) -> Command:
+    if not exec_id:
+        raise InvalidError("the command has no id")
+    return Command(sandbox._agent, ids.command(exec_id))
+
+
+async def output(door: Door, command: Command, number: int, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+    """A stream of a command from an offset on, to its end: pieces, and where each begins."""
+    want, end = {1: (Want.STDOUT, State.STDOUT_END), 2: (Want.STDERR, State.STDERR_END)}[number]
+    offsets, forgotten = [0, 0, 0], offset
+    offsets[number] = offset
+    while True:
+        taken = Pieces()
+        progress = await door.run(command.io(want | Want.PEEK, offsets, {number: taken}, wait=_WAIT_MS))
+        at = offsets[number] - sum(map(len, taken.parts))
+        for part in taken.parts:
+            yield at, part
+            at += len(part)
+        if at - forgotten > 2 * _BEHIND:
+            forgotten = at - _BEHIND
+            received = [0, 0, 0]
+            received[number] = forgotten
+            await door.run(command.io(want, received, {}, most=0, wait=0))
+        if progress.state & end:
+            return
+
+
+async def main_output(door: Door, id: str, number: int, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+    """A stream of a sandbox's main command: while it runs, and what is kept of it after its end."""
+    command = Command(Sandbox(id, door.engine)._agent, _wire.MAIN)
+    try:
+        async for begins, data in output(door, command, number, offset):
+            yield begins, data
+            offset = begins + len(data)
+        return
+    except (NotFoundError, SandboxNotRunningError):
+        pass
+    # It has ended, or has no main command: then its streams end with it.
+    end = await door.run(door.engine.wait(id))
+    kept = await door.run(door.engine.main_output(id, number))
+    begins = end.written[number - 1] - len(kept)
+    if missing := kept[max(0, offset - begins) :]:
+        yield max(offset, begins), missing
+
+
+def _ended(response: Any, record: ExitRecord) -> Any:
+    return response(signal=record.code) if record.signaled else response(code=record.code)
+
+
+__all__ = ["Router", "main_output"]

@@ -1,0 +1,318 @@
+"""Sandboxes: created, found, waited for, ended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib.const import Status as Code
+from grpclib.exceptions import GRPCError
+from modal_proto import api_pb2 as api
+
+from openmodal import _args
+from openmodal._spec import Network, Resources, Root, SandboxSpec, Status
+from openmodal.engines import Created
+from openmodal.engines.contract import check
+from openmodal.errors import InvalidError, NotFoundError, UnsupportedError
+from openmodal.serve import fields, ids
+from openmodal.serve.calls import Call, serves
+from openmodal.serve.door import Door, result
+from openmodal.serve.images import KEEPS_RUNNING
+
+_LONGEST_WAIT = 55.0
+_DEFAULT_TIMEOUT = 300.0
+
+
+class Sandboxes:
+    """Serves the calls about sandboxes, of new clients (…V2) and old ones, which differ in the ids."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    # ---------------------------------------------------------------------------------------- create
+
+    @serves("SandboxCreateV2")
+    async def create(self, request: Any, call: Call) -> Any:
+        wire = await self._create(request, call, old=False)
+        access = api.CommandRouterAccess(jwt=self._door.access.proof(wire), url=self._door.router(call.client))
+        return api.SandboxCreateV2Response(
+            sandbox_id=wire,
+            task_id=ids.task(wire),
+            command_router_access=access,
+            metadata=api.SandboxHandleMetadata(app_id=request.app_id),
+        )
+
+    @serves("SandboxCreate")
+    async def create_old(self, request: Any, call: Call) -> Any:
+        wire = await self._create(request, call, old=True)
+        return api.SandboxCreateResponse(sandbox_id=wire, metadata=api.SandboxHandleMetadata(app_id=request.app_id))
+
+    async def _create(self, request: Any, call: Call, *, old: bool) -> str:
+        definition, door = request.definition, self._door
+        fields.check(definition, fields.SANDBOX, call)
+        spec = self._spec(request, ids.new_sandbox(call.key, old=old))
+        await door.run(check(door.engine, spec))
+        running = len(await door.run(door.engine.list()))
+        if running >= door.limits.sandboxes:
+            raise GRPCError(
+                Code.RESOURCE_EXHAUSTED,
+                f"{running} sandboxes run, and this door allows no more; end some, or start it with --max-sandboxes",
+            )
+        async with door.starting:
+            root = await door.images.root(definition.image_id, tuple(definition.mount_ids))
+            made = await door.run(door.engine.create(_with(spec, root), root))
+        return ids.sandbox_on_wire(made.id if isinstance(made, Created) else made)
+
+    def _spec(self, request: Any, id: str) -> SandboxSpec:
+        definition, limits = request.definition, self._door.limits
+        app, run = ids.app_and_run(request.app_id)
+        timeout = float(definition.timeout_secs or _DEFAULT_TIMEOUT)
+        if timeout > limits.lifetime:
+            raise InvalidError(f"timeout={timeout:.0f} is more than the {limits.lifetime:.0f} s that this door allows")
+        return SandboxSpec(
+            app=app,
+            argv=tuple(definition.entrypoint_args),
+            name=_args.name("name", definition.name) if definition.name else "",
+            tags=_args.tags({tag.tag_name: tag.tag_value for tag in request.tags}),
+            env=self._environment(request),
+            timeout=_args.seconds("timeout", timeout),
+            idle_timeout=float(definition.idle_timeout_secs) if definition.idle_timeout_secs else None,
+            workdir=_args.path("workdir", definition.workdir) if definition.workdir else "",
+            resources=_resources(definition.resources, limits.memory),
+            network=_network(definition),
+            runtime=_args.runtime(definition.runtime or None),
+            run=run,
+        )
+
+    def _environment(self, request: Any) -> _args.Pairs:
+        """The variables of secrets, in order, and of `env=`, which beat them."""
+        found: dict[str, str] = {}
+        for id in request.definition.secret_ids:
+            found |= self._door.kept.secret(id).variables
+        for source in getattr(request, "secret_sources", ()):
+            found |= self.variables(source)
+        if hasattr(request, "ephemeral_secrets"):
+            found |= dict(request.ephemeral_secrets.contents)
+        return _args.variables("env", found | dict(request.definition.environment_variables.contents))
+
+    def variables(self, source: Any) -> dict[str, str]:
+        """What one source of variables gives."""
+        if source.WhichOneof("source") == "secret_id":
+            return self._door.kept.secret(source.secret_id).variables
+        return dict(source.env.contents)
+
+    # ------------------------------------------------------------------------------------------ find
+
+    @serves("SandboxListV2", "SandboxList")
+    async def list(self, request: Any, call: Call) -> Any:
+        door = self._door
+        app, run = ids.app_and_run(request.app_id) if request.app_id else ("", "")
+        tags = {(tag.tag_name, tag.tag_value) for tag in request.tags}
+        found = [
+            status
+            for status in await door.run(door.engine.list())
+            if (not app or status.app == app)
+            and (not run or status.run == run)
+            and tags <= set(status.tags)
+            and (not request.before_timestamp or status.created < request.before_timestamp)
+        ]
+        found.sort(key=lambda status: status.created, reverse=True)
+        return api.SandboxListResponse(sandboxes=[_info(status) for status in found])
+
+    @serves("SandboxGetFromNameV2", "SandboxGetFromName")
+    async def from_name(self, request: Any, call: Call) -> Any:
+        door = self._door
+        for status in await door.run(door.engine.list()):
+            if (status.app, status.name) == (request.app_name, request.sandbox_name):
+                return api.SandboxGetFromNameResponse(sandbox_id=ids.sandbox_on_wire(status.id))
+        raise NotFoundError(f"no sandbox {request.sandbox_name!r} of app {request.app_name!r} is running")
+
+    @serves("SandboxTagsGetV2", "SandboxTagsGet")
+    async def tags(self, request: Any, call: Call) -> Any:
+        status = await self._door.status(request.sandbox_id)
+        return api.SandboxTagsGetResponse(tags=_tags(status))
+
+    @serves("SandboxTagsSetV2", "SandboxTagsSet")
+    async def set_tags(self, request: Any, call: Call) -> Any:
+        await self._door.sandbox(request.sandbox_id).set_tags.aio({tag.tag_name: tag.tag_value for tag in request.tags})
+        return Empty()
+
+    @serves("TaskList")
+    async def tasks(self, request: Any, call: Call) -> Any:
+        found = await self._door.run(self._door.engine.list())
+        stats = [
+            api.TaskStats(
+                task_id=ids.task(ids.sandbox_on_wire(status.id)),
+                app_id=ids.app(status.app, status.run),
+                app_description=status.app,
+                started_at=status.created,
+                enqueued_at=status.created,
+            )
+            for status in found
+        ]
+        return api.TaskListResponse(tasks=stats)
+
+    @serves("TaskGetInfo")
+    async def task_info(self, request: Any, call: Call) -> Any:
+        status = await self._door.status(ids.sandbox_of_task(request.task_id))
+        return api.TaskGetInfoResponse(app_id=ids.app(status.app, status.run), info=_task(status))
+
+    # ----------------------------------------------------------------------------------------- state
+
+    @serves("SandboxWaitV2", "SandboxWait")
+    async def wait(self, request: Any, call: Call) -> Any:
+        status, door = await self._door.status(request.sandbox_id), self._door
+        end = status.ended
+        if end is None and request.timeout > 0:
+            try:
+                end = await door.run(door.engine.wait(status.id, min(request.timeout, _LONGEST_WAIT)))
+            except TimeoutError:
+                end = None
+        metadata = api.SandboxHandleMetadata(app_id=ids.app(status.app, status.run))
+        return api.SandboxWaitResponse(result=result(end), metadata=metadata)
+
+    @serves("SandboxGetTaskIdV2", "SandboxGetTaskId")
+    async def task_id(self, request: Any, call: Call) -> Any:
+        status = await self._door.status(request.sandbox_id)
+        return api.SandboxGetTaskIdResponse(task_id=ids.task(request.sandbox_id), task_result=result(status.ended))
+
+    @serves("SandboxTerminateV2", "SandboxTerminate")
+    async def terminate(self, request: Any, call: Call) -> Any:
+        status = await self._door.status(request.sandbox_id)
+        await self._door.run(self._door.engine.stop(status.id))
+        return api.SandboxTerminateResponse(existing_result=result(status.ended))
+
+    @serves("ContainerStop")
+    async def stop(self, request: Any, call: Call) -> Any:
+        status = await self._door.status(ids.sandbox_of_task(request.task_id))
+        await self._door.run(self._door.engine.stop(status.id))
+        return api.ContainerStopResponse()
+
+    # ---------------------------------------------------------------------------------------- router
+
+    @serves("SandboxGetCommandRouterAccess")
+    async def router_access(self, request: Any, call: Call) -> Any:
+        wire = request.sandbox_id or ids.sandbox_of_task(request.task_id)
+        await self._door.status(wire)
+        return api.SandboxGetCommandRouterAccessResponse(
+            jwt=self._door.access.proof(wire), url=self._door.router(call.client)
+        )
+
+    @serves("TaskGetCommandRouterAccess")
+    async def router_access_old(self, request: Any, call: Call) -> Any:
+        wire = ids.sandbox_of_task(request.task_id)
+        await self._door.status(wire)
+        return api.TaskGetCommandRouterAccessResponse(
+            jwt=self._door.access.proof(wire), url=self._door.router(call.client)
+        )
+
+    # ------------------------------------------------------------------------------------ old streams
+
+    @serves("SandboxGetLogs")
+    async def logs(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        from openmodal.serve.router import main_output
+
+        number = 1 if request.file_descriptor == api.FILE_DESCRIPTOR_STDOUT else 2
+        at, rest = int(request.last_entry_id or 0), b""
+        async for begins, data in main_output(self._door, ids.sandbox(request.sandbox_id), number, at):
+            text, rest = _decoded(rest + data)
+            at = begins + len(data) - len(rest)
+            item = api.TaskLogs(data=text, file_descriptor=request.file_descriptor)
+            yield api.TaskLogsBatch(entry_id=str(at), items=[item])
+        if rest:
+            item = api.TaskLogs(data=rest.decode("utf-8", "replace"), file_descriptor=request.file_descriptor)
+            yield api.TaskLogsBatch(entry_id=str(at + len(rest)), items=[item])
+        yield api.TaskLogsBatch(entry_id=str(at + len(rest)), eof=True)
+
+    @serves("SandboxStdinWrite")
+    async def write(self, request: Any, call: Call) -> Any:
+        sandbox = self._door.sandbox(request.sandbox_id)
+        if request.input:
+            sandbox.stdin.write(request.input)
+        if request.eof:
+            sandbox.stdin.write_eof()
+        await sandbox.stdin.drain.aio()
+        return api.SandboxStdinWriteResponse()
+
+
+def _with(spec: SandboxSpec, root: Root) -> SandboxSpec:
+    """The spec over an image: without arguments its command runs, unless that only keeps it running."""
+    from msgspec.structs import replace
+
+    command = spec.argv or root.cmd
+    argv = () if command == KEEPS_RUNNING else (*root.entrypoint, *command)
+    return replace(
+        spec, argv=argv, env=tuple({**dict(root.env), **dict(spec.env)}.items()), workdir=_workdir(spec, root)
+    )
+
+
+def _workdir(spec: SandboxSpec, root: Root) -> str:
+    import posixpath
+
+    return posixpath.join(root.workdir or "/", spec.workdir) if spec.workdir else root.workdir
+
+
+def _resources(asked: Any, most_memory: int) -> Resources:
+    """The limits; of a pair of request and limit the limit holds."""
+    if asked.HasField("gpu_config") and asked.gpu_config.count:
+        raise UnsupportedError("gpu= is not supported here; openmodal.Sandbox.create(gpu=…) is, on Kubernetes")
+    memory = asked.memory_mb_max or asked.memory_mb or None
+    if most_memory and (memory or 0) > most_memory:
+        raise InvalidError(f"memory={memory} is more than the {most_memory} MiB that this door allows")
+    milli = asked.milli_cpu_max or asked.milli_cpu
+    return Resources(
+        cpu=_args.cores(milli / 1000 if milli else None),
+        memory=_args.mebibytes("memory", memory, 16),
+        disk=_args.mebibytes("ephemeral_disk", asked.ephemeral_disk_mb or None, 16),
+    )
+
+
+def _network(definition: Any) -> Network:
+    access = definition.network_access
+    if definition.block_network or access.network_access_type == api.NetworkAccess.BLOCKED:
+        return _args.network(True, None, None)
+    if access.network_access_type != api.NetworkAccess.ALLOWLIST:
+        return Network()
+    cidrs, domains = list(access.allowed_cidrs), list(access.allowed_domains)
+    return _args.network(False, cidrs if cidrs or not domains else None, domains or None)
+
+
+def _info(status: Status) -> Any:
+    return api.SandboxInfo(
+        id=ids.sandbox_on_wire(status.id),
+        created_at=status.created,
+        task_info=_task(status),
+        app_id=ids.app(status.app, status.run),
+        tags=_tags(status),
+        name=status.name,
+        timeout_secs=int(status.expires - status.created),
+    )
+
+
+def _task(status: Status) -> Any:
+    wire = ids.sandbox_on_wire(status.id)
+    return api.TaskInfo(
+        id=ids.task(wire),
+        started_at=status.created,
+        enqueued_at=status.created,
+        sandbox_id=wire,
+        finished_at=status.ended.ended if status.ended else 0.0,
+        result=result(status.ended),
+    )
+
+
+def _tags(status: Status) -> Iterable[Any]:
+    return [api.SandboxTag(tag_name=name, tag_value=value) for name, value in status.tags]
+
+
+def _decoded(data: bytes) -> tuple[str, bytes]:
+    """What of the bytes is whole, as text, and the beginning of a character behind it."""
+    import codecs
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data)
+    return text, decoder.getstate()[0]
+
+
+__all__ = ["Sandboxes"]

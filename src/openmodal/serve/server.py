@@ -1,0 +1,180 @@
+"""One port for all: TLS or not, gRPC or HTTP/1.1, told apart by the first bytes that a client sends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from grpclib.const import Handler
+from grpclib.protocol import H2Protocol
+from grpclib.server import Server
+from modal_proto import api_grpc, task_command_router_grpc
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from openmodal.serve import ids
+from openmodal.serve.apps import Apps
+from openmodal.serve.calls import Call, handlers, log
+from openmodal.serve.door import Door
+from openmodal.serve.metrics import Metrics
+from openmodal.serve.router import Router
+from openmodal.serve.sandboxes import Sandboxes
+from openmodal.serve.uploads import Uploads
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client of HTTP/2 sends first (RFC 9113, section 3.4)."""
+
+
+_HANDSHAKE = b"\x16"
+"""The type of TLS's first record (RFC 8446, section 5.1)."""
+
+_FIRST_BYTE = 60.0
+_PAUSE = 0.05
+
+
+class _Services:
+    """All handlers, as grpclib takes them."""
+
+    def __init__(self, table: dict[str, Handler]) -> None:
+        self._table = table
+
+    def __mapping__(self) -> dict[str, Handler]:
+        return self._table
+
+
+class _First(asyncio.Protocol):
+    """A connection until it is known which protocol it speaks."""
+
+    def __init__(self, grpc: Server, http: Config, state: ServerState) -> None:
+        self._grpc = grpc
+        self._http = http
+        self._state = state
+        self._begin = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._begin += data
+        if len(self._begin) < len(_PREFACE) and _PREFACE.startswith(self._begin):
+            return
+        assert self._transport
+        chosen = self._chosen()
+        chosen.connection_made(self._transport)
+        self._transport.set_protocol(chosen)
+        chosen.data_received(self._begin)
+
+    def _chosen(self) -> H2Protocol | H11Protocol:
+        if self._begin.startswith(_PREFACE):
+            return self._grpc._protocol_factory()
+        return H11Protocol(self._http, self._state, {})
+
+
+def _services(door: Door, metrics: Metrics) -> dict[str, Handler]:
+    def admit(call: Call, request: Any) -> None:
+        door.access.admit(call.metadata)
+
+    def admit_to_task(call: Call, request: Any) -> None:
+        task = request.start.task_id if call.name == "TaskExecStdinWriteStream" else request.task_id
+        door.access.admit_to(ids.sandbox_of_task(task), call.metadata)
+
+    control = handlers(api_grpc.ModalClientBase, (Apps(door), Sandboxes(door), door.images, Uploads(door)), admit)
+    commands = handlers(task_command_router_grpc.TaskCommandRouterBase, (Router(door),), admit_to_task)
+    return metrics.measured({**control, **commands})
+
+
+def _application(door: Door, metrics: Metrics) -> Starlette:
+    uploads = Uploads(door)
+
+    async def health(request: Request) -> Response:
+        running = await door.run(door.engine.list())
+        return JSONResponse({"engine": door.engine.name, "sandboxes": len(running)})
+
+    async def measures(request: Request) -> Response:
+        running = await door.run(door.engine.list())
+        return PlainTextResponse(metrics.text(len(running)), media_type="text/plain; version=0.0.4")
+
+    return Starlette(
+        routes=[
+            Route("/healthz", health),
+            Route("/metrics", measures),
+            Route("/blobs/{digest}/{size:int}/{signature}", uploads.receive, methods=["PUT"]),
+        ]
+    )
+
+
+class _Listener:
+    """Accepts connections, and finds out which of them begin with TLS."""
+
+    def __init__(self, sock: socket.socket, tls: ssl.SSLContext, protocol: Callable[[], asyncio.Protocol]) -> None:
+        self._sock = sock
+        self._tls = tls
+        self._protocol = protocol
+        self._greeting: set[asyncio.Task[None]] = set()
+
+    async def accept(self) -> None:
+        """Accept for ever."""
+        self._sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._sock)
+            except OSError as error:  # too many open files, or a client that is gone already
+                log.warning("a connection was not accepted", extra={"reason": str(error)})
+                await asyncio.sleep(_PAUSE)
+                continue
+            task = loop.create_task(self._greet(connection))
+            self._greeting.add(task)
+            task.add_done_callback(self._greeting.discard)
+
+    async def _greet(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(_FIRST_BYTE):
+                await _readable(connection)
+            tls = self._tls if connection.recv(1, socket.MSG_PEEK) == _HANDSHAKE else None
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, ssl=tls)
+        except (OSError, TimeoutError) as error:  # ssl.SSLError, too
+            log.info("a connection was not made", extra={"reason": str(error)})
+            connection.close()
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, ready.cancel)
+    try:
+        await asyncio.wait([ready])
+    finally:
+        loop.remove_reader(sock)
+
+
+@asynccontextmanager
+async def serving(door: Door, listener: socket.socket, tls: ssl.SSLContext) -> AsyncIterator[None]:
+    """Serve a door at a socket that listens, as long as the block."""
+    metrics = Metrics()
+    grpc = Server([_Services(_services(door, metrics))])
+    http = Config(_application(door, metrics), log_config=None, access_log=False, lifespan="off")
+    http.load()
+    state = ServerState()
+    accepting = asyncio.create_task(_Listener(listener, tls, lambda: _First(grpc, http, state)).accept())
+    try:
+        yield
+    finally:
+        accepting.cancel()
+        for handler in grpc._handlers:
+            handler.close()
+
+
+__all__ = ["serving"]

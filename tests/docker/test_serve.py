@@ -1,0 +1,13 @@
+"""The unmodified client on Docker."""
+
+from __future__ import annotations
+
+import pytest
+
+from openmodal.engines.docker.daemon import Daemon
+from tests.serve.conftest import check
+
+
+def test_programs_of_the_client_run_unmodified(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", daemon.host)
+    check("docker", "1.6")
