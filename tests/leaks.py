@@ -322,7 +322,7 @@ def _files() -> Iterator[str]:
 
 
 def _containers() -> Iterator[str]:
-    """Containers of our sandboxes, where a Docker daemon answers to the tests; networks and volumes are made for none of them."""
+    """Containers and volumes of ours, where a Docker daemon answers; nothing makes networks."""
     daemon = Daemon(os.environ.get("OPENMODAL_TEST_DOCKER", ""))
     if not daemon.path or not daemon.answers():
         return

@@ -24,6 +24,8 @@ LEFT_OUT = (
     # The SDK's arguments, names, lists and links, and the image builder, which runs its steps
     # without gVisor.
     *("::TestApp::", "::TestFinding::", "::TestImages::", "::TestLostLinks::", "::TestMistakes::", "::TestNames::"),
+    # The agent's part, in many boxes.
+    *("::TestVolumeFiles::", "::TestVolumeMistakes::"),
     # Seconds each, and more where the machine is busy.
     *("test_there_are_at_most_512_processes", "test_the_timeout_ends_it_soon", "test_hundred_commands_live_at_once"),
     *("test_a_folder_of_thousands_is_listed_whole", "test_a_stream_that_nobody_reads_does_not_block"),

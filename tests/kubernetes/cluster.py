@@ -30,10 +30,15 @@ def api() -> Api:
 def objects() -> Iterator[str]:
     """Pods, pools and configurations of the namespace that nobody has deleted, but for what sandboxes share."""
     client = api()
-    for kind, group in (("pods", "api/v1"), ("configmaps", "api/v1"), ("replicasets", "apis/apps/v1")):
+    for kind, group in (
+        ("pods", "api/v1"),
+        ("configmaps", "api/v1"),
+        ("persistentvolumeclaims", "api/v1"),
+        ("replicasets", "apis/apps/v1"),
+    ):
         for metadata in client.metadata(client.path(kind, group=group)):
             labels = metadata.get("labels", {})
-            shared = f"{DOMAIN}/part" in labels or metadata["name"] == "kube-root-ca.crt"
+            shared = labels.get(f"{DOMAIN}/part", "volume") != "volume" or metadata["name"] == "kube-root-ca.crt"
             if not (shared or f"{DOMAIN}/warm" in labels or "deletionTimestamp" in metadata):
                 yield f"{kind} {metadata['name']}"
 

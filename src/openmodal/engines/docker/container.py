@@ -18,7 +18,7 @@ from openmodal import _ends
 from openmodal._spec import EndRecord, Referenced, SandboxSpec, Status
 from openmodal._wire import Flag, milliseconds
 from openmodal.engines import asked, posture
-from openmodal.engines.docker import links
+from openmodal.engines.docker import links, mounts
 
 ID = "openmodal.id"
 HOME = "openmodal.home"
@@ -67,7 +67,7 @@ def body(spec: SandboxSpec, root: Referenced, status: Status, home: str, place: 
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",
         "Labels": {ID: status.id, HOME: home, STATUS: msgspec.json.encode(status).decode()},
-        "HostConfig": _host(spec, place),
+        "HostConfig": _host(spec, home, place),
     }
 
 
@@ -86,14 +86,14 @@ def _agent(spec: SandboxSpec, root: Referenced, place: Place) -> list[str]:
     return ["init", *words, *(("--", *spec.argv) if spec.argv else ())]
 
 
-def _host(spec: SandboxSpec, place: Place) -> dict[str, Any]:
+def _host(spec: SandboxSpec, home: str, place: Place) -> dict[str, Any]:
     limits = asked.limits(spec.resources)
     disk = spec.resources.disk
     if place.gvisor:
         limits = asked.around_gvisor(limits)
     return {
         "NetworkMode": "none" if spec.network.block else "bridge",
-        "Mounts": [*map(_file, place.files), _run(place.run)],
+        "Mounts": [*map(_file, place.files), _run(place.run), *(mounts.body(home, mount) for mount in spec.mounts)],
         "CapDrop": ["ALL"],
         "CapAdd": [*posture.KEPT, *(() if place.gvisor else _GIVEN_UP)],
         "SecurityOpt": ["no-new-privileges:true"],

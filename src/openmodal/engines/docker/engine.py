@@ -24,10 +24,9 @@ from openmodal._spec import Built, EndRecord, Info, Recipe, Referenced, Report, 
 from openmodal._store import KEEP_ENDED_SECONDS
 from openmodal.build import Options
 from openmodal.build.layers import Layers
-from openmodal.engines import asked
+from openmodal.engines import asked, ephemeral
 from openmodal.engines.book import Book, new_id, unknown
-from openmodal.engines.contract import Engine
-from openmodal.engines.docker import container, links, posture
+from openmodal.engines.docker import container, links, posture, volumes
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError, find
 from openmodal.engines.docker.host import Host, no_disk
 from openmodal.engines.posture import while_it_runs
@@ -40,7 +39,7 @@ _START_SECONDS = 60.0
 _POLL = 0.003
 
 
-class Docker(Engine):
+class Docker(volumes.Keeper):
     """Sandboxes in containers of a Docker daemon, or of Podman's service for Docker's API."""
 
     name = "docker"
@@ -55,8 +54,9 @@ class Docker(Engine):
     @property
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have, which also take IPv6 off loopback. Another machine's shows no /proc/meminfo of ours."""
-        limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo",)))
-        return frozenset({*limits, "gpus", "loopback6", "network_allowlists", "network_lists", "pools", "snapshot"})
+        limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
+        never = ("gpus", "loopback6", "network_allowlists", "network_lists", "pools", "snapshot")
+        return frozenset({*limits, *never, "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images
 
@@ -77,6 +77,8 @@ class Docker(Engine):
         if spec.runtime != "native" or spec.resources.disk:
             host: Host = await Blocking(Host.of, self._daemon)
             host.check(spec)
+        if spec.mounts:
+            await Blocking(self._check_mounts, spec.mounts)
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         id = new_id(spec.app)
@@ -165,16 +167,21 @@ class Docker(Engine):
         failed: list[str] = []
         with self._daemon.open() as api:
             known = container.names(api.get("/containers/json", all=True, filters=container.labels(container.ID)))
+            left = [info.name for info in volumes.listed(api, self._home)]
+            left = [name for name in left if ephemeral.is_abandoned(self._layers.path, name)]
             dead = [id for id, item in known.items() if item["State"] != "running" and self._may_collect(id, item)]
             orphans = [id for id in self._book.ids() if id not in known and not self._book.alive(id)]
             if not check:
                 for id in (*dead, *orphans):
                     with _trash.going_on(failed):
                         self._collect(api, id)
+                for name in left:
+                    with _trash.going_on(failed):
+                        self._delete_volume(api, name)
                 with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
                     self._book.prune_ended()
         _trash.tell(failed)
-        return [f"sandbox {id}" for id in (*dead, *orphans)]
+        return [*(f"volume {name}" for name in left), *(f"sandbox {id}" for id in (*dead, *orphans))]
 
     def images(self) -> Sequence[Built]:
         """The images that the daemon keeps for us."""
@@ -190,6 +197,11 @@ class Docker(Engine):
         unused_for = _args.age("unused_for", unused_for)
         with self._daemon.open() as api:
             return prune(api, self._layers, unused_for=unused_for, caches=caches)
+
+    def _let_go(self, api: Api, found: Mapping[str, Mapping[str, Any]]) -> None:
+        for id, item in found.items():
+            if item["State"] != "running" and self._may_collect(id, item):
+                self._collect(api, id)
 
     def _may_collect(self, id: str, item: Mapping[str, Any]) -> bool:
         """Ours, unless it is being created; anybody's whose time was over long ago."""
@@ -309,7 +321,7 @@ class Docker(Engine):
         with self._daemon.open() as api:
             known = container.names(api.get("/containers/json", filters=wanted))
         found = [self._book.status(id) or container.status_of(item["Labels"]) for id, item in known.items()]
-        running = [status for status in found if status and self._book.end(status.id) is None]
+        running = [status for status in found if status and not status.build and self._book.end(status.id) is None]
         return sorted(running, key=lambda status: status.created)
 
     def _described(self, id: str) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import functools
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 
 import msgspec
 
@@ -29,12 +30,13 @@ from openmodal._spec import (
     Resources,
     Root,
     SandboxSpec,
+    Scratch,
     Status,
 )
 from openmodal.engines import asked
 from openmodal.engines.book import Book, new_id
-from openmodal.engines.contract import Created, Engine
-from openmodal.engines.kubernetes import api, pods, policies, pool, posture, report, start
+from openmodal.engines.contract import Created
+from openmodal.engines.kubernetes import api, pods, policies, pool, posture, report, start, volumes
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
 from openmodal.engines.kubernetes.links import link_to, open_link
@@ -52,7 +54,7 @@ _NOT_ENFORCED = (
 )
 
 
-class Kubernetes(Engine):
+class Kubernetes(volumes.Keeper):
     """Sandboxes as pods of the cluster that the kubeconfig names."""
 
     name = "kubernetes"
@@ -80,6 +82,8 @@ class Kubernetes(Engine):
             "nproc",
             "pids",
             "snapshot",
+            "host_folders",
+            "volume_rename",
         )
         return frozenset((*never, *network))
 
@@ -87,6 +91,8 @@ class Kubernetes(Engine):
 
     async def prepare(self, image: Recipe, report: Report) -> Referenced:
         self._book.prepare()
+        if image == Recipe((Scratch(),)):  # nothing but the agent, which comes into any image
+            return Referenced("", reference=self.settings.probe_image)
         return await Images(self._book.state, self.settings).prepare(image, report)
 
     async def check(self, spec: SandboxSpec) -> None:
@@ -95,6 +101,7 @@ class Kubernetes(Engine):
             raise EngineError(_NOT_ENFORCED.format("block_network=True needs"))
         if spec.network.cidrs is not None and not settings.network_policy:
             raise UnsupportedError(_NOT_ENFORCED.format("allow lists need"))
+        await self._check_mounts(spec.mounts)
         if spec.runtime != "native":
             nothing = Referenced("", reference="none")
             await start.Start(self._api(settings), settings, f"{spec.app}-check", spec, nothing).rehearse()
@@ -151,7 +158,11 @@ class Kubernetes(Engine):
 
     async def list(self) -> list[Status]:
         cluster = self._api()
-        listed = [found for found in await Blocking(self._listed, cluster) if found.ready and not found.deleting]
+        listed = [
+            found
+            for found in await Blocking(self._listed, cluster)
+            if found.ready and not found.deleting and not found.status.build
+        ]
         for found in listed:
             if found.may_have_ended:
                 await self._settle(cluster, found.status.id)
@@ -240,8 +251,13 @@ class Kubernetes(Engine):
             for name in probes:
                 with _trash.going_on(failed):
                     cluster.delete(cluster.pods(name))
+        abandoned = run_sync(self._sweep(failed, check=check))
         _trash.tell(failed)
-        return [*(f"sandbox {id}" for id in ended), *(f"pod {name}" for name in probes)]
+        return [
+            *(f"volume {name}" for name in abandoned),
+            *(f"sandbox {id}" for id in ended),
+            *(f"pod {name}" for name in probes),
+        ]
 
     # ---------------------------------------------------------------------------------------- links
 
@@ -338,6 +354,16 @@ class Kubernetes(Engine):
     async def _note(self, cluster: Api, pod: str, status: Status) -> None:
         body: Json = {"metadata": {"annotations": pods.described(status)}}
         await Blocking(cluster.patch, cluster.pods(pod), body)
+
+    def _access(self) -> tuple[Api, Settings, Path]:
+        settings = self.settings
+        return self._api(settings), settings, self._book.state
+
+    async def _settled(self, cluster: Api, pod: Json) -> bool:
+        if "deletionTimestamp" in pod["metadata"]:
+            return True
+        found = pods.found(pod)
+        return bool(found and found.may_have_ended and await self._settle(cluster, found.status.id))
 
     def _api(self, settings: Settings | None = None) -> Api:
         settings = settings or self.settings

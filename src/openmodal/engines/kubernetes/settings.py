@@ -41,6 +41,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         gpu_label: the label by which nodes tell the type of their GPUs, for `gpu="TYPE"`.
         probe_image: of the pods that find out whether NetworkPolicies are enforced; none of its
             programs run.
+        volume_class: the StorageClass of volumes; "": the cluster's default.
+        volume_size: of each, in MiB.
+        volume_access: "ReadWriteMany" where the class can have a volume on many nodes at once.
         patience: seconds that a pod may wait for a node, its image and its start.
     """
 
@@ -60,6 +63,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpu_label: str = "nvidia.com/gpu.product"
     probe_image: str = "registry.k8s.io/pause:3.9"
     patience: float = 600.0
+    volume_class: str = ""
+    volume_size: int = 10240
+    volume_access: Literal["ReadWriteOnce", "ReadWriteMany"] = "ReadWriteOnce"
 
     @property
     def builds(self) -> str:
@@ -91,6 +97,7 @@ def read() -> Settings:
     for name, value, least, most in (
         ("overcommit", settings.overcommit, 1, 1000),
         ("patience", settings.patience, 1, 86400),
+        ("volume_size", settings.volume_size, 1, 1 << 24),
     ):
         if not least <= value <= most:
             raise InvalidError(f"kubernetes.{name} is {value}; it is from {least} to {most}")

@@ -16,7 +16,7 @@ from openmodal._dual import Blocking, Sleep
 from openmodal._spec import Network, Referenced, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.engines import asked
-from openmodal.engines.kubernetes import agent, pods, policies, pool
+from openmodal.engines.kubernetes import agent, pods, policies, pool, volumes
 from openmodal.engines.kubernetes.api import SAY_AFTER, Api, ApiError, Json
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError, ImageError
@@ -135,7 +135,8 @@ class Start:
 
     @functools.cached_property
     def _shape(self) -> Json:
-        return pods.pod_spec(self._root, self._spec.resources, self._agent["metadata"]["name"], self._settings)
+        shape = pods.pod_spec(self._root, self._spec.resources, self._agent["metadata"]["name"], self._settings)
+        return volumes.mounted(shape, self._spec.mounts, self._settings)
 
     def _take(self) -> bool:
         pod = pool.take(self._cluster, self._settings, self._shape, self._metadata(), self._lifetime())

@@ -15,6 +15,7 @@ _RIGHTS = (
     ("", ["pods/exec"], ["get", "create"]),
     ("", ["pods/log"], ["get"]),
     ("", ["configmaps"], ["get", "create"]),
+    ("", ["persistentvolumeclaims"], ["get", "list", "create", "delete"]),
     ("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
     ("apps", ["replicasets"], ["get", "list", "create", "delete"]),
     ("networking.k8s.io", ["networkpolicies"], ["create"]),
