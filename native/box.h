@@ -34,8 +34,8 @@ struct shaping {
     int lock;    /* of the newest layer that is to come */
     char *outcome, *target;
     struct strings list; /* of layers */
-    bool stops;          /* nothing runs meanwhile */
-    void (*done)(struct box *box);
+    dev_t root;          /* of the sandbox, as it was before */
+    const struct task *task;
 };
 
 struct box {
@@ -120,9 +120,6 @@ void stop_release(struct box *box);
 /* Layers of its own, the newest first, on top of those that the sandbox was made with: for whatever is
  * mounted from now on. The items of `own` are copied. */
 void layers_set(struct box *box, const struct strings *own);
-
-/* The folder beside `upper` and `work` for what is only to be removed. */
-char *layers_trash(const struct plan *plan);
 
 /* finish.c */
 

@@ -25,6 +25,7 @@ static const struct {
     {"copy", serve_copy},
     {"merge", serve_merge},
     {"reset", serve_reset},
+    {"switch", serve_switch},
 };
 
 /* ------------------------------------------------------------------------------------------- answers */

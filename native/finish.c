@@ -205,15 +205,20 @@ static void discard(struct box *box, const char *path) {
     free(trash);
 }
 
+static void discard_beside(struct box *box, const char *name) {
+    char *path = layers_beside(box->plan, name);
+    trash_remove(path, false, answer_in_time, box);
+    free(path);
+}
+
 static void discard_all(struct box *box) {
     const struct plan *plan = box->plan;
     bool keeps_folder = plan->keep && lies_in(plan->upper, plan->dir);
     /* First what others look for: emptying a huge upper folder takes longer than anybody waits. */
     if (plan->reuse) {
-        char *trash = layers_trash(plan);
         discard(box, plan->dir);
-        trash_remove(trash, false, answer_in_time, box);
-        free(trash);
+        discard_beside(box, "old");
+        discard_beside(box, "next");
         upper_give_back(plan, answer_in_time, box);
         return;
     }

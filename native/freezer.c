@@ -25,6 +25,13 @@ static char *freezer_file(const struct plan *plan, const char *v2, const char *v
     return must_format("%.*s/%s", (int)(strrchr(file, '/') - file), file, plan->kill.count > 0 ? v2 : v1);
 }
 
+char *groups_members(const struct plan *plan) {
+    char *file = freezer_file(plan, "cgroup.procs", "cgroup.procs");
+    char *members = file != NULL ? read_file(file, MAX_MEMBERS, NULL) : NULL;
+    free(file);
+    return members;
+}
+
 static bool command(const struct plan *plan, const char *v2, const char *v1) {
     char *path = freezer_file(plan, "cgroup.freeze", "freezer.state");
     const char *word = plan->kill.count > 0 ? v2 : v1;

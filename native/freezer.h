@@ -12,3 +12,6 @@ bool groups_freeze(const struct plan *plan);
 
 /* Let them go on. */
 bool groups_thaw(const struct plan *plan);
+
+/* The processes of the sandbox's groups, one a line, as we see them; NULL with errno. */
+char *groups_members(const struct plan *plan);

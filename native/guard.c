@@ -305,6 +305,13 @@ void guard_reaped(struct guard *guard, pid_t pid) {
             counters[i]->pid = 0;
 }
 
+void guard_follow(struct guard *guard, const struct plan *plan) {
+    if (guard->folder < 0)
+        return;
+    close_fd(&guard->folder);
+    guard->folder = open(plan->upper, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
 void guard_end(struct guard *guard) {
     stop_counting(&guard->files);
     stop_counting(&guard->queues);

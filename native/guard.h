@@ -48,4 +48,7 @@ const char *guard_finds(struct guard *guard, uint64_t now);
 /* Somebody has waited for a process that may be a counter. */
 void guard_reaped(struct guard *guard, pid_t pid);
 
+/* The sandbox writes to another upper folder of the same name from now on. */
+void guard_follow(struct guard *guard, const struct plan *plan);
+
 void guard_end(struct guard *guard);

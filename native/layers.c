@@ -23,7 +23,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-enum { OUTCOME = 4096, LAST_COPY_MS = 10000, MAX_LIST = 1 << 20, MOST_LISTED = 400, SAID = 64 };
+enum { OUTCOME = 4096, LAST_COPY_MS = 10000, MAX_LIST = 1 << 20, SAID = 64 };
 
 /* ---------------------------------------------------------------------------------- one at a time */
 
@@ -48,11 +48,15 @@ static void child_ended(struct box *box, int status) {
     (void)status;
     if (shaping->child > 0)
         fail_forget();
-    if (shaping->outcome[0] == '\0')
-        fail("internal", "the process that was to do it was killed; the sandbox is as it was");
-    if (shaping->done != NULL && shaping->outcome[0] == 'o')
-        shaping->done(box);
-    if (shaping->stops)
+    if (shaping->child > 0 && shaping->outcome[0] == '\0') {
+        if (shaping->task->killed != NULL && shaping->task->killed(box))
+            strcpy(shaping->outcome, "ok \n");
+        else
+            fail("internal", "the process that was to do it was killed; the sandbox is as it was");
+    }
+    if (shaping->task->done != NULL && shaping->outcome[0] == 'o')
+        shaping->task->done(box);
+    if (shaping->task->stops)
         stop_release(box);
     char *line = failure() != NULL ? must_format("error %s\n", failure()) : must_copy(shaping->outcome);
     send(shaping->client, line, strlen(line), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -60,10 +64,10 @@ static void child_ended(struct box *box, int status) {
     layers_drop(box);
 }
 
-static _Noreturn void be_child(struct box *box, bool (*work)(struct box *box, char *said)) {
+static _Noreturn void be_child(struct box *box) {
     char said[SAID] = "";
     umask(0);
-    if (work(box, said))
+    if (box->shaping.task->work(box, said))
         snprintf(box->shaping.outcome, OUTCOME, "ok %s\n", said);
     else
         snprintf(box->shaping.outcome, OUTCOME, "error %s\n", failure());
@@ -112,28 +116,25 @@ static bool may_begin(struct box *box) {
     return true;
 }
 
-/* `request` has a target and, if it needs layers, a list and a lock. `done` (or NULL) is called in the
- * supervisor after a success of `work`, which may say something in its answer. */
-static void begin(struct box *box, struct request *request, bool lists, bool stops, bool (*work)(struct box *, char *said),
-                  void (*done)(struct box *)) {
+void layers_begin(struct box *box, struct request *request, const struct task *task) {
     struct shaping *shaping = &box->shaping;
     if (!may_begin(box)) {
         control_failed(request);
         return;
     }
+    shaping->task = task;
     shaping->client = fcntl(request->client, F_DUPFD_CLOEXEC, 3);
     shaping->target = must_copy(request->arguments);
-    shaping->stops = stops;
-    shaping->done = done;
-    box->stops += stops;
+    shaping->root = layers_root(box);
+    box->stops += task->stops;
     bool fits = shaping->target[0] == '/' || fail("plan", "expected an absolute path behind the word");
-    if (!fits || (lists && !layers_take(box, request))) {
+    if (!fits || (task->lists && !layers_take(box, request))) {
         child_ended(box, 0);
         return;
     }
     shaping->child = control_fork(box, request, child_ended);
     if (shaping->child == 0)
-        be_child(box, work);
+        be_child(box);
     if (shaping->child < 0) { /* that is answered */
         close_fd(&shaping->client);
         child_ended(box, 0);
@@ -142,7 +143,7 @@ static void begin(struct box *box, struct request *request, bool lists, bool sto
 
 void layers_finish(struct box *box) {
     struct shaping *shaping = &box->shaping;
-    bool waits = shaping->child != 0 && (strcmp(box->reason, "timeout") == 0 || strcmp(box->reason, "idle") == 0);
+    bool waits = shaping->child > 0 && (strcmp(box->reason, "timeout") == 0 || strcmp(box->reason, "idle") == 0);
     int status = 0;
     pid_t pid = 0;
     for (int waited = 0; waits && (pid = waitpid(shaping->child, &status, WNOHANG)) == 0 && waited < LAST_COPY_MS; waited++)
@@ -178,18 +179,18 @@ void layers_set(struct box *box, const struct strings *own) {
     box->shaping.lock = -1;
 }
 
-char *layers_trash(const struct plan *plan) {
-    return must_format("%.*s/old", (int)(strrchr(plan->upper, '/') - plan->upper), plan->upper);
+char *layers_beside(const struct plan *plan, const char *name) {
+    return must_format("%.*s/%s", (int)(strrchr(plan->upper, '/') - plan->upper), plan->upper, name);
 }
 
-static bool put_aside(const char *trash, const char *folder, unsigned number) {
-    char *aside = must_format("%s/%s-%u", trash, strrchr(folder, '/') + 1, number);
-    bool put = rename(folder, aside) == 0;
-    free(aside);
-    return put && mkdir(folder, 0755) == 0 && chmod(folder, 0755) == 0;
+dev_t layers_root(const struct box *box) {
+    char path[64];
+    struct stat root;
+    snprintf(path, sizeof path, "/proc/%d/root", (int)box->init);
+    return stat(path, &root) == 0 ? root.st_dev : 0;
 }
 
-static void remove_old(struct box *box, const char *trash) {
+static void empty_trash(struct box *box, const char *trash) {
     if (fork() != 0)
         return; /* what a child that could not be made leaves is removed at the end */
     begin_child();
@@ -198,16 +199,27 @@ static void remove_old(struct box *box, const char *trash) {
     _exit(0);
 }
 
-bool layers_begin_anew(struct box *box) {
+bool layers_put_aside(struct box *box, const char *folder) {
     static unsigned number;
-    char *trash = layers_trash(box->plan);
-    bool anew = (mkdir(trash, 0700) == 0 || errno == EEXIST) && put_aside(trash, box->plan->upper, ++number) &&
-                put_aside(trash, box->plan->work, number);
-    if (!anew)
-        fail(NULL, "cannot put %s aside: %m", box->plan->upper);
-    remove_old(box, trash);
+    char *trash = layers_beside(box->plan, "old");
+    char *aside = must_format("%s/%u", trash, ++number);
+    bool put = (mkdir(trash, 0700) == 0 || errno == EEXIST) && rename(folder, aside) == 0;
+    if (put)
+        empty_trash(box, trash);
+    else
+        fail(NULL, "cannot put %s aside: %m", folder);
+    free(aside);
     free(trash);
-    return anew;
+    return put;
+}
+
+static bool make_anew(struct box *box, const char *folder) {
+    return layers_put_aside(box, folder) &&
+           ((mkdir(folder, 0755) == 0 && chmod(folder, 0755) == 0) || fail(NULL, "cannot make %s: %m", folder));
+}
+
+bool layers_begin_anew(struct box *box) {
+    return make_anew(box, box->plan->upper) && make_anew(box, box->plan->work);
 }
 
 /* ------------------------------------------------------------------------------------------ copying */
@@ -236,7 +248,8 @@ static bool copy(struct box *box, char *said) {
 }
 
 void serve_copy(struct box *box, struct request *request) {
-    begin(box, request, false, true, copy, NULL);
+    static const struct task copying = {.stops = true, .work = copy};
+    layers_begin(box, request, &copying);
 }
 
 static bool merge(struct box *box, char *said) {
@@ -248,5 +261,6 @@ static bool merge(struct box *box, char *said) {
 }
 
 void serve_merge(struct box *box, struct request *request) {
-    begin(box, request, true, false, merge, NULL);
+    static const struct task merging = {.lists = true, .work = merge};
+    layers_begin(box, request, &merging);
 }

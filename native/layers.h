@@ -6,9 +6,25 @@
 
 #include <stddef.h>
 
+enum { MOST_LISTED = 400 };
+
+struct task {
+    bool lists;                                  /* the request brings layers */
+    bool stops;                                  /* nothing else runs in the sandbox meanwhile */
+    bool (*work)(struct box *box, char *said);   /* in the child; the answer's text */
+    void (*done)(struct box *box);               /* in the supervisor, after a success; or NULL */
+    bool (*killed)(struct box *box);             /* instead of `work`, if the child was killed: it was done; or NULL */
+};
+
+/* Leave a request, whose argument is a path, to a child. */
+void layers_begin(struct box *box, struct request *request, const struct task *task);
+
 /* The rows of control.c. */
 void serve_copy(struct box *box, struct request *request);
 void serve_merge(struct box *box, struct request *request);
+
+/* The upper folder becomes a layer, and an empty one lies on it: shift.c. */
+void serve_switch(struct box *box, struct request *request);
 
 /* Answered by the supervisor itself, when the sandbox has begun again. */
 void serve_reset(struct box *box, struct request *request);
@@ -23,8 +39,17 @@ void layers_drop(struct box *box);
 /* In a child: become whom the sandbox's files belong to. */
 bool layers_become_owner(const struct box *box);
 
-/* In the supervisor: put `upper` and `work` aside, make new ones, and have a child remove the old. */
+/* A name in the folder of `upper` and `work`. */
+char *layers_beside(const struct plan *plan, const char *name);
+
+/* Put a folder of the sandbox aside, for a child to remove. */
+bool layers_put_aside(struct box *box, const char *folder);
+
+/* Put `upper` and `work` aside and make new ones. */
 bool layers_begin_anew(struct box *box);
+
+/* The overlay that is the root of process 1. */
+dev_t layers_root(const struct box *box);
 
 /* The box ends: a copy may first come to its end, if the reason is that time is over. */
 void layers_finish(struct box *box);

@@ -36,6 +36,10 @@ int clone_tree(int folder, const char *path, uint64_t set, int userns, unsigned 
     return tree;
 }
 
+int clone_whole(int mount) {
+    return (int)syscall(NR_OPEN_TREE, mount, "", TREE_CLONE | TREE_CLOEXEC | TREE_RECURSIVE | EMPTY_PATH);
+}
+
 int new_filesystem(const char *type, const char *source, const char *const *options, unsigned set) {
     AUTO_FD int context = (int)syscall(NR_FSOPEN, type, CLOEXEC_FS);
     if (context < 0 || syscall(NR_FSCONFIG, context, SET_STRING, "source", source, 0) != 0) /* /proc/mounts shows it, too */

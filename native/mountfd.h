@@ -20,5 +20,8 @@ bool attach(int mount, int target);
 /* A detached mount of what is at `path`, without what is mounted below it. */
 int clone_tree(int folder, const char *path, uint64_t set, int userns, unsigned how);
 
+/* A detached copy of a mount, with all that is mounted on it. */
+int clone_whole(int mount);
+
 /* A detached mount of a new file system, or of that on the device `source`. `options`: name, value, name, value, …, NULL. */
 int new_filesystem(const char *type, const char *source, const char *const *options, unsigned set);

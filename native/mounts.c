@@ -37,6 +37,7 @@ struct maker {
     int disk; /* the mount of the sandbox's own disk, or -1 */
     int root;     /* the overlay's root */
     int *meminfo; /* the file behind /proc/meminfo, for who keeps it true */
+    bool bare;    /* nothing of ours is mounted on its folders */
 };
 
 /* --------------------------------------------------------------------------------------- mount points */
@@ -174,7 +175,7 @@ static bool make_root(struct maker *maker) {
         used += snprintf(options + used, sizeof options - (size_t)used, i > 0 ? ":%s" : "%s", name);
     }
     /* What is kept becomes a layer, and has its own. */
-    if (!plan->keep && plan->lower.count < MOST_LAYERS) {
+    if (!plan->keep && !maker->bare && plan->lower.count < MOST_LAYERS) {
         if (!show_skeleton(plan))
             return false;
         used += snprintf(options + used, sizeof options - (size_t)used, ":s");
@@ -473,7 +474,7 @@ static bool choose_workbench(struct maker *maker) {
 
 bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, const int *maps, int *meminfo,
                  bool (*before_sys)(void *), void *context) {
-    struct maker maker = {plan, userns, base, disk, -1, meminfo};
+    struct maker maker = {plan, userns, base, disk, -1, meminfo, false};
     umask(0);
     if (!make_workbench() || !make_root(&maker) || !make_etc(&maker) || !make_tmp(&maker))
         return false;
@@ -482,4 +483,9 @@ bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, c
     if (!furnished)
         return false;
     return folders_mount(plan, maker.root, userns, maps) && (plan->runtime == NULL || choose_workbench(&maker)) && enter(&maker);
+}
+
+int mounts_make_overlay(const struct plan *plan, int userns, uint32_t base, bool bare) {
+    struct maker maker = {plan, userns, base, -1, -1, NULL, bare};
+    return make_workbench() && make_root(&maker) ? maker.root : -1;
 }

@@ -14,6 +14,10 @@
 bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, const int *maps, int *meminfo,
                  bool (*before_sys)(void *), void *context);
 
+/* In a fresh mount namespace: only the overlay of the plan, which is mounted there; its root. `bare`: without the folders that
+ * others are mounted on in a sandbox. -1: see fail.h. */
+int mounts_make_overlay(const struct plan *plan, int userns, uint32_t base, bool bare);
+
 /* A detached mount of the plan's `disk`, ids shifted by `userns`. The supervisor opens it: init may open no block device. -1: see fail.h. */
 int mounts_open_disk(const struct plan *plan, int userns);
 
