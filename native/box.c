@@ -628,7 +628,7 @@ static bool report(struct box *box, bool made) {
     return told;
 }
 
-static _Noreturn void supervise(const struct plan *plan, int status) {
+static _Noreturn void supervise(struct plan *plan, int status) {
     struct box box = {.plan = plan,
                       .base = plan->lower,
                       .status = status,

@@ -34,12 +34,22 @@ struct shaping {
     int lock;    /* of the newest layer that is to come */
     char *outcome, *target;
     struct strings list; /* of layers */
+    unsigned number;     /* of a new graft */
     dev_t root;          /* of the sandbox, as it was before */
     const struct task *task;
 };
 
+/* Other layers that are mounted in the sandbox. */
+struct graft {
+    char *path;      /* inside */
+    unsigned number; /* names its folder, 0: there is none */
+    int lock;        /* of its newest layer */
+};
+
+enum { MAX_GRAFTS = 64 };
+
 struct box {
-    const struct plan *plan;
+    struct plan *plan; /* only its layers and what is counted change */
     struct strings base; /* the layers that it was made with; plan->lower has its own on top of them */
     int layer_lock;      /* of the newest of its own */
     int report, status; /* to the SDK, to the launcher */
@@ -77,6 +87,7 @@ struct box {
     struct work work[MAX_WORK];
     size_t works;
     struct shaping shaping;
+    struct graft graft[MAX_GRAFTS];
     unsigned stops; /* how many want nothing to run: a pause, a copy */
     char record[512];
     uint64_t answer_by;

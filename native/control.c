@@ -26,6 +26,8 @@ static const struct {
     {"merge", serve_merge},
     {"reset", serve_reset},
     {"switch", serve_switch},
+    {"mount", serve_mount},
+    {"unmount", serve_unmount},
 };
 
 /* ------------------------------------------------------------------------------------------- answers */

@@ -219,6 +219,7 @@ static void discard_all(struct box *box) {
         discard(box, plan->dir);
         discard_beside(box, "old");
         discard_beside(box, "next");
+        discard_beside(box, "mounts");
         upper_give_back(plan, answer_in_time, box);
         return;
     }

@@ -143,8 +143,7 @@ static int open_source(const struct extra_mount *extra, int userns, bool *is_fol
 
 /* ------------------------------------------------------------------------------------- targets */
 
-/* The mount point: missing folders are made. `resolve`: whether links in the image are followed, inside it. */
-static int target_in(int root, const char *path, bool is_folder, uint64_t resolve) {
+int target_in(int root, const char *path, bool is_folder, uint64_t resolve) {
     char *prefix = must_copy(path + strspn(path, "/"));
     AUTO_FD int parent = open_in(root, "/", O_PATH | O_DIRECTORY, 0);
     int found = -1;

@@ -21,3 +21,7 @@ void folders_close_maps(const struct plan *plan, int *maps);
 
 /* Mount all of them in `root`; for a runtime, which mounts them itself, in the workbench as volumes/0, volumes/1 … */
 bool folders_mount(const struct plan *plan, int root, int userns, const int *maps);
+
+/* The mount point of a folder below `root`: missing folders are made. `resolve`: whether links are followed, inside it. -1 with
+ * errno. */
+int target_in(int root, const char *path, bool is_folder, uint64_t resolve);

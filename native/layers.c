@@ -116,13 +116,14 @@ static bool may_begin(struct box *box) {
     return true;
 }
 
-void layers_begin(struct box *box, struct request *request, const struct task *task) {
+void layers_begin(struct box *box, struct request *request, const struct task *task, unsigned number) {
     struct shaping *shaping = &box->shaping;
     if (!may_begin(box)) {
         control_failed(request);
         return;
     }
     shaping->task = task;
+    shaping->number = number;
     shaping->client = fcntl(request->client, F_DUPFD_CLOEXEC, 3);
     shaping->target = must_copy(request->arguments);
     shaping->root = layers_root(box);
@@ -154,26 +155,17 @@ void layers_finish(struct box *box) {
 
 /* ------------------------------------------------------------------------------------- what lies where */
 
-static struct plan *own_plan(struct box *box) {
-    struct plan *plan = must_alloc(sizeof *plan);
-    *plan = *box->plan;
-    return plan;
-}
-
 void layers_set(struct box *box, const struct strings *own) {
-    static struct plan *last; /* the first one is the launcher's */
-    struct plan *plan = own_plan(box);
+    struct strings before = box->plan->lower, *lower = &box->plan->lower;
     size_t count = own->count + box->base.count;
-    plan->lower = (struct strings){.item = must_alloc((count + 1) * sizeof *plan->lower.item), .count = count};
+    *lower = (struct strings){.item = must_alloc((count + 1) * sizeof *lower->item), .count = count};
     for (size_t i = 0; i < count; i++)
-        plan->lower.item[i] = i < own->count ? must_copy(own->item[i]) : box->base.item[i - own->count];
-    plan->lower.item[count] = NULL;
-    for (size_t i = 0; last != NULL && i < last->lower.count - box->base.count; i++)
-        free(last->lower.item[i]);
-    if (last != NULL)
-        free(last->lower.item);
-    free(last);
-    box->plan = last = plan;
+        lower->item[i] = i < own->count ? must_copy(own->item[i]) : box->base.item[i - own->count];
+    lower->item[count] = NULL;
+    for (size_t i = 0; i < before.count - box->base.count; i++)
+        free(before.item[i]);
+    if (before.item != box->base.item)
+        free(before.item);
     close_fd(&box->layer_lock);
     box->layer_lock = box->shaping.lock;
     box->shaping.lock = -1;
@@ -219,6 +211,7 @@ static bool make_anew(struct box *box, const char *folder) {
 }
 
 bool layers_begin_anew(struct box *box) {
+    grafts_forget(box);
     return make_anew(box, box->plan->upper) && make_anew(box, box->plan->work);
 }
 
@@ -249,7 +242,7 @@ static bool copy(struct box *box, char *said) {
 
 void serve_copy(struct box *box, struct request *request) {
     static const struct task copying = {.stops = true, .work = copy};
-    layers_begin(box, request, &copying);
+    layers_begin(box, request, &copying, 0);
 }
 
 static bool merge(struct box *box, char *said) {
@@ -262,5 +255,5 @@ static bool merge(struct box *box, char *said) {
 
 void serve_merge(struct box *box, struct request *request) {
     static const struct task merging = {.lists = true, .work = merge};
-    layers_begin(box, request, &merging);
+    layers_begin(box, request, &merging, 0);
 }

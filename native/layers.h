@@ -16,8 +16,8 @@ struct task {
     bool (*killed)(struct box *box);             /* instead of `work`, if the child was killed: it was done; or NULL */
 };
 
-/* Leave a request, whose argument is a path, to a child. */
-void layers_begin(struct box *box, struct request *request, const struct task *task);
+/* Leave a request, whose argument is a path, to a child. `number`: for the task. */
+void layers_begin(struct box *box, struct request *request, const struct task *task, unsigned number);
 
 /* The rows of control.c. */
 void serve_copy(struct box *box, struct request *request);
@@ -26,8 +26,20 @@ void serve_merge(struct box *box, struct request *request);
 /* The upper folder becomes a layer, and an empty one lies on it: shift.c. */
 void serve_switch(struct box *box, struct request *request);
 
+/* Other layers appear in a folder of the sandbox, with an upper folder of their own, and disappear:
+ * graft.c. */
+void serve_mount(struct box *box, struct request *request);
+void serve_unmount(struct box *box, struct request *request);
+
+/* The sandbox begins anew, without them. */
+void grafts_forget(struct box *box);
+
 /* Answered by the supervisor itself, when the sandbox has begun again. */
 void serve_reset(struct box *box, struct request *request);
+
+/* In a child: the sandbox's mount namespace, and into it. -1 or false: see fail.h. */
+int sandbox_open(const struct box *box);
+bool sandbox_enter(int mounts);
 
 /* Take what a request without a child of its own begins with: its list of layers and its lock, into
  * box->shaping. False: see fail.h. */

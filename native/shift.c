@@ -118,7 +118,7 @@ static bool is_alone(const struct box *box) {
     return alone || fail("busy", "commands run in the sandbox");
 }
 
-static bool enter_sandbox(int mounts) {
+bool sandbox_enter(int mounts) {
     return setns(mounts, CLONE_NEWNS) == 0 || fail(NULL, "cannot enter the sandbox's mounts: %m");
 }
 
@@ -131,7 +131,7 @@ static int build(const struct box *box, const struct plan *next, int sandbox) {
         return -1;
     }
     AUTO_FD int own = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    bool cloned = read_table(box->init, &hanging) && enter_sandbox(sandbox) && clone_hanging(&hanging);
+    bool cloned = read_table(box->init, &hanging) && sandbox_enter(sandbox) && clone_hanging(&hanging);
     if (!cloned || own < 0 || setns(own, CLONE_NEWNS) != 0) {
         fail(NULL, "cannot come back from the sandbox's mounts: %m");
         return -1;
@@ -158,7 +158,7 @@ static bool settle(void) {
 }
 
 static bool change_root(int tree, int sandbox) {
-    if (!enter_sandbox(sandbox))
+    if (!sandbox_enter(sandbox))
         return false;
     AUTO_FD int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (!attach(tree, root))
@@ -202,7 +202,7 @@ static struct strings stack_up(char *newest, const struct strings *own, const st
     return all;
 }
 
-static int open_sandbox(const struct box *box) {
+int sandbox_open(const struct box *box) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/ns/mnt", (int)box->init);
     int mounts = open(path, O_RDONLY | O_CLOEXEC);
@@ -215,7 +215,7 @@ static bool shift(struct box *box, char *said) {
     struct plan next = *box->plan;
     (void)said;
     next.lower = stack_up(box->plan->upper, &box->shaping.list, &box->base);
-    AUTO_FD int sandbox = open_sandbox(box);
+    AUTO_FD int sandbox = sandbox_open(box);
     if (sandbox < 0 || !groups_freeze(box->plan) || !is_alone(box) || !make_next(&next))
         return false;
     AUTO_FD int tree = build(box, &next, sandbox);
@@ -249,8 +249,8 @@ static bool mended(struct box *box) {
     pid_t child = fork();
     int status = 0;
     if (child == 0) {
-        AUTO_FD int sandbox = open_sandbox(box);
-        _exit(sandbox >= 0 && enter_sandbox(sandbox) && settle() ? 0 : 1);
+        AUTO_FD int sandbox = sandbox_open(box);
+        _exit(sandbox >= 0 && sandbox_enter(sandbox) && settle() ? 0 : 1);
     }
     while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
         ;
@@ -266,7 +266,7 @@ void serve_switch(struct box *box, struct request *request) {
     else if (plan->lower.count >= MOST_LISTED)
         fail("limit", "the sandbox has %d layers, and gets no more", MOST_LISTED);
     else if (request->arguments[0] == '/' && can_become(plan->upper, request->arguments)) {
-        layers_begin(box, request, &switching);
+        layers_begin(box, request, &switching, 0);
         return;
     } else {
         fail("plan", "expected an absolute path behind the word");
