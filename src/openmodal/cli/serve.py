@@ -73,7 +73,8 @@ def serve(
 ) -> int:
     """Serve programs that say `import modal`: they run on our engines, unmodified.
 
-    With a PROGRAM, as in `openmodal serve -- python agent.py`, it runs behind a door of its own and the door ends with it.
+    With a PROGRAM, as in `openmodal serve -- python agent.py`, it runs behind a door of its own,
+    which ends with it.
     """
     try:
         from openmodal.serve.door import Limits
@@ -103,7 +104,7 @@ def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
 
 
 def _safe(host: str, advertise: str | None, *, is_encrypted: bool) -> None:
-    """Refuse to serve others than this machine in the clear: tokens and files would be read on the way."""
+    """Refuse to serve other machines in the clear: tokens and files would be read on the way."""
     try:
         is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

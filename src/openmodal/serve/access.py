@@ -54,7 +54,7 @@ class Access:
             raise GRPCError(Status.UNAUTHENTICATED, "the call has no valid proof for this sandbox")
 
     def proof(self, subject: str) -> str:
-        """A signed proof for a day: of a sandbox, or "" for nothing but an answer to who asks for one."""
+        """A signed proof for a day: for a sandbox; for "": for none."""
         head = _encoded(b'{"alg":"HS256","typ":"JWT"}')
         body = _encoded(json.dumps({"sub": subject, "exp": int(time.time() + _DAY)}).encode())
         return f"{head}.{body}.{self._signature(f'{head}.{body}')}"

@@ -25,7 +25,7 @@ class Apps:
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    # ----------------------------------------------------------------------------------------- start
+    # ---------------------------------------------------------------------------------------- start
 
     @serves("ClientHello")
     async def hello(self, request: Any, call: Call) -> Any:
@@ -48,7 +48,7 @@ class Apps:
     async def environments(self, request: Any, call: Call) -> Any:
         return api.EnvironmentListResponse(items=[api.EnvironmentListItem(name=_ENVIRONMENT, default=True)])
 
-    # ------------------------------------------------------------------------------------------ apps
+    # ----------------------------------------------------------------------------------------- apps
 
     @serves("AppGetOrCreate")
     async def get_or_create(self, request: Any, call: Call) -> Any:
@@ -99,7 +99,7 @@ class Apps:
         ]
         return api.AppListResponse(apps=items)
 
-    # --------------------------------------------------------------------------------------- secrets
+    # -------------------------------------------------------------------------------------- secrets
 
     @serves("SecretGetOrCreate")
     async def secret(self, request: Any, call: Call) -> Any:

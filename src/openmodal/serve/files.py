@@ -1,5 +1,5 @@
-"""The file helper of the client: a program that does not exist. The client runs it as a command with
-one JSON argument; the door does what it says, by the sandbox's own agent.
+"""The file helper of the client: a program that does not exist. The client runs it as a command
+with one JSON argument; the door does what it says, by the sandbox's own agent.
 
 Unlike commands, such a call is the door's own; it takes moments.
 """
@@ -93,7 +93,7 @@ class FileCall:
         return (await asyncio.shield(self._task)).code
 
     async def output(self, number: int, offset: int) -> AsyncIterator[bytes]:
-        """Its stdout (1) or stderr (2), from an offset on; a file is read as the client takes it."""
+        """Its stdout (1) or stderr (2), from an offset on. A file is read as the client takes it."""
         done = await asyncio.shield(self._task)
         if number == 1 and done.file:
             while piece := await self._filesystem.read_bytes.aio(done.file, offset, _PIECE):

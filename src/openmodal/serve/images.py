@@ -74,7 +74,7 @@ class Images:
         self._tasks: set[asyncio.Task[None]] = set()
         self._images: dict[str, Image] = {}
 
-    # ----------------------------------------------------------------------------------- for sandboxes
+    # -------------------------------------------------------------------------------- for sandboxes
 
     async def root(self, image_id: str, mount_ids: tuple[str, ...] = ()) -> Root:
         """An image that is ready to run, with these trees of files laid over it."""
@@ -85,7 +85,7 @@ class Images:
             self._images[key] = Image(Recipe((*recipe.steps, *trees)))
         return await run_async(ready(self._images[key], self._engine, _unheard))
 
-    # ----------------------------------------------------------------------------------------- calls
+    # ---------------------------------------------------------------------------------------- calls
 
     @serves("ImageGetOrCreate")
     async def get_or_create(self, request: Any, call: Call) -> Any:
@@ -139,7 +139,7 @@ class Images:
             raise NotFoundError(f"there is no image {request.tag!r}; Image.publish gives one a name")
         return api.ImageGetByTagResponse(image_id=id)
 
-    # ---------------------------------------------------------------------------------------- inside
+    # --------------------------------------------------------------------------------------- inside
 
     def _recipe(self, image: Any) -> Recipe:
         """What the client describes, as a recipe of ours."""
@@ -209,8 +209,8 @@ class Images:
 
 
 def _debian(lines: list[str]) -> Debian | None:
-    """`debian_slim()` of the client, which is our own: without a compiler, and made of packages where
-    there is no registry."""
+    """`debian_slim()` of the client, which is our own: without a compiler, and made of packages
+    where there is no registry."""
     found = _PYTHON.fullmatch(lines[0]) if lines else None
     return Debian(found[1]) if found and _DEBIAN_SLIM.fullmatch("\n".join(lines[1:])) else None
 

@@ -58,7 +58,7 @@ class Kept:
             self._place(path, os.urandom(32), replace=False)
         return path.read_bytes()
 
-    # --------------------------------------------------------------------------------------- recipes
+    # -------------------------------------------------------------------------------------- recipes
 
     def keep_recipe(self, recipe: Recipe) -> str:
         """Keep a recipe and return the id of its image, which is its digest."""
@@ -82,7 +82,7 @@ class Kept:
         self._place(path, text.encode())
         return path
 
-    # ----------------------------------------------------------------------------------------- files
+    # ---------------------------------------------------------------------------------------- files
 
     def has_file(self, digest: str) -> bool:
         """Whether a file of that SHA-256 is here; it is then used, and stays for another week."""
@@ -95,7 +95,7 @@ class Kept:
 
     @contextmanager
     def new_file(self) -> Iterator[IO[bytes]]:
-        """A file to write to, which `keep_file` is given; it goes with the block unless that was done."""
+        """A file to write to, for `keep_file`. It goes with the block unless it was kept."""
         with tempfile.NamedTemporaryFile(dir=self.folder / "files", prefix=".", delete=False) as file:
             try:
                 yield file
@@ -174,7 +174,7 @@ class Kept:
             raise InvalidError(f"{digest!r} is no SHA-256")
         return self.folder / "files" / digest
 
-    # --------------------------------------------------------------------------------------- secrets
+    # -------------------------------------------------------------------------------------- secrets
 
     def keep_secret(self, variables: Mapping[str, str], name: str = "", id: str = "") -> str:
         """Keep a secret, and return its id: a new one unless it has one."""
@@ -196,7 +196,7 @@ class Kept:
         """Remove a secret."""
         self._thing("secrets", id, "st-", "secret").unlink(missing_ok=True)
 
-    # ----------------------------------------------------------------------------------------- names
+    # ---------------------------------------------------------------------------------------- names
 
     def name(self, kind: str, name: str, id: str, *, replace: bool = True) -> None:
         """Give something a name.
@@ -227,7 +227,7 @@ class Kept:
         """Take a name away."""
         (self.folder / "names" / kind / _quoted(name)).unlink(missing_ok=True)
 
-    # ---------------------------------------------------------------------------------------- inside
+    # --------------------------------------------------------------------------------------- inside
 
     def collect(self) -> None:
         """Remove what nobody used for a week and nobody named."""

@@ -63,7 +63,7 @@ class Router:
         self._files: dict[str, FileCall] = {}
         self._reading: dict[str, int] = {}
 
-    # ----------------------------------------------------------------------------------------- start
+    # ---------------------------------------------------------------------------------------- start
 
     @serves("TaskExecStart")
     async def start(self, request: Any, call: Call) -> Any:
@@ -104,7 +104,7 @@ class Router:
             keep=_KEEP,
         )
 
-    # --------------------------------------------------------------------------------------- streams
+    # -------------------------------------------------------------------------------------- streams
 
     @serves("TaskExecStdioRead")
     async def read(self, request: Any, call: Call) -> AsyncIterator[Any]:
@@ -192,7 +192,7 @@ class Router:
             if progress.state & State.STDIN_CLOSED or offsets[0] >= end:
                 return
 
-    # ---------------------------------------------------------------------------------------- the end
+    # -------------------------------------------------------------------------------------- the end
 
     @serves("TaskExecWait")
     async def wait(self, request: Any, call: Call) -> Any:

@@ -25,12 +25,12 @@ _DEFAULT_TIMEOUT = 300.0
 
 
 class Sandboxes:
-    """Serves the calls about sandboxes, of new clients (…V2) and old ones, which differ in the ids."""
+    """Serves the calls about sandboxes, of new clients (…V2) and old ones: their ids differ."""
 
     def __init__(self, door: Door) -> None:
         self._door = door
 
-    # ---------------------------------------------------------------------------------------- create
+    # --------------------------------------------------------------------------------------- create
 
     @serves("SandboxCreateV2")
     async def create(self, request: Any, call: Call) -> Any:
@@ -102,7 +102,7 @@ class Sandboxes:
             return self._door.kept.secret(source.secret_id).variables
         return dict(source.env.contents)
 
-    # ------------------------------------------------------------------------------------------ find
+    # ----------------------------------------------------------------------------------------- find
 
     @serves("SandboxListV2", "SandboxList")
     async def list(self, request: Any, call: Call) -> Any:
@@ -158,7 +158,7 @@ class Sandboxes:
         status = await self._door.status(ids.sandbox_of_task(request.task_id))
         return api.TaskGetInfoResponse(app_id=ids.app(status.app, status.run), info=_task(status))
 
-    # ----------------------------------------------------------------------------------------- state
+    # ---------------------------------------------------------------------------------------- state
 
     @serves("SandboxWaitV2", "SandboxWait")
     async def wait(self, request: Any, call: Call) -> Any:
@@ -189,7 +189,7 @@ class Sandboxes:
         await self._door.run(self._door.engine.stop(status.id))
         return api.ContainerStopResponse()
 
-    # ---------------------------------------------------------------------------------------- router
+    # --------------------------------------------------------------------------------------- router
 
     @serves("SandboxGetCommandRouterAccess")
     async def router_access(self, request: Any, call: Call) -> Any:
@@ -207,7 +207,7 @@ class Sandboxes:
             jwt=self._door.access.proof(wire), url=self._door.router(call.client)
         )
 
-    # ------------------------------------------------------------------------------------ old streams
+    # ---------------------------------------------------------------------------------- old streams
 
     @serves("SandboxGetLogs")
     async def logs(self, request: Any, call: Call) -> AsyncIterator[Any]:
@@ -237,7 +237,7 @@ class Sandboxes:
 
 
 def _with(spec: SandboxSpec, root: Root) -> SandboxSpec:
-    """The spec over an image: without arguments its command runs, unless that only keeps it running."""
+    """The spec over an image. Without arguments the image's command runs, unless that only sleeps."""
     from msgspec.structs import replace
 
     command = spec.argv or root.cmd

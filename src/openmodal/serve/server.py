@@ -1,4 +1,4 @@
-"""One port for all: TLS or not, gRPC or HTTP/1.1, told apart by the first bytes that a client sends."""
+"""One port for all, TLS or not, gRPC or HTTP/1.1: the first bytes that a client sends tell which."""
 
 from __future__ import annotations
 

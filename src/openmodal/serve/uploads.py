@@ -1,4 +1,4 @@
-"""Local files of the client: each is sent once, small ones with a call and large ones by HTTP PUT."""
+"""Local files of the client. Each is sent once: small ones with a call, large ones by HTTP PUT."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Uploads:
         kept = self._door.kept
         if request.WhichOneof("data_oneof") == "data":
             kept.keep_bytes(request.data, request.sha256_hex)
-        # A blob's id is the digest of what was sent by PUT; without either it is asked whether the file is here.
+        # What came by PUT is here under its digest; without either, the client only asks.
         return api.MountPutFileResponse(exists=kept.has_file(request.sha256_hex))
 
     @serves("MountGetOrCreate")
