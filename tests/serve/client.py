@@ -274,6 +274,35 @@ def check_secrets_by_name() -> None:
         modal.Secret.objects.delete(name)
 
 
+def check_volumes_and_their_files() -> None:
+    name = f"volume-{os.getpid()}"
+    with raises(modal.exception.NotFoundError):
+        modal.Volume.from_name(name).listdir("/")
+    volume = modal.Volume.from_name(name, create_if_missing=True)
+    try:
+        with sandbox(volumes={"/data": volume}) as made:
+            assert made.exec("sh", "-c", "mkdir /data/a && echo written > /data/a/file").wait() == 0
+        volume.commit()
+        assert [(entry.path, entry.size) for entry in volume.listdir("/", recursive=True) if entry.size == 8] == [
+            ("a/file", 8)
+        ]
+        assert b"".join(volume.read_file("a/file")) == b"written\n"
+        with tempfile.TemporaryDirectory() as folder:
+            here = pathlib.Path(folder) / "large"
+            here.write_bytes(os.urandom(9_000_000))
+            with volume.batch_upload() as batch:
+                batch.put_file(here, "/b/large")
+            assert b"".join(volume.read_file("b/large")) == here.read_bytes()
+        volume.copy_files(["a/file"], "copied")
+        volume.remove_file("a", recursive=True)
+        with sandbox(volumes={"/data": volume.read_only() if hasattr(volume, "read_only") else volume}) as made:
+            assert out(made, "sh", "-c", "ls /data; cat /data/copied") == "b\ncopied\nwritten\n"
+        with raises(FileNotFoundError):
+            list(volume.read_file("none"))
+    finally:
+        modal.Volume.objects.delete(name)
+
+
 def main() -> None:
     asked = sys.argv[2:]
     for name, check in sorted(globals().items()):

@@ -74,6 +74,16 @@ def app_and_run(wire: str) -> tuple[str, str]:
     return name, run
 
 
+def volume(name: str) -> str:
+    """The id of a volume."""
+    return f"vo-{_OURS}{name.encode().hex()}"
+
+
+def volume_name(wire: str) -> str:
+    """The volume of an id on the wire."""
+    return _hexadecimal(wire, f"vo-{_OURS}", "volume")
+
+
 def command(exec_id: str) -> bytes:
     """The agent's id of a command, which the client has chosen."""
     return hashlib.sha256(exec_id.encode()).digest()[:16]

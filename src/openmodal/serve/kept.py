@@ -122,6 +122,16 @@ class Kept:
             file.write(data)
             self.keep_file(file, digest)
 
+    def file(self, digest: str) -> Path:
+        """A file that was sent.
+
+        Raises:
+            NotFoundError: it was not.
+        """
+        if not self.has_file(digest):
+            raise NotFoundError(f"the file {digest} was not sent; send it first")
+        return self._file(digest)
+
     def keep_tree(self, files: Mapping[str, tuple[str, int]]) -> str:
         """Keep files under their names, and return the id of that tree.
 

@@ -192,6 +192,11 @@ class Router:
             if progress.state & State.STDIN_CLOSED or offsets[0] >= end:
                 return
 
+    @serves("TaskReloadVolumes")
+    async def reload_volumes(self, request: Any, call: Call) -> Any:
+        await self._sandbox(request).reload_volumes.aio()
+        return router.TaskReloadVolumesResponse()
+
     # -------------------------------------------------------------------------------------- the end
 
     @serves("TaskExecWait")

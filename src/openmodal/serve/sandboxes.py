@@ -19,6 +19,7 @@ from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door, result
 from openmodal.serve.images import KEEPS_RUNNING
+from openmodal.serve.volumes import mounts
 
 _LONGEST_WAIT = 55.0
 _DEFAULT_TIMEOUT = 300.0
@@ -83,6 +84,7 @@ class Sandboxes:
             network=_network(definition),
             runtime=_args.runtime(definition.runtime or None),
             run=run,
+            mounts=mounts(definition),
         )
 
     def _environment(self, request: Any) -> _args.Pairs:

@@ -29,6 +29,7 @@ from openmodal.serve.metrics import Metrics
 from openmodal.serve.router import Router
 from openmodal.serve.sandboxes import Sandboxes
 from openmodal.serve.uploads import Uploads
+from openmodal.serve.volumes import Volumes
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client of HTTP/2 sends first (RFC 9113, section 3.4)."""
@@ -89,7 +90,9 @@ def _services(door: Door, metrics: Metrics) -> dict[str, Handler]:
         task = request.start.task_id if call.name == "TaskExecStdinWriteStream" else request.task_id
         door.access.admit_to(ids.sandbox_of_task(task), call.metadata)
 
-    control = handlers(api_grpc.ModalClientBase, (Apps(door), Sandboxes(door), door.images, Uploads(door)), admit)
+    control = handlers(
+        api_grpc.ModalClientBase, (Apps(door), Sandboxes(door), door.images, Uploads(door), Volumes(door)), admit
+    )
     commands = handlers(task_command_router_grpc.TaskCommandRouterBase, (Router(door),), admit_to_task)
     return metrics.measured({**control, **commands})
 
@@ -109,6 +112,7 @@ def _application(door: Door, metrics: Metrics) -> Starlette:
         routes=[
             Route("/healthz", health),
             Route("/metrics", measures),
+            Route("/volumes/{where}/{signature}", Volumes(door).send),
             Route("/blobs/{digest}/{size:int}/{signature}", uploads.receive, methods=["PUT"]),
         ]
     )
