@@ -66,7 +66,7 @@ def test_a_field_that_is_not_honoured_is_refused_by_its_name(table: fields.Table
 
 
 def test_a_field_of_a_client_of_the_future_is_refused() -> None:
-    made = api_pb2.Sandbox.FromString(bytes([0xFA, 0xFF, 0x01, 0x01, 0x78]))  # number 4095, one byte
+    made = api_pb2.Sandbox.FromString(bytes([0xFA, 0xFF, 0x01, 0x01, 0x78]))  # number 4095
     with pytest.raises(InvalidError, match="field 4095 is not known to OpenModal"):
         fields.check(made, fields.SANDBOX, call())
 

@@ -1,4 +1,4 @@
-"""A handle: the id of a sandbox, its engine, and its agent. What a sandbox can do is built on it."""
+"""A handle: the id of a sandbox, its engine, its agent. What a sandbox can do is built on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from openmodal.errors import (
 
 
 class Handle(DualContext):
-    """What all rooms of `Sandbox` share. It holds the id, some connections, and what it saw last."""
+    """What all rooms of `Sandbox` share: the id, some connections, and what was seen last."""
 
     def __init__(self, id: str, engine: Engine, first: Stream | None = None) -> None:
         self._id = id

@@ -1,5 +1,5 @@
-"""A certificate of a door's own. Clients up to 1.4 want TLS for commands on loopback also, and verify
-nothing there."""
+"""A certificate of a door's own. Clients up to 1.4 want TLS for commands on loopback also, and
+verify nothing there."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Door:
         return asyncio.Semaphore(self.limits.starts)
 
     def router(self, client: str) -> str:
-        """Where a client of that version sends commands; up to 1.4, it wants TLS on loopback also."""
+        """Where a client of that version sends commands; up to 1.4, it wants TLS on loopback."""
         numbers = re.match(r"(\d+)\.(\d+)", client)
         is_old = numbers is not None and (int(numbers[1]), int(numbers[2])) < (1, 5)
         return self.url.replace("http://", "https://", 1) if is_old else self.url

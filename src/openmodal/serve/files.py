@@ -64,7 +64,7 @@ class FileCall:
 
     def __init__(self, sandbox: Sandbox, arguments: list[str]) -> None:
         self._filesystem = sandbox.filesystem
-        self._input = tempfile.NamedTemporaryFile()  # noqa: SIM115  (it goes when the call has ended)
+        self._input = tempfile.NamedTemporaryFile()  # noqa: SIM115  (until the call ends)
         self._closed = asyncio.Event()
         self.written = 0
         self._task = asyncio.get_running_loop().create_task(self._run(arguments))
@@ -93,7 +93,7 @@ class FileCall:
         return (await asyncio.shield(self._task)).code
 
     async def output(self, number: int, offset: int) -> AsyncIterator[bytes]:
-        """Its stdout (1) or stderr (2), from an offset on. A file is read as the client takes it."""
+        """Its stdout (1) or stderr (2), from an offset on. A file is read as it is taken."""
         done = await asyncio.shield(self._task)
         if number == 1 and done.file:
             while piece := await self._filesystem.read_bytes.aio(done.file, offset, _PIECE):

@@ -239,7 +239,7 @@ class Sandboxes:
 
 
 def _with(spec: SandboxSpec, root: Root) -> SandboxSpec:
-    """The spec over an image. Without arguments the image's command runs, unless that only sleeps."""
+    """The spec over an image, whose command runs without arguments, unless it only sleeps."""
     from msgspec.structs import replace
 
     command = spec.argv or root.cmd

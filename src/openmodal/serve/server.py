@@ -1,4 +1,4 @@
-"""One port for all, TLS or not, gRPC or HTTP/1.1: the first bytes that a client sends tell which."""
+"""One port for all, TLS or not, gRPC or HTTP/1.1: the first bytes of a client tell which."""
 
 from __future__ import annotations
 

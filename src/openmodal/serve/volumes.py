@@ -100,7 +100,7 @@ class Volumes:
         await self._volume(request).reload.aio()
         return Empty()
 
-    # ------------------------------------------------------------------------------------------ files
+    # ---------------------------------------------------------------------------------------- files
 
     @serves("VolumeListFiles")
     async def list_files(self, request: Any, call: Call) -> AsyncIterator[Any]:
@@ -168,7 +168,7 @@ class Volumes:
         where = f"{id.removeprefix('vo-')}-{path.encode().hex()}-{at}-{size}"
         return f"{self._door.url}/volumes/{where}/{self._door.access.signature(where)}"
 
-    # ----------------------------------------------------------------------------------------- inside
+    # --------------------------------------------------------------------------------------- inside
 
     def _volume(self, request: Any) -> Volume:
         return Volume.from_name(ids.volume_name(request.volume_id), engine=self._door.engine)
