@@ -436,6 +436,7 @@ int agent_run(const struct agent_config *config) {
     if (config->workdir && config->workdir[0] == '/')
         make_workdir(config->workdir);
     agent.born = agent.now;
+    agent.birth = random_number();
     listening = (struct watch){.fd = config->listen_fd, .ready = links_accept};
     port = (struct watch){.fd = config->port_fd, .ready = links_accept_remote};
     control = (struct watch){.fd = config->control_fd, .ready = control_ready};

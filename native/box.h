@@ -52,6 +52,7 @@ struct box {
     struct plan *plan; /* only its layers and what is counted change */
     struct strings base; /* the layers that it was made with; plan->lower has its own on top of them */
     int layer_lock;      /* of the newest of its own */
+    unsigned generation; /* how often its own layers were set */
     int report, status; /* to the SDK, to the launcher */
     int folder, lock;
     int upper; /* the folder of upper and work, if others use it after us */

@@ -23,6 +23,7 @@ static const struct {
     void (*serve)(struct box *box, struct request *request);
 } words[] = {
     {"copy", serve_copy},
+    {"layers", serve_layers},
     {"merge", serve_merge},
     {"reset", serve_reset},
     {"switch", serve_switch},

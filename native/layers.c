@@ -166,6 +166,7 @@ void layers_set(struct box *box, const struct strings *own) {
         free(before.item[i]);
     if (before.item != box->base.item)
         free(before.item);
+    box->generation++;
     close_fd(&box->layer_lock);
     box->layer_lock = box->shaping.lock;
     box->shaping.lock = -1;
@@ -243,6 +244,18 @@ static bool copy(struct box *box, char *said) {
 void serve_copy(struct box *box, struct request *request) {
     static const struct task copying = {.stops = true, .work = copy};
     layers_begin(box, request, &copying, 0);
+}
+
+/* Whoever switched may have been killed before it could tell anybody: what the sandbox stands on is known here. */
+void serve_layers(struct box *box, struct request *request) {
+    char *text = must_format("%u", box->generation);
+    for (size_t i = 0; i < box->plan->lower.count - box->base.count; i++) {
+        char *longer = must_format("%s\t%s", text, box->plan->lower.item[i]);
+        free(text);
+        text = longer;
+    }
+    control_ok(request, "%s", text);
+    free(text);
 }
 
 static bool merge(struct box *box, char *said) {

@@ -75,6 +75,7 @@ static void link_new(int fd, bool remote) {
     size_t mark = frame_begin(&link->out, FRAME_HELLO);
     put_uint(&link->out, OPENMODAL_PROTOCOL, 4);
     put_text(&link->out, OPENMODAL_VERSION);
+    put_uint(&link->out, agent.birth, 8);
     frame_end(&link->out, mark);
     watch_set(&link->watch, EPOLLIN | EPOLLRDHUP);
 }

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,10 +16,7 @@
 enum { MOST_LINKS = 40, TRIES = 8 };
 
 static void name_temporary(char text[40]) {
-    uint64_t random;
-    if (getrandom(&random, sizeof random, GRND_NONBLOCK) != sizeof random)
-        random = now_ms() << 20 ^ (uint64_t)getpid();
-    snprintf(text, 40, ".openmodal-%016llx", (unsigned long long)random);
+    snprintf(text, 40, ".openmodal-%016llx", (unsigned long long)random_number());
 }
 
 static int look_at_replaced(struct placing *placing) {

@@ -54,6 +54,7 @@ struct sockaddr_un;
 unsigned socket_address(const char *path, struct sockaddr_un *address);
 
 uint64_t now_ms(void);       /* CLOCK_BOOTTIME: a suspended machine's time counts */
+uint64_t random_number(void);
 uint64_t unix_us(void);      /* CLOCK_REALTIME, for records only */
 
 /* A whole decimal number and nothing else; false otherwise, also on overflow. */

@@ -30,6 +30,7 @@ LONG_FILES = {
     "native/agent.c": "one story: the agent's loop, what is due in it, and its end",
     "native/box.c": "one story, from the plan to the end record, read top to bottom",
     "native/mounts.c": "one story, from the first mount to the new root, read top to bottom",
+    "src/openmodal/engines/contract.py": "two lists, of promises and of verbs; nobody reads them top to bottom",
     "src/openmodal/engines/embedded/doctor.py": "a list of looks at the machine, each by itself",
     "src/openmodal/testing/exec.py": "a list of promises about one verb; nobody reads it top to bottom",
     "tests/embedded/test_faults.py": "a list of promises about one engine",

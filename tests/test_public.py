@@ -17,6 +17,7 @@ import openmodal
 import openmodal.errors
 from openmodal._command import Command, Spool
 from openmodal._sources import Kept
+from openmodal._spec import Layered
 from openmodal.engines import load
 from openmodal.errors import ExecTimeoutError, SandboxFilesystemError, file_error
 from openmodal.process import StreamReader, StreamWriter, timed_out
@@ -24,6 +25,7 @@ from openmodal.process import StreamReader, StreamWriter, timed_out
 PUBLIC = [
     "AlreadyExistsError",
     "App",
+    "Checkpoint",
     "Connection",
     "DiskFullError",
     "EngineError",
@@ -57,6 +59,7 @@ PUBLIC = [
     "SandboxNotRunningError",
     "SandboxPathAlreadyExistsError",
     "SandboxPermissionError",
+    "SandboxResetError",
     "SandboxTerminatedError",
     "SandboxTimeoutError",
     "Secret",
@@ -109,6 +112,7 @@ def an_instance(name: str) -> Any:
     sandbox = openmodal.Sandbox("app-00000000", load("embedded"))
     made: dict[str, Callable[[], object]] = {
         "App": lambda: value("name"),
+        "Checkpoint": lambda: value("app-00000000", Layered("key", layers=("key",))),
         "Connection": lambda: value(Command(sandbox._agent, b"i" * 16), 80),
         "ExecTimeoutError": lambda: timed_out(an_instance("Process")),
         "FileInfo": lambda: value("/a/b", "b", "file", 1, 0o644, 0, 0, 1.5, ""),

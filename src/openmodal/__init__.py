@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from openmodal.process import StreamReader as StreamReader
     from openmodal.process import StreamType as StreamType
     from openmodal.process import StreamWriter as StreamWriter
+    from openmodal.sandbox import Checkpoint as Checkpoint
     from openmodal.sandbox import Sandbox as Sandbox
     from openmodal.secret import Secret as Secret
     from openmodal.volume import HostDirectory as HostDirectory
@@ -95,6 +96,7 @@ _HOMES = {
         "SandboxNotRunningError",
         "SandboxPathAlreadyExistsError",
         "SandboxPermissionError",
+        "SandboxResetError",
         "SandboxTerminatedError",
         "SandboxTimeoutError",
         "StdinClosedError",
@@ -106,7 +108,7 @@ _HOMES = {
     "image": ("Image",),
     "pool": ("Pool",),
     "process": ("Process", "StreamReader", "StreamType", "StreamWriter"),
-    "sandbox": ("Sandbox",),
+    "sandbox": ("Checkpoint", "Sandbox"),
     "secret": ("Secret",),
     "volume": ("HostDirectory", "Volume", "VolumeUpload"),
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from openmodal._dual import Sleep
 from openmodal._link import Link, Links, Stream
-from openmodal.errors import EngineError
+from openmodal.errors import EngineError, SandboxResetError
 
 T = TypeVar("T")
 
@@ -45,19 +45,26 @@ class Agent:
         self._links = Links(connect, first)
         weakref.finalize(self, self._links.close).atexit = False
 
-    async def exchange(self, operation: Callable[[Link], Coroutine[Any, Any, T]]) -> T:
+    async def exchange(self, operation: Callable[[Link], Coroutine[Any, Any, T]], life: Life | None = None) -> T:
         """Run an operation on a link, and again on a new one if that breaks while the box lives.
+
+        Args:
+            operation: what is done.
+            life: of what it is about, which ends with the agent that knows it; None: the
+                operation is all.
 
         Raises:
             EngineError: the box runs, but its agent does not answer for 30 s.
+            SandboxResetError: the box was reset meanwhile.
         """
-        patience = _Patience()
+        patience, life = _Patience(), life or Life()
         while True:
             opened = 0.0
             try:
                 async with self._links.lease() as link:
                     opened = time.monotonic()
-                    return await operation(link)
+                    async with life.on(link):
+                        return await operation(link)
             except ConnectionError as error:
                 await self._why(error)
                 pause = patience.after(error, opened)
@@ -74,6 +81,27 @@ class Agent:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied it is the same agent; links stay here."""
         return type(self), (self._connect, self._why)
+
+
+class Life:
+    """What one agent knows, such as a command: another that is started in its place does not."""
+
+    def __init__(self) -> None:
+        self._agent = 0
+
+    @asynccontextmanager
+    async def on(self, link: Link) -> AsyncIterator[None]:
+        """Something is done with it over a link.
+
+        Raises:
+            SandboxResetError: the link is to another agent.
+        """
+        if self._agent and await link.meet() != self._agent:
+            raise SandboxResetError("the sandbox was reset, and this belongs to the time before; start it again")
+        try:
+            yield
+        finally:
+            self._agent = self._agent or link.agent
 
 
 class _Patience:
@@ -100,4 +128,4 @@ class _Patience:
         return self._pause
 
 
-__all__ = ["Agent"]
+__all__ = ["Agent", "Life"]

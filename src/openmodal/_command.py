@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import IO, Any, Protocol, cast
 
 from openmodal import _wire
-from openmodal._agent import Agent
+from openmodal._agent import Agent, Life
 from openmodal._dual import Blocking, within
 from openmodal._link import Link
 from openmodal._spec import ExecSpec, ExitRecord, OutputGap
@@ -141,6 +141,7 @@ class Command:
     def __init__(self, agent: Agent, id: bytes) -> None:
         self.agent = agent
         self.id = id
+        self.life = Life()
 
     async def start(self, spec: ExecSpec) -> int:
         """Start it, once; return its process id in the sandbox (0: it could not be executed; its
@@ -150,7 +151,7 @@ class Command:
         """
         request = _wire.start(self.id, spec)
         async with self._killed_if_interrupted():
-            return await self.agent.exchange(lambda link: _start(link, request))
+            return await self.agent.exchange(lambda link: _start(link, request), self.life)
 
     async def run(self, spec: ExecSpec, feed: Feed | None, sinks: Mapping[int, Sink]) -> tuple[int, ExitRecord]:
         """Start it and take its output until it has ended; return its process id and its record. Killed if interrupted."""
@@ -168,7 +169,7 @@ class Command:
             return pid, record
 
         async with self._killed_if_interrupted():
-            return await self.agent.exchange(operation)
+            return await self.agent.exchange(operation, self.life)
 
     @asynccontextmanager
     async def _killed_if_interrupted(self) -> AsyncIterator[None]:
@@ -190,7 +191,7 @@ class Command:
 
     async def end(self) -> None:
         """Kill it with all its descendants, and forget it."""
-        await self.agent.exchange(self._kill)
+        await self.agent.exchange(self._kill, self.life)
 
     async def _kill(self, link: Link) -> None:
         await link.send(_wire.kill(self.id, signal.SIGKILL, tree=True))
@@ -220,7 +221,7 @@ class Command:
             )
             return await _progress(link, offsets, sinks)
 
-        return await self.agent.exchange(operation)
+        return await self.agent.exchange(operation, self.life)
 
     async def ask(self, request: bytes) -> None:
         """Send a request whose answer is OK."""
@@ -231,7 +232,7 @@ class Command:
             if kind == Kind.ERROR:
                 raise refusal(payload)
 
-        await self.agent.exchange(operation)
+        await self.agent.exchange(operation, self.life)
 
 
 async def _next_io(id: bytes, offsets: list[int], feed: Feed | None) -> bytes:

@@ -12,14 +12,16 @@ method both faces::
     await sandbox.terminate.aio()   # in asyncio
 
 Rules: core code never imports asyncio or threading (a linter rule); a deadline is an argument of
-the effect; there is no fan-out here but `AnyOf`; an exception of the outer world (Ctrl-C, a task's
-cancellation) is raised at the await and so reaches the core's `finally`. Budget: a few µs per call,
+the effect; there is no fan-out here but `AnyOf` and `Together`; an exception of the outer world
+(Ctrl-C, a task's cancellation) is raised at the await and so reaches the core's `finally`.
+Budget: a few µs per call,
 no thread unless `Blocking` runs under asyncio, and no asyncio (30 ms of import) for those who
 block.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -27,7 +29,7 @@ import pkgutil
 import select
 import time
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
@@ -156,6 +158,104 @@ def within(seconds: float, core: Coroutine[Any, Any, T]) -> Generator[Effect[Any
             resume = functools.partial(core.throw, error)
 
 
+class Together(Effect[list[T | Exception]]):
+    """Run core code side by side: while one waits for descriptors, the others go on.
+
+    The results are in order, and an exception is one. What comes from outside (Ctrl-C, a task's
+    cancellation) is raised in each that has not ended.
+    """
+
+    def __init__(self, cores: Iterable[Coroutine[Any, Any, T]]) -> None:
+        self.cores = [*cores]
+
+    def block(self) -> list[T | Exception]:
+        tracks = [_Track(core) for core in self.cores]
+        try:
+            for track in tracks:
+                track.go()
+            while waiting := [track for track in tracks if track.waits]:
+                for track in _next_of(waiting):
+                    track.go()
+        except BaseException as error:
+            for track in tracks:
+                track.end(error)
+            raise
+        return [track.result for track in tracks]
+
+    async def wait(self) -> list[T | Exception]:
+        import asyncio
+
+        results = await asyncio.gather(*map(run_async, self.cores), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Exception):
+                raise result
+        return cast("list[T | Exception]", results)
+
+
+class _Track(Generic[T]):
+    """Core code on its way: `waits` for descriptors `until` then, or has its `result`."""
+
+    def __init__(self, core: Coroutine[Any, Any, T]) -> None:
+        self._core = core
+        self._ended = False
+        self.waits: AnyOf | None = None
+        self.until = math.inf
+        self.result: T | Exception = RuntimeError("it has not ended")
+
+    def go(self) -> None:
+        """Go on until it waits for descriptors again, or ends."""
+        resume: Callable[[], Any] = functools.partial(self._core.send, None)
+        if self.until <= time.monotonic() and self.waits and not _ready(self.waits):
+            resume = functools.partial(self._core.throw, TimeoutError())
+        self.waits = None
+        try:
+            while True:
+                effect = resume()
+                if isinstance(effect, AnyOf):
+                    self.waits = effect
+                    self.until = math.inf if effect.timeout is None else time.monotonic() + effect.timeout
+                    return
+                try:
+                    resume = functools.partial(self._core.send, _checked(effect).block())
+                except BaseException as error:  # it belongs to the core's await
+                    if not isinstance(error, Exception):
+                        raise
+                    resume = functools.partial(self._core.throw, error)
+        except StopIteration as done:
+            self.result, self._ended = done.value, True
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                raise
+            self.result, self._ended = error, True
+
+    def end(self, error: BaseException) -> None:
+        """Raise something in it, and run it to its end, if that has not come."""
+        if not self._ended:
+            with contextlib.suppress(Exception, type(error)):
+                _run(self._core, functools.partial(self._core.throw, error))
+
+
+def _ready(effect: AnyOf) -> bool:
+    try:
+        AnyOf(effect.readable, effect.writable, 0.0).block()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _next_of(waiting: list[_Track[T]]) -> list[_Track[T]]:
+    """Those that can go on, after a wait for the first."""
+    readable = tuple(fd for track in waiting if track.waits for fd in track.waits.readable)
+    writable = tuple(fd for track in waiting if track.waits for fd in track.waits.writable)
+    left = min(track.until for track in waiting) - time.monotonic()
+    try:
+        AnyOf(readable, writable, None if math.isinf(left) else left).block()
+    except TimeoutError:
+        pass
+    now = time.monotonic()
+    return [track for track in waiting if track.waits and (track.until <= now or _ready(track.waits))]
+
+
 class Blocking(Effect[T]):
     """Call a blocking function: in place, or in a thread under asyncio.
 
@@ -190,7 +290,10 @@ os.register_at_fork(after_in_child=_threads.cache_clear)
 
 def run_sync(core: Coroutine[Any, Any, T]) -> T:
     """Run core code to its end in this thread."""
-    resume: Callable[[], Any] = functools.partial(core.send, None)
+    return _run(core, functools.partial(core.send, None))
+
+
+def _run(core: Coroutine[Any, Any, T], resume: Callable[[], Any]) -> T:
     while True:
         try:
             effect = resume()

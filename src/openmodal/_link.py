@@ -148,6 +148,8 @@ class Link:
         self._start = 0
         self._end = 0
         self._greeted = False
+        self.agent = 0
+        """The number of the agent at the other end, once it has said hello."""
 
     async def send(self, *frames: bytes) -> None:
         """Send frames; raises LinkLost."""
@@ -158,10 +160,15 @@ class Link:
 
     async def receive(self) -> tuple[int, memoryview]:
         """Return the next frame's kind and payload, which is valid until the next call; raises LinkLost, ProtocolError."""
+        await self.meet()
+        return await self._frame()
+
+    async def meet(self) -> int:
+        """Wait for the agent's hello, unless it has come; return the agent's number."""
         if not self._greeted:
             self._greeted = True
-            self._greet(*await self._frame())
-        return await self._frame()
+            self.agent = self._greet(*await self._frame())
+        return self.agent
 
     async def expect(self, *kinds: Kind) -> tuple[int, memoryview]:
         """Like `receive`, for an answer that must be one of these kinds or ERROR."""
@@ -174,15 +181,16 @@ class Link:
         self._stream.close()
 
     @staticmethod
-    def _greet(kind: int, payload: memoryview) -> None:
+    def _greet(kind: int, payload: memoryview) -> int:
         if kind != Kind.HELLO:
             raise ProtocolError("the agent did not say hello; is something else listening there?")
-        protocol, version = _wire.decode_hello(payload)
+        protocol, version, number = _wire.decode_hello(payload)
         if protocol != _wire.PROTOCOL:
             raise ProtocolError(
                 f"the sandbox's agent ({version}) speaks protocol {protocol} and this SDK {_wire.PROTOCOL}; "
                 "use the OpenModal version that created the sandbox, or create a new one"
             )
+        return number
 
     async def _frame(self) -> tuple[int, memoryview]:
         await self._fill(4)

@@ -129,6 +129,11 @@ def environment(env: Mapping[str, str] | None, secrets: Iterable[Secret]) -> _ar
     return tuple(merged.items())
 
 
+def secret_names(env: Mapping[str, str] | None, secrets: Iterable[Secret]) -> tuple[str, ...]:
+    """The variables whose values are from `secrets=`, as `environment` merges them."""
+    return tuple({name for secret in secrets for name in secret.variables} - {*(env or ())})
+
+
 def feed(stdin: object) -> Feed | None:
     """What `stdin=` gives to read; None: nothing."""
     if stdin is None:

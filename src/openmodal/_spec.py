@@ -7,7 +7,7 @@ canonical JSON form, which the state files and the keys of image steps are made 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -32,6 +32,12 @@ class Registry(Step, frozen=True, tag="registry"):
 
 class Scratch(Step, frozen=True, tag="scratch"):
     """An empty root."""
+
+
+class Snapshot(Step, frozen=True, tag="snapshot"):
+    """Files that an engine keeps under this key. They cannot be made again."""
+
+    key: str
 
 
 class Dockerfile(Step, frozen=True, tag="dockerfile"):
@@ -93,7 +99,7 @@ class Config(Step, frozen=True, tag="config"):
     cmd: tuple[str, ...] | None = None
 
 
-Origin = Debian | Registry | Scratch
+Origin = Debian | Registry | Scratch | Snapshot
 """What an image begins with (build/origin.py), unless it is a Dockerfile."""
 
 AnyStep = Origin | Dockerfile | Run | Copy | Config
@@ -128,6 +134,9 @@ class Referenced(Root, frozen=True, kw_only=True):
     """An image that a daemon or a registry keeps: what it is called there."""
 
     reference: str
+
+
+T = TypeVar("T")
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -240,6 +249,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     allow_degraded: tuple[str, ...] = ()  # controls that it may lack
     mounts: tuple[Mount, ...] = ()  # none of them at the target of another
     hidden: bool = False  # it is in nobody's list
+    secrets: tuple[str, ...] = ()  # the names in `env` whose values are secrets: no file has them
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
@@ -324,14 +334,28 @@ class Status(msgspec.Struct, frozen=True):
     build: bool = False
 
 
+class Made(msgspec.Struct, Generic[T], frozen=True):
+    """What a sandbox was made of, as it is remembered while it runs: without its secrets."""
+
+    spec: SandboxSpec
+    root: T
+
+
 class Built(msgspec.Struct, frozen=True):
-    """An image that is there: `size` in bytes, with all its layers; `used` last, in seconds of the Unix clock; `step` made its top."""
+    """An image that is there: `size` in bytes, with all its layers; `used` last, in seconds of the
+    Unix clock; `step` made its top.
+
+    `expires`: it is a snapshot, which is kept until then; 0: it is not. `names`: under which it is
+    published, and so kept.
+    """
 
     key: str
     size: int
     layers: int
     used: float
     step: str
+    expires: float = 0.0
+    names: tuple[str, ...] = ()
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -339,7 +363,8 @@ class Info(msgspec.Struct, frozen=True):
 
     `root` is the id outside that the sandbox's root has, `ids` how many ids it has. Limits are None
     where none holds: `memory` and `disk` in MiB, `cpu` in cores, `pids` in processes and threads.
-    `network` is "none" or "outbound". `degraded` names the controls that it lacks.
+    `network` is "none" or "outbound". `degraded` names the controls that it lacks. `generation`
+    grows with each reset, and where its files are frozen in place, with that.
     """
 
     runtime: str
@@ -354,3 +379,4 @@ class Info(msgspec.Struct, frozen=True):
     disk: int | None
     network: Literal["none", "outbound"]
     degraded: tuple[str, ...]
+    generation: int = 0

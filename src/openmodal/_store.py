@@ -2,6 +2,7 @@
 
     <state>/sandboxes/<id>/     0700, from create to end; for root <brief><id>/ (`_config.brief`)
         status.json             what it is (no secrets), written by the SDK
+        made.json               what it was made of (no secrets), for forks and resets
         lock                    locked by its supervisor for its life: a free lock means that it is dead
         agent.sock control.sock made by the supervisor, which also removes the folder
     <state>/ended/<id>          how it ended and what it was, for a day
@@ -22,17 +23,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from openmodal import _config, _ends, _trash
 from openmodal._files import made, text
-from openmodal._spec import EndRecord, Status
+from openmodal._spec import EndRecord, Made, Root, Status
 from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_full, no_room, no_state
 
 KEEP_ENDED_SECONDS = 24 * 3600.0
 MOST_ENDED = 10_000
 """Files of sandboxes that ended: the newest of them are kept."""
+
+R = TypeVar("R", bound=Root)
 
 _ROOM = 32 << 20
 
@@ -99,7 +103,7 @@ class Store:
         return self._brief
 
     @contextmanager
-    def new(self, status: Status) -> Iterator[Path]:
+    def new(self, status: Status, made: Made[R] | None = None) -> Iterator[Path]:
         """Make the folder of a new sandbox, locked for the block. It is removed if the block fails.
 
         It gets its name when it is locked and whole: what has a name and no lock is dead.
@@ -110,6 +114,8 @@ class Store:
         unnamed, fd = _unnamed(folder)
         try:
             (unnamed / "status.json").write_bytes(msgspec.json.encode(status))
+            if made:
+                (unnamed / "made.json").write_bytes(msgspec.json.encode(made))
             if folder.exists():
                 raise FileExistsError(errno.EEXIST, "a sandbox has this id", os.fspath(folder))
             unnamed.rename(folder)
@@ -137,6 +143,13 @@ class Store:
         with contextlib.suppress(msgspec.DecodeError):
             # What a version before this one has kept is in a file of its own.
             return msgspec.json.decode(found or text(self.log(id, "status")), type=Status)
+        return None
+
+    def made(self, id: str, kind: type[R]) -> Made[R] | None:
+        """What a sandbox was made of; None if this machine does not know."""
+        with contextlib.suppress(msgspec.DecodeError):
+            found = msgspec.json.decode(text(f"{self.folder(id)}/made.json"), type=Made[msgspec.Raw])
+            return Made(found.spec, msgspec.json.decode(found.root, type=kind))
         return None
 
     def ids(self) -> list[str]:

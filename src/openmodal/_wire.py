@@ -277,13 +277,14 @@ class _Reader:
             raise ProtocolError(f"the agent sent a frame with {len(self.payload) - self.at} bytes too many")
 
 
-def decode_hello(payload: memoryview) -> tuple[int, str]:
-    """Return the agent's protocol and version."""
+def decode_hello(payload: memoryview) -> tuple[int, str, int]:
+    """Return the agent's protocol, version and number; 0: it has none, for it is older."""
     reader = _Reader(payload)
     (protocol,) = reader.struct(_U32)
     version = reader.text().decode("utf-8", "replace")
+    (number,) = reader.struct(_U64) if reader.at < len(payload) else (0,)
     reader.done()
-    return protocol, version
+    return protocol, version, number
 
 
 def decode_started(payload: memoryview) -> int:

@@ -15,6 +15,7 @@
     │   ├── ImageBuildError                    a step failed; `.step`, `.output`
     │   └── RegistryError                      a registry refused, lied, or cannot be reached
     ├── SandboxError
+    │   ├── SandboxResetError                  it was reset; this belongs to the time before
     │   ├── SandboxConnectionRefusedError (ConnectionRefusedError) nothing listens on that port
     │   ├── SandboxConnectionResetError (ConnectionResetError) the other side has broken the connection
     │   └── SandboxNotRunningError             it has ended; the text says why
@@ -166,6 +167,11 @@ class SandboxError(Error):
 
 class SandboxNotRunningError(SandboxError):
     """The sandbox has ended; the text says why: timeout, terminated, out of memory, main command exited."""
+
+
+class SandboxResetError(SandboxError):
+    """The sandbox was reset, and what was asked for belongs to the time before: a command, a
+    connection, a file half read."""
 
 
 class SandboxConnectionRefusedError(SandboxError, ConnectionRefusedError):

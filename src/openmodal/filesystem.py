@@ -9,7 +9,7 @@ bytes).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from openmodal._command import contents, refusal
 from openmodal._dual import Blocking, dual
 from openmodal._link import Link
 from openmodal._localcopy import Receiver, entries, is_sparse, pieces
+from openmodal._packed import Packer
 from openmodal._wire import Code, Entry, FileOp, Kind
 from openmodal.errors import InvalidError, ProtocolError, UnsupportedError, file_error, too_large
 
@@ -181,13 +182,17 @@ class Filesystem:
         """
         target = Path(local)
         most = None if max_bytes is None else _args.count("max_bytes", max_bytes, _args.OFFSET_MOST)
+        await self._pull(path, lambda: Receiver(target, most, path))
+
+    async def _pull(self, path: str, receiver: Callable[[], Receiver | Packer]) -> None:
+        """Have a tree sent to a receiver, and to another one if the link breaks."""
         request = self._request(FileOp.PULL, path, flags=_FOLLOW | _HOLES)
 
         async def operation(link: Link) -> None:
             await link.send(request)
-            with Receiver(target, most, path) as receiver:
-                await _receive_tree(link, path, receiver)
-                receiver.commit()
+            with receiver() as begun:
+                await _receive_tree(link, path, begun)
+                await Blocking(begun.commit)
 
         await self._agent.exchange(operation)
 
@@ -333,7 +338,7 @@ def _relayed(kind: Kind, payload: memoryview) -> Iterator[bytes]:
         yield _wire.entry(entry if entry.kind == "f" else entry._replace(size=0))
 
 
-async def _receive_tree(link: Link, path: str, receiver: Receiver) -> None:
+async def _receive_tree(link: Link, path: str, receiver: Receiver | Packer) -> None:
     while (entry := await _entry_or_end(link, path)) is not None:
         await Blocking(receiver.begin, entry)
         left = entry.size if entry.kind == "f" else 0

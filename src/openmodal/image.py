@@ -15,13 +15,26 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from openmodal import _args, _config
+from openmodal import _args, _config, _image_args
 from openmodal._dual import Blocking, dual
-from openmodal._spec import AnyStep, Config, Copy, Debian, Dockerfile, Recipe, Registry, Report, Root, Run, Scratch
-from openmodal.engines import Engine, choose
-from openmodal.errors import InvalidError
+from openmodal._spec import (
+    AnyStep,
+    Config,
+    Copy,
+    Debian,
+    Dockerfile,
+    Recipe,
+    Registry,
+    Report,
+    Root,
+    Run,
+    Scratch,
+    Snapshot,
+)
+from openmodal.engines import Engine, choose, require
+from openmodal.errors import InvalidError, NotFoundError
 
-Words = str | Iterable[str]
+Words = _image_args.Words
 
 # apt's packages and lists are kept between builds, outside the layers. The folder is our own,
 # because official images have hooks that empty apt's usual one. The lists of other distributions
@@ -59,7 +72,6 @@ _REQUIREMENTS = "/usr/local/share/openmodal/requirements"
 _PYTHON = r"3\.\d{1,2}(\.\d{1,2})?"
 _PACKAGE = r"[A-Za-z0-9][A-Za-z0-9+._:~=*/-]*"
 _USER = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?"
-_MODULE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
 @dataclass(slots=True)
@@ -114,7 +126,7 @@ class Image:
         A tag is looked up once and then stays what it was, until `openmodal image prune`; a digest
         is always the same.
         """
-        return cls(Recipe((Registry(_word("reference", reference)),)))
+        return cls(Recipe((Registry(_image_args.word("reference", reference)),)))
 
     @classmethod
     def from_dockerfile(
@@ -135,8 +147,8 @@ class Image:
             bases: images to use instead of those that it names: `{"ubuntu:22.04":
                 Image.debian_slim()}`.
         """
-        file = _local("path", path)
-        context = os.path.dirname(file) if context_dir is None else _local("context_dir", context_dir)
+        file = _image_args.local("path", path)
+        context = os.path.dirname(file) if context_dir is None else _image_args.local("context_dir", context_dir)
         args = _args.variables("build_args", build_args)
         return cls(Recipe((Dockerfile(file, (), context, args, bases=_recipes(bases or {})),)))
 
@@ -149,7 +161,7 @@ class Image:
 
     def apt_install(self, *packages: Words) -> Image:
         """Install Debian packages, without those that are only recommended. Downloads are kept between builds."""
-        names = _words("apt_install", packages)
+        names = _image_args.words("apt_install", packages)
         for name in names:
             if not re.fullmatch(_PACKAGE, name):
                 raise InvalidError(
@@ -173,8 +185,8 @@ class Image:
 
         `extra_options` are more arguments for pip, as in a shell.
         """
-        names = _requirements("pip_install", packages)
-        options = _pip_options(index_url, extra_index_url, pre, extra_options)
+        names = _image_args.requirements("pip_install", packages)
+        options = _image_args.pip_options(index_url, extra_index_url, pre, extra_options)
         return self._pip((*options, "--", *names)) if names else self
 
     def pip_install_from_requirements(
@@ -187,8 +199,8 @@ class Image:
         extra_options: str = "",
     ) -> Image:
         """Install what a requirements file of this machine lists. It may not refer to other local files."""
-        file = _local("requirements_txt", requirements_txt)
-        options = _pip_options(index_url, extra_index_url, pre, extra_options)
+        file = _image_args.local("requirements_txt", requirements_txt)
+        options = _image_args.pip_options(index_url, extra_index_url, pre, extra_options)
         target = f"{_REQUIREMENTS}-{len(self.recipe.steps)}.txt"  # several calls do not replace each other's
         return self._add(Copy(file, target))._pip((*options, "-r", target))
 
@@ -201,8 +213,8 @@ class Image:
         extra_options: str = "",
     ) -> Image:
         """As `pip_install`, but with uv, which is faster; it is fetched if the image has none, and does not become part of it."""
-        names = _requirements("uv_pip_install", packages)
-        options = _pip_options(index_url, extra_index_url, False, extra_options)
+        names = _image_args.requirements("uv_pip_install", packages)
+        options = _image_args.pip_options(index_url, extra_index_url, False, extra_options)
         options = (*options, "--prerelease=allow") if pre else options
         script = f"{_UV} {shlex.join((*options, '--', *names))}"
         return self._shell(script, _UV_ENV, (_PIP_CACHE, _UV_CACHE, _UV_HOME)) if names else self
@@ -210,14 +222,14 @@ class Image:
     def run_commands(self, *commands: Words) -> Image:
         """Run shell commands, one step each, as root (`user` is for sandboxes) in the image's working directory."""
         image = self
-        for command in _words("run_commands", commands):
+        for command in _image_args.words("run_commands", commands):
             image = image._shell(command)
         return image
 
     def dockerfile_commands(self, *commands: Words, context_dir: str | os.PathLike[str] | None = None) -> Image:
         """Lines of a Dockerfile, without FROM. `context_dir` is what COPY reads from; None: the current folder."""
-        lines = tuple(_words("dockerfile_commands", commands))
-        context = _local("context_dir", "." if context_dir is None else context_dir)
+        lines = tuple(_image_args.words("dockerfile_commands", commands))
+        context = _image_args.local("context_dir", "." if context_dir is None else context_dir)
         return self._add(Dockerfile("", lines, context)) if lines else self
 
     # ------------------------------------------------------------------------------------- settings
@@ -233,7 +245,7 @@ class Image:
 
     def entrypoint(self, arguments: Iterable[str]) -> Image:
         """Set what the sandbox's main command is an argument of; an empty list takes it away. What `cmd` set before is forgotten."""
-        return self._add(Config(entrypoint=_arguments("entrypoint", arguments)))
+        return self._add(Config(entrypoint=_image_args.arguments("entrypoint", arguments)))
 
     def cmd(self, arguments: Iterable[str]) -> Image:
         """Set the main command of sandboxes that are given none: they end with it. An empty list:
@@ -242,7 +254,7 @@ class Image:
         Only this method does: the CMD that a base image or a Dockerfile has is mostly a shell or a
         server of theirs, and is not run.
         """
-        return self._add(Config(cmd=_arguments("cmd", arguments)))
+        return self._add(Config(cmd=_image_args.arguments("cmd", arguments)))
 
     def user(self, user: str) -> Image:
         """Set who commands in sandboxes run as: "name", "uid", "name:group" or "uid:gid". Build steps run as root."""
@@ -254,7 +266,7 @@ class Image:
 
     def add_local_file(self, local_path: str | os.PathLike[str], remote_path: str) -> Image:
         """Put a file of this machine into the image; a `remote_path` that ends in "/" is the folder to put it in."""
-        return self._add(Copy(_local("local_path", local_path), _args.absolute("remote_path", remote_path)))
+        return self._add(Copy(_image_args.local("local_path", local_path), _args.absolute("remote_path", remote_path)))
 
     def add_local_dir(self, local_path: str | os.PathLike[str], remote_path: str, *, ignore: Words = ()) -> Image:
         """Put what is in a folder of this machine into a folder of the image.
@@ -266,8 +278,8 @@ class Image:
             ignore: patterns of what to leave out, as in a .dockerignore file, for example `[".git",
                 "**/*.pyc"]`.
         """
-        source, target = _local("local_path", local_path), _args.absolute("remote_path", remote_path)
-        return self._add(Copy(source, target, tuple(_words("ignore", (ignore,)))))
+        source, target = _image_args.local("local_path", local_path), _args.absolute("remote_path", remote_path)
+        return self._add(Copy(source, target, tuple(_image_args.words("ignore", (ignore,)))))
 
     def add_local_python_source(self, *modules: Words, ignore: Words = ("**/__pycache__", "**/*.pyc")) -> Image:
         """Put modules or packages that can be imported here where Python in the image can import
@@ -277,10 +289,10 @@ class Image:
         this class takes at local files; nothing is imported.
         """
         image = self
-        names = _words("add_local_python_source", modules)
+        names = _image_args.words("add_local_python_source", modules)
         for name in names:
-            source, base = _module(name)
-            image = image._add(Copy(source, f"/root/{base}", tuple(_words("ignore", (ignore,)))))
+            source, base = _image_args.module(name)
+            image = image._add(Copy(source, f"/root/{base}", tuple(_image_args.words("ignore", (ignore,)))))
         return image._add(Config(env=(("PYTHONPATH", "/root"),))) if names else self
 
     # ----------------------------------------------------------------------------------- being made
@@ -300,6 +312,58 @@ class Image:
         with terminal_report() as report:
             await ready(self, choose(engine), report)
         return self
+
+    # ---------------------------------------------------------------------------------------- names
+
+    @dual
+    async def publish(self, name: str, *, engine: str | Engine | None = None) -> Image:
+        """Make the image now, give it a name, and return what `from_name` gives: its files as they
+        are, whatever becomes of what it was made of.
+
+        It is kept until the name is deleted, or given to another image. A snapshot knows none of
+        the secrets of its sandbox, but files that commands wrote may hold some: whoever uses the
+        engine can read them under this name.
+
+        Raises:
+            ImageError: it cannot be made; nothing has the name that did not have it.
+        """
+        from openmodal.build.progress import terminal_report
+
+        checked, chosen = _args.name("name", name), choose(engine)
+        require(chosen, "published")
+        with terminal_report() as report:
+            root = await ready(self, chosen, report)
+        return snapshot(await chosen.publish(checked, root))
+
+    @dual
+    @classmethod
+    async def from_name(cls, name: str, *, engine: str | Engine | None = None) -> Image:
+        """The image that is published under that name, as it is now: what is published under it
+        later is another.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        checked, chosen = _args.name("name", name), choose(engine)
+        require(chosen, "published")
+        names = await chosen.published()
+        if checked not in names:
+            raise NotFoundError(f"no image is published as {name!r}; `openmodal image list` shows which are")
+        return snapshot(names[checked])
+
+    @dual
+    @classmethod
+    async def delete(cls, name: str, *, engine: str | Engine | None = None) -> None:
+        """Delete the name of a published image. The image itself goes with the next
+        `openmodal image prune`, if nothing uses it.
+
+        Raises:
+            NotFoundError: no image has the name.
+        """
+        checked, chosen = _args.name("name", name), choose(engine)
+        require(chosen, "published")
+        if not await chosen.unpublish(checked):
+            raise NotFoundError(f"no image is published as {name!r}; `openmodal image list` shows which are")
 
     # --------------------------------------------------------------------------------------- inside
 
@@ -322,6 +386,11 @@ class Image:
         from openmodal.build.titles import title
 
         return f"<Image {'; '.join(title(step) for step in self.recipe.steps)}>"
+
+
+def snapshot(key: str) -> Image:
+    """The image that an engine keeps under a key."""
+    return Image(Recipe((Snapshot(key),)))
 
 
 async def ready(image: Image, engine: Engine, report: Report) -> Root:
@@ -350,80 +419,8 @@ def main_command(image: Image) -> tuple[str, ...] | None:
     return said
 
 
-def _word(argument: str, value: object) -> str:
-    text = _args.string(argument, value)
-    if not text or text != text.strip() or any(c.isspace() for c in text):
-        raise InvalidError(f"{argument} cannot be {text!r}; it must not be empty or contain spaces")
-    return text
-
-
-def _words(function: str, values: Iterable[Words]) -> list[str]:
-    """Strings and lists of strings, in one list."""
-    words: list[str] = []
-    for value in values:
-        if isinstance(value, str):
-            words.append(_args.string(f"{function}()", value))
-        elif isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
-            words.extend(_args.string(f"{function}()", item) for item in value)
-        else:
-            raise InvalidError(f"{function}() takes strings or lists of strings, not {type(value).__name__}")
-    return words
-
-
-def _requirements(function: str, values: Iterable[Words]) -> list[str]:
-    names = _words(function, values)
-    for name in names:
-        if not name.strip() or name.startswith("-"):
-            raise InvalidError(f"{function}() cannot install {name!r}; options go into extra_options=")
-    return names
-
-
-def _arguments(argument: str, values: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InvalidError(f'{argument} must be a list of strings, for example ["python3", "-i"], not {values!r}')
-    return tuple(_args.string(argument, value) for value in values)
-
-
-def _local(argument: str, value: str | os.PathLike[str]) -> str:
-    path = os.fspath(value)
-    if not isinstance(path, str) or not path:
-        raise InvalidError(f"{argument} must be a path of this machine, not {value!r}")
-    try:
-        return os.path.abspath(_args.string(argument, path))
-    except FileNotFoundError as error:
-        raise InvalidError(
-            f"{argument} is the relative path {path!r}, and this process's working directory is gone; write an absolute path"
-        ) from error
-
-
 def _recipes(bases: Mapping[str, Image]) -> tuple[tuple[str, Recipe], ...]:
     for name, image in bases.items():
         if not isinstance(image, Image):
             raise InvalidError(f"bases[{name!r}] must be an openmodal.Image, not {type(image).__name__}")
-    return tuple((_word("bases", name), image.recipe) for name, image in sorted(bases.items()))
-
-
-def _pip_options(index_url: str | None, extra_index_url: str | None, pre: bool, extra_options: str) -> tuple[str, ...]:
-    options = [] if index_url is None else [f"--index-url={_word('index_url', index_url)}"]
-    options += [] if extra_index_url is None else [f"--extra-index-url={_word('extra_index_url', extra_index_url)}"]
-    options += ["--pre"] if pre else []
-    try:
-        return (*options, *shlex.split(_args.string("extra_options", extra_options)))
-    except ValueError as error:
-        raise InvalidError(f"extra_options {extra_options!r} is not a shell's list of words: {error}") from error
-
-
-def _module(name: str) -> tuple[str, str]:
-    """Where a module is here, and what it is to be called in the image."""
-    import importlib.util
-
-    if not re.fullmatch(_MODULE, name):
-        raise InvalidError(
-            f"add_local_python_source() cannot take {name!r}; use the name of a top-level module or package"
-        )
-    spec = importlib.util.find_spec(name)
-    if spec is not None and spec.submodule_search_locations:
-        return os.path.abspath(next(iter(spec.submodule_search_locations))), name
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise InvalidError(f"there is no module {name!r} of Python source here; put its folder on sys.path")
-    return os.path.abspath(spec.origin), f"{name}.py"
+    return tuple((_image_args.word("bases", name), image.recipe) for name, image in sorted(bases.items()))

@@ -49,7 +49,7 @@ def die(store: Layers, recipe: Recipe, point: str, count: str) -> None:
     """Be killed at the n-th call of something that changes the disk."""
     places: dict[str, tuple[Any, str]] = {
         "run": (runner, "chroot_runner"),
-        "sync": (layers, "_sync_file_system"),
+        "sync": (layers, "sync_file_system"),
         "rename": (os, "rename"),
         "remove": (layers, "remove_tree"),
         "mkdir": (os, "mkdir"),

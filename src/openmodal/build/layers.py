@@ -42,12 +42,18 @@ _USED_EVERY = 600.0  # seconds between two notes of an image's use: a hit must n
 
 
 class Meta(msgspec.Struct, frozen=True):
-    """What is known of a layer: the key of the one below ("" for none), the step, its size in bytes, when it was made."""
+    """What is known of a layer: the key of the one below ("" for none), the step, its size in
+    bytes, when it was made.
+
+    `expires`: it is a snapshot, and the image that ends with it is kept until then; 0: it is made
+    by a step, and can be made again.
+    """
 
     parent: str = ""
     step: str = ""
     size: int = 0
     made: float = 0.0
+    expires: float = 0.0
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -91,7 +97,11 @@ class Layers:
 
     def remember(self, name: str, root: Layered) -> None:
         """Give an image a name."""
-        self._write(self.path / "images" / f"{name}.json", msgspec.json.encode(root))
+        self.write(self.path / "images" / f"{name}.json", msgspec.json.encode(root))
+
+    def forget(self, name: str) -> None:
+        """Take an image's name away; its layers go with the next prune."""
+        (self.path / "images" / f"{name}.json").unlink(missing_ok=True)
 
     def folders(self, root: Layered) -> tuple[str, ...]:
         """The folders of an image's layers. Keys are what is stored, so that the store can be moved."""
@@ -126,6 +136,10 @@ class Layers:
     def meta(self, key: str) -> Meta:
         """What is known of a layer."""
         return msgspec.json.decode((self.path / "layers" / key / "meta.json").read_bytes(), type=Meta)
+
+    def set_meta(self, key: str, meta: Meta) -> None:
+        """Change what is known of a layer."""
+        self.write(self.path / "layers" / key / "meta.json", msgspec.json.encode(meta))
 
     def claim(self, key: str, waiting: Callable[[], None] = lambda: None) -> Claim:
         """Wait until the layer is made by another process, or is to be made by this one.
@@ -166,16 +180,37 @@ class Layers:
 
     def publish(self, files: Path, key: str, meta: Meta) -> None:
         """Make a folder under `scratch` the layer of that key, whose claim is held."""
-        wrapper = make_folder(files.parent / f"layer-{secrets.token_hex(4)}")
+        wrapper = self.wrapper(files.parent, msgspec.structs.replace(meta, size=size_of(files)))
         os.rename(files, wrapper / "root")
-        meta = msgspec.structs.replace(meta, size=size_of(wrapper), made=time.time())
-        (wrapper / "meta.json").write_bytes(msgspec.json.encode(meta))
         # A rename may reach the disk before the data: after a power cut there would be a layer with
         # empty files.
-        _sync_file_system(wrapper)
-        target = self._made("layers") / key
+        self.sync()
         with suppress(FileExistsError):
-            os.rename(wrapper, target)
+            os.rename(wrapper, self.place(key))
+
+    def wrapper(self, scratch: Path, meta: Meta) -> Path:
+        """A folder that becomes a layer when it has its files, `root`, and is renamed."""
+        folder = make_folder(scratch / f"layer-{secrets.token_hex(4)}")
+        meta = msgspec.structs.replace(meta, made=time.time())
+        (folder / "meta.json").write_bytes(msgspec.json.encode(meta))
+        return folder
+
+    def place(self, key: str) -> Path:
+        """Where the layer of that key is, or will be."""
+        return self._made("layers") / key
+
+    def using(self, key: str) -> Lock:
+        """Keep a layer from `prune`, also one that is still to come, until the lock is closed."""
+        return lock(self._lock_file(key), shared=True)
+
+    def sync(self) -> None:
+        """Return when the files of all layers are on the disk."""
+        sync_file_system(self._made("layers"))
+
+    def sync_names(self, name: str) -> None:
+        """Return when an image's name, and the names of its layers, are on the disk."""
+        images = self._made("images")
+        _sync(images / f"{name}.json", images, self._made("layers"))
 
     # ----------------------------------------------------------------------------------- being made
 
@@ -243,7 +278,7 @@ class Layers:
 
     def set_note(self, name: str, value: dict[str, Any]) -> None:
         """Remember a small fact."""
-        self._write(self.path / "notes" / f"{name}.json", msgspec.json.encode(value))
+        self.write(self.path / "notes" / f"{name}.json", msgspec.json.encode(value))
 
     def notes(self, kind: str) -> list[str]:
         """The names of facts of a kind."""
@@ -266,14 +301,16 @@ class Layers:
         except OSError as error:
             raise no_state(self.path, error) from error
 
-    def _write(self, file: Path, data: bytes) -> None:
-        """Old or new, never torn: readers do not lock."""
-        self._made(file.parent.name)
+    def write(self, file: Path, data: bytes, *, durable: bool = False) -> None:
+        """Replace a file of the store: old or new, never torn, for readers do not lock."""
+        self._made(str(file.parent.relative_to(self.path)))
         temporary = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
         with disk_full_named(self.path):
             try:
                 temporary.write_bytes(data)
                 os.rename(temporary, file)
+                if durable:
+                    _sync(file, file.parent)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -331,7 +368,18 @@ def _touch(file: str) -> None:
             os.utime(file)
 
 
-def _sync_file_system(path: Path) -> None:
+def _sync(*paths: Path) -> None:
+    """Return when these files and folders are on the disk."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def sync_file_system(path: Path) -> None:
+    """Return when all of the file system that has that path is on the disk (syncfs(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from openmodal._spec import AnyStep, Copy, Dockerfile, Recipe
+from openmodal._spec import AnyStep, Copy, Dockerfile, Recipe, Snapshot
 from openmodal.build import origin
 
 if TYPE_CHECKING:
@@ -92,6 +92,13 @@ def chain(recipe: Recipe, store: Layers, options: Options) -> tuple[str, ...]:
         previous = _name(previous, seen, tuple((name, chain(other, store, options)[-1]) for name, other in bases))
         names.append(previous)
     return tuple(names)
+
+
+def of_snapshot(key: str, store: Layers) -> str:
+    """The name of the image that is a snapshot: it depends on nothing but the key."""
+    from openmodal.build import DEFAULTS
+
+    return chain(Recipe((Snapshot(key),)), store, DEFAULTS)[-1]
 
 
 @functools.lru_cache(maxsize=256)  # each creation asks for its image, of the same steps as the one before

@@ -9,8 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openmodal._spec import AnyStep, Debian, Dockerfile, Layered, Origin, Recipe, Registry, Scratch
-from openmodal.errors import InvalidError
+from openmodal._spec import (
+    AnyStep,
+    Debian,
+    Dockerfile,
+    Layered,
+    Origin,
+    Recipe,
+    Registry,
+    Scratch,
+    Snapshot,
+)
+from openmodal.errors import InvalidError, NotFoundError
 
 if TYPE_CHECKING:
     from openmodal.build.steps import Builder
@@ -26,11 +36,13 @@ class Beginning:
     """`reference`: the image of a registry; "": an empty root.
 
     `python`: the Python of Debian's packages that can stand for the image; "": none can.
+    `snapshot`: it cannot be made, but only be there.
     """
 
     title: str
     reference: str = ""
     python: str = ""
+    snapshot: bool = False
 
 
 def of(step: AnyStep) -> Beginning | None:
@@ -44,21 +56,30 @@ def of(step: AnyStep) -> Beginning | None:
             return Beginning(f"FROM {reference}", reference)
         case Scratch():
             return Beginning("FROM scratch")
+        case Snapshot(key=key):
+            return Beginning(f"FROM snapshot {key[:12]}", snapshot=True)
         case _:
             return None
 
 
 def first(recipe: Recipe) -> Beginning | None:
-    """What a recipe begins with; None if a Dockerfile says that itself.
+    """What a recipe begins with, of which nothing is made yet; None if a Dockerfile says that
+    itself.
 
     Raises:
         InvalidError: the recipe begins with a step that needs an image below.
+        NotFoundError: it begins with a snapshot, which would have been there.
     """
     step = recipe.steps[0] if recipe.steps else None
     if isinstance(step, Dockerfile) and step.path:
         return None
     if step is None or (beginning := of(step)) is None:
         raise InvalidError(REQUIRED)
+    if beginning.snapshot:
+        raise NotFoundError(
+            f"{beginning.title.removeprefix('FROM ')} is not here: it has expired or was deleted, or another engine "
+            "or machine has it; take another one"
+        )
     return beginning
 
 
@@ -70,9 +91,11 @@ def as_it_is(recipe: Recipe) -> str:
 
 def make(builder: Builder, step: Origin) -> Layered:
     """The beginning as layers of the store."""
-    from openmodal.build import base
+    from openmodal.build import base, names
 
-    beginning = of(step)
+    if isinstance(step, Snapshot) and (known := builder.known(names.of_snapshot(step.key, builder.store))):
+        return known
+    beginning = first(Recipe((step,)))
     if beginning and beginning.reference:
         return base.either(builder, beginning.reference, beginning.python)
     return base.scratch(builder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ import msgspec
 from openmodal._spec import Built, Layered
 from openmodal._trash import going_on, tell
 from openmodal._trash import remove as remove_tree
-from openmodal.build import put
+from openmodal.build import published, put
 from openmodal.build.base import TRUST
 from openmodal.build.layers import Layers, Meta, size_of
 from openmodal.build.locks import try_lock
@@ -32,9 +33,12 @@ class Pruned(msgspec.Struct, frozen=True):
 
 
 class _Image(msgspec.Struct, frozen=True):
+    """`top` is the topmost layer; "": the file cannot be read."""
+
     file: Path
     used: float
     layers: frozenset[str]
+    top: str = ""
 
 
 def prune(store: Layers, *, budget: int | None = None, unused_for: float = 0.0, caches: bool = False) -> Pruned:
@@ -46,8 +50,9 @@ def prune(store: Layers, *, budget: int | None = None, unused_for: float = 0.0, 
             recently, until they fit. With a budget, nothing is removed while everything fits.
         caches: the folders of package downloads, too.
 
-    Safe at any time, from many processes. What is in use stays, and is tried again by the next
-    call.
+    A snapshot cannot be made again, so it stays until it expires, whatever was used; a published
+    image stays until its name is deleted. Safe at any time, from many processes. What is in use
+    stays, and is tried again by the next call.
 
     Raises:
         EngineError: something could not be removed; all else is.
@@ -57,7 +62,9 @@ def prune(store: Layers, *, budget: int | None = None, unused_for: float = 0.0, 
     with store.guard("prune"):
         layers = _layers(store)
         images = sorted(_images(store), key=lambda image: image.used)
-        for image in _to_forget(images, layers, budget, time.time() - unused_for):
+        free = [image for image in images if not _stays(store, image, layers)]
+        kept = [image for image in images if image not in free]
+        for image in _to_forget(free, kept, layers, budget, time.time() - unused_for):
             image.file.unlink(missing_ok=True)
         count, freed = _sweep(store, layers, failed)
         put.forget(store)
@@ -67,9 +74,56 @@ def prune(store: Layers, *, budget: int | None = None, unused_for: float = 0.0, 
     return Pruned(count, freed, leftovers)
 
 
+def expire(store: Layers, *, check: bool = False, failed: list[str] | None = None) -> list[str]:
+    """Remove the snapshots whose time is over, and those that no image has because their makers
+    were killed; return their keys.
+
+    `check`: only tell. What could not be removed is noted in `failed`.
+    """
+    with store.guard("prune"):
+        layers = _layers(store)
+        snapshots = {key: meta for key, meta in layers.items() if meta.expires}
+        images = _images(store) if snapshots else []
+        over = [image for image in images if image.top in snapshots and not _stays(store, image, layers)]
+        if check:
+            wanted = {key for image in images if image not in over for key in image.layers}
+            return sorted(set(snapshots) - wanted - _below_held(store, layers))
+        for image in over:
+            image.file.unlink(missing_ok=True)
+        _sweep(store, snapshots, [] if failed is None else failed)
+        return [key for key in snapshots if not store.has(key)]
+
+
+def drop(store: Layers, keys: Iterable[str]) -> None:
+    """Remove layers, given from the topmost down, that nothing stands on or uses any more."""
+    with store.guard("prune"):
+        for key in keys:
+            _remove(store, key)
+
+
+def _below_held(store: Layers, layers: dict[str, Meta]) -> set[str]:
+    """The layers that somebody holds, or that one stands on which somebody holds."""
+    found: set[str] = set()
+    for top in layers:
+        if held := try_lock(store.path / "locks" / top):
+            held.close()
+            continue
+        key = top
+        while (meta := layers.get(key)) and key not in found:
+            found.add(key)
+            key = meta.parent
+    return found
+
+
+def _stays(store: Layers, image: _Image, layers: dict[str, Meta]) -> bool:
+    """Whether an image is kept, however long nobody has used it."""
+    expires = layers[image.top].expires if image.top in layers else 0.0
+    return expires > time.time() or image.file.stem in published.images(store)
+
+
 def images(store: Layers) -> list[Built]:
     """The images whose layers are there. Several names may stand for one image."""
-    found: dict[str, Built] = {}
+    names, found = published.names(store), dict[str, Built]()
     for file in _notes(store):
         try:
             used, root = file.stat().st_mtime, msgspec.json.decode(file.read_bytes(), type=Layered)
@@ -77,7 +131,8 @@ def images(store: Layers) -> list[Built]:
             continue
         if root.layers and store.has(root.layers[0]) and (root.key not in found or found[root.key].used < used):
             metas = [store.meta(key) for key in root.layers]
-            found[root.key] = Built(root.key, sum(meta.size for meta in metas), len(metas), used, metas[0].step)
+            size, mine = sum(meta.size for meta in metas), tuple(sorted(n for n in names if names[n] == root.key))
+            found[root.key] = Built(root.key, size, len(metas), used, metas[0].step, metas[0].expires, mine)
     return list(found.values())
 
 
@@ -97,7 +152,8 @@ def _images(store: Layers) -> list[_Image]:
     for file in _notes(store):
         try:
             root = msgspec.json.decode(file.read_bytes(), type=Layered)
-            found.append(_Image(file, file.stat().st_mtime, frozenset(root.layers)))
+            top = root.layers[0] if root.layers else ""
+            found.append(_Image(file, file.stat().st_mtime, frozenset(root.layers), top))
         except FileNotFoundError:
             continue
         except msgspec.DecodeError:
@@ -105,13 +161,16 @@ def _images(store: Layers) -> list[_Image]:
     return found
 
 
-def _to_forget(images: list[_Image], layers: dict[str, Meta], budget: int | None, before: float) -> list[_Image]:
-    """`images` are sorted, the longest unused first."""
-    old = [image for image in images if image.used <= before]
+def _to_forget(
+    images: list[_Image], staying: list[_Image], layers: dict[str, Meta], budget: int | None, before: float
+) -> list[_Image]:
+    """`images` are sorted, the longest unused first. A snapshot that expired goes, used or not."""
+    old = [image for image in images if image.used <= before or (image.top in layers and layers[image.top].expires)]
     if budget is None:
         return old
+    staying = [*staying, *(image for image in images if image not in old)]
     for count in range(len(old) + 1):
-        kept = {key for image in (*old[count:], *(i for i in images if i.used > before)) for key in image.layers}
+        kept = {key for image in (*old[count:], *staying) for key in image.layers}
         if sum(layers[key].size for key in kept if key in layers) <= budget:
             return old[:count]
     return old

@@ -132,13 +132,17 @@ class Builder:
     def begin(self, chain: tuple[str, ...], recipe: Recipe) -> tuple[Layered, int]:
         """The longest part of the recipe that is made already, and how many steps that is."""
         for done in range(len(chain), 0, -1):
-            known = self.store.image(chain[done - 1])
-            if known is not None and self._keep(known):
+            if known := self.known(chain[done - 1]):
                 for step in recipe.steps[:done]:
                     self.starts(title(step), _weight(step))
                     self.ends(title(step), cached=True)
                 return known, done
         return Layered(""), 0
+
+    def known(self, name: str) -> Layered | None:
+        """The image of that name, if it is made. It is safe from `prune` from now on."""
+        found = self.store.image(name)
+        return found if found is not None and self._keep(found) else None
 
     def _keep(self, root: Layered) -> bool:
         claim = self.store.claim(root.layers[0])

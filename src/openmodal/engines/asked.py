@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from openmodal._spec import Resources, Root, SandboxSpec, Status
+from msgspec.structs import replace as replace_fields
+
+from openmodal._spec import Made, Resources, Root, SandboxSpec, Status
 from openmodal.errors import InvalidError
 
 R = TypeVar("R", bound=Root)
@@ -84,6 +86,12 @@ def prepared(root: Root, kind: type[R]) -> R:
     if not isinstance(root, kind):
         raise InvalidError("another engine prepared this image; prepare it with the one that is to run it")
     return root
+
+
+def made(spec: SandboxSpec, root: R) -> Made[R]:
+    """What is remembered of a sandbox for its forks and resets: no secret."""
+    env = tuple((name, value) for name, value in spec.env if name not in spec.secrets)
+    return Made(replace_fields(spec, env=env), root)
 
 
 def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float | None = None) -> Status:

@@ -7,9 +7,9 @@ are made from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from openmodal._link import Stream
 from openmodal._spec import (
@@ -17,6 +17,7 @@ from openmodal._spec import (
     Egress,
     EndRecord,
     Info,
+    Made,
     PoolStatus,
     Recipe,
     Report,
@@ -56,10 +57,20 @@ class Promise:
 _OTHER_LISTS = "use engine='embedded', or block_network=True for no network at all"
 
 PROMISES = {
+    "checkpoint": Promise(
+        "`checkpoint` freezes a sandbox's files for itself and its forks",
+        "has no checkpoints; use snapshot_filesystem(), or engine='embedded' or engine='docker'",
+        verb="checkpoint",
+    ),
     "cgroup": Promise("/sys/fs/cgroup tells the limits `memory` and `cpu`, and cannot be written to"),
     "cpu": Promise("the limit `cpu` holds"),
     "cpu_time": Promise("a command's record tells the CPU time that it really got"),
     "disk": Promise("the limit `disk` holds"),
+    "fork": Promise(
+        "`fork` makes sandboxes that go on from the files of a running one",
+        "cannot fork a sandbox; create sandboxes from its snapshot_filesystem() instead",
+        verb="checkpoint",
+    ),
     "gc": Promise(
         "`gc` removes what crashes and power cuts left",
         "has no gc; clear up with its own tools",
@@ -139,6 +150,16 @@ PROMISES = {
         verb="create_pool",
     ),
     "proc": Promise("/proc tells the signals that a process blocks and ignores"),
+    "published": Promise(
+        "an image is published under a name, and found by it in other processes",
+        "keeps no names of images; keep the Image object, or its pickle",
+        verb="published",
+    ),
+    "reset": Promise(
+        "`reset` makes a sandbox as it was created, or as it was at a checkpoint",
+        "cannot reset a sandbox; terminate it and create another one",
+        verb="reset",
+    ),
     "snapshot": Promise(
         "the files of a running sandbox become an image",
         "cannot take snapshots; build the files into an Image instead",
@@ -292,9 +313,67 @@ class Engine(Protocol):
         """
         raise refusal(self, "network_allowlists")
 
-    async def snapshot(self, id: str) -> Root:
-        """Keep the sandbox's files as an image; the box keeps running."""
+    async def made(self, id: str) -> Made[Any]:
+        """Tell what a running sandbox was made of: the spec without its secrets, and the image.
+
+        Raises:
+            ConnectionError: it has ended.
+        """
+        raise refusal(self, "fork")
+
+    async def snapshot(self, id: str, expires: float, timeout: float | None = None) -> str:
+        """Keep the sandbox's files as an image until it expires (on the Unix clock), and return the
+        key of that image, which is `Snapshot(key)`. The box keeps running; the image is there after
+        a power cut, too.
+
+        Raises:
+            TimeoutError, DiskFullError: there is no image.
+            ConnectionError: the sandbox ended meanwhile; there is no image.
+        """
         raise refusal(self, "snapshot")
+
+    async def import_files(self, files: IO[bytes], title: str, expires: float) -> str:
+        """Make an image of a tar file, with no settings, and return its key as `snapshot` does. It
+        is durable, and kept until it expires; `title` says in a list what it is.
+
+        Raises:
+            DiskFullError, ImageError: there is no image.
+        """
+        raise refusal(self, "snapshot")
+
+    async def checkpoint(self, id: str) -> Root:
+        """As `snapshot`, but kept as long as the sandbox only, and not durable. The same again if
+        nothing was written since the last one.
+
+        Raises:
+            DiskFullError, ConnectionError: as `snapshot`.
+        """
+        raise refusal(self, "checkpoint")
+
+    async def reset(self, id: str, to: Root | None) -> int:
+        """End all that runs in the sandbox, and start it as it was created, or on the files of one
+        of its checkpoints; return its new generation. Id, tags, deadline and limits stay.
+
+        Raises:
+            InvalidError: the checkpoint is of another sandbox; nothing was done.
+            NotFoundError: the checkpoint is not there any more; nothing was done.
+            ConnectionError: the sandbox has ended.
+            EngineError: it could not be started again, and has ended.
+        """
+        raise refusal(self, "reset")
+
+    async def publish(self, name: str, root: Root) -> str:
+        """Give an image a name, by which any process finds it until the name is deleted; return its
+        key, as `published` tells it. The image that had the name loses it."""
+        raise refusal(self, "published")
+
+    async def published(self) -> Mapping[str, str]:
+        """The keys of published images by their names; each is the image `Snapshot(key)`."""
+        raise refusal(self, "published")
+
+    async def unpublish(self, name: str) -> bool:
+        """Delete a name; whether it was there. The image stays until it is pruned."""
+        raise refusal(self, "published")
 
     async def create_pool(self, name: str, root: Root, resources: Resources, size: int) -> None:
         """Keep so many sandboxes ready. `create` takes one of them where image and resources are

@@ -34,6 +34,10 @@ class Handle(DualContext):
         """`<app name>-<8 hexadecimal digits>`."""
         return self._id
 
+    def _renew(self) -> None:
+        """Forget what belongs to the agent that was there before a reset."""
+        self._agent.close()
+
     def _new_command(self) -> Command:
         return Command(self._agent, os.urandom(16))
 

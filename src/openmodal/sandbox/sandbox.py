@@ -11,7 +11,7 @@ from openmodal import _args, _config, _wire
 from openmodal._command import Command
 from openmodal._dual import dual
 from openmodal._link import Stream
-from openmodal._options import environment
+from openmodal._options import environment, secret_names
 from openmodal._sources import Main
 from openmodal._spec import Egress, Info, Resources, Root, SandboxSpec, Status
 from openmodal.app import App
@@ -29,6 +29,7 @@ from openmodal.sandbox.commands import Commands
 from openmodal.sandbox.handle import Handle, ended
 from openmodal.sandbox.mounts import make_missing, mounts
 from openmodal.sandbox.ports import Ports
+from openmodal.sandbox.state import State
 from openmodal.secret import Secret
 from openmodal.volume import HostDirectory, Volume
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 300.0
 
 
-class Sandbox(Commands, Ports):
+class Sandbox(Commands, Ports, State):
     """An isolated container that you run commands in, like SSH into a fresh machine.
 
     Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its
@@ -48,9 +49,16 @@ class Sandbox(Commands, Ports):
 
     def __init__(self, id: str, engine: Engine, first: Stream | None = None) -> None:
         super().__init__(id, engine, first)
+        self._meet_main()
+
+    def _meet_main(self) -> None:
         self._main = Command(self._agent, _wire.MAIN)
         self._stdin = StreamWriter(self._main)
         self._streams: dict[int, StreamReader[str]] = {}
+
+    def _renew(self) -> None:
+        super()._renew()
+        self._meet_main()
 
     # ------------------------------------------------------------------------------------------ make and find
 
@@ -123,7 +131,7 @@ class Sandbox(Commands, Ports):
             ports=ports,
             readiness_probe=readiness_probe,
         )
-        app = _checked_app(app)
+        app, secrets = _checked_app(app), secrets if isinstance(secrets, Secret) else [*secrets]
         image = _checked_image(image)
         gpus, gpu_type = _args.gpu(gpu)
         chosen = choose(engine)
@@ -133,6 +141,7 @@ class Sandbox(Commands, Ports):
             name=_args.name("name", name) if name is not None else "",
             tags=_args.tags(tags),
             env=environment(env, secrets),
+            secrets=secret_names(env, secrets),
             timeout=_args.seconds("timeout", timeout),
             idle_timeout=_args.optional_seconds("idle_timeout", idle_timeout),
             workdir=_args.path("workdir", workdir) if workdir is not None else "",

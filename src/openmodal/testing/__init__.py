@@ -39,6 +39,7 @@ _MODULES = (
     "mistakes",
     "output",
     "spawn",
+    "state",
     "volumes",
 )
 
@@ -80,6 +81,12 @@ from openmodal.testing.output import TestOutputLimits  # noqa: E402
 from openmodal.testing.owners import TestOwners  # noqa: E402
 from openmodal.testing.programs import TestPrograms  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
+from openmodal.testing.state import (  # noqa: E402
+    TestForks,
+    TestPublished,
+    TestResets,
+    TestSnapshots,
+)
 from openmodal.testing.volumes import (  # noqa: E402
     TestHostDirectories,
     TestVolumeFiles,
@@ -108,6 +115,7 @@ __all__ = [
     "TestFiles",
     "TestFinding",
     "TestFlow",
+    "TestForks",
     "TestHostDirectories",
     "TestHousekeeping",
     "TestImages",
@@ -124,7 +132,10 @@ __all__ = [
     "TestOutputLimits",
     "TestOwners",
     "TestPrograms",
+    "TestPublished",
+    "TestResets",
     "TestSandbox",
+    "TestSnapshots",
     "TestSpawn",
     "TestStdin",
     "TestTerminal",

@@ -27,6 +27,7 @@ from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import FACES, Face, open_face
 
 F = TypeVar("F", bound=Callable[..., object])
+_NOTED = "openmodal_promises"
 SandboxClass = type[Sandbox]
 
 PROMISES = {name: promised.text for name, promised in contract.PROMISES.items()}
@@ -34,12 +35,13 @@ PROMISES = {name: promised.text for name, promised in contract.PROMISES.items()}
 
 
 def promise(name: str) -> Callable[[F], F]:
-    """Say which promise a test is about, so that engines which lack it are not held to it."""
+    """Say which promise a test, or a class of tests, is about, so that engines which lack it are
+    not held to it."""
     assert name in PROMISES
 
-    def note(function: F) -> F:
-        function.__dict__["openmodal_promises"] = (*getattr(function, "openmodal_promises", ()), name)
-        return function
+    def note(thing: F) -> F:
+        setattr(thing, _NOTED, (*getattr(thing, _NOTED, ()), name))
+        return thing
 
     return note
 
@@ -47,7 +49,7 @@ def promise(name: str) -> Callable[[F], F]:
 @pytest.fixture(autouse=True)
 def promise_is_kept(request: pytest.FixtureRequest) -> None:
     """Skip, by name, what the engine says it lacks."""
-    names = getattr(request.function, "openmodal_promises", ())
+    names = (*getattr(request.cls, _NOTED, ()), *getattr(request.function, _NOTED, ()))
     if not names:
         return
     engine: Engine = request.getfixturevalue("engine")

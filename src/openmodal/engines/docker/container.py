@@ -175,4 +175,6 @@ def labels(*pairs: str) -> dict[str, Any]:
 
 def names(found: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Containers of a list by the sandboxes' ids."""
-    return {str(item["Labels"][ID]): item for item in found if ID in (item.get("Labels") or {})}
+    labelled = ((str((item.get("Labels") or {}).get(ID, "")), item) for item in found)
+    # A snapshot has the label without an id, and so has what runs while an image is built on it.
+    return {id: item for id, item in labelled if id}

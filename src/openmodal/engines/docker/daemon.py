@@ -60,10 +60,19 @@ class Daemon:
         return self.host.removeprefix("unix://") if self.host.startswith("unix://") else ""
 
     @contextmanager
-    def open(self) -> Iterator[Api]:
-        """Ask it things during the block."""
-        with self._client() as client:
-            yield Api(client, self)
+    def open(self, patience: float | None = None) -> Iterator[Api]:
+        """Ask it things during the block. `patience`: seconds for one answer; if that is over,
+        TimeoutError is raised."""
+        import httpx2
+
+        try:
+            with self._client() as client:
+                client.timeout = _PATIENCE if patience is None else patience
+                yield Api(client, self)
+        except EngineError as error:
+            if patience is None or not isinstance(error.__cause__, httpx2.TimeoutException):
+                raise
+            raise TimeoutError(f"the Docker daemon has not answered within {patience:g} s") from error
 
     def take(self, path: str, body: object = None, *, speaks: bool) -> Taken:
         """Ask for a path whose connection then belongs to the caller, as a stream of bytes.

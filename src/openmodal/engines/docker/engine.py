@@ -24,11 +24,12 @@ from openmodal._spec import Built, EndRecord, Info, Recipe, Referenced, Report, 
 from openmodal._store import KEEP_ENDED_SECONDS
 from openmodal.build import Options
 from openmodal.build.layers import Layers
-from openmodal.engines import asked, ephemeral
+from openmodal.engines import asked, checkpoints, ephemeral
 from openmodal.engines.book import Book, new_id, unknown
-from openmodal.engines.docker import container, links, posture, volumes
+from openmodal.engines.docker import container, generations, links, posture, volumes
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError, find
 from openmodal.engines.docker.host import Host, no_disk
+from openmodal.engines.docker.stateful import Stateful
 from openmodal.engines.posture import while_it_runs
 from openmodal.errors import EngineError, UnsupportedError
 
@@ -39,7 +40,7 @@ _START_SECONDS = 60.0
 _POLL = 0.003
 
 
-class Docker(volumes.Keeper):
+class Docker(Stateful, volumes.Keeper):
     """Sandboxes in containers of a Docker daemon, or of Podman's service for Docker's API."""
 
     name = "docker"
@@ -55,7 +56,7 @@ class Docker(volumes.Keeper):
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have, which also take IPv6 off loopback. Another machine's shows no /proc/meminfo of ours."""
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
-        never = ("gpus", "loopback6", "network_allowlists", "network_lists", "pools", "snapshot")
+        never = ("gpus", "loopback6", "network_allowlists", "network_lists", "pools")
         return frozenset({*limits, *never, "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images
@@ -85,7 +86,8 @@ class Docker(volumes.Keeper):
         status = asked.status(id, spec, root, self.name)
         with contextlib.ExitStack() as stack:
             async with self._book.naming(spec):
-                folder = stack.enter_context(self._book.new(status))
+                made = asked.made(spec, asked.prepared(root, Referenced))
+                folder = stack.enter_context(self._book.new(status, made))
             try:
                 await self._start(spec, asked.prepared(root, Referenced), status, folder)
             except BaseException:
@@ -113,19 +115,43 @@ class Docker(volumes.Keeper):
         return [*await Blocking(self._running)]
 
     async def stop(self, id: str) -> None:
+        keys = checkpoints.of(self._book.folder(id))
         await Blocking(self._stop, id)
+        if keys:
+            await Blocking(self._asked, generations.drop, self._layers, keys)
+
+    async def reset(self, id: str, to: Root | None) -> int:
+        made = await self.made(id)
+        if made.spec.secrets:
+            raise UnsupportedError(
+                f"sandbox {id} has secrets, which the docker engine does not keep, so it cannot be reset; "
+                "create another one, or use engine='embedded'"
+            )
+        with await self._alone(id):
+            status, folder = await self.inspect(id), self._book.folder(id)
+            await Blocking(self._remove, id)
+            left = replace(made.spec, timeout=max(0.001, status.expires - time.time()))
+            try:
+                await self._start(left, asked.prepared(to, Referenced) if to else made.root, status, folder)
+            except BaseException as error:
+                if folder.exists():
+                    self._book.write_end(id, _ends.ended("lost", 137, time.time(), f"its reset failed: {error}"))
+                    await Blocking(self._asked, self._clear, id)
+                elif isinstance(error, EngineError | OSError):
+                    raise ConnectionResetError(f"sandbox {id} was terminated while it was reset") from error
+                raise
+            return generations.begin(folder)
 
     async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
         deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            await until_end(await self.connect(id), deadline)
-        except ConnectionError:
-            pass
-        while not (end := (await self.inspect(id)).ended):  # it is just ending
+        while True:
+            with contextlib.suppress(ConnectionError):
+                await until_end(await self.connect(id), deadline)
+            if end := (await self.inspect(id)).ended:
+                return end
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError
-            await Sleep(0.02)
-        return end
+            await Sleep(0.02)  # it is just ending, or being reset
 
     async def tag(self, id: str, tags: tuple[tuple[str, str], ...]) -> None:
         if not self._book.write_tags(id, tags):
@@ -139,12 +165,13 @@ class Docker(volumes.Keeper):
         found: dict[str, Any] | None = await Blocking(self._described, id)
         if found is None or status.ended:
             raise ConnectionResetError(f"the sandbox {id} has ended")
+        generation = generations.now(self._book.folder(id))
         with while_it_runs(id):
             if info := posture.here(found, status.runtime):
-                return info
+                return replace(info, generation=generation)
             link = Link(await self.connect(id))
             try:
-                return await posture.far(found, link, status.runtime)
+                return replace(await posture.far(found, link, status.runtime), generation=generation)
             finally:
                 link.close()
 
@@ -166,6 +193,7 @@ class Docker(volumes.Keeper):
         """
         failed: list[str] = []
         with self._daemon.open() as api:
+            snapshots = generations.expire(api, check=check)
             known = container.names(api.get("/containers/json", all=True, filters=container.labels(container.ID)))
             left = [info.name for info in volumes.listed(api, self._home)]
             left = [name for name in left if ephemeral.is_abandoned(self._layers.path, name)]
@@ -181,7 +209,11 @@ class Docker(volumes.Keeper):
                 with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
                     self._book.prune_ended()
         _trash.tell(failed)
-        return [*(f"volume {name}" for name in left), *(f"sandbox {id}" for id in (*dead, *orphans))]
+        return [
+            *(f"volume {name}" for name in left),
+            *(f"sandbox {id}" for id in (*dead, *orphans)),
+            *(f"snapshot {id[7:19]}" for id in snapshots),
+        ]
 
     def images(self) -> Sequence[Built]:
         """The images that the daemon keeps for us."""
@@ -354,7 +386,8 @@ class Docker(volumes.Keeper):
             found = self._found(api, id)
             if found and container.status_of(found["Config"]["Labels"] or {}) is None:
                 return  # a container of that name that is none of ours
-            if found and found["State"]["Running"]:
+            # While it is reset it has no container, but runs.
+            if found["State"]["Running"] if found else self._book.alive(id):
                 # Noted first: whoever sees its links break asks why.
                 end = _ends.ended("terminated", 137, time.time())
                 noted = self._book.write_end(id, end)

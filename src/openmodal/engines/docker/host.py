@@ -171,7 +171,7 @@ def _asked(daemon: Daemon, minute: int) -> Host:
 
 
 def _made(folder: Path) -> str:
-    folder.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700, exist_ok=True)
     return str(folder)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,8 @@ from openmodal.engines.docker.daemon import Api, ApiError, Daemon, MissingError
 from openmodal.errors import ImageBuildError, RegistryError, UnsupportedError
 
 REPOSITORY = "openmodal"
+NAMED = "name-"
+"""What the tags begin with that are names of published images; the others are keys."""
 
 
 def prepare(daemon: Daemon, recipe: Recipe, layers: Layers, report: Report, options: Options) -> Referenced:
@@ -135,13 +137,7 @@ class _Making:
 
     def _import(self, content: Iterable[bytes] | bytes, name: str, changes: Iterable[str] = ()) -> None:
         whole = iter((content,)) if isinstance(content, bytes) else content
-        image = ""
-        query = {"fromSrc": "-", "changes": list(changes)}
-        for message in self._api.send("/images/create", whole, {"Content-Type": "application/x-tar"}, **query):
-            if "error" in message:
-                raise ImageBuildError(f"Docker cannot import the base image: {message['error']}", step="import")
-            image = str(message.get("status") or image).strip()  # the last one is the image's id
-        _tag(self._api, image, name)  # not by the import's own parameters: Podman takes the repository only
+        imported(self._api, whole, name, changes)
 
     def _announced(self, name: str) -> None:
         """Pull an image as a step of the build."""
@@ -227,6 +223,17 @@ class _Making:
         return listener.image
 
 
+def imported(api: Api, content: Iterable[bytes], name: str, changes: Iterable[str] = ()) -> None:
+    """Have the daemon make an image of that name of a tar."""
+    image = ""
+    query = {"fromSrc": "-", "changes": list(changes)}
+    for message in api.send("/images/create", content, {"Content-Type": "application/x-tar"}, **query):
+        if "error" in message:
+            raise ImageBuildError(f"Docker cannot import an image: {message['error']}", step="import")
+        image = str(message.get("status") or image).strip()  # the last one is the image's id
+    _tag(api, image, name)  # not by the import's own parameters: Podman takes the repository only
+
+
 def _build(
     api: Api, content: Iterable[bytes], listener: Listener, args: dict[str, str], file: str = recipes.DOCKERFILE
 ) -> None:
@@ -253,10 +260,18 @@ def _root(api: Api, name: str) -> Referenced | None:
         env=tuple((key, value) for key, _, value in env),
         workdir=config.get("WorkingDir") or "",
         user=config.get("User") or "",
-        entrypoint=tuple(config.get("Entrypoint") or ()),
+        entrypoint=tuple(filter(None, config.get("Entrypoint") or ())),
         cmd=tuple(config.get("Cmd") or ()),
         shell=tuple(config.get("Shell") or ()),
     )
+
+
+def tags(item: Mapping[str, Any], *, named: bool = False) -> list[str]:
+    """The keys of an image of the daemon's list; `named`: its other tags, too."""
+    found = (tag.rpartition(":") for tag in item["RepoTags"] or ())
+    # The second name is Podman's.
+    own = [tag for name, _, tag in found if name in (REPOSITORY, f"localhost/{REPOSITORY}")]
+    return own if named else [tag for tag in own if not tag.startswith(NAMED)]
 
 
 def _authorized(host: str) -> dict[str, str]:

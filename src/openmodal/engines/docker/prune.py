@@ -16,8 +16,9 @@ from typing import Any
 from openmodal._spec import Built
 from openmodal.build.layers import Layers
 from openmodal.build.prune import Pruned
+from openmodal.engines.docker import generations
 from openmodal.engines.docker.daemon import Api, ConflictError, MissingError
-from openmodal.engines.docker.images import REPOSITORY
+from openmodal.engines.docker.images import REPOSITORY, tags
 
 _Item = Mapping[str, Any]  # of the daemon's list
 
@@ -37,7 +38,8 @@ def images(api: Api, layers: Layers) -> list[Built]:
             history = api.get(f"/images/{item['Id']}/history")
             count = len(api.get(f"/images/{item['Id']}/json")["RootFS"]["Layers"])
             step = " ".join(str(history[0]["CreatedBy"]).removeprefix("/bin/sh -c #(nop)").split())
-            found.append(Built(_keys(item)[0], int(item["Size"]), count, _used(layers, item), step))
+            used, names = _used(layers, item), tuple(sorted(generations.names_of(item)))
+            found.append(Built(tags(item)[0], int(item["Size"]), count, used, step, generations.expires(item), names))
     return found
 
 
@@ -48,8 +50,9 @@ def prune(api: Api, layers: Layers, *, unused_for: float, caches: bool) -> Prune
     """
     before, count = _size(api), 0
     for item in _items(api):
-        if _used(layers, item) <= time.time() - unused_for:
-            count += sum(_remove(api, layers, key) for key in _keys(item))
+        if _used(layers, item) <= time.time() - unused_for and not _stays(item):
+            count += sum(_remove(api, layers, key) for key in tags(item))
+    generations.expire(api)
     if caches:
         api.post("/build/prune", all=True)
     return Pruned(count, max(0, before - _size(api)), 0)
@@ -57,18 +60,18 @@ def prune(api: Api, layers: Layers, *, unused_for: float, caches: bool) -> Prune
 
 def _items(api: Api) -> list[_Item]:
     found: list[_Item] = api.get("/images/json", filters={"reference": [REPOSITORY]})
-    return [item for item in found if _keys(item)]
+    return [item for item in found if tags(item)]
 
 
-def _keys(item: _Item) -> list[str]:
-    tags = (tag.rpartition(":") for tag in item["RepoTags"] or ())
-    return [key for name, _, key in tags if name in (REPOSITORY, f"localhost/{REPOSITORY}")]  # the second is Podman's
+def _stays(item: _Item) -> bool:
+    """Whether it is published, or a snapshot that has not expired."""
+    return bool(generations.names_of(item)) or generations.expires(item) > time.time()
 
 
 def _used(layers: Layers, item: _Item) -> float:
     """When it was used last, in seconds of the Unix clock; of what was never used from here, when it was made."""
     times: list[float] = []
-    for key in _keys(item):
+    for key in tags(item):
         with contextlib.suppress(FileNotFoundError):
             times.append(_note(layers, key).stat().st_mtime)
     return max(times, default=float(item["Created"]))

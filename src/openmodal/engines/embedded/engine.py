@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from openmodal import _args, _binary, _config, _ends, _trash
 from openmodal._dual import Blocking, Sleep, run_sync
@@ -23,6 +25,7 @@ from openmodal._spec import (
     EndRecord,
     Info,
     Layered,
+    Made,
     Recipe,
     Report,
     Root,
@@ -30,14 +33,16 @@ from openmodal._spec import (
     Status,
     VolumeInfo,
 )
-from openmodal.build import Options, RunRequest, build, lookup
+from openmodal.build import Options, RunRequest, build, lookup, published
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
-from openmodal.engines import asked, machine
+from openmodal.build.prune import expire
+from openmodal.engines import asked, checkpoints, machine
 from openmodal.engines.book import Book, new_id, unknown
 from openmodal.engines.contract import Engine
 from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
+from openmodal.engines.embedded.generations import Generations
 from openmodal.engines.embedded.uppers import Uppers
 from openmodal.engines.embedded.volumes import Volumes
 from openmodal.errors import (
@@ -69,11 +74,12 @@ class Embedded(Engine):
         self._layers = Layers(self._book.state)
         self._uppers = Uppers(self._book.state)
         self._volumes = Volumes(self._book.state)
+        self._generations = Generations(self._book, self._layers, self._uppers)
 
     @property
     def lacks(self) -> frozenset[str]:
-        """GPUs, pools and snapshots are for other engines, or later."""
-        return frozenset({"gpus", "pools", "snapshot"})
+        """GPUs and pools are for other engines."""
+        return frozenset({"gpus", "pools"})
 
     # ------------------------------------------------------------------------------------------------ images
 
@@ -123,7 +129,8 @@ class Embedded(Engine):
             stack.enter_context(disk_full_named(self._book.state))
             held = stack.enter_context(self._held(image))
             async with self._book.naming(spec):
-                folder = stack.enter_context(self._book.new(asked.status(id, spec, root, self.name)))
+                status = asked.status(id, spec, root, self.name)
+                folder = stack.enter_context(self._book.new(status, asked.made(spec, image)))
             stack.enter_context(self._uppers.taken(id))
             box = await self._box(spec, root, id, folder, lowers, env)
             if runsc:
@@ -135,6 +142,7 @@ class Embedded(Engine):
                 raise
         if self._book.now_and_then():
             self._book.prune_ended()
+            await Blocking(expire, self._layers)
         return id
 
     async def connect(self, id: str) -> Stream:
@@ -154,7 +162,8 @@ class Embedded(Engine):
     async def info(self, id: str) -> Info:
         folder, status = self._book.folder(id), await self.inspect(id)
         supervisor, size = await launch.supervisor(folder), disk.size(self._uppers.folder(id))
-        return posture.read(id, folder, supervisor, host.hierarchies(), status.runtime, size)
+        found = posture.read(id, folder, supervisor, host.hierarchies(), status.runtime, size)
+        return replace(found, generation=(await self._generations.now(id)).generation)
 
     async def list(self) -> list[Status]:
         found = [(id, self._book.status(id)) for id in self._book.ids()]
@@ -162,6 +171,12 @@ class Embedded(Engine):
         return sorted(running, key=lambda status: status.created)
 
     async def stop(self, id: str) -> None:
+        keys = checkpoints.of(self._book.folder(id))
+        await self._stop(id)
+        if keys:
+            await Blocking(self._generations.drop, keys)
+
+    async def _stop(self, id: str) -> None:
         try:
             await launch.ask(self._book.folder(id), b"t", launch.STOP_SECONDS)
         except (ConnectionError, FileNotFoundError):
@@ -188,6 +203,33 @@ class Embedded(Engine):
 
     async def main_output(self, id: str, stream: int) -> bytes:
         return self._book.main_output(id, stream)
+
+    async def made(self, id: str) -> Made[Layered]:
+        return self._generations.made(id)
+
+    async def snapshot(self, id: str, expires: float, timeout: float | None = None) -> str:
+        return await self._generations.snapshot(id, expires, timeout)
+
+    async def import_files(self, files: IO[bytes], title: str, expires: float) -> str:
+        self._book.prepare()
+        key: str = await Blocking(self._generations.unpacked, files, title, expires)
+        return key
+
+    async def checkpoint(self, id: str) -> Layered:
+        return await self._generations.checkpoint(id, (await self.inspect(id)).expires)
+
+    async def reset(self, id: str, to: Root | None) -> int:
+        return await self._generations.reset(id, asked.prepared(to, Layered) if to else None)
+
+    async def publish(self, name: str, root: Root) -> str:
+        await Blocking(published.publish, self._layers, name, asked.prepared(root, Layered))
+        return root.key
+
+    async def published(self) -> Mapping[str, str]:
+        return published.names(self._layers)
+
+    async def unpublish(self, name: str) -> bool:
+        return published.delete(self._layers, name)
 
     async def egress(self, id: str) -> builtins.list[Egress]:
         await self.inspect(id)
@@ -244,6 +286,7 @@ class Embedded(Engine):
         dead = [id for id in ids if not self._book.alive(id)]
         orphans = {id: found for id, found in groups.items() if id not in ids and all(map(cgroup.abandoned, found))}
         failed: list[str] = []
+        snapshots = expire(self._layers, check=check, failed=failed)
         if not check:
             with _trash.going_on(failed):
                 host.tidy_router(_binary.find(self._book.state))
@@ -260,6 +303,7 @@ class Embedded(Engine):
             *(f"volume {name}" for name in volumes),
             *(f"sandbox {id}" for id in dead),
             *(f"control groups of {id}" for id in orphans),
+            *(f"snapshot {key[:12]}" for key in snapshots),
         ]
 
     def _reaped(self, id: str, failed: builtins.list[str]) -> bool:

@@ -29,6 +29,8 @@ _ASPECTS = {
     "store": "store",
     "overlay": "overlayfs",
     "seccomp": "seccomp",
+    "busy": "busy",
+    "unsupported": "unsupported",
 }
 
 

@@ -72,7 +72,9 @@ class Kubernetes(volumes.Keeper):
         """What pods cannot promise; docs/kubernetes.md tells why of each."""
         network = () if self.settings.network_policy else ("network_block", "network_isolation", "network_lists")
         never = (
+            "checkpoint",
             "disk",
+            "fork",
             "images",
             "loopback6",
             "meminfo",
@@ -81,6 +83,8 @@ class Kubernetes(volumes.Keeper):
             "network_interfaces",
             "nproc",
             "pids",
+            "published",
+            "reset",
             "snapshot",
             "host_folders",
             "volume_rename",

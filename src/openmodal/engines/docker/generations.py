@@ -1,0 +1,169 @@
+"""What becomes of a container's files: images that the daemon commits, and the names of images.
+
+An image's label tells that it is a snapshot, under which tag, and until when it is kept. Images
+that are built on a snapshot inherit the label, but not the tag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from msgspec.structs import replace
+
+from openmodal._files import text
+from openmodal._spec import Referenced
+from openmodal.build.layers import Layers, sync_file_system
+from openmodal.build.names import of_snapshot
+from openmodal.engines.docker.container import HOME, ID, STATUS
+from openmodal.engines.docker.daemon import Api, ConflictError, Daemon, MissingError
+from openmodal.engines.docker.images import NAMED, REPOSITORY, imported, tags
+
+SNAPSHOT = "openmodal.snapshot"
+"""The label: a tag, and the time on the Unix clock."""
+
+_GENERATION = "generation"  # a file in a sandbox's folder
+
+_Item = Mapping[str, Any]  # of the daemon's list
+_PIECE = 1 << 20
+_HALF_MADE = 3600.0  # seconds that a commit may take until its image has a tag
+
+
+def commit(
+    daemon: Daemon, layers: Layers, id: str, root: Referenced, expires: float, timeout: float | None
+) -> tuple[str, Referenced]:
+    """An image of a container's files, with the settings of the image that it is made of: its key,
+    and the image. The daemon stops what runs meanwhile.
+
+    Raises:
+        ConnectionError: there is no such container.
+        TimeoutError: the daemon has not answered in time.
+    """
+    key = os.urandom(32).hex()
+    name = of_snapshot(key, layers)
+    try:
+        with daemon.open(timeout) as api:
+            image = str(api.post("/commit", _settings(root, name, expires), container=id, pause=True)["Id"])
+            # Not before it is whole: a commit that nobody waits for any more gets no name.
+            api.post(f"/images/{image}/tag", repo=REPOSITORY, tag=name)
+    except (MissingError, ConflictError) as error:
+        raise ConnectionResetError(f"the sandbox {id} has ended") from error
+    return key, replace(root, key=name, reference=image)
+
+
+def unpacked(api: Api, layers: Layers, files: IO[bytes], expires: float) -> str:
+    """An image of a tar file; its key."""
+    key = os.urandom(32).hex()
+    name = of_snapshot(key, layers)
+    imported(api, iter(lambda: files.read(_PIECE), b""), name, [f'LABEL {SNAPSHOT}="{name} {expires}"'])
+    return key
+
+
+def _settings(root: Referenced, name: str, expires: float) -> dict[str, Any]:
+    """The image's configuration. What is empty here, the daemon would take from the container."""
+    return {
+        "Env": [f"{key}={value}" for key, value in root.env],
+        "WorkingDir": root.workdir or "/",
+        "User": root.user,
+        "Entrypoint": [*root.entrypoint] or [""],
+        "Cmd": [*root.cmd],
+        "Shell": [*root.shell],
+        "Labels": {ID: "", HOME: "", STATUS: "", SNAPSHOT: f"{name} {expires}"},
+    }
+
+
+def settle(root_folder: str) -> None:
+    """Return when what the daemon has written is on the disk, if it is one of this machine's."""
+    with contextlib.suppress(OSError):
+        sync_file_system(Path(root_folder))
+
+
+def expires(item: _Item) -> float:
+    """Until when an image of the daemon's list is kept; 0: it is no snapshot."""
+    name, _, until = str((item.get("Labels") or {}).get(SNAPSHOT, "")).partition(" ")
+    return float(until) if name and name in tags(item) else 0.0
+
+
+def expire(api: Api, *, check: bool = False) -> list[str]:
+    """Remove the snapshots whose time is over, and what a commit left for which nobody waited;
+    return which. `check`: only tell."""
+    over = [item for item in _snapshots(api) if _is_over(item)]
+    return [str(item["Id"]) for item in over if check or _removed(api, item)]
+
+
+def _is_over(item: _Item) -> bool:
+    if not tags(item):
+        return float(item["Created"]) < time.time() - _HALF_MADE
+    return 0.0 < expires(item) < time.time() and not names_of(item)
+
+
+def _snapshots(api: Api) -> list[_Item]:
+    found: list[_Item] = api.get("/images/json", filters={"label": [SNAPSHOT]})
+    return found
+
+
+def _removed(api: Api, item: _Item) -> bool:
+    try:
+        for name in tags(item) or [str(item["Id"])]:
+            api.delete(f"/images/{REPOSITORY}:{name}" if tags(item) else f"/images/{name}")
+    except (MissingError, ConflictError):  # gone meanwhile, or in use
+        return False
+    return True
+
+
+def drop(api: Api, layers: Layers, keys: list[str]) -> None:
+    """Remove checkpoints of a sandbox that has ended. One that a fork stands on expires."""
+    for key in keys:
+        with contextlib.suppress(MissingError, ConflictError):
+            api.delete(f"/images/{REPOSITORY}:{of_snapshot(key, layers)}")
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+def publish(api: Api, layers: Layers, name: str, root: Referenced) -> str:
+    """Give an image a name, and return its key."""
+    key = root.reference.removeprefix("sha256:")
+    for tag in (of_snapshot(key, layers), f"{NAMED}{name}"):
+        api.post(f"/images/{root.reference}/tag", repo=REPOSITORY, tag=tag)
+    return key
+
+
+def published(api: Api) -> dict[str, str]:
+    """The keys of images by their names."""
+    items: list[_Item] = api.get("/images/json", filters={"reference": [REPOSITORY]})
+    return {name: str(item["Id"]).removeprefix("sha256:") for item in items for name in names_of(item)}
+
+
+def unpublish(api: Api, name: str) -> bool:
+    """Delete a name; whether it was there."""
+    try:
+        api.delete(f"/images/{REPOSITORY}:{NAMED}{name}")
+    except MissingError:
+        return False
+    return True
+
+
+def names_of(item: _Item) -> list[str]:
+    """The names that an image of the daemon's list is published under."""
+    return [tag.removeprefix(NAMED) for tag in tags(item, named=True) if tag.startswith(NAMED)]
+
+
+# ------------------------------------------------------------------------------------- generations
+
+
+def now(folder: Path) -> int:
+    """The generation of the sandbox of that folder."""
+    return int(text(folder / _GENERATION) or 0)
+
+
+def begin(folder: Path) -> int:
+    """Another generation begins; return its number."""
+    number = now(folder) + 1
+    with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+        (folder / _GENERATION).write_text(str(number), "ascii")
+    return number

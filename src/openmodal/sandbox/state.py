@@ -1,0 +1,212 @@
+"""The state of a sandbox's files: snapshots, checkpoints, forks, resets."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
+
+from msgspec.structs import replace
+
+from openmodal import _args
+from openmodal._dual import Together, dual
+from openmodal._options import environment
+from openmodal._packed import Packer
+from openmodal._spec import Root, SandboxSpec
+from openmodal.engines import Created, require
+from openmodal.errors import InvalidError, NotFoundError, SandboxNotRunningError, file_error
+from openmodal.image import Image, snapshot
+from openmodal.sandbox.handle import Handle
+from openmodal.secret import Secret
+
+MONTH = 30 * 86400.0
+FOREVER = 253402300799.0  # the end of the year 9999, in seconds of the Unix clock
+
+_MOST_FORKS = 1000
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of a sandbox as they were, for `reset` and as long as the sandbox lives."""
+
+    sandbox_id: str
+    root: Root
+
+
+class State(Handle):
+    """What a sandbox's files were, and going on from there. Files only: no processes, nothing in
+    memory such as /dev/shm, no volumes."""
+
+    @dual
+    async def snapshot_filesystem(self, timeout: float | None = None, *, ttl: float | None = MONTH) -> Image:
+        """Make an image of its files, for other sandboxes and as what other images begin with.
+
+        When it returns the image is there, after a power cut, too. The sandbox goes on; if
+        commands run in it, they are stopped while their files are copied, and the files are as a
+        power cut would leave them.
+
+        Args:
+            timeout: seconds that it may take; None: any number.
+            ttl: seconds until the image expires. None: never; then remove it with
+                `openmodal image prune` after `Image.delete` of what it is published as.
+
+        Raises:
+            TimeoutError, DiskFullError: there is no image.
+            SandboxNotRunningError: it has ended, perhaps meanwhile; there is no image.
+            UnsupportedError: the engine takes no snapshots.
+        """
+        require(self._engine, "snapshot")
+        expires = _expires(ttl)
+        async with self._while_it_runs():
+            key = await self._engine.snapshot(self._id, expires, _args.optional_seconds("timeout", timeout))
+        return snapshot(key)
+
+    @dual
+    async def snapshot_directory(self, path: str, *, ttl: float | None = MONTH) -> Image:
+        """Make an image whose root is a folder of its files: for `mount_image`, or as what other
+        images begin with. It has no settings, such as variables. What runs in the sandbox goes on
+        meanwhile, and hard links become files of their own.
+
+        Args:
+            path: the folder.
+            ttl: as in `snapshot_filesystem`.
+
+        Raises:
+            SandboxFilesystemError: it is no folder, or has more than 16 GiB.
+            DiskFullError, SandboxNotRunningError, UnsupportedError: as `snapshot_filesystem`.
+        """
+        from openmodal.filesystem import Filesystem
+
+        require(self._engine, "snapshot")
+        expires = _expires(ttl)
+        files = Filesystem(self._agent)
+        if not (await files._stat(path, follow=True)).is_dir:
+            raise file_error(errno.ENOTDIR, path)
+        with tempfile.TemporaryFile() as packed:
+            await files._pull(path, lambda: Packer(packed, path))
+            key = await self._engine.import_files(packed, f"{path} of {self._id}", expires)
+        return snapshot(key)
+
+    @dual
+    async def checkpoint(self) -> Checkpoint:
+        """Keep its files as they are now, to `reset` it to them. Costs little, and nothing if
+        nothing was written since the last one.
+
+        Raises:
+            DiskFullError, SandboxNotRunningError, UnsupportedError: as `snapshot_filesystem`.
+        """
+        require(self._engine, "checkpoint")
+        async with self._while_it_runs():
+            return Checkpoint(self._id, await self._engine.checkpoint(self._id))
+
+    @dual
+    async def fork(
+        self,
+        n: int = 1,
+        *,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        secrets: Iterable[Secret] = (),
+        timeout: float | None = None,
+    ) -> list[Self]:
+        """Create sandboxes that go on from its files, all or none of them.
+
+        Each has its limits, network policy, environment and main command, but an id and processes
+        of its own. Secrets are not passed on: give them here.
+
+        Args:
+            n: how many.
+            name: a name for one, of which several get "<name>-1" and so on.
+            tags: labels; None: its own.
+            secrets: variables of every command.
+            timeout: the lifetime of each in seconds; None: what it was created with.
+
+        Raises:
+            AlreadyExistsError: a name is taken; there is no fork.
+            DiskFullError, SandboxNotRunningError, UnsupportedError: as `snapshot_filesystem`.
+        """
+        require(self._engine, "fork")
+        n = _args.whole("n", n, 1, _MOST_FORKS)
+        names = _names(None if name is None else _args.name("name", name), n)
+        given, checked = environment(None, secrets), None if tags is None else _args.tags(tags)
+        lifetime = _args.optional_seconds("timeout", timeout)
+        async with self._while_it_runs():
+            made = await self._engine.made(self._id)
+            root = await self._engine.checkpoint(self._id)
+        spec: SandboxSpec = made.spec
+        spec = replace(
+            spec,
+            tags=(await self._look()).tags if checked is None else checked,
+            env=tuple({**dict(given), **dict(spec.env)}.items()),
+            secrets=tuple(name for name, _ in given),
+            timeout=spec.timeout if lifetime is None else lifetime,
+        )
+        return await self._forks([replace(spec, name=each) for each in names], root)
+
+    async def _forks(self, specs: list[SandboxSpec], root: Root) -> list[Self]:
+        """Create them side by side; if one fails, or we are interrupted, end the others."""
+        forks: dict[int, Self] = {}
+
+        async def make(number: int) -> None:
+            made = await self._engine.create(specs[number], root)
+            first = made.first if isinstance(made, Created) else None
+            forks[number] = type(self)(made.id if isinstance(made, Created) else made, self._engine, first)
+
+        numbers = range(len(specs))
+        try:
+            for error in await Together(map(make, numbers)):
+                if error:
+                    raise error
+        except BaseException:
+            for fork in forks.values():
+                await fork._close()
+            raise
+        return [forks[number] for number in numbers]
+
+    @dual
+    async def reset(self, to: Checkpoint | None = None) -> int:
+        """Make it as it was created, or its files as they were at a checkpoint of its own.
+
+        All processes end, and everything but its id, name, tags, deadline and limits is new; its
+        main command begins again. Handles of earlier commands raise SandboxResetError. Returns
+        the new generation, as `info` tells it.
+
+        Raises:
+            InvalidError: the checkpoint is of another sandbox; nothing was done.
+            NotFoundError: the checkpoint is not there any more; nothing was done.
+            SandboxNotRunningError: it has ended.
+            EngineError: it could not be started again, and has ended.
+        """
+        require(self._engine, "reset")
+        if to is not None and (not isinstance(to, Checkpoint) or to.sandbox_id != self._id):
+            raise InvalidError(f"reset() takes a checkpoint of sandbox {self._id}; make one with its checkpoint()")
+        async with self._while_it_runs():
+            generation = await self._engine.reset(self._id, to.root if to else None)
+        self._renew()
+        return generation
+
+    @asynccontextmanager
+    async def _while_it_runs(self) -> AsyncIterator[None]:
+        """Say why it has ended, if that is why something failed."""
+        try:
+            yield
+        except ConnectionError as error:
+            await self._why(error)
+            raise SandboxNotRunningError(f"sandbox {self._id} is just ending") from error
+        except NotFoundError:
+            await self._look()
+            raise
+
+
+def _expires(ttl: float | None) -> float:
+    return FOREVER if ttl is None else time.time() + _args.seconds("ttl", ttl)
+
+
+def _names(name: str | None, count: int) -> list[str]:
+    if name is None:
+        return [""] * count
+    return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
