@@ -1,5 +1,6 @@
 /* The verb `ask`: ask the first name server of /etc/resolv.conf for the address of a name, as `openmodal doctor` does in a sandbox without
  * files. Whether there is such a name is not the question, only whether somebody answers. Knows nothing of agents. */
+#include "scan.h"
 #include "util.h"
 #include "verbs.h"
 
@@ -17,7 +18,7 @@ enum { ANSWERED, UNANSWERED, MISUSED, ATTEMPTS = 4, LONGEST = 200, HEADER = 12, 
 /* The first line `nameserver ADDRESS`. */
 static bool find_server(struct sockaddr_in *server) {
     char *text = read_file("/etc/resolv.conf", 64 << 10, NULL), *word = text ? strstr(text, "nameserver ") : NULL, address[16] = "";
-    bool found = word && sscanf(word, "nameserver %15s", address) == 1 && inet_pton(AF_INET, address, &server->sin_addr) == 1;
+    bool found = word && scan(word, "nameserver %15s", address) == 1 && inet_pton(AF_INET, address, &server->sin_addr) == 1;
     free(text);
     return found;
 }

@@ -29,6 +29,7 @@
 #include "passing.h"
 #include "plan.h"
 #include "runtime.h"
+#include "scan.h"
 #include "trash.h"
 #include "upper.h"
 #include "util.h"
@@ -410,7 +411,7 @@ void hear_init(struct box *box) {
     int code = 0;
     if (receive_with(box->link, text, sizeof text, NULL, 0, MSG_DONTWAIT) <= 0)
         return;
-    bool fits = box->told = sscanf(text, "%15s %d %llu %llu", word, &code, &box->written[0], &box->written[1]) == 4;
+    bool fits = box->told = scan(text, "%15s %d %llu %llu", word, &code, &box->written[0], &box->written[1]) == 4;
     for (size_t i = 0; fits && i < sizeof reasons / sizeof *reasons; i++)
         if (strcmp(word, reasons[i]) == 0)
             end_with(box, reasons[i], code & 0xff);

@@ -3,6 +3,7 @@
 #include "devices.h"
 
 #include "fail.h"
+#include "scan.h"
 #include "util.h"
 
 #include <stdio.h>
@@ -57,8 +58,8 @@ static void answer(struct program *program, int32_t yes) {
 
 static bool allow(struct program *program, const char *device) {
     int major = 0, minor = 0, end = 0;
-    bool any = sscanf(device, "%d:*%n", &major, &end) == 1 && end > 0 && device[end] == '\0';
-    if (!any && (sscanf(device, "%d:%d%n", &major, &minor, &end) != 2 || device[end] != '\0'))
+    bool any = scan(device, "%d:*%n", &major, &end) == 1 && end > 0 && device[end] == '\0';
+    if (!any && (scan(device, "%d:%d%n", &major, &minor, &end) != 2 || device[end] != '\0'))
         return fail("plan", "device must be like 1:3 or 136:*, not %.40s", device);
     add(program, JUMP_UNLESS_EQUAL, MAJOR, any ? 2 : 3, major);
     if (!any)

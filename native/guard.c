@@ -5,6 +5,7 @@
 
 #include "fail.h"
 #include "ids.h"
+#include "scan.h"
 #include "sockets.h"
 #include "util.h"
 
@@ -203,7 +204,7 @@ static uint64_t noted(int folder, const char *name, dev_t device) {
     char *path = must_format("%s/" COUNTED, name);
     AUTO_FD int file = openat(folder, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     free(path);
-    return file >= 0 && read(file, text, sizeof text - 1) > 0 && sscanf(text, "%llu %llu", &size, &where) == 2 && where == device
+    return file >= 0 && read(file, text, sizeof text - 1) > 0 && scan(text, "%llu %llu", &size, &where) == 2 && where == device
                ? size
                : 0;
 }

@@ -6,6 +6,7 @@
 #include "fail.h"
 #include "ids.h"
 #include "netlink.h"
+#include "scan.h"
 #include "util.h"
 #include "verbs.h"
 #include "wall.h"
@@ -127,7 +128,7 @@ static uint32_t default_mtu(void) {
     for (char *line = table; line != NULL; line = strchr(line, '\n')) {
         line += strspn(line, "\n");
         unsigned destination = 1;
-        if (sscanf(line, "%15s %x", name, &destination) == 2 && destination == 0)
+        if (scan(line, "%15s %x", name, &destination) == 2 && destination == 0)
             return mtu_of(name);
     }
     return 1500;

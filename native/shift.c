@@ -16,6 +16,7 @@
 #include "ids.h"
 #include "mountfd.h"
 #include "mounts.h"
+#include "scan.h"
 #include "trash.h"
 #include "util.h"
 
@@ -62,7 +63,7 @@ static bool read_table(pid_t init, struct hanging *hanging) {
     if (table == NULL)
         return fail(NULL, "cannot read the sandbox's mounts: %m");
     for (char *rest = table, *line; (line = strsep(&rest, "\n")) != NULL;) {
-        if (sscanf(line, "%d %d %*s %*s %4095s", &id, &parent, point) != 3)
+        if (scan(line, "%d %d %*s %*s %4095s", &id, &parent, point) != 3)
             continue;
         unescape(point);
         if (strcmp(point, "/") == 0)

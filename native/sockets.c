@@ -4,6 +4,7 @@
 #include "sockets.h"
 
 #include "netlink.h"
+#include "scan.h"
 #include "util.h"
 
 #include <fcntl.h>
@@ -59,7 +60,7 @@ static uint64_t hold_in(const char *path, const char *form) {
     uint64_t sum = 0;
     unsigned long long sent, waiting;
     for (char *rest = text, *line; text != NULL && (line = strsep(&rest, "\n")) != NULL;)
-        if (sscanf(line, form, &sent, &waiting) == 2)
+        if (scan(line, form, &sent, &waiting) == 2)
             sum += sent + waiting;
     free(text);
     return sum;

@@ -10,6 +10,7 @@
  * of the look; if the signal then arrives, the process was there all the time and is the one that was looked at. */
 #include "tree.h"
 #include "link.h"
+#include "scan.h"
 #include "util.h"
 
 #include <errno.h>
@@ -49,7 +50,7 @@ static bool read_process(pid_t pid, struct process *process) {
     long parent;
     unsigned long long started;
     *process = (struct process){.pid = pid};
-    if (!at || sscanf(at, ") %c %ld %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu", &process->state, &parent, &started) != 3)
+    if (!at || scan(at, ") %c %ld %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu", &process->state, &parent, &started) != 3)
         return false;
     process->parent = (pid_t)parent;
     process->started = started;
