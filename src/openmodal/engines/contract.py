@@ -120,6 +120,11 @@ PROMISES = {
     "memory": Promise("the limit `memory` holds, and the sandbox's record tells"),
     "memory_left": Promise("/proc/meminfo tells how much of the limit `memory` is left"),
     "memory_offender": Promise("of what exceeds the limit `memory`, only the offender is killed, and its record tells"),
+    "mount_image": Promise(
+        "`mount_image` shows an image's files in a folder of a running sandbox",
+        "cannot mount images; make a sandbox of the image, or use engine='embedded'",
+        verb="mount",
+    ),
     "network_allowlists": Promise(
         "with a list of domains a sandbox reaches only what is on it, and `egress_log` tells",
         f"has no allow lists of domains, and no log of them; {_OTHER_LISTS}",
@@ -361,6 +366,26 @@ class Engine(Protocol):
             EngineError: it could not be started again, and has ended.
         """
         raise refusal(self, "reset")
+
+    async def mount(self, id: str, path: str, root: Root) -> None:
+        """Show an image's files in a folder of the sandbox, writable: what is written there is
+        thrown away at the end. The folder is made if it is not there.
+
+        Raises:
+            NotFoundError: the image is not there any more.
+            EngineError: it cannot be mounted there; nothing was done.
+            ConnectionError: the sandbox has ended.
+        """
+        raise refusal(self, "mount_image")
+
+    async def unmount(self, id: str, path: str) -> None:
+        """Take away what `mount` has shown there.
+
+        Raises:
+            EngineError: there is nothing to take away.
+            ConnectionError: the sandbox has ended.
+        """
+        raise refusal(self, "mount_image")
 
     async def publish(self, name: str, root: Root) -> str:
         """Give an image a name, by which any process finds it until the name is deleted; return its

@@ -19,7 +19,7 @@ from openmodal._packed import Packer
 from openmodal._spec import Root, SandboxSpec
 from openmodal.engines import Created, require
 from openmodal.errors import InvalidError, NotFoundError, SandboxNotRunningError, file_error
-from openmodal.image import Image, snapshot
+from openmodal.image import Image, ready, snapshot
 from openmodal.sandbox.handle import Handle
 from openmodal.secret import Secret
 
@@ -188,6 +188,45 @@ class State(Handle):
             generation = await self._engine.reset(self._id, to.root if to else None)
         self._renew()
         return generation
+
+    @dual
+    async def mount_image(self, path: str, image: Image) -> None:
+        """Show an image's files in a folder of it while it runs, such as one of
+        `snapshot_directory`. What is written there belongs to the mount, not to the image, and goes
+        with it. Snapshots and forks do not have it, and a reset takes it away.
+
+        Args:
+            path: the folder, which is made if it is not there. It must not be mounted on already.
+            image: the image; it is made if it is not there.
+
+        Raises:
+            InvalidError: an argument is wrong.
+            EngineError: it cannot be mounted there; nothing was done.
+            ImageError, SandboxNotRunningError, UnsupportedError: nothing was done.
+        """
+        from openmodal.build.progress import terminal_report
+
+        require(self._engine, "mount_image")
+        path = _args.absolute("path", path)
+        if not isinstance(image, Image):
+            raise InvalidError(f"image must be an openmodal.Image, not {type(image).__name__}")
+        with terminal_report() as report:
+            root = await ready(image, self._engine, report)
+        async with self._while_it_runs():
+            await self._engine.mount(self._id, path, root)
+
+    @dual
+    async def unmount_image(self, path: str) -> None:
+        """Take away what `mount_image` shows in a folder, and what was written there.
+
+        Raises:
+            EngineError: nothing is mounted there.
+            SandboxNotRunningError, UnsupportedError: as `mount_image`.
+        """
+        require(self._engine, "mount_image")
+        path = _args.absolute("path", path)
+        async with self._while_it_runs():
+            await self._engine.unmount(self._id, path)
 
     @asynccontextmanager
     async def _while_it_runs(self) -> AsyncIterator[None]:

@@ -83,6 +83,7 @@ from openmodal.testing.programs import TestPrograms  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
 from openmodal.testing.state import (  # noqa: E402
     TestForks,
+    TestMountedImages,
     TestPublished,
     TestResets,
     TestSnapshots,
@@ -126,6 +127,7 @@ __all__ = [
     "TestLostLinks",
     "TestMainCommand",
     "TestMistakes",
+    "TestMountedImages",
     "TestNames",
     "TestNetwork",
     "TestOtherProcesses",

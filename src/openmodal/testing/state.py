@@ -18,6 +18,7 @@ from openmodal.app import App
 from openmodal.engines import Engine
 from openmodal.errors import (
     AlreadyExistsError,
+    EngineError,
     InvalidError,
     NotFoundError,
     SandboxFilesystemError,
@@ -343,3 +344,31 @@ class TestResets:
             for fork in result if isinstance(result, list) else ():
                 fork.terminate()
         assert sandbox.poll() == 137
+
+
+@promise("mount_image")
+class TestMountedImages:
+    def test_it_is_there_and_writable_until_it_is_taken_away(self, create: Create, image: Image) -> None:
+        sandbox = create()
+        made = image.run_commands("mkdir /data; echo one > /data/file")
+        sandbox.mount_image("/mnt/image", made)
+        assert sh(sandbox, "cat /mnt/image/data/file; echo two > /mnt/image/data/file") == "one\n"
+        assert sh(create(image=made), "cat /data/file") == "one\n", "the image is as it was"
+        with forked(sandbox, 1) as (fork,):
+            assert not fork.filesystem.exists("/mnt/image/data"), "a fork has it not"
+        sandbox.unmount_image("/mnt/image")
+        assert not sandbox.filesystem.exists("/mnt/image/data")
+        sandbox.mount_image("/mnt/image", made)
+        assert sh(sandbox, "cat /mnt/image/data/file") == "one\n", "what was written went with the mount"
+
+    def test_wrong_places_are_refused(self, create: Create, image: Image) -> None:
+        sandbox = create()
+        for path in ("relative", ""):
+            with pytest.raises(InvalidError):
+                sandbox.mount_image(path, image)
+        for path in ("/etc/passwd", "/proc/self"):
+            with pytest.raises(EngineError):
+                sandbox.mount_image(path, image)
+        with pytest.raises(EngineError):
+            sandbox.unmount_image("/srv")
+        assert sh(sandbox, "echo runs") == "runs\n"

@@ -56,7 +56,7 @@ class Docker(Stateful, volumes.Keeper):
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have, which also take IPv6 off loopback. Another machine's shows no /proc/meminfo of ours."""
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
-        never = ("gpus", "loopback6", "network_allowlists", "network_lists", "pools")
+        never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "pools")
         return frozenset({*limits, *never, "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images

@@ -221,6 +221,12 @@ class Embedded(Engine):
     async def reset(self, id: str, to: Root | None) -> int:
         return await self._generations.reset(id, asked.prepared(to, Layered) if to else None)
 
+    async def mount(self, id: str, path: str, root: Root) -> None:
+        await self._generations.mount(id, path, asked.prepared(root, Layered))
+
+    async def unmount(self, id: str, path: str) -> None:
+        await self._generations.unmount(id, path)
+
     async def publish(self, name: str, root: Root) -> str:
         await Blocking(published.publish, self._layers, name, asked.prepared(root, Layered))
         return root.key

@@ -79,6 +79,7 @@ class Kubernetes(volumes.Keeper):
             "loopback6",
             "meminfo",
             "memory_left",
+            "mount_image",
             "network_allowlists",
             "network_interfaces",
             "nproc",
