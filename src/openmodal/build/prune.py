@@ -22,6 +22,7 @@ from openmodal.build import published, put
 from openmodal.build.base import TRUST
 from openmodal.build.layers import Layers, Meta, size_of
 from openmodal.build.locks import try_lock
+from openmodal.build.names import of_snapshot
 
 
 class Pruned(msgspec.Struct, frozen=True):
@@ -95,10 +96,17 @@ def expire(store: Layers, *, check: bool = False, failed: list[str] | None = Non
 
 
 def drop(store: Layers, keys: Iterable[str]) -> None:
-    """Remove layers, given from the topmost down, that nothing stands on or uses any more."""
+    """Remove snapshots, given from the newest on, before they expire. What something stands on, or
+    uses, stays until then."""
     with store.guard("prune"):
         for key in keys:
-            _remove(store, key)
+            held = try_lock(store.path / "locks" / key)
+            if not held:
+                continue
+            with held:
+                if store.has(key) and not any(meta.parent == key for meta in _layers(store).values()):
+                    store.forget(of_snapshot(key, store))
+                    _remove_held(store, key)
 
 
 def _below_held(store: Layers, layers: dict[str, Meta]) -> set[str]:

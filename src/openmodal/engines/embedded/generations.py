@@ -207,8 +207,6 @@ class Generations:
 
     def drop(self, keys: Sequence[str]) -> None:
         """Remove the checkpoints of a sandbox that has ended, but for those that forks stand on."""
-        for key in keys:
-            self._layers.forget(of_snapshot(key, self._layers))
         prune.drop(self._layers, keys)
 
     # --------------------------------------------------------------------------------------- inside
