@@ -110,7 +110,10 @@ static void count(struct box *box) {
 }
 
 static void grafted(struct box *box) {
-    *graft_at(box, NULL) = (struct graft){must_copy(box->shaping.target), box->shaping.number, box->shaping.lock};
+    struct graft *graft = graft_at(box, NULL); /* nobody else takes one meanwhile */
+    if (graft == NULL)
+        return;
+    *graft = (struct graft){must_copy(box->shaping.target), box->shaping.number, box->shaping.lock};
     box->shaping.lock = -1;
     count(box);
 }
@@ -123,6 +126,8 @@ static void forget(struct graft *graft) {
 
 static void parted(struct box *box) {
     struct graft *graft = graft_at(box, box->shaping.target);
+    if (graft == NULL)
+        return;
     char *folder = folder_of(box, graft->number);
     layers_put_aside(box, folder);
     free(folder);

@@ -1,4 +1,4 @@
-"""What a supervisor can do with the files of a sandbox that runs: copy them, and copy layers into one."""
+"""What a supervisor does with the files of a sandbox that runs: it copies and resets them."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_without_groups_nothing_is_copied(root_host: Host) -> None:
 
 
 def test_layers_are_copied_into_one_as_an_overlay_shows_them(root_host: Host) -> None:
-    """What the kernel makes of three uppers one on the other is what their copy shows on the image."""
+    """The kernel makes the same of three uppers and of their copy."""
     scripts = [
         "mkdir -p /d/e /gone /file; echo old > /d/one; echo two > /d/two; echo x > /gone/x; mkdir /bin/new",
         "echo new > /d/one; /bin/busybox rm -r /gone /file /etc/group; mkdir /gone; echo y > /gone/y; echo f > /file",
@@ -250,7 +250,7 @@ def test_layers_are_copied_into_one_as_an_overlay_shows_them(root_host: Host) ->
     assert flat.run("cat /d/one; ls /gone /file; test -e /d/two || echo gone") == "new\n/file:\n\n/gone:\ny\ngone\n"
 
 
-# -------------------------------------------------------------------------------------------- resets
+# ----------------------------------------------------------------------------------------- resets
 
 
 def test_after_a_reset_everything_is_new(root_host: Host, box: Box) -> None:
@@ -281,7 +281,7 @@ def test_after_a_reset_everything_is_new(root_host: Host, box: Box) -> None:
 
 
 def counted(box: Box) -> tuple[int, int, int]:
-    """Descriptors, memory maps and children of a supervisor, when those of the last request are gone."""
+    """Descriptors, children and mounts, when what the last request has started is gone."""
     deadline = time.monotonic() + 10
     while len(_children(box.pid)) > 1 and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The layer switch: the upper folder of a sandbox becomes a layer while it runs, and nothing is copied."""
+"""The layer switch: the upper folder of a running sandbox becomes a layer without a copy."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_what_begins_during_a_switch_sees_the_new_root_or_keeps_it_from_happenin
 
 
 def interrupted(stack: Stack, after: float) -> str:
-    """Begin a switch, kill its process after so many seconds, and return the first words of the answer."""
+    """Begin a switch, kill its process after so many seconds; the answer's first words."""
     children, answers = set(_children(stack.box.pid)), list[str]()
     asking = threading.Thread(target=lambda: answers.append(stack.once()))
     asking.start()
@@ -222,7 +222,7 @@ def test_the_lock_of_the_newest_layer_is_kept(box: Box, stack: Stack, tmp_path: 
 
 
 def test_links_where_something_is_mounted_lead_nowhere(root_host: Host, tmp_path: Path) -> None:
-    """Root of the sandbox moves the folder of a mounted file, and puts a link to another in its place."""
+    """Root of the sandbox moves the folder of a mounted file, and puts a link in its place."""
     (tmp_path / "file").write_text("good\n")
     box = grouped(root_host, bind=[f"{tmp_path}/file\t/in/file\tro"])
     stack = Stack(box)
