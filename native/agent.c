@@ -121,7 +121,7 @@ static void raise_descriptor_limit(void) {
 
 static bool set_up(const struct agent_config *config) {
     agent = (struct agent){.config = config, .self = getpid(), .end_by = NEVER, .now = now_ms()};
-    agent.active = agent.now;
+    agent.active = agent.asked = agent.now;
     open_oom_adj(); /* before we are not dumpable: then it belongs to nobody */
     prctl(PR_SET_DUMPABLE, 0);
     prctl(PR_SET_CHILD_SUBREAPER, 1); /* as process 1 we are that anyway */
@@ -269,6 +269,18 @@ static bool is_idle(void) {
     return !links_busy();
 }
 
+/* A lease is renewed by requests alone: what runs in the sandbox may run for ever when its owner is dead. When it is due. */
+static uint64_t lease_due(void) {
+    uint64_t lease_ms = agent.config->lease_ms;
+    if (!lease_ms)
+        return NEVER;
+    if (links_busy())
+        agent.asked = agent.now;
+    if (agent.now - agent.asked >= lease_ms)
+        agent_end("lease", 124, 0);
+    return agent.asked + lease_ms;
+}
+
 static void sooner(uint64_t *first, uint64_t at) {
     if (at < *first)
         *first = at;
@@ -310,6 +322,7 @@ static uint64_t do_what_is_due(uint64_t *sweep_at) {
         sooner(&next, born + timeout_ms);
     if (idle_ms)
         sooner(&next, agent.active + idle_ms);
+    sooner(&next, lease_due());
     sooner(&next, agent.end_by);
     return next;
 }
@@ -413,6 +426,7 @@ void agent_set_up(const struct setup_request *setup) {
     config.token = setup->token;
     config.timeout_ms = setup->timeout_ms;
     config.idle_ms = setup->idle_ms;
+    config.lease_ms = setup->lease_ms;
     config.user = setup->user;
     if (*setup->workdir)
         config.workdir = setup->workdir;
@@ -420,7 +434,7 @@ void agent_set_up(const struct setup_request *setup) {
     config.argv = setup->argv[0] ? setup->argv : NULL;
     config.env = env_over(agent.config->env, setup->env, 0);
     agent.config = &config;
-    agent.born = agent.active = agent.now;
+    agent.born = agent.active = agent.asked = agent.now;
     if (config.workdir && config.workdir[0] == '/')
         make_workdir(config.workdir);
     if (config.argv)

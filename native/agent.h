@@ -15,6 +15,7 @@ struct agent_config {
     bool report;              /* at the end, tell on stdout what is kept of the main command's output, and how it ended */
     uint64_t timeout_ms;      /* the agent's own deadline, 0: none (embedded: the supervisor keeps it) */
     uint64_t idle_ms;         /* end when nothing ran and nobody asked for so long, 0: never */
+    uint64_t lease_ms;        /* end when nobody asked for so long, whatever runs; 0: never */
     const char *user;         /* default user of commands, NULL or "": root (uid 0) */
     const char *workdir;      /* default working directory, NULL or "": "/" */
     char **env;               /* NAME=value, NULL-terminated: the base environment of commands */
@@ -31,5 +32,5 @@ struct agent_config {
 };
 
 /* Runs until the sandbox ends; the caller exits with what it returns. Before it returns it sends one message over control_fd:
- * "REASON RETURNCODE" with REASON exited (the main command did), timeout, idle or terminated (SHUTDOWN). */
+ * "REASON RETURNCODE" with REASON exited (the main command did), timeout, idle, lease or terminated (SHUTDOWN). */
 int agent_run(const struct agent_config *config);

@@ -26,6 +26,7 @@
 #include "mounts.h"
 #include "net.h"
 #include "netlink.h"
+#include "owner.h"
 #include "passing.h"
 #include "plan.h"
 #include "runtime.h"
@@ -185,6 +186,7 @@ static _Noreturn void be_init(struct box *box) {
         .port_fd = -1,
         .control_fd = box->init_link,
         .idle_ms = plan->idle_ms,
+        .lease_ms = plan->lease_ms,
         .user = plan->user,
         .workdir = plan->workdir,
         .env = plan->env.item != NULL ? plan->env.item : nothing,
@@ -406,7 +408,7 @@ void end_with(struct box *box, const char *reason, int returncode) {
 /* What init says when it ends: "REASON RETURNCODE STDOUT STDERR". It is ours and not the sandbox's code, but it lives with that: believe no
  * more than fits. */
 void hear_init(struct box *box) {
-    static const char *const reasons[] = {"exited", "timeout", "idle", "terminated"};
+    static const char *const reasons[] = {"exited", "timeout", "idle", "lease", "terminated"};
     char text[96], word[16];
     int code = 0;
     if (receive_with(box->link, text, sizeof text, NULL, 0, MSG_DONTWAIT) <= 0)
@@ -500,7 +502,7 @@ static void watch(struct box *box) {
         if (from[TIMER].revents)
             end_with(box, "timeout", 124);
         if (from[OWNER].revents)
-            end_with(box, "terminated", 137);
+            end_with(box, "owner", 137);
         for (size_t i = clients; i-- > 0;)
             if (from[FIXED + i].revents)
                 control_hear(box, i);
@@ -523,15 +525,6 @@ static bool take_signals(struct box *box) {
     signal(SIGCHLD, SIG_DFL); /* whoever started us may have ignored it, and then nobody could be waited for */
     box->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     return box->signals >= 0 || fail(NULL, "signalfd: %m");
-}
-
-/* A process that the sandbox shall not outlive, such as the builder of an image. */
-static bool watch_owner(struct box *box) {
-    box->owner = -1;
-    if (box->plan->owner == 0)
-        return true;
-    box->owner = (int)syscall(NR_PIDFD_OPEN, (pid_t)box->plan->owner, 0);
-    return box->owner >= 0 || fail("internal", "its owner, process %llu, is gone", (unsigned long long)box->plan->owner);
 }
 
 static bool set_timer(struct box *box) {
@@ -579,7 +572,7 @@ bool box_run(struct box *box) {
 static bool make(struct box *box) {
     const struct plan *plan = box->plan;
     box->started = unix_us();
-    if (!take_signals(box) || !set_timer(box) || !watch_owner(box) || !take_folder(box))
+    if (!take_signals(box) || !set_timer(box) || !owner_watch(box, plan->owner) || !take_folder(box))
         return false;
     if (plan->reuse && (box->upper = upper_hold(plan)) < 0)
         return false;
@@ -657,6 +650,7 @@ static _Noreturn void supervise(struct plan *plan, int status) {
                       .oom = -1,
                       .link = -1,
                       .init_link = -1,
+                      .owner = -1,
                       .init_pidfd = -1};
     leave_caller(&box);
     if (!make(&box)) {

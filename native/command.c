@@ -1,6 +1,7 @@
 /* Commands: the table, starting, exits, forgetting. Knows nothing of links beyond "somebody reads this". */
 #include "command.h"
 #include "link.h"
+#include "list.h"
 #include "output.h"
 #include "spawn.h"
 #include "tree.h"
@@ -77,6 +78,7 @@ static void command_free(struct command *command) {
     stream_close(&command->out[0]);
     stream_close(&command->out[1]);
     free(command->readers);
+    buffer_free(&command->about);
     free(command->error);
     free(command);
 }
@@ -225,6 +227,7 @@ static struct command *command_make(const struct start_request *start, pid_t mon
     stream_open(command, &command->out[0], ours[1], start);
     stream_open(command, &command->out[1], ours[2], start);
     input_open(command, ours[0]);
+    command_describe(command, start);
     table_add(command);
     return command;
 }

@@ -52,6 +52,7 @@ struct command {
     bool first_alone;    /* no other ran when it started */
     uint64_t version; /* counts news: a request that waits is looked at again when it changed */
     struct record record;
+    struct buffer about; /* for a list of the commands: its user and arguments, as they are sent */
     uint32_t error_code; /* COMMAND_FAILED */
     char *error;
     struct watch report, input;

@@ -3,6 +3,7 @@
 
 #include "fail.h"
 #include "layers.h"
+#include "owner.h"
 #include "passing.h"
 #include "util.h"
 
@@ -29,6 +30,7 @@ static const struct {
     {"switch", serve_switch},
     {"mount", serve_mount},
     {"unmount", serve_unmount},
+    {"owner", serve_owner},
 };
 
 /* ------------------------------------------------------------------------------------------- answers */

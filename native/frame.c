@@ -124,6 +124,7 @@ bool decode_setup(const struct frame *frame, struct setup_request *setup) {
     setup->main_flags = (uint32_t)take_uint(&cursor, 4);
     setup->argv = take_list(&cursor);
     setup->env = take_list(&cursor);
+    setup->lease_ms = cursor.at < cursor.end ? take_uint(&cursor, 8) : 0; /* clients before it do not say it */
     return cursor_done(&cursor);
 }
 

@@ -11,8 +11,8 @@ enum { KEEP_UNSAID = 64 << 20, ID_SIZE = 16, FRAME_HEADER = 5, MAX_DATA = 1 << 2
 enum frame_type {
     FRAME_HELLO = 0x01, FRAME_AUTH = 0x02,
     FRAME_START = 0x10, FRAME_IO = 0x11, FRAME_KILL = 0x12, FRAME_RESIZE = 0x13, FRAME_RELEASE = 0x14, FRAME_PING = 0x15,
-    FRAME_SHUTDOWN = 0x16, FRAME_SETUP = 0x17,
-    FRAME_STARTED = 0x20, FRAME_DATA = 0x21, FRAME_PROGRESS = 0x22, FRAME_OK = 0x23, FRAME_ERROR = 0x2f,
+    FRAME_SHUTDOWN = 0x16, FRAME_SETUP = 0x17, FRAME_COMMANDS = 0x19,
+    FRAME_STARTED = 0x20, FRAME_DATA = 0x21, FRAME_PROGRESS = 0x22, FRAME_OK = 0x23, FRAME_COMMAND = 0x24, FRAME_ERROR = 0x2f,
     FRAME_FILE = 0x30, FRAME_ENTRY = 0x40, FRAME_CHUNK = 0x41, FRAME_END = 0x42, FRAME_HOLE = 0x43,
 };
 
@@ -80,7 +80,7 @@ void start_free(struct start_request *start);
 
 struct setup_request {
     const char *token, *user, *workdir;
-    uint64_t timeout_ms, idle_ms;
+    uint64_t timeout_ms, idle_ms, lease_ms;
     uint32_t main_flags;
     char **argv, **env;
     uint8_t *memory; /* what the strings live in */

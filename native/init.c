@@ -105,7 +105,7 @@ static const char *take_token(const char *name) {
 }
 
 struct options {
-    const char *listen, *listen_fd, *control_fd, *token_env, *timeout_ms, *idle_ms, *user, *workdir, *main_flags, *pids, *setup_fd,
+    const char *listen, *listen_fd, *control_fd, *token_env, *timeout_ms, *idle_ms, *lease_ms, *user, *workdir, *main_flags, *pids, *setup_fd,
         *setup_ms, *linger, *port;
     char **argv;
 };
@@ -117,7 +117,8 @@ static const char **option_named(struct options *options, const char *name) {
     } known[] = {
         {"--listen", &options->listen}, {"--listen-fd", &options->listen_fd}, {"--control-fd", &options->control_fd},
         {"--token-env", &options->token_env},
-        {"--timeout-ms", &options->timeout_ms}, {"--idle-ms", &options->idle_ms}, {"--user", &options->user},
+        {"--timeout-ms", &options->timeout_ms}, {"--idle-ms", &options->idle_ms},
+        {"--lease-ms", &options->lease_ms}, {"--user", &options->user},
         {"--workdir", &options->workdir}, {"--main-flags", &options->main_flags},
         {"--pids", &options->pids}, {"--setup-fd", &options->setup_fd}, {"--setup-ms", &options->setup_ms},
         {"--linger", &options->linger}, {"--port", &options->port},
@@ -184,6 +185,7 @@ int verb_init(int argc, char **argv) {
         number("--control-fd", options.control_fd, INT32_MAX, &control) ||
         number("--timeout-ms", options.timeout_ms, UINT64_MAX / 4, &config.timeout_ms) ||
         number("--idle-ms", options.idle_ms, UINT64_MAX / 4, &config.idle_ms) ||
+        number("--lease-ms", options.lease_ms, UINT64_MAX / 4, &config.lease_ms) ||
         number("--setup-ms", options.setup_ms, UINT64_MAX / 4, &config.setup_ms) ||
         number("--linger", options.linger, 1, &linger) ||
         number("--port", options.port, UINT16_MAX, &port) ||

@@ -190,7 +190,7 @@ void link_worker_gone(pid_t pid, int status) {
             link->worker = 0;
             link->gone |= status != 0;
             fcntl(link->watch.fd, F_SETFL, O_NONBLOCK); /* the worker's link blocked, and it is the same open file */
-            agent.active = agent.now;
+            agent.active = agent.asked = agent.now;
         }
 }
 
@@ -212,7 +212,7 @@ static bool link_step(struct link *link) {
         return false;
     enum outcome outcome = found == FRAME_BAD ? request_malformed(link) : request_handle(link, &frame);
     if (link->trusted)
-        agent.active = agent.now;
+        agent.active = agent.asked = agent.now;
     link->begun = outcome == WAIT;
     if (outcome == WAIT)
         return false;

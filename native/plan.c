@@ -230,7 +230,7 @@ static const struct key {
     KEY(lower, take_paths),       KEY(upper, take_path),        KEY(work, take_path),       KEY(keep, take_flag),
     KEY(ids, take_ids),           KEY(uid_map, take_map),       KEY(gid_map, take_map),     KEY(slots, take_path),
     KEY(net, take_net),           KEY(router, take_path),       KEY(net_exec, take_string), KEY(resolv, take_text),
-    KEY(hosts, take_text),        KEY(timeout_ms, take_number), KEY(idle_ms, take_number),  KEY(cgroup, take_paths),
+    KEY(hosts, take_text),        KEY(timeout_ms, take_number), KEY(idle_ms, take_number),  KEY(lease_ms, take_number),  KEY(cgroup, take_paths),
     {"set", take_set, 0},         {"show_cgroup", take_show_cgroup, 0}, KEY(kill, take_paths),        KEY(thaw, take_path),       KEY(oom, take_setting),
     {"rlimit", take_rlimit, 0},   KEY(cpus, take_cpus),         KEY(memory, take_number),   KEY(cpuinfo, take_text),   {"bind", take_bind, 0},         {"volume", take_volume, 0},   KEY(lock, take_paths),
     KEY(env, take_variable),      KEY(user, take_text),         KEY(workdir, take_text),    KEY(arg, take_string),

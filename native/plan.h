@@ -50,7 +50,7 @@ struct plan {
     struct setting oom, weight;
     enum plan_ids ids;
     enum plan_net net;
-    uint64_t timeout_ms, idle_ms, memory, main_flags, owner, guard, sockets;
+    uint64_t timeout_ms, idle_ms, lease_ms, memory, main_flags, owner, guard, sockets;
     cpu_set_t cpus; /* empty: all */
     bool keep, hold, reuse;
     unsigned may_lack; /* controls that are applied if they can be; all others must be */

@@ -2,11 +2,13 @@
  * frame, which stays at the front of its link's input; so it has no state besides `begun`, `timed` and what it awaits. */
 #include "request.h"
 #include "files.h"
+#include "list.h"
 #include "tree.h"
 #include "util.h"
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -151,19 +153,12 @@ static bool is_answerable(const struct io_request *io, const struct progress_now
 }
 
 static void put_progress(struct buffer *out, const struct command *command, const struct progress_now *now) {
-    const struct record *record = &command->record;
     size_t mark = frame_begin(out, FRAME_PROGRESS);
     put_uint(out, (now->at_end[0] ? AT_STDOUT_END : 0) | (now->at_end[1] ? AT_STDERR_END : 0) | (now->exited ? HAS_EXIT : 0) |
                       (command->input_closed ? STDIN_CLOSED : 0), 1);
     put_uint(out, command->input_accepted, 8);
-    if (now->exited) {
-        uint8_t flags[4] = {record->killed, record->code, record->timed_out, record->oom};
-        buffer_add(out, flags, sizeof flags);
-        put_uint(out, record->started_us, 8);
-        put_uint(out, record->ended_us, 8);
-        put_uint(out, record->cpu_us, 8);
-        put_uint(out, record->rss_kib, 8);
-    }
+    if (now->exited)
+        put_record(out, &command->record);
     frame_end(out, mark);
 }
 
@@ -208,6 +203,15 @@ static void answer_io(struct link *link, struct command *command, const struct i
         command_told(command, link);
 }
 
+static enum outcome behind_the_end(struct link *link, const struct command *command, const struct io_request *io) {
+    char text[160];
+    int which = io->want & WANT_STDOUT && io->offset[0] > stream_written(&command->out[0]) ? 0 : 1;
+    snprintf(text, sizeof text, "%s has %llu bytes so far, and the offset %llu lies behind them; begin at a byte that is there",
+             which == 0 ? "stdout" : "stderr", (unsigned long long)stream_written(&command->out[which]),
+             (unsigned long long)io->offset[which]);
+    return answer_error(link, ERROR_INVALID, text);
+}
+
 static bool begin_io(struct link *link, struct command *command, const struct io_request *io) {
     uint8_t streams = io->want & (WANT_STDOUT | WANT_STDERR);
     for (int i = 0; i < 2; i++)
@@ -240,7 +244,7 @@ static enum outcome do_io(struct link *link, const struct frame *frame) {
     if (command->state == COMMAND_STARTING)
         return wait_for(link, command);
     if (!link->timed && !begin_io(link, command, &io))
-        return answer_error(link, ERROR_INVALID, "the offset lies behind the end of the output");
+        return behind_the_end(link, command, &io);
     if (io.want & WANT_STDIN) {
         if (!command_feed(command, io.stdin_offset, io.data, io.size, io.stdin_ends))
             return answer_error(link, ERROR_INVALID, "the stdin offset lies behind what was accepted");
@@ -256,7 +260,7 @@ static enum outcome do_io(struct link *link, const struct frame *frame) {
     return DONE;
 }
 
-/* ---- KILL, RESIZE, RELEASE, SHUTDOWN, AUTH ---- */
+/* ---- KILL, RESIZE, RELEASE, COMMANDS, SHUTDOWN, AUTH ---- */
 
 static enum outcome kill_tree(struct link *link, struct command *command, int number) {
     if (!command->monitor)
@@ -316,6 +320,11 @@ static enum outcome do_release(struct link *link, const struct frame *frame) {
     if (command)
         command_release(command);
     return DONE;
+}
+
+static enum outcome do_commands(struct link *link) {
+    put_commands(&link->out);
+    return answer_ok(link);
 }
 
 static enum outcome do_shutdown(struct link *link) {
@@ -425,6 +434,7 @@ enum outcome request_handle(struct link *link, const struct frame *frame) {
     case FRAME_RESIZE: return do_resize(link, frame);
     case FRAME_RELEASE: return do_release(link, frame);
     case FRAME_FILE: return do_file(link, frame);
+    case FRAME_COMMANDS: return frame->size ? request_malformed(link) : do_commands(link);
     case FRAME_PING: return frame->size ? request_malformed(link) : answer_ok(link);
     case FRAME_SHUTDOWN: return frame->size ? request_malformed(link) : do_shutdown(link);
     default: return request_malformed(link);

@@ -31,6 +31,7 @@ struct agent {
     uint64_t memory_kib;               /* what /proc/meminfo calls all */
     uint64_t starts;                   /* commands started so far */
     uint64_t active;                   /* when somebody last asked something, and might */
+    uint64_t asked;                    /* when somebody last asked something, which renews a lease */
     uint64_t deaf_until;               /* no connection is taken before: there were no descriptors for one */
     bool hunting;                      /* a monitor was killed: its orphans are ours now, and are to die */
     const char *reason;                /* why the agent ends; NULL: it does not */

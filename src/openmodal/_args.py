@@ -7,6 +7,7 @@ Pure, and called before anything is created, so that a mistake costs nothing.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard
@@ -33,6 +34,7 @@ _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
 _TAG = r"[A-Za-z0-9._-]{1,63}"
 _HOST = r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _GPU = r"([A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)(?::([1-9][0-9]{0,2}))?"
+_SANDBOX_ID = r"(?=.{1,40}\Z)[a-z0-9]+(-[a-z0-9]+)*"
 _COMMAND_ID = r"[0-9a-f]{32}"
 _SURROGATE = "[\ud800-\udc7f\udd00-\udfff]"
 
@@ -105,6 +107,29 @@ def seconds(argument: str, value: object) -> float:
 
 def optional_seconds(argument: str, value: object) -> float | None:
     return None if value is None else seconds(argument, value)
+
+
+def sandbox_id(value: object) -> str:
+    """An id for a new sandbox, which every engine can give its boxes as a name; None is ""."""
+    if value is None:
+        return ""
+    if not re.fullmatch(_SANDBOX_ID, string("id", value)):
+        raise InvalidError(
+            f"id must be at most 40 lower-case letters, digits and single hyphens between them, not {_shown(value)}"
+        )
+    return str(value)
+
+
+def owner(value: object) -> int:
+    """A process of this machine: "process" is this one, None none (0)."""
+    if value is None:
+        return 0
+    pid = os.getpid() if value == "process" else value
+    if not _is_whole(pid) or not 0 < pid < 1 << 31:
+        raise InvalidError(f"owner must be 'process', for this one, or a process id, not {_shown(value)}")
+    if not os.path.exists(f"/proc/{pid}"):
+        raise InvalidError(f"owner is {pid}, and there is no such process; use one that runs")
+    return pid
 
 
 def cores(value: object) -> float | None:

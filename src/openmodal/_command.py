@@ -14,7 +14,7 @@ from openmodal import _wire
 from openmodal._agent import Agent, Life
 from openmodal._dual import Blocking, within
 from openmodal._link import Link
-from openmodal._spec import ExecSpec, ExitRecord, OutputGap
+from openmodal._spec import CommandStatus, ExecSpec, ExitRecord, OutputGap
 from openmodal._wire import Code, Kind, Progress, State, Want
 from openmodal.errors import EngineError, Error, ExecError, InvalidError, NotFoundError, ProtocolError, UnsupportedError
 
@@ -235,6 +235,23 @@ class Command:
         await self.agent.exchange(operation, self.life)
 
 
+async def listed(agent: Agent) -> list[CommandStatus]:
+    """The commands that an agent knows."""
+
+    async def operation(link: Link) -> list[CommandStatus]:
+        found: list[CommandStatus] = []
+        await link.send(_wire.frame(Kind.COMMANDS))
+        while True:
+            kind, payload = await link.expect(Kind.COMMAND, Kind.OK)
+            if kind == Kind.ERROR:
+                raise refusal(payload)
+            if kind == Kind.OK:
+                return found
+            found.append(_wire.decode_command(payload))
+
+    return await agent.exchange(operation)
+
+
 async def _next_io(id: bytes, offsets: list[int], feed: Feed | None) -> bytes:
     """The IO that asks for output and exit, and offers stdin as long as there is some."""
     stdin, stdout, stderr = offsets
@@ -333,4 +350,4 @@ def refusal(payload: memoryview) -> Error:
     return _REFUSALS.get(code, EngineError)(text)
 
 
-__all__ = ["SPOOL_LIMIT", "Command", "Feed", "Sink", "Spool", "State", "contents", "refusal"]
+__all__ = ["SPOOL_LIMIT", "Command", "Feed", "Sink", "Spool", "State", "contents", "listed", "refusal"]

@@ -232,7 +232,8 @@ class VolumeInfo(msgspec.Struct, frozen=True):
 
 
 class SandboxSpec(msgspec.Struct, frozen=True):
-    """A sandbox as asked for. Times in seconds, `idle_timeout` None: never."""
+    """A sandbox as asked for. Times in seconds; `idle_timeout` and `lease` None: never; `owner` a
+    process, 0: none; `id` "": the engine makes one."""
 
     app: str
     argv: tuple[str, ...] = ()
@@ -250,6 +251,9 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     mounts: tuple[Mount, ...] = ()  # none of them at the target of another
     hidden: bool = False  # it is in nobody's list
     secrets: tuple[str, ...] = ()  # the names in `env` whose values are secrets: no file has them
+    id: str = ""
+    owner: int = 0
+    lease: float | None = None
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
@@ -294,6 +298,27 @@ class ExitRecord(msgspec.Struct, frozen=True):
         return 128 + self.code if self.signaled else self.code
 
 
+class CommandStatus(msgspec.Struct, frozen=True):
+    """A command of a sandbox. `argv`: its first KiB, and `cut`, if there is more.
+
+    `id` is for `Sandbox.process`; `started` in seconds of the Unix clock; `record` is None while it
+    runs.
+    """
+
+    id: str
+    argv: tuple[str, ...]
+    cut: bool
+    pid: int
+    started: float
+    user: str
+    record: ExitRecord | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended; None while it runs."""
+        return self.record.returncode if self.record else None
+
+
 class EndRecord(msgspec.Struct, frozen=True):
     """How a sandbox ended. `written`: how many bytes its main command wrote to stdout and stderr, as far as that is known."""
 
@@ -318,6 +343,7 @@ class Status(msgspec.Struct, frozen=True):
 
     `build`: it runs a step of an image, or looks into a volume, belongs to whoever does that, and
     is in nobody's list.
+    `asked`: digests of what it was asked for, by name, if its maker chose its id.
     """
 
     id: str
@@ -332,6 +358,8 @@ class Status(msgspec.Struct, frozen=True):
     runtime: str = "native"
     ended: EndRecord | None = None
     build: bool = False
+    lease: float | None = None
+    asked: tuple[tuple[str, str], ...] = ()
 
 
 class Made(msgspec.Struct, Generic[T], frozen=True):

@@ -273,7 +273,8 @@ class Store:
 
 def _unnamed(folder: Path) -> tuple[Path, int]:
     """Make what will be that folder, and lock it; again if `sweep` was faster than the lock."""
-    path = folder.with_name(f".{folder.name}")
+    # No other's: a maker that was killed here may have left one of the same id.
+    path = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}")
     while True:
         path.mkdir(mode=0o700)
         try:

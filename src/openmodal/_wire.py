@@ -10,7 +10,7 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-from openmodal._spec import ExecSpec, ExitRecord, SandboxSpec
+from openmodal._spec import CommandStatus, ExecSpec, ExitRecord, SandboxSpec
 from openmodal.errors import ProtocolError
 
 PROTOCOL = 1
@@ -31,10 +31,12 @@ class Kind(IntEnum):
     PING = 0x15
     SHUTDOWN = 0x16
     SETUP = 0x17
+    COMMANDS = 0x19
     STARTED = 0x20
     DATA = 0x21
     PROGRESS = 0x22
     OK = 0x23
+    COMMAND = 0x24
     ERROR = 0x2F
     FILE = 0x30
     ENTRY = 0x40
@@ -135,6 +137,8 @@ _SIZE = struct.Struct("<HH")
 _IO = struct.Struct("<16sBQQQBIII")
 _DATA = struct.Struct("<BQ")
 _PROGRESS = struct.Struct("<BQ")
+_COMMAND = struct.Struct("<IQ")
+_COUNT = struct.Struct("<BI")
 _RECORD = struct.Struct("<BBBBQQQQ")
 _FILE = struct.Struct("<BIIQ")
 _ENTRY = struct.Struct("<BIIIQQ")
@@ -167,7 +171,8 @@ def setup(token: str, spec: SandboxSpec, user: str, main_flags: int) -> bytes:
         + _text(encode(spec.workdir))
         + _U32.pack(main_flags)
         + _list([encode(arg) for arg in spec.argv])
-        + _list([encode(f"{name}={value}") for name, value in spec.env]),
+        + _list([encode(f"{name}={value}") for name, value in spec.env])
+        + (_U64.pack(milliseconds(spec.lease)) if spec.lease else b""),
     )
 
 
@@ -179,6 +184,11 @@ def milliseconds(seconds: float | None) -> int:
 def encode(value: str) -> bytes:
     """Text for the other side; surrogates stand for bytes that are not UTF-8, as everywhere in Python's os."""
     return value.encode("utf-8", "surrogateescape")
+
+
+def decode(value: bytes) -> str:
+    """Text of the other side; bytes that are not UTF-8 are surrogates."""
+    return value.decode("utf-8", "surrogateescape")
 
 
 def start(command: bytes, spec: ExecSpec) -> bytes:
@@ -318,6 +328,20 @@ def decode_progress(payload: memoryview) -> Progress:
     record = _decode_record(reader) if state & State.EXIT else None
     reader.done()
     return Progress(State(state), stdin, record)
+
+
+def decode_command(payload: memoryview) -> CommandStatus:
+    """A command of a list."""
+    reader = _Reader(payload)
+    id = bytes(reader.take(len(MAIN))).hex()
+    pid, started = reader.struct(_COMMAND)
+    user = decode(reader.text()) or "root"
+    cut, count = reader.struct(_COUNT)
+    argv = tuple(decode(reader.text()) for _ in range(count))
+    (ended,) = reader.take(1)
+    record = _decode_record(reader) if ended else None
+    reader.done()
+    return CommandStatus(id, argv, bool(cut), pid, started / 1e6, user, record)
 
 
 def _decode_record(reader: _Reader) -> ExitRecord:

@@ -5,7 +5,7 @@
     Error
     ├── InvalidError (ValueError)              an argument is wrong; nothing was done
     ├── NotFoundError (LookupError)            no sandbox, image or command of that name
-    ├── AlreadyExistsError                     a running sandbox, or a volume, has the name
+    ├── AlreadyExistsError                     the name is taken, or the id
     ├── VolumeInUseError                       a running sandbox has the volume mounted
     ├── UnsupportedError (NotImplementedError) this engine or machine cannot do it; the text says which can
     ├── EngineError                            the engine cannot work: no rights, no kernel feature, no daemon
@@ -64,7 +64,9 @@ class NotFoundError(Error, LookupError):
 
 
 class AlreadyExistsError(Error):
-    """The name is taken: by a running sandbox of the same app, or another volume."""
+    """The name is taken: by a running sandbox of the same app, or another volume. Or the id is: by a
+    sandbox that was asked for in another way, or has ended.
+    """
 
 
 class VolumeInUseError(Error):

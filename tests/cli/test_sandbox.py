@@ -47,6 +47,15 @@ def test_exec_takes_variables_folder_user_and_timeout(openmodal: CommandLine, sa
     assert "timeout" in done.stderr
 
 
+def test_commands_are_listed(openmodal: CommandLine, sandbox: str) -> None:
+    openmodal("--local", "sandbox", "exec", sandbox, "sh", "-c", "exit 0")
+    lines = openmodal("--local", "sandbox", "commands", sandbox).splitlines()
+    assert lines[0].split("\t") == ["ID", "PID", "USER", "AGE", "EXIT", "COMMAND"]
+    found = json.loads(openmodal("--local", "sandbox", "commands", sandbox, "--json"))
+    assert [each["id"] for each in found] == [line.split("\t")[0] for line in lines[1:]]
+    assert all(each["pid"] > 0 and each["user"] == "root" for each in found)
+
+
 def test_logs_show_the_main_commands_output(openmodal: CommandLine) -> None:
     program = openmodal.program("print(create('sh', '-c', 'echo out; echo err >&2').id)\n")
     id = openmodal("--local", "run", "--detach", program).strip()

@@ -141,7 +141,24 @@ def test_an_evaluation_that_is_interrupted_leaves_no_sandbox(tasks: Path) -> Non
     assert not Sandbox.list(app=APP)
 
 
-async def test_cleanup_ends_what_an_inspect_that_was_killed_left() -> None:
+def test_an_evaluation_that_is_killed_leaves_no_sandbox(tasks: Path) -> None:
+    with subprocess.Popen(
+        command("sums.py@sleeper"), cwd=tasks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as evaluation:
+        eventually(lambda: Sandbox.list(app=APP), seconds=120)
+        evaluation.kill()
+        evaluation.communicate(timeout=120)
+    eventually(lambda: not Sandbox.list(app=APP))
+
+
+def test_without_cleanup_sandboxes_live_on(tasks: Path) -> None:
+    evaluated(tasks, "sums.py@tools", "--no-sandbox-cleanup")
+    (left,) = Sandbox.list(app=APP)
+    assert left.exec("whoami").stdout.read() == "agent\n"
+    left.terminate()
+
+
+async def test_cleanup_ends_sandboxes_that_others_left() -> None:
     async with sample() as first, sample() as second:
         ids = {sandbox.id for sandbox in await Sandbox.list.aio(app=APP)}
         assert ids == {first.sandbox.id, second.sandbox.id}

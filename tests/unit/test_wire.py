@@ -237,6 +237,12 @@ def test_setup_carries_the_sandbox() -> None:
     assert payload_of(_wire.setup("token", spec, "user", 2), Kind.SETUP) == expected
 
 
+def test_a_lease_follows_what_older_agents_know() -> None:
+    spec = SandboxSpec(app="a", lease=1.5)
+    without = _wire.setup("token", SandboxSpec(app="a"), "", 0)
+    assert payload_of(_wire.setup("token", spec, "", 0), Kind.SETUP) == without[5:] + struct.pack("<Q", 1500)
+
+
 def test_the_numbers_are_those_of_the_protocol() -> None:
     """docs/protocol.md, section 1: changing one of them breaks every agent."""
     assert {kind.name: int(kind) for kind in Kind} == {
@@ -250,10 +256,12 @@ def test_the_numbers_are_those_of_the_protocol() -> None:
         "PING": 0x15,
         "SHUTDOWN": 0x16,
         "SETUP": 0x17,
+        "COMMANDS": 0x19,
         "STARTED": 0x20,
         "DATA": 0x21,
         "PROGRESS": 0x22,
         "OK": 0x23,
+        "COMMAND": 0x24,
         "ERROR": 0x2F,
         "FILE": 0x30,
         "ENTRY": 0x40,

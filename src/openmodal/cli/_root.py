@@ -73,6 +73,7 @@ _SANDBOX = {
     "list": ("openmodal.cli.sandbox:list_", "Show the running sandboxes."),
     "exec": ("openmodal.cli.sandbox:exec_", "Run a command in a sandbox."),
     "shell": ("openmodal.cli.shell:attach", "Open a terminal in a sandbox."),
+    "commands": ("openmodal.cli.sandbox:commands", "Show the commands of a sandbox."),
     "logs": ("openmodal.cli.sandbox:logs", "Show what a sandbox's main command printed."),
     "stop": ("openmodal.cli.sandbox:stop", "End sandboxes."),
     "cp": ("openmodal.cli.copy:cp", "Copy files between this machine and a sandbox."),

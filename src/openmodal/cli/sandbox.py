@@ -1,7 +1,8 @@
-"""`openmodal sandbox …`: list, exec, logs, stop."""
+"""`openmodal sandbox …`: list, exec, commands, logs, stop."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 import time
@@ -115,6 +116,43 @@ def exec_(session: Session, /, id: str, command: tuple[str, ...], interactive: b
     except ExecTimeoutError as error:
         _output.tell(f"Error: {error}")
         return 124
+
+
+@click.command()
+@click.argument("id")
+@json_option
+@engine_options
+@pass_session
+def commands(session: Session, id: str, as_json: bool) -> None:
+    """Show the commands of the sandbox ID, in the order of their starts.
+
+    Those that run, and those that ended and whose output is kept.
+    """
+    from msgspec.structs import asdict
+
+    from openmodal import Sandbox
+
+    found = Sandbox.from_id(id, engine=session.engine).commands()
+    if as_json:
+        described = [{**asdict(command), "returncode": command.returncode} for command in found]
+        _output.emit([{key: value for key, value in each.items() if key != "record"} for each in described])
+        return
+    now = time.time()
+    _output.table(
+        ("ID", "PID", "USER", "AGE", "EXIT", "COMMAND"),
+        (
+            (
+                command.id,
+                str(command.pid),
+                command.user,
+                _output.duration(now - command.started),
+                "" if command.returncode is None else str(command.returncode),
+                shlex.join(command.argv) + (" …" if command.cut else ""),
+            )
+            for command in found
+        ),
+        empty="No command runs in it.",
+    )
 
 
 @click.command()

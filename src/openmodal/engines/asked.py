@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
+from msgspec.structs import asdict
 from msgspec.structs import replace as replace_fields
 
 from openmodal._spec import Made, Resources, Root, SandboxSpec, Status
@@ -91,7 +94,26 @@ def prepared(root: Root, kind: type[R]) -> R:
 def made(spec: SandboxSpec, root: R) -> Made[R]:
     """What is remembered of a sandbox for its forks and resets: no secret."""
     env = tuple((name, value) for name, value in spec.env if name not in spec.secrets)
-    return Made(replace_fields(spec, env=env), root)
+    return Made(replace_fields(spec, env=env, id=""), root)
+
+
+def digests(spec: SandboxSpec, root: Root) -> tuple[tuple[str, str], ...]:
+    """What is the same in two calls that ask for the same sandbox.
+
+    Variables count by their names, for their values may be secrets. Who owns it does not count.
+    """
+    values: dict[str, Any] = {**asdict(spec), "env": sorted(dict(spec.env)), "image": root.key}
+    for name in ("id", "owner", "run"):
+        del values[name]
+    for name in ("network", "resources"):
+        values |= asdict(values.pop(name))
+    return tuple((name, hashlib.sha256(msgspec.json.encode(value)).hexdigest()[:16]) for name, value in values.items())
+
+
+def differences(status: Status, spec: SandboxSpec, root: Root) -> list[str]:
+    """What a sandbox was asked for in another way, by the names in `SandboxSpec`."""
+    had = dict(status.asked)
+    return [name for name, digest in digests(spec, root) if had.get(name) != digest]
 
 
 def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float | None = None) -> Status:
@@ -109,4 +131,6 @@ def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float |
         run=spec.run,
         runtime=spec.runtime,
         build=spec.hidden,
+        lease=spec.lease,
+        asked=digests(spec, root) if spec.id else (),
     )

@@ -18,7 +18,7 @@ from openmodal._dual import Sleep
 from openmodal._spec import EndRecord, SandboxSpec, Status
 from openmodal._store import Store
 from openmodal.build.locks import try_lock
-from openmodal.engines.contract import Engine
+from openmodal.engines.contract import Engine, IdTakenError
 from openmodal.errors import AlreadyExistsError, NotFoundError
 
 _PAUSE = 0.01
@@ -33,23 +33,34 @@ class Book(Store):
 
     @asynccontextmanager
     async def naming(self, spec: SandboxSpec) -> AsyncIterator[None]:
-        """Hold the names of the state folder while a new sandbox takes its own, if it has one.
+        """Hold the names of the state folder while a new sandbox takes those that its maker chose.
 
         Raises:
+            IdTakenError: there is or was a sandbox of that id.
             AlreadyExistsError: a running sandbox of the app has the name.
         """
-        if not spec.name:
+        if not spec.name and not spec.id:
             yield
             return
         # Never waited for in the kernel: another task of this thread may hold it.
         while not (held := try_lock(self.state / "names.lock")):
             await Sleep(_PAUSE)
         with held:
-            for id in self.ids():
+            self.check_id(spec.id)
+            for id in self.ids() if spec.name else ():
                 other = self.status(id)
                 if other and (other.app, other.name) == (spec.app, spec.name) and await runs(self._engine, id):
                     raise taken(spec, id)
             yield
+
+    def check_id(self, id: str) -> None:
+        """Refuse an id that its maker chose, if there is or was a sandbox of that id.
+
+        Raises:
+            IdTakenError: there is.
+        """
+        if id and (self.folder(id).exists() or self.end(id)):
+            raise IdTakenError(id)
 
     def as_ended(self, id: str, end: EndRecord, status: Status | None = None) -> Status:
         """What can still be said of a sandbox after its end; `status`: what it was, if that is known."""
@@ -69,9 +80,9 @@ class Book(Store):
         return os.urandom(1) == b"\0"
 
 
-def new_id(app: str) -> str:
+def new_id(spec: SandboxSpec) -> str:
     """The id of a new sandbox."""
-    return f"{app}-{os.urandom(4).hex()}"
+    return spec.id or f"{spec.app}-{os.urandom(4).hex()}"
 
 
 async def runs(engine: Engine, id: str) -> bool:

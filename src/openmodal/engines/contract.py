@@ -27,7 +27,7 @@ from openmodal._spec import (
     Status,
     VolumeInfo,
 )
-from openmodal.errors import Error, UnsupportedError
+from openmodal.errors import AlreadyExistsError, Error, UnsupportedError
 
 if TYPE_CHECKING:
     from openmodal.build.prune import Pruned
@@ -98,6 +98,13 @@ PROMISES = {
         asked=lambda spec: any(mount.host for mount in spec.mounts),
         verb="make_volume",
     ),
+    "ids": Promise(
+        "a sandbox is made under an id of the caller's, once however often it is asked for",
+        "takes no ids; leave id= out",
+        argument="id",
+        asked=lambda spec: bool(spec.id),
+        verb="check",
+    ),
     "idle_timeout": Promise(
         "a sandbox ends when nothing happens in it",
         "does not end idle sandboxes; leave idle_timeout= out",
@@ -114,6 +121,13 @@ PROMISES = {
         "cannot tell what holds a sandbox",
     ),
     "init": Promise("nothing that runs in a sandbox can end its process 1"),
+    "lease": Promise(
+        "a sandbox ends when nobody calls it for the time of its lease, whatever runs in it",
+        "has no leases; leave lease= out",
+        argument="lease",
+        asked=lambda spec: spec.lease is not None,
+        verb="check",
+    ),
     "loopback6": Promise("::1, where /etc/hosts names it, can be bound"),
     "many_processes": Promise("any process of the user finds and ends a sandbox by its id"),
     "meminfo": Promise("/proc/meminfo tells the limit `memory`"),
@@ -148,6 +162,13 @@ PROMISES = {
     ),
     "network_outbound": Promise("a sandbox reaches the internet"),
     "nproc": Promise("nproc tells the limit `cpu`"),
+    "owner": Promise(
+        "a sandbox ends when the process that owns it does",
+        "cannot see this machine's processes; use lease= and sandbox.renew(), or engine='embedded'",
+        argument="owner",
+        asked=lambda spec: spec.owner > 0,
+        verb="own",
+    ),
     "pids": Promise("at most 512 processes and threads"),
     "pools": Promise(
         "`Pool` keeps sandboxes ready",
@@ -195,6 +216,13 @@ PROMISES = {
 weaker way is not refused: what it cannot hold at all, its `check` refuses."""
 
 
+class IdTakenError(AlreadyExistsError):
+    """An engine's answer to `create` if something has the id that the caller chose."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"the id {id!r} is taken, and by no sandbox of yours; choose another one")
+
+
 class Created(NamedTuple):
     """A new sandbox, and a stream to its agent that is open already: its first."""
 
@@ -235,6 +263,8 @@ class Engine(Protocol):
         An engine object keeps nothing of one sandbox: `choose` makes a new one for each call.
 
         Raises:
+            IdTakenError: something has the id, or a sandbox had it that ended lately. It is left
+                alone.
             AlreadyExistsError: a running sandbox of the app has the name.
             EngineError: a control cannot be applied here; the text names it and the remedy.
         """
@@ -399,6 +429,14 @@ class Engine(Protocol):
     async def unpublish(self, name: str) -> bool:
         """Delete a name; whether it was there. The image stays until it is pruned."""
         raise refusal(self, "published")
+
+    async def own(self, id: str, owner: int) -> None:
+        """From now on the sandbox ends with that process of this machine; 0: with none.
+
+        Raises:
+            ConnectionError: it has ended.
+        """
+        raise refusal(self, "owner")
 
     async def create_pool(self, name: str, root: Root, resources: Resources, size: int) -> None:
         """Keep so many sandboxes ready. `create` takes one of them where image and resources are

@@ -11,9 +11,10 @@ import errno
 import os
 import re
 import shlex
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
-from typing import Literal, overload
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
 
 from inspect_ai.util import (
     ComposeConfig,
@@ -31,6 +32,7 @@ from inspect_ai.util import (
 
 from openmodal import errors
 from openmodal.app import App
+from openmodal.engines import choose, lacking
 from openmodal.image import Image
 from openmodal.integrations import Errors, errors_as, image_from
 from openmodal.integrations.compose import Plan, from_compose
@@ -40,15 +42,29 @@ from openmodal.sandbox import Sandbox
 APP = App("inspect")
 
 LIFETIME = 24 * 3600.0
-"""Seconds: Inspect ends a sandbox with its sample; this is for those whose Inspect was killed."""
+"""Seconds: Inspect ends a sandbox with its sample, and a sandbox ends with its Inspect."""
+
+LEASE = 4 * 3600.0
+"""Seconds, on engines that do not see that Inspect was killed: no sample thinks longer between two
+calls."""
 
 _UNAVAILABLE: Errors = {errors.SandboxError: SandboxUnavailableError, errors.EngineError: SandboxUnavailableError}
 
-_plans: ContextVar[dict[str, Plan]] = ContextVar("openmodal_plans")
-"""Plans of the tasks that run: their samples use the image that was built before the first one.
 
-A new look at the build context would find the logs that Inspect writes there meanwhile.
-"""
+@dataclass
+class _Task:
+    """A task that runs: its plan, and its sandboxes by their ids.
+
+    Its samples use the image that was built before the first one: a new look at the build context
+    would find the logs that Inspect writes there meanwhile.
+    """
+
+    plan: Plan
+    sandboxes: dict[str, Sandbox] = field(default_factory=dict)
+
+
+_tasks: ContextVar[dict[str, _Task]] = ContextVar("openmodal_tasks")
+"""The tasks that run, by their configurations."""
 
 
 @sandboxenv(name="openmodal")
@@ -67,16 +83,19 @@ class OpenModalSandboxEnvironment(SandboxEnvironment):
     async def task_init(cls, task_name: str, config: SandboxEnvironmentConfigType | None) -> None:
         plan = _plan(config)
         await plan.image.build.aio(engine=plan.options.get("engine"))
-        _plans.set({**_plans.get({}), _key(config): plan})
+        tasks, key = _tasks.get({}), _key(config)
+        _tasks.set({**tasks, key: _Task(plan, tasks[key].sandboxes if key in tasks else {})})
 
     @classmethod
     async def sample_init(
         cls, task_name: str, config: SandboxEnvironmentConfigType | None, metadata: dict[str, str]
     ) -> dict[str, SandboxEnvironment]:
-        plan = _plans.get({}).get(_key(config)) or _plan(config)
+        task = _tasks.get({}).get(_key(config)) or _Task(_plan(config))
+        plan = task.plan
         tags = {"task": re.sub(r"[^A-Za-z0-9._-]", "-", task_name)[-63:]} if task_name else {}
-        options = {"timeout": LIFETIME, **plan.options}
+        options = {"timeout": LIFETIME, **_ends_with_us(plan.options.get("engine")), **plan.options}
         sandbox = await Sandbox.create.aio(*plan.argv, app=APP, image=plan.image, tags=tags, **options)
+        task.sandboxes[sandbox.id] = sandbox
         return {"default": cls(sandbox)}
 
     @classmethod
@@ -87,12 +106,22 @@ class OpenModalSandboxEnvironment(SandboxEnvironment):
         environments: dict[str, SandboxEnvironment],
         interrupted: bool,
     ) -> None:
+        task = _tasks.get({}).get(_key(config))
         for environment in environments.values():
-            await environment.as_type(cls).sandbox.terminate.aio()
+            sandbox = environment.as_type(cls).sandbox
+            await sandbox.terminate.aio()
+            if task:
+                task.sandboxes.pop(sandbox.id, None)
 
     @classmethod
     async def task_cleanup(cls, task_name: str, config: SandboxEnvironmentConfigType | None, cleanup: bool) -> None:
-        _plans.set({key: plan for key, plan in _plans.get({}).items() if key != _key(config)})
+        """`cleanup` False: sandboxes stay for the user to look at, and live on without Inspect."""
+        tasks = _tasks.get({})
+        task = tasks.get(_key(config))
+        _tasks.set({key: other for key, other in tasks.items() if key != _key(config)})
+        for sandbox in task.sandboxes.values() if task and not cleanup else ():
+            with suppress(errors.UnsupportedError, errors.SandboxNotRunningError):
+                await sandbox.set_owner.aio(None)
 
     @classmethod
     async def cli_cleanup(cls, id: str | None) -> None:
@@ -157,6 +186,11 @@ class OpenModalSandboxEnvironment(SandboxEnvironment):
 
     def default_polling_interval(self) -> float:
         return 0.2
+
+
+def _ends_with_us(engine: Any) -> dict[str, Any]:
+    """What makes a sandbox end when this process does."""
+    return {"lease": LEASE} if "owner" in lacking(choose(engine)) else {"owner": "process"}
 
 
 async def _text(stream: StreamReader[str]) -> str:

@@ -1,7 +1,7 @@
 """Sandbox: an isolated container to run commands in.
 
-A file for each theme of its methods: `commands`, `ports`, `state`, and `sandbox` for how it is
-made, found and ended. `handle` is what they share.
+A file for each theme of its methods: `commands`, `leases`, `ports`, `state`, and `sandbox` for how
+it is made, found and ended. `handle` is what they share.
 """
 
 from openmodal._options import ExecOptions, SpawnOptions

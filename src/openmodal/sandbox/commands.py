@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 from openmodal import _args
-from openmodal._command import Command, Spool
+from openmodal._command import Command, Spool, listed
 from openmodal._dual import dual
 from openmodal._options import ExecCall, ProcessCall, SpawnCall, exec_spec, feed, why_missing
 from openmodal._sources import Kept, Live
+from openmodal._spec import CommandStatus
 from openmodal._wire import Flag, Want
 from openmodal.errors import NotFoundError
 from openmodal.process import Process, timed_out
@@ -101,6 +102,19 @@ class Commands(Handle):
         return Process(
             command, (), pid=0, stdout=stdout, stderr=stderr, text=text, stdin=found.stdin, record=found.record
         )
+
+    @dual
+    async def commands(self) -> list[CommandStatus]:
+        """Tell of its commands, in the order of their starts: those that run, and those that ended
+        and can be found by `process`.
+
+        Its main command has the id of 32 zeros. What `exec` runs is there until it has ended.
+
+        Raises:
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
+                has ended.
+        """
+        return sorted(await listed(self._agent), key=lambda command: command.started)
 
     exec = cast("ExecCall", dual(_exec))
     spawn = cast("SpawnCall", dual(_spawn))

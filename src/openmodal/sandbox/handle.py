@@ -58,6 +58,8 @@ class Handle(DualContext):
 
 _KINDS: dict[str, type[SandboxNotRunningError]] = {
     "idle": SandboxTimeoutError,
+    "lease": SandboxTimeoutError,
+    "owner": SandboxTerminatedError,
     "terminated": SandboxTerminatedError,
     "timeout": SandboxTimeoutError,
 }

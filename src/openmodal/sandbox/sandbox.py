@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmodal import _args, _config, _wire
 from openmodal._command import Command
-from openmodal._dual import dual
+from openmodal._dual import Sleep, dual
 from openmodal._link import Stream
 from openmodal._options import environment, secret_names
 from openmodal._sources import Main
@@ -17,8 +17,10 @@ from openmodal._spec import Egress, Info, Resources, Root, SandboxSpec, Status
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
 from openmodal.engines import Created, Engine, choose, require
-from openmodal.engines.contract import check
+from openmodal.engines.asked import differences
+from openmodal.engines.contract import IdTakenError, check
 from openmodal.errors import (
+    AlreadyExistsError,
     InvalidError,
     NotFoundError,
     UnsupportedError,
@@ -27,6 +29,7 @@ from openmodal.image import Image, main_command, ready
 from openmodal.process import StreamReader, StreamWriter
 from openmodal.sandbox.commands import Commands
 from openmodal.sandbox.handle import Handle, ended
+from openmodal.sandbox.leases import Leases
 from openmodal.sandbox.mounts import make_missing, mounts
 from openmodal.sandbox.ports import Ports
 from openmodal.sandbox.state import State
@@ -37,9 +40,10 @@ if TYPE_CHECKING:
     from openmodal.filesystem import Filesystem
 
 DEFAULT_TIMEOUT = 300.0
+_LOOK_SECONDS = 0.2
 
 
-class Sandbox(Commands, Ports, State):
+class Sandbox(Commands, Leases, Ports, State):
     """An isolated container that you run commands in, like SSH into a fresh machine.
 
     Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its
@@ -69,6 +73,7 @@ class Sandbox(Commands, Ports, State):
         /,
         *args: str,
         app: App | None = None,
+        id: str | None = None,
         image: Image | None = None,
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
@@ -76,6 +81,8 @@ class Sandbox(Commands, Ports, State):
         secrets: Iterable[Secret] = (),
         timeout: float = DEFAULT_TIMEOUT,
         idle_timeout: float | None = None,
+        lease: float | None = None,
+        owner: int | str | None = None,
         workdir: str | None = None,
         cpu: float | None = None,
         memory: int | None = None,
@@ -97,6 +104,9 @@ class Sandbox(Commands, Ports, State):
         Args:
             args: its main command; the sandbox ends when that ends. None: what `Image.cmd` set, else it stays until its timeout.
             app: what it belongs to; its id begins with the app's name.
+            id: its id, which you choose: at most 40 lower-case letters, digits, and hyphens between
+                them. The same call again, by whatever process, returns the sandbox that the first
+                one has made. An id is used once.
             image: its file system; None: `Image.debian_slim()`. The first use of an image builds it.
             name: a name, unique among the running sandboxes of the app, for `from_name`.
             tags: labels for `list`.
@@ -104,6 +114,10 @@ class Sandbox(Commands, Ports, State):
             timeout: its lifetime in seconds.
             idle_timeout: seconds without a command, request or file transfer after which it ends. Its main command does not count;
                 reading its output, or writing to it, does.
+            lease: seconds without a call to it after which it ends, whatever runs in it. A call
+                that waits for something renews it all the time, and `renew` does nothing else.
+            owner: a process of this machine at whose end it ends: "process" for this one, or a
+                process id.
             workdir: where commands start, from the image's on if it is relative; None: the image's, or "/".
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
             gpu: how many GPUs it has, or their type and number: "T4", "A100:2", "any" (docs/kubernetes.md).
@@ -121,7 +135,8 @@ class Sandbox(Commands, Ports, State):
             InvalidError: an argument is wrong; nothing was created.
             UnsupportedError: the engine cannot do that yet.
             ImageError: the image cannot be built.
-            AlreadyExistsError: the name is taken.
+            AlreadyExistsError: the name is taken; or the id is, by a sandbox that was asked for in
+                another way, or has ended.
             NotFoundError: there is no such volume.
             EngineError: the engine cannot work on this machine, or cannot apply a control that is not in `allow_degraded`.
             In every case nothing is left behind.
@@ -144,6 +159,9 @@ class Sandbox(Commands, Ports, State):
             secrets=secret_names(env, secrets),
             timeout=_args.seconds("timeout", timeout),
             idle_timeout=_args.optional_seconds("idle_timeout", idle_timeout),
+            id=_args.sandbox_id(id),
+            lease=_args.optional_seconds("lease", lease),
+            owner=_args.owner(owner),
             workdir=_args.path("workdir", workdir) if workdir is not None else "",
             resources=Resources(
                 cpu=_args.cores(cpu),
@@ -163,8 +181,36 @@ class Sandbox(Commands, Ports, State):
         with terminal_report() as report:
             root = await ready(image, chosen, report)
         await make_missing(spec.mounts, chosen)
-        made = await chosen.create(_over_image(spec, root, main_command(image)), root)
+        spec = _over_image(spec, root, main_command(image))
+        try:
+            made = await chosen.create(spec, root)
+        except IdTakenError as taken:
+            return await cls._made_before(spec, root, chosen, taken)
         return cls(made.id, chosen, made.first) if isinstance(made, Created) else cls(made, chosen)
+
+    @classmethod
+    async def _made_before(cls, spec: SandboxSpec, root: Root, engine: Engine, taken: IdTakenError) -> Sandbox:
+        """The sandbox that another call with the same id has made, or is just making.
+
+        Raises:
+            AlreadyExistsError: it is no such sandbox.
+        """
+        try:
+            while not (status := await engine.inspect(spec.id)).created:
+                await Sleep(_LOOK_SECONDS)
+        except NotFoundError:
+            raise taken from None
+        if status.ended:
+            raise AlreadyExistsError(
+                f"sandbox {spec.id} has ended: {status.ended.text}; an id is used once, choose another one"
+            ) from taken
+        if different := differences(status, spec, root):
+            raise AlreadyExistsError(
+                f"sandbox {spec.id} runs, and was asked for with another {', '.join(different)}; choose another id"
+            ) from taken
+        sandbox = cls._seen(status, engine)
+        await sandbox._ping()
+        return sandbox
 
     @dual
     @classmethod
@@ -323,25 +369,6 @@ class Sandbox(Commands, Ports, State):
         if not self._end:
             await self._look()
         return self.returncode
-
-    @dual
-    async def wait(self, raise_on_termination: bool = True, *, timeout: float | None = None) -> int:
-        """Wait until it has ended; return the exit code of its main command.
-
-        Args:
-            raise_on_termination: raise when it was terminated, instead of returning 137.
-            timeout: seconds to wait; it goes on afterwards.
-
-        Raises:
-            SandboxTimeoutError: its lifetime was over.
-            SandboxTerminatedError: it was terminated.
-            TimeoutError: it still runs after `timeout`.
-        """
-        if not self._end:
-            self._end = await self._engine.wait(self._id, _args.optional_seconds("timeout", timeout))
-        if self._end.reason in ("timeout", "idle") or (self._end.reason == "terminated" and raise_on_termination):
-            raise ended(self._id, self._end)
-        return self._end.returncode
 
     @dual
     async def terminate(self) -> None:

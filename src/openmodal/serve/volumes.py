@@ -7,7 +7,7 @@ that of mounts, and then copied.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -173,7 +173,7 @@ class Volumes:
     def _volume(self, request: Any) -> Volume:
         return Volume.from_name(ids.volume_name(request.volume_id), engine=self._door.engine)
 
-    async def _all(self) -> list[VolumeInfo]:
+    async def _all(self) -> Sequence[VolumeInfo]:
         return await Volume.list.aio(engine=self._door.engine)
 
 

@@ -33,7 +33,9 @@ _MODULES = (
     "files",
     "fixtures",
     "housekeeping",
+    "ids",
     "images",
+    "leases",
     "lifetime",
     "limits",
     "mistakes",
@@ -73,7 +75,9 @@ from openmodal.testing.fixtures import (  # noqa: E402
 )
 from openmodal.testing.handles import TestAttached, TestInterrupted, TestOtherProcesses  # noqa: E402
 from openmodal.testing.housekeeping import TestHousekeeping  # noqa: E402
+from openmodal.testing.ids import TestIds, id  # noqa: E402
 from openmodal.testing.images import TestImages  # noqa: E402
+from openmodal.testing.leases import TestLease, TestOwner  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
@@ -119,9 +123,11 @@ __all__ = [
     "TestForks",
     "TestHostDirectories",
     "TestHousekeeping",
+    "TestIds",
     "TestImages",
     "TestInterrupted",
     "TestIsolation",
+    "TestLease",
     "TestLifetime",
     "TestLimits",
     "TestLostLinks",
@@ -132,6 +138,7 @@ __all__ = [
     "TestNetwork",
     "TestOtherProcesses",
     "TestOutputLimits",
+    "TestOwner",
     "TestOwners",
     "TestPrograms",
     "TestPublished",
@@ -151,6 +158,7 @@ __all__ = [
     "create",
     "engine_name",
     "face",
+    "id",
     "image",
     "outbound",
     "promise",

@@ -175,6 +175,23 @@ class TestAttached:
             assert again.stdout.read() == "abc"
         assert again.stdout.dropped == 10
 
+    def test_all_are_listed(self, create: Create, sandboxes: SandboxClass, engine: Engine) -> None:
+        sandbox = create("sleep", "600")
+        first = sandbox.spawn("sh", "-c", "echo out; exit 3")
+        first.wait()
+        second = sandbox.spawn("sleep", "54321", user="1000:1000")
+        sandbox.exec("true")
+        long = sandbox.spawn("sh", "-c", "exec sleep 54322", *["argument" * 100] * 3)
+        main, *others = sandboxes.from_id(sandbox.id, engine=engine).commands()
+        assert (main.id, main.argv, main.returncode) == ("0" * 32, ("sleep", "600"), None)
+        assert [(found.id, found.pid) for found in others] == [(made.id, made.pid) for made in (first, second, long)]
+        assert [found.user for found in others] == ["root", "1000:1000", "root"]
+        assert [found.returncode for found in others] == [3, None, None]
+        assert others[0].record == first.record
+        assert (others[1].argv, others[1].cut) == (("sleep", "54321"), False)
+        assert (others[2].argv[:4], others[2].cut) == (("sh", "-c", "exec sleep 54322", "argument" * 100), True)
+        assert sandbox.process(others[0].id, stdout_offset=0).stdout.read() == "out\n"
+
     def test_it_is_killed(self, sandbox: Sandbox) -> None:
         process = sandbox.spawn("sh", "-c", f"{DAEMONS} while :; do sleep 54321; done")
         eventually(lambda: len(running(sandbox, "sleep 54321")) >= 3)
@@ -207,7 +224,7 @@ class TestAttached:
         with pytest.raises(InvalidError, match="stdout_offset"):
             sandbox.process(process.id, stdout_offset=-1)
         process.wait()
-        with pytest.raises(InvalidError, match="offset"):
+        with pytest.raises(InvalidError, match="stdout has 5 bytes so far, and the offset 6 lies behind them"):
             sandbox.process(process.id, stdout_offset=6).stdout.read()
 
     @promise("many_processes")

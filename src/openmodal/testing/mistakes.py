@@ -24,6 +24,15 @@ CREATE: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "timeout none": ((), {"timeout": None}, "timeout"),
     "timeout of many years": ((), {"timeout": 1e300}, "timeout"),
     "timeout that no float holds": ((), {"timeout": 10**5000}, "timeout"),
+    "id empty": ((), {"id": ""}, "id"),
+    "id capitals": ((), {"id": "My-Id"}, "id"),
+    "id long": ((), {"id": "x" * 41}, "id"),
+    "id hyphens": ((), {"id": "a--b"}, "id"),
+    "id path": ((), {"id": "../a"}, "id"),
+    "id line": ((), {"id": "a\n"}, "id"),
+    "id number": ((), {"id": 7}, "id"),
+    "lease zero": ((), {"lease": 0}, "lease"),
+    "owner text": ((), {"owner": "me"}, "owner"),
     "idle_timeout nan": ((), {"idle_timeout": float("nan")}, "idle_timeout"),
     "idle_timeout infinite": ((), {"idle_timeout": float("inf")}, "idle_timeout"),
     "idle_timeout zero": ((), {"idle_timeout": 0}, "idle_timeout"),
@@ -128,10 +137,13 @@ EXEC: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
 ASKING: dict[str, tuple[dict[str, Any], str]] = {
     "gpus": ({"gpu": 1}, "gpu="),
     "gvisor": ({"runtime": "gvisor"}, "runtime='gvisor'"),
+    "ids": ({"id": "chosen"}, "id="),
     "idle_timeout": ({"idle_timeout": 60}, "idle_timeout="),
+    "lease": ({"lease": 60}, "lease="),
     "network_allowlists": ({"outbound_domain_allowlist": ["example.com"], "block_network": False}, "allow lists"),
     "network_block": ({"block_network": True}, "block_network="),
     "network_lists": ({"outbound_cidr_allowlist": ["203.0.113.0/24"], "block_network": False}, "allow lists"),
+    "owner": ({"owner": "process"}, "lease="),
 }
 """What asks for a promise, and a word of the refusal."""
 

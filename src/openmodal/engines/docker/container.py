@@ -30,7 +30,9 @@ _GIVEN_UP = ("SETPCAP", "NET_ADMIN")
 # What is kept of the main command's output, twice 8 MiB, and room for the driver's own bytes per line.
 _LOG = {"Type": "local", "Config": {"max-size": "80m", "max-file": "1", "compress": "false"}}
 
-_END = re.compile(rb"\nopenmodal: (exited|timeout|idle|terminated|oom) ([0-9]{1,3}) ([0-9]{1,20}) ([0-9]{1,20})\n\Z")
+_END = re.compile(
+    rb"\nopenmodal: (exited|timeout|idle|lease|terminated|oom) ([0-9]{1,3}) ([0-9]{1,20}) ([0-9]{1,20})\n\Z"
+)
 
 # As the box shows it (native/mounts.c): programs size themselves by it.
 _MEMINFO = ("MemTotal", "MemFree", "MemAvailable")
@@ -77,6 +79,7 @@ def _agent(spec: SandboxSpec, root: Referenced, place: Place) -> list[str]:
         "--setup-fd": "0",
         "--timeout-ms": str(milliseconds(spec.timeout)),
         "--idle-ms": str(milliseconds(spec.idle_timeout)),
+        "--lease-ms": str(milliseconds(spec.lease)) if spec.lease else "",
         "--user": root.user,
         "--workdir": spec.workdir or root.workdir,
         "--pids": str(asked.limits(spec.resources).pids) if place.gvisor else "",

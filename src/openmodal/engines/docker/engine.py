@@ -26,6 +26,7 @@ from openmodal.build import Options
 from openmodal.build.layers import Layers
 from openmodal.engines import asked, checkpoints, ephemeral
 from openmodal.engines.book import Book, new_id, unknown
+from openmodal.engines.contract import IdTakenError
 from openmodal.engines.docker import container, generations, links, posture, volumes
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError, find
 from openmodal.engines.docker.host import Host, no_disk
@@ -56,7 +57,7 @@ class Docker(Stateful, volumes.Keeper):
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have, which also take IPv6 off loopback. Another machine's shows no /proc/meminfo of ours."""
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
-        never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "pools")
+        never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "owner", "pools")
         return frozenset({*limits, *never, "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images
@@ -82,7 +83,7 @@ class Docker(Stateful, volumes.Keeper):
             await Blocking(self._check_mounts, spec.mounts)
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
-        id = new_id(spec.app)
+        id = new_id(spec)
         status = asked.status(id, spec, root, self.name)
         with contextlib.ExitStack() as stack:
             async with self._book.naming(spec):
@@ -90,6 +91,8 @@ class Docker(Stateful, volumes.Keeper):
                 folder = stack.enter_context(self._book.new(status, made))
             try:
                 await self._start(spec, asked.prepared(root, Referenced), status, folder)
+            except IdTakenError:  # the container is another's
+                raise
             except BaseException:
                 # The mark for a call that is still under way in a thread: what it makes from now on
                 # is its own to remove.
@@ -277,6 +280,8 @@ class Docker(Stateful, volumes.Keeper):
             if not (folder / "status.json").exists():
                 self._remove(status.id)
             return place, env
+        except ConflictError as error:
+            raise IdTakenError(status.id) from error
         except ApiError as error:
             if "storage" in error.message.lower() and spec.resources.disk:
                 raise no_disk(error.message) from error

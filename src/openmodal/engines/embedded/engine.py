@@ -123,7 +123,7 @@ class Embedded(Engine):
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         runsc = gvisor.find() if spec.runtime == "gvisor" else ""
         image = asked.prepared(root, Layered)
-        id = new_id(spec.app)
+        id = new_id(spec)
         lowers, env = host.over_trust(self._layers, self._layers.folders(image), spec.env)
         with contextlib.ExitStack() as stack:
             stack.enter_context(disk_full_named(self._book.state))
@@ -265,6 +265,9 @@ class Embedded(Engine):
     async def commit_volume(self, name: str) -> None:
         await Blocking(self._volumes.sync, name)
 
+    async def own(self, id: str, owner: int) -> None:
+        await launch.request(self._book.folder(id), f"owner {owner}", timeout=launch.STOP_SECONDS)
+
     # ------------------------------------------------------------------------------------------- keeping house
 
     @property
@@ -385,7 +388,8 @@ class Embedded(Engine):
             record=str(self._book.ended / id),
             hold=True,
             idle=spec.idle_timeout,
-            owner=self._owner,
+            lease=spec.lease,
+            owner=spec.owner or self._owner,
             guard=_guard(spec),
             volumes=self._volumes.lines(spec.mounts),
             sockets=cgroup.most_in_sockets(limits.memory),

@@ -136,6 +136,7 @@ def _agent(box: plan.Box) -> list[str]:
     options = {
         "--control-fd": str(_LINK_INSIDE),
         "--idle-ms": str(milliseconds(box.idle)),
+        "--lease-ms": str(milliseconds(box.lease)) if box.lease else "",
         "--user": box.user,
         "--workdir": box.workdir,
         "--pids": str(box.limits.pids),

@@ -46,6 +46,7 @@ class Box:
     keep: bool = False
     hold: bool = False
     idle: float | None = None
+    lease: float | None = None
     cpus: Sequence[int] = ()
     env: Sequence[tuple[str, str]] = ()
     user: str = ""
@@ -101,6 +102,7 @@ def encode(box: Box) -> bytes:
         "guard": str(box.guard) if box.guard else "",
         "sockets": str(box.sockets) if box.sockets else "",
         "owner": str(box.owner) if box.owner else "",
+        "lease_ms": str(milliseconds(box.lease)) if box.lease else "",
     }
     lines += [(key, value) for key, value in optional.items() if value]
     return "".join([f"{key}={value}\0" for key, value in lines]).encode("utf-8", "surrogateescape")

@@ -35,7 +35,7 @@ from openmodal._spec import (
 )
 from openmodal.engines import asked
 from openmodal.engines.book import Book, new_id
-from openmodal.engines.contract import Created
+from openmodal.engines.contract import Created, IdTakenError
 from openmodal.engines.kubernetes import api, pods, policies, pool, posture, report, start, volumes
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
@@ -83,6 +83,7 @@ class Kubernetes(volumes.Keeper):
             "network_allowlists",
             "network_interfaces",
             "nproc",
+            "owner",
             "pids",
             "published",
             "reset",
@@ -114,7 +115,8 @@ class Kubernetes(volumes.Keeper):
     async def create(self, spec: SandboxSpec, root: Root) -> str | Created:
         settings = self.settings
         self._book.prepare()
-        id = new_id(spec.app)
+        self._book.check_id(spec.id)
+        id = new_id(spec)
         cluster = self._api(settings)
         created = start.Start(cluster, settings, id, spec, asked.prepared(root, Referenced))
         try:
@@ -124,6 +126,8 @@ class Kubernetes(volumes.Keeper):
                 await claim(cluster, settings, pod, spec, id, self)
             await created.wait()
             stream = await self._set_up(cluster, created)
+        except IdTakenError:  # the pod is another's
+            raise
         except BaseException:
             # Raise the original error, not this clean-up's: a pod that cannot be deleted ends by
             # itself.

@@ -37,7 +37,9 @@ SETUP_SECONDS = 120
 
 def name_of(id: str) -> str:
     """The pod of a sandbox: an id may have capitals and underscores, a pod's name may not."""
-    app, _, number = id.rpartition("-")
+    app, hyphen, number = id.rpartition("-")
+    if not hyphen:  # one that its maker chose (_args.sandbox_id): no other may have the same name
+        return f"om-{id}"
     return f"om-{re.sub('[^a-z0-9]+', '-', app.lower())[:40].strip('-') or 'app'}-{number.lower()}"
 
 

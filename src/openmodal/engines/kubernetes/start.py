@@ -16,6 +16,7 @@ from openmodal._dual import Blocking, Sleep
 from openmodal._spec import Network, Referenced, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.engines import asked
+from openmodal.engines.contract import IdTakenError
 from openmodal.engines.kubernetes import agent, pods, policies, pool, volumes
 from openmodal.engines.kubernetes.api import SAY_AFTER, Api, ApiError, Json
 from openmodal.engines.kubernetes.settings import Settings
@@ -48,8 +49,14 @@ class Start:
         return asked.status(self.id, self._spec, self._root, "kubernetes", created)
 
     async def pod(self) -> Json:
-        """Take a warm pod, or make one. While a quota is used up, wait for room."""
-        if self._spec.network == Network() and await self.take():  # those that wait are selected by the usual policy
+        """Take a warm pod, or make one. While a quota is used up, wait for room.
+
+        Raises:
+            IdTakenError: there is a pod of that name.
+        """
+        # Those that wait are selected by the usual policy, and have names of their own: of two
+        # calls with one id, each would take one.
+        if self._spec.network == Network() and not self._spec.id and await self.take():
             return self._pod
         await Blocking(agent.ensure, self._cluster, self._agent)
         pause = 0.2
@@ -58,6 +65,8 @@ class Start:
                 self._pod = await Blocking(self._cluster.create, self._cluster.pods(), self._manifest)
                 return self._pod
             except ApiError as error:
+                if error.status == 409:
+                    raise IdTakenError(self.id) from error
                 if _NO_ROOM not in str(error) or self._out_of_patience():
                     raise
                 self._tell(f"room in the quota ({error})")
