@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openmodal
-from benchmarks import machine, volumes
+from benchmarks import machine, state, volumes
 from benchmarks.docker import docker
 from benchmarks.floor import Floor
 from benchmarks.machine import Stopwatch
@@ -69,6 +69,7 @@ def main() -> int:
         _burst(found["burst"], image)
         found |= _gvisor(image, max(3, options.rounds // 5))
         found["volume"] = volumes.measure(functools.partial(_create, image), max(3, options.rounds // 10))
+        found |= state.measure(functools.partial(_create, image), max(3, options.rounds // 5))
         _idle(found["idle"], image, options.idle)
     _import(found["import"], found["import_sandbox"])
     if not options.without_example:

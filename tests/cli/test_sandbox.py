@@ -177,6 +177,17 @@ def test_images_are_built_listed_and_pruned_but_not_under_a_running_sandbox(open
     assert "has no image 'x'" in openmodal.error("--local", "image", "build", "images.py::x")
 
 
+def test_a_published_image_is_listed_by_its_name_and_kept_until_that_is_deleted(openmodal: CommandLine) -> None:
+    openmodal("--local", "image", "publish", f"{openmodal.program('', 'images.py')}::image", "cli-published")
+    try:
+        found = json.loads(openmodal("--local", "image", "list", "--json"))
+        assert ["cli-published"] in [image["names"] for image in found]
+        assert "as cli-published" in openmodal("--local", "image", "list")
+    finally:
+        openmodal("--local", "image", "delete", "cli-published")
+    assert "no image is published as" in openmodal.error("--local", "image", "delete", "cli-published")
+
+
 @pytest.mark.parametrize("days", ["-1", "nan", "inf", "1e300", "-inf", "x"])
 def test_prune_refuses_ages_that_cannot_be_and_removes_nothing(openmodal: CommandLine, days: str) -> None:
     """`--older -1` removed every image without a word."""

@@ -81,6 +81,8 @@ _SANDBOX = {
 _IMAGE = {
     "list": ("openmodal.cli.image:list_", "Show the images that are built."),
     "build": ("openmodal.cli.image:build", "Build an image of a Python file or a Dockerfile."),
+    "publish": ("openmodal.cli.image:publish", "Give an image a name, under which it is kept."),
+    "delete": ("openmodal.cli.image:delete", "Delete the name of a published image."),
     "prune": ("openmodal.cli.image:prune", "Remove images that nothing uses."),
 }
 _POOL = {

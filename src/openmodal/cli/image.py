@@ -1,4 +1,4 @@
-"""`openmodal image …`: list, build, prune."""
+"""`openmodal image …`: list, build, publish, delete, prune."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from openmodal.errors import InvalidError
 
 if TYPE_CHECKING:
     from openmodal import Image
+    from openmodal.housekeeping import Built
 
 
 @click.command("list")
@@ -29,18 +30,66 @@ def list_(session: Session, as_json: bool) -> None:
     found = housekeeping.images(engine=session.engine)
     if as_json:
         _output.emit(
-            [{"key": i.key, "size": i.size, "layers": i.layers, "used": i.used, "step": i.step} for i in found]
+            [
+                {
+                    "key": i.key,
+                    "size": i.size,
+                    "layers": i.layers,
+                    "used": i.used,
+                    "step": i.step,
+                    "expires": i.expires or None,
+                    "names": list(i.names),
+                }
+                for i in found
+            ]
         )
         return
     now = time.time()
     _output.table(
-        ("IMAGE", "SIZE", "LAYERS", "USED", "LAST STEP"),
+        ("IMAGE", "SIZE", "LAYERS", "USED", "KEPT", "LAST STEP"),
         (
-            (i.key[:12], _output.size(i.size), str(i.layers), f"{_output.duration(now - i.used)} ago", i.step)
+            (
+                i.key[:12],
+                _output.size(i.size),
+                str(i.layers),
+                f"{_output.duration(now - i.used)} ago",
+                _kept(i, now),
+                i.step,
+            )
             for i in found
         ),
         empty="No image is built yet; the first Sandbox.create() builds one.",
     )
+
+
+def _kept(image: Built, now: float) -> str:
+    """Why an image stays, however long nobody uses it; "" if it does not."""
+    if image.names:
+        return f"as {', '.join(image.names)}"
+    return f"for {_output.duration(image.expires - now)}" if image.expires > now else ""
+
+
+@click.command()
+@click.argument("target", metavar="FILE.py::NAME | REFERENCE")
+@click.argument("name")
+@engine_options
+@pass_session
+def publish(session: Session, target: str, name: str) -> None:
+    """Make an image, and give it a NAME for Image.from_name, under which it is kept."""
+    image = named(target)
+    if image:
+        image.publish(name, engine=session.engine)
+
+
+@click.command()
+@click.argument("name")
+@engine_options
+@pass_session
+def delete(session: Session, name: str) -> None:
+    """Delete the NAME of a published image; the image goes with the next prune."""
+    from openmodal import Image
+
+    Image.delete(name, engine=session.engine)
 
 
 @click.command()
@@ -89,7 +138,8 @@ def prune(session: Session, older: float | None, everything: bool, caches: bool,
         raise click.UsageError("--all and --older exclude each other; leave one out")
     seconds = _args.age("--older", (0.0 if everything else 7.0 if older is None else older) * 86400)
     before = time.time() - seconds
-    old = [image for image in reversed(housekeeping.images(engine=session.engine)) if image.used <= before]
+    images = reversed(housekeeping.images(engine=session.engine))
+    old = [image for image in images if image.used <= before and not _kept(image, time.time())]
     lines = [f"{i.key[:12]}  {_output.size(i.size)}  {i.step}" for i in old]
     if caches:
         lines.append("the downloads of apt and pip")
