@@ -115,7 +115,9 @@ def test_a_supervisor_that_is_killed_leaves_the_volume_free_and_whole(
     assert volume.name not in os.listdir(_config.state() / "volumes")
 
 
-def test_gc_deletes_the_ephemeral_volumes_of_killed_programs_only(engine: Embedded) -> None:
+def test_gc_deletes_the_ephemeral_volumes_of_killed_programs_when_no_sandbox_has_them(
+    create: Create, engine: Embedded
+) -> None:
     program = (
         "import openmodal, os\n"
         "with openmodal.Volume.ephemeral(engine='embedded') as volume:\n"
@@ -123,10 +125,14 @@ def test_gc_deletes_the_ephemeral_volumes_of_killed_programs_only(engine: Embedd
         "    os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    name = done.stdout.strip()
+    name, folder = done.stdout.strip(), _config.state() / "volumes"
+    sandbox = create(volumes={"/data": Volume(name, engine)})
     with Volume.ephemeral(engine=engine) as alive:
-        assert f"volume {name}" in gc(check=True, engine=engine).removed
-        assert f"volume {name}" in gc(engine=engine).removed
+        for check in (True, False):
+            assert f"volume {name}" not in gc(check=check, engine=engine).removed, "a sandbox has it"
+        sh(sandbox, "touch /data/file")
+        sandbox.terminate()
+        for check in (True, False):
+            assert f"volume {name}" in gc(check=check, engine=engine).removed
         assert alive.listdir() == []
-    assert not {name, alive.name} & set(os.listdir(_config.state() / "volumes"))
-    assert not {name, alive.name} & set(os.listdir(_config.state() / "ephemeral"))
+    assert not {name, alive.name} & {*os.listdir(folder), *os.listdir(_config.state() / "ephemeral")}

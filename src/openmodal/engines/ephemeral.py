@@ -43,4 +43,10 @@ def is_abandoned(state: Path, name: str) -> bool:
     return held is not None
 
 
-__all__ = ["PREFIX", "hold", "is_abandoned", "new_name", "release"]
+def sweep(state: Path) -> None:
+    """Remove the files of those that are gone, and that nobody holds."""
+    for file in made(state / "ephemeral").iterdir():
+        is_abandoned(state, file.name)
+
+
+__all__ = ["PREFIX", "hold", "is_abandoned", "new_name", "release", "sweep"]

@@ -206,9 +206,7 @@ class Docker(Stateful, volumes.Keeper):
                 for id in (*dead, *orphans):
                     with _trash.going_on(failed):
                         self._collect(api, id)
-                for name in left:
-                    with _trash.going_on(failed):
-                        self._delete_volume(api, name)
+                left = [name for name in left if self._removed(api, name, failed)]
                 with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
                     self._book.prune_ended()
         _trash.tell(failed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from openmodal import _trash
 from openmodal._dual import Blocking
 from openmodal._spec import Mount, VolumeInfo
 from openmodal.engines import folders
@@ -120,6 +122,13 @@ class Keeper(Engine):
         filters = {"volume": [mounts.named(self._home, name)]}
         self._let_go(api, container.names(api.get("/containers/json", all=True, filters=filters)))
         delete(api, self._home, name)
+
+    def _removed(self, api: Api, name: str, failed: list[str]) -> bool:
+        """Delete an ephemeral one that no sandbox has."""
+        with _trash.going_on(failed), contextlib.suppress(NotFoundError, VolumeInUseError):
+            self._delete_volume(api, name)
+            return True
+        return False
 
     def _check_mounts(self, wanted: Iterable[Mount]) -> None:
         with self._daemon.open() as api:

@@ -91,15 +91,26 @@ class Volumes:
     def sweep(self, failed: list[str], *, check: bool) -> list[str]:
         """Remove ephemeral ones whose programs were killed, and what is half made; tell which."""
         abandoned = [name for name in self._names() if ephemeral.is_abandoned(self._state, name)]
-        for name in () if check else abandoned:
-            with _trash.going_on(failed):
-                self.delete(name)
+        removed = [name for name in abandoned if self._is_removed(name, failed, check=check)]
         for name in () if check else self._names(unfinished=True):
             with _trash.going_on(failed):
                 if _is_old(self._path / name) and (held := lock_folder(self._path / name)):
                     with held:
                         _trash.remove(self._path / name)
-        return abandoned
+        if not check:
+            ephemeral.sweep(self._state)
+        return removed
+
+    def _is_removed(self, name: str, failed: list[str], *, check: bool) -> bool:
+        """Remove an ephemeral one that no sandbox has; `check`: only whether that could be."""
+        with _trash.going_on(failed), contextlib.suppress(NotFoundError, VolumeInUseError):
+            if not check:
+                self.delete(name)
+                return True
+            if held := lock_folder(self._path / name):
+                held.close()
+                return True
+        return False
 
     def require(self, name: str) -> Path:
         """The folder of a volume.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -144,10 +145,14 @@ class Keeper(Engine):
         _, _, state = self._access()
         own = [item for item in await self._claims() if item["metadata"]["labels"].get(_CLIENT) == _client(state)]
         left = [name for name in map(_name, own) if ephemeral.is_abandoned(state, name)]
-        for name in () if check else left:
-            with _trash.going_on(failed):
-                await self.delete_volume(name)
-        return left
+        return left if check else [name for name in left if await self._removed(name, failed)]
+
+    async def _removed(self, name: str, failed: list[str]) -> bool:
+        """Delete an ephemeral one that no sandbox has."""
+        with _trash.going_on(failed), contextlib.suppress(NotFoundError, VolumeInUseError):
+            await self.delete_volume(name)
+            return True
+        return False
 
 
 def _path(cluster: Api, rest: str = "") -> str:
