@@ -24,6 +24,7 @@ static const struct {
     void (*serve)(struct box *box, struct request *request);
 } words[] = {
     {"copy", serve_copy},
+    {"environment", serve_environment},
     {"layers", serve_layers},
     {"merge", serve_merge},
     {"reset", serve_reset},

@@ -246,6 +246,18 @@ void serve_copy(struct box *box, struct request *request) {
     layers_begin(box, request, &copying, 0);
 }
 
+/* Into the file that the request brings: no file on disk has what commands are given. */
+void serve_environment(struct box *box, struct request *request) {
+    const struct strings *env = &box->plan->env;
+    bool written = request->fd[0] >= 0 || fail("plan", "the request needs a file to write to");
+    for (size_t i = 0; written && i < env->count; i++)
+        written = write_all(request->fd[0], env->item[i], strlen(env->item[i]) + 1) || fail(NULL, "cannot tell the environment: %m");
+    if (written)
+        control_ok(request, "%s", "");
+    else
+        control_failed(request);
+}
+
 /* Whoever switched may have been killed before it could tell anybody: what the sandbox stands on is known here. */
 void serve_layers(struct box *box, struct request *request) {
     char *text = must_format("%u", box->generation);

@@ -21,6 +21,7 @@ void layers_begin(struct box *box, struct request *request, const struct task *t
 
 /* The rows of control.c. */
 void serve_copy(struct box *box, struct request *request);
+void serve_environment(struct box *box, struct request *request);
 void serve_layers(struct box *box, struct request *request);
 void serve_merge(struct box *box, struct request *request);
 

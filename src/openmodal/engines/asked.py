@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -93,8 +93,12 @@ def prepared(root: Root, kind: type[R]) -> R:
 
 def made(spec: SandboxSpec, root: R) -> Made[R]:
     """What is remembered of a sandbox for its forks and resets: no secret."""
-    env = tuple((name, value) for name, value in spec.env if name not in spec.secrets)
-    return Made(replace_fields(spec, env=env, id=""), root)
+    return Made(replace_fields(spec, env=without_secrets(spec, spec.env), id=""), root)
+
+
+def without_secrets(spec: SandboxSpec, env: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Those of these variables whose values are no secrets of a sandbox."""
+    return tuple((name, value) for name, value in env if name not in spec.secrets)
 
 
 def digests(spec: SandboxSpec, root: Root) -> tuple[tuple[str, str], ...]:

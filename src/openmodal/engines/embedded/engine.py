@@ -130,7 +130,7 @@ class Embedded(Engine):
             held = stack.enter_context(self._held(image))
             async with self._book.naming(spec):
                 status = asked.status(id, spec, root, self.name)
-                folder = stack.enter_context(self._book.new(status, asked.made(spec, image)))
+                folder = stack.enter_context(self._book.new(status, asked.made(replace(spec, env=()), image)))
             stack.enter_context(self._uppers.taken(id))
             box = await self._box(spec, root, id, folder, lowers, env)
             if runsc:
@@ -205,7 +205,7 @@ class Embedded(Engine):
         return self._book.main_output(id, stream)
 
     async def made(self, id: str) -> Made[Layered]:
-        return self._generations.made(id)
+        return await self._generations.with_environment(id)
 
     async def snapshot(self, id: str, expires: float, timeout: float | None = None) -> str:
         return await self._generations.snapshot(id, expires, timeout)

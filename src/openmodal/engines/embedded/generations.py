@@ -29,7 +29,7 @@ from openmodal.build.layers import Layers, Meta, size_of
 from openmodal.build.locks import Lock, try_lock
 from openmodal.build.names import of_snapshot
 from openmodal.build.unpack import unpack
-from openmodal.engines import checkpoints
+from openmodal.engines import asked, checkpoints
 from openmodal.engines.book import Book
 from openmodal.engines.embedded import launch
 from openmodal.engines.embedded.uppers import Uppers
@@ -69,6 +69,17 @@ class Generations:
         if not self._book.alive(id):
             raise ConnectionResetError(f"the sandbox {id} has ended")
         raise UnsupportedError(f"sandbox {id} was created by a version that knows no snapshots; create a new one")
+
+    async def with_environment(self, id: str) -> Made[Layered]:
+        """As `made`, with the environment, which only its supervisor knows."""
+        found = self.made(id)
+        fd = os.memfd_create("environment", os.MFD_CLOEXEC)
+        with os.fdopen(fd, "r+b") as file:
+            await launch.request(self._book.folder(id), "environment", (fd,))
+            file.seek(0)
+            entries = file.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
+        pairs = ((name, value) for name, _, value in (entry.partition("=") for entry in entries))
+        return Made(replace(found.spec, env=asked.without_secrets(found.spec, pairs)), found.root)
 
     async def now(self, id: str) -> Now:
         """How a sandbox's files are."""

@@ -27,7 +27,18 @@ REMEDY = (
 )
 
 LACKS = frozenset(
-    {"cgroup", "cpu_time", "holes", "init", "memory_offender", "network_allowlists", "network_lists", "pids", "proc"}
+    {
+        "cgroup",
+        "cpu_time",
+        "holes",
+        "init",
+        "memory_offender",
+        "mount_image",
+        "network_allowlists",
+        "network_lists",
+        "pids",
+        "proc",
+    }
 )
 """Promises of the contract that a sandbox in gVisor does not keep; docs/sandboxes.md tells why."""
 
