@@ -14,7 +14,21 @@ from typing import Any
 import pytest
 
 from openmodal import _dual
-from openmodal._dual import AnyOf, Blocking, Call, DualContext, DualIterator, Effect, Sleep, dual, readable, writable
+from openmodal._dual import (
+    AnyOf,
+    Blocking,
+    Call,
+    DualContext,
+    DualIterator,
+    Effect,
+    Sleep,
+    Together,
+    dual,
+    readable,
+    run_async,
+    run_sync,
+    writable,
+)
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -394,3 +408,51 @@ def test_a_deep_chain_of_core_calls_costs_no_recursion_of_the_driver(run: Run) -
         return depth if depth == 200 else await core(depth + 1)
 
     assert run(core(0)) == 200
+
+
+async def _passed_on(source: int, target: int, name: str) -> str:
+    await readable(source, 10)
+    os.write(target, os.read(source, 1))
+    return name
+
+
+@pytest.mark.parametrize("drive", [run_sync, lambda core: asyncio.run(run_async(core))], ids=["blocking", "async"])
+def test_together_one_goes_on_while_another_waits(drive: Callable[[Any], Any]) -> None:
+    """Each waits for what the next one writes: one after the other, they would wait for ever."""
+    (a, b), (c, d) = os.pipe(), os.pipe()
+    started = os.pipe()
+
+    async def fails() -> str:
+        os.write(d, b"x")
+        raise ValueError("its own")
+
+    async def all_three() -> list[Any]:
+        return await Together([_passed_on(a, started[1], "first"), _passed_on(c, b, "second"), fails()])
+
+    first, second, error = drive(all_three())
+    assert (first, second, str(error), os.read(started[0], 1)) == ("first", "second", "its own", b"x")
+    for fd in (a, b, c, d, *started):
+        os.close(fd)
+
+
+def test_together_what_interrupts_is_raised_in_each() -> None:
+    ended: list[str] = []
+    pipe = os.pipe()
+
+    async def waits(name: str) -> None:
+        try:
+            await readable(pipe[0])
+        finally:
+            ended.append(name)
+
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def all_three() -> list[Any]:
+        return await Together([waits("first"), waits("second"), interrupted()])
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sync(all_three())
+    assert ended == ["first", "second"]
+    for fd in pipe:
+        os.close(fd)
