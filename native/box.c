@@ -558,7 +558,7 @@ bool box_run(struct box *box) {
     folders_close_maps(plan, box->maps);
     box->maps = NULL;
     if (!started || !equip_init(box) || !await_ready(box) ||
-        !guard_begin(&box->guard, plan, box->folder, box->userns, box->init, &box->network)) {
+        !guard_begin(&box->guard, plan, box->folder, box->userns, box->init, box->network)) {
         explain(box);
         return false;
     }
@@ -645,7 +645,7 @@ static _Noreturn void supervise(struct plan *plan, int status) {
                       .gate = {.sockets = {-1, -1}},
                       .output = {-1, -1},
                       .shaping = {.client = -1, .lock = -1},
-                      .guard = {.folder = -1, .sockets = -1, .network = -1, .files = {.told = -1}, .queues = {.told = -1}},
+                      .guard = {.folder = -1, .sockets = -1, .files = {.told = -1}, .queues = {.told = -1}},
                       .layer_lock = -1,
                       .oom = -1,
                       .link = -1,

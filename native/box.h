@@ -64,7 +64,8 @@ struct box {
     int *maps; /* what folders of this machine are shifted by, until init has them */
     int agent_listener, control_listener;
     int program, log;    /* for a runtime: this program, to run as the agent, and where the runtime tells what went wrong */
-    int network, inside; /* while it is made: the sandbox's network namespace, and a netlink socket in it */
+    int network;         /* the sandbox's network namespace */
+    int inside;          /* while it is made: a netlink socket in it */
     int netlink;         /* in the router's namespace, and so are we */
     int machine;         /* a socket to the machine's netfilter */
     int output[2];       /* where the main command's output is kept */

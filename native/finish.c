@@ -68,8 +68,6 @@ void await_detached(const struct box *box) {
  * gone. The interface after that: dying sockets tell it to whom they are connected, and to the tables of connections. */
 void stop_all(struct box *box) {
     guard_end(&box->guard);
-    close_fd(&box->network); /* the namespace ends with init */
-    box->network = -1;
     groups_kill(box->plan);
     if (box->init > 0) {
         signal_init(box);
@@ -82,6 +80,8 @@ void stop_all(struct box *box) {
 static void take_down(struct box *box) {
     stop_all(box);
     start_detaching(box);
+    close_fd(&box->network); /* not before: with its namespace goes the interface, and with that the count of what it has sent */
+    box->network = -1;
     if (!groups_remove(box->plan))
         fail("internal", "a cgroup could not be removed: %m");
 }

@@ -281,13 +281,12 @@ const char *guard_finds(struct guard *guard, uint64_t now) {
     return reason;
 }
 
-bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns, pid_t init, int *network) {
-    *guard = (struct guard){.folder = -1, .sockets = -1, .dir = dir, .userns = plan->ids != IDS_RANGE ? userns : -1, .network = *network,
+bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns, pid_t init, int network) {
+    *guard = (struct guard){.folder = -1, .sockets = -1, .dir = dir, .userns = plan->ids != IDS_RANGE ? userns : -1, .network = network,
                             .most = plan->guard, .most_in_sockets = plan->sockets, .files = {.told = -1}, .queues = {.told = -1},
                             .plan = plan, .began = (time_t)(unix_us() / 1000000), .group = plan->cgroup.count > 0 ? plan->cgroup.item[0] : NULL};
     struct statvfs disk;
-    *network = -1;
-    if (plan->sockets > 0 && guard->network >= 0 && (guard->sockets = sockets_open(init)) < 0)
+    if (plan->sockets > 0 && network >= 0 && (guard->sockets = sockets_open(init)) < 0)
         return fail(NULL, "cannot look at the sandbox's sockets: %m");
     if (plan->guard == 0)
         return true;
@@ -317,7 +316,6 @@ void guard_end(struct guard *guard) {
     stop_counting(&guard->files);
     stop_counting(&guard->queues);
     close_fd(&guard->folder);
-    close_fd(&guard->sockets);
-    close_fd(&guard->network);
-    guard->folder = guard->sockets = guard->network = -1;
+    close_fd(&guard->sockets); /* it keeps the network namespace */
+    guard->folder = guard->sockets = -1;
 }

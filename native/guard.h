@@ -29,14 +29,13 @@ struct guard {
     struct counter files;
 
     int sockets;              /* the number of its sockets; -1: they are not guarded */
-    int network;              /* the namespace that they are in */
+    int network;              /* the namespace that they are in, not ours to close */
     uint64_t most_in_sockets; /* bytes that their queues may hold */
     struct counter queues;
 };
 
-/* Begin; it changes nothing if the plan has no limit. `dir`, `userns`: kept as long as the guard. `network` is closed at its end: it keeps
- * the namespace, which shall end with init. */
-bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns, pid_t init, int *network);
+/* Begin; it changes nothing if the plan has no limit. `dir`, `userns`, `network`: kept as long as the guard. */
+bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int userns, pid_t init, int network);
 
 /* In how many ms to look again; -1: never. */
 int guard_wait(const struct guard *guard);

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from openmodal.engines.embedded import network
 from tests import leaks
 from tests.leaks import no_leaks  # noqa: F401  (an autouse fixture)
 from tests.selection import leave_out
@@ -29,6 +30,10 @@ from tests.selection import leave_out
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 BEFORE = pytest.StashKey[leaks.Ledger]()
+
+
+# Tests change this machine's firewall and create at once.
+network.LOOK_SECONDS = 0.0
 
 
 def _own_environment() -> None:

@@ -26,6 +26,16 @@ def text(path: str | os.PathLike[str]) -> str:
         os.close(file)
 
 
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Make a file of these bytes, or make it so. A third of what a Path takes for it."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+    finally:
+        os.close(file)
+
+
 def stamp(path: str | os.PathLike[str]) -> Stamp | None:
     """What is another whenever a file is another, or says something else; None if there is none."""
     found = stat_of(path)

@@ -7,14 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
 from openmodal.app import App
-from openmodal.engines.embedded import Embedded
+from openmodal.engines.embedded import Embedded, network
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Create, eventually
@@ -22,6 +22,7 @@ from openmodal.testing.limits import connects, server
 
 pytestmark = pytest.mark.root
 
+Ready = Callable[[network.Router, Sequence[str]], bool]
 PORT = 8099
 PUBLIC = "198.51.100.77"  # a documentation range: nobody's, and not on the deny list
 SERVE = f"""
@@ -136,3 +137,21 @@ def _index_hosts() -> list[str]:
     if done.returncode == 0:
         return [done.stdout.partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")[0]]
     return ["pypi.org", "files.pythonhosted.org"]
+
+
+def test_creations_in_a_row_look_at_this_machines_side_once(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def ready(router: network.Router, servers: Sequence[str], real: Ready = network.Router.ready) -> bool:
+        looks.append(1)
+        return real(router, servers)
+
+    def looks_not() -> bool:
+        looks.clear()
+        create().terminate()
+        return not looks
+
+    monkeypatch.setattr(network.Router, "ready", ready)
+    assert not looks_not(), "the control: for tests no look is good for any time"
+    monkeypatch.setattr(network, "LOOK_SECONDS", 600.0)
+    eventually(looks_not)

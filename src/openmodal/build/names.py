@@ -84,7 +84,7 @@ def chain(recipe: Recipe, store: Layers, options: Options) -> tuple[str, ...]:
     # Only Debian and Python images can come from two places; who asks for one must not get the
     # other.
     base = options.base if any(_has_two_origins(step, options) for step in recipe.steps) else ""
-    previous = digest("image", FORMAT, options.cpu or architecture(), base)
+    previous = _beginning(options.cpu or architecture(), base)
     names: list[str] = []
     for step in recipe.steps:
         seen = looked_at(step, store)
@@ -99,6 +99,12 @@ def of_snapshot(key: str, store: Layers) -> str:
     from openmodal.build import DEFAULTS
 
     return chain(Recipe((Snapshot(key),)), store, DEFAULTS)[-1]
+
+
+@functools.lru_cache(maxsize=16)
+def _beginning(cpu: str, base: str) -> str:
+    """The name of an image before its first step."""
+    return digest("image", FORMAT, cpu, base)
 
 
 @functools.lru_cache(maxsize=256)  # each creation asks for its image, of the same steps as the one before

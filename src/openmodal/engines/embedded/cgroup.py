@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openmodal._files import text
+from openmodal._files import stat_of, text
 from openmodal.engines import asked
 from openmodal.engines.asked import Limits
 from openmodal.engines.groups import LEAF, LIMITED, NO_LIMIT, PERIOD_US, Hierarchies, members
@@ -201,8 +201,8 @@ def prepare(found: Hierarchies) -> None:
 
 def _group(path: str) -> int:
     """The number of a group, which is made if it is not there. Another group of that name has another number."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(path).st_ino
+    if found := stat_of(path):
+        return found.st_ino
     with contextlib.suppress(FileExistsError):
         os.mkdir(path)
     return os.stat(path).st_ino

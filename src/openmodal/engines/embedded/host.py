@@ -137,8 +137,8 @@ async def router(program: str) -> plan.Lines:
     if os.geteuid() != 0:
         return []
     require_rights()
-    found, servers = _router(program), network.resolvers()
-    if not found.ready(servers):
+    found = _router(program)
+    if not found.was_ready() and not found.ready(servers := network.resolvers()):
         await Blocking(found.ensure, servers)
     return [("router", str(found.path))]
 
@@ -147,7 +147,7 @@ def _router(program: str) -> network.Router:
     return _router_at(_config.machine(), program)
 
 
-@functools.lru_cache(maxsize=4)  # it holds paths alone
+@functools.lru_cache(maxsize=4)  # it knows when it was looked at
 def _router_at(machine: Path, program: str) -> network.Router:
     return network.Router(machine, program)
 

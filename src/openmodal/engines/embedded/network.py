@@ -19,6 +19,7 @@ import fcntl
 import functools
 import ipaddress
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,9 @@ NEVER = (*machine.NEVER, "10.251.0.0/16")
 
 MOST_CONNECTIONS = 2500
 """Of one sandbox at a time: all share the router's table of connections."""
+
+LOOK_SECONDS = 1.0
+"""How long a look at this machine's side of the network is good for: creations in a row look once."""
 
 _LOOKS = 4
 _PUBLIC_RESOLVERS = ("1.1.1.1", "8.8.8.8")
@@ -245,15 +249,23 @@ class Router:
         self._agent = agent
         self._loaded = machine / "router.rules"
         self._sealed = machine / "router.seal"
+        self._good_until = 0.0
+
+    def was_ready(self) -> bool:
+        """Whether it was ready a moment ago, and is there."""
+        return time.monotonic() < self._good_until and self.exists()
 
     def ready(self, servers: Sequence[str]) -> bool:
         """Whether the namespace is there with the rules that hold now, and nobody has changed this machine's side since we looked."""
+        began = time.monotonic()
         loaded, own = text(self._loaded), machine.own_addresses()
-        return (
+        found = (
             self.exists()
             and loaded == _wanted(servers, own, nft=loaded.startswith("flush"))
             and uplink.seal(servers) == text(self._sealed)
         )
+        self._good_until = began + LOOK_SECONDS if found else 0.0
+        return found
 
     def exists(self) -> bool:
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from openmodal._files import write
 from openmodal._spec import Info
 from openmodal.engines import asked, groups, posture
 from openmodal.engines.embedded import cgroup, egress
@@ -17,7 +18,7 @@ _EXPECTED = "network.expected"
 
 def expect_network(folder: Path) -> None:
     """Note that the sandbox should have an interface: its helper may die."""
-    (folder / _EXPECTED).touch()
+    write(f"{folder}/{_EXPECTED}", b"")
 
 
 def read(id: str, folder: Path, supervisor: int, found: groups.Hierarchies, runtime: str, disk: int | None) -> Info:
