@@ -107,7 +107,7 @@ class Link:
         self._got = bytearray()
         kind, payload = self.receive()
         assert kind == 0x01 and struct.unpack_from("<I", payload) == (1,)
-        self.version = _texts(payload[4:], 1)[0]
+        self.version = _texts(payload[4:-8], 1)[0]
 
     def close(self) -> None:
         self.socket.close()
