@@ -120,7 +120,7 @@ static void raise_descriptor_limit(void) {
 }
 
 static bool set_up(const struct agent_config *config) {
-    agent = (struct agent){.config = config, .self = getpid(), .end_by = NEVER, .now = now_ms()};
+    agent = (struct agent){.config = config, .self = getpid(), .end_by = NEVER, .now = now_ms(), .timeout_ms = config->timeout_ms};
     agent.active = agent.asked = agent.now;
     open_oom_adj(); /* before we are not dumpable: then it belongs to nobody */
     prctl(PR_SET_DUMPABLE, 0);
@@ -288,7 +288,7 @@ static void sooner(uint64_t *first, uint64_t at) {
 
 /* What is due now is done; when the next is due. */
 static uint64_t do_what_is_due(uint64_t *sweep_at) {
-    uint64_t next = links_deadline(), idle_ms = agent.config->idle_ms, timeout_ms = agent.config->timeout_ms, born = agent.born;
+    uint64_t next = links_deadline(), idle_ms = agent.config->idle_ms, timeout_ms = agent.timeout_ms, born = agent.born;
     uint64_t setup_ms = agent.config->setup_ms;
     for (struct command *command = commands; command; command = command->next) {
         if (agent.now >= command->deadline)
@@ -340,9 +340,19 @@ static void listen_to(struct watch *watch) {
         watch_set(watch, EPOLLIN);
 }
 
+/* A sandbox that was paused, or whose machine was suspended, begins its idle time anew: somebody
+ * let it go on. */
+static void note_pause(uint64_t begun, int timeout) {
+    enum { LATE_MS = 1000 };
+    if (timeout >= 0 && agent.now - begun > (uint64_t)timeout + LATE_MS)
+        agent.active = agent.asked = agent.now;
+}
+
 static void turn(int timeout) {
+    uint64_t begun = agent.now;
     batched = epoll_wait(agent.epoll, batch, BATCH, timeout);
     agent.now = now_ms();
+    note_pause(begun, timeout);
     for (int i = 0; i < batched; i++) {
         struct watch *watch = batch[i].data.ptr;
         if (watch)
@@ -435,6 +445,7 @@ void agent_set_up(const struct setup_request *setup) {
     config.env = env_over(agent.config->env, setup->env, 0);
     agent.config = &config;
     agent.born = agent.active = agent.asked = agent.now;
+    agent.timeout_ms = config.timeout_ms;
     if (config.workdir && config.workdir[0] == '/')
         make_workdir(config.workdir);
     if (config.argv)

@@ -364,7 +364,7 @@ static bool equip_init(struct box *box) {
         return false;
     if (owns_network(plan) && !make_network(box))
         return false;
-    if (plan->net == NET_ROUTER && !connect_network(box))
+    if (plan->net == NET_ROUTER && !box->cut && !connect_network(box))
         return false;
     if (!open_network(box))
         return false;
@@ -372,7 +372,7 @@ static bool equip_init(struct box *box) {
         return false;
     close_fd(&box->inside);
     box->inside = -1;
-    if (plan->net == NET_EXEC && !helper_start(plan, box->init, box->userns, &box->helper))
+    if (plan->net == NET_EXEC && !box->cut && !helper_start(plan, box->init, box->userns, &box->helper))
         return false;
     return send(box->link, "go", 2, MSG_NOSIGNAL) == 2 || fail("internal", "init is gone");
 }

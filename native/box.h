@@ -91,6 +91,8 @@ struct box {
     struct shaping shaping;
     struct graft graft[MAX_GRAFTS];
     unsigned stops; /* how many want nothing to run: a pause, a copy */
+    bool paused;    /* ... and a pause is one of them */
+    bool cut;       /* it is to have no network, whatever the plan says; also after a reset */
     char record[512];
     uint64_t answer_by;
 };

@@ -1,8 +1,10 @@
 /* Who asks a supervisor for something, and what they can ask for. */
 #include "control.h"
 
+#include "diff.h"
 #include "fail.h"
 #include "layers.h"
+#include "live.h"
 #include "owner.h"
 #include "passing.h"
 #include "util.h"
@@ -23,15 +25,11 @@ static const struct {
     const char *word;
     void (*serve)(struct box *box, struct request *request);
 } words[] = {
-    {"copy", serve_copy},
-    {"environment", serve_environment},
-    {"layers", serve_layers},
-    {"merge", serve_merge},
-    {"reset", serve_reset},
-    {"switch", serve_switch},
-    {"mount", serve_mount},
-    {"unmount", serve_unmount},
-    {"owner", serve_owner},
+    {"copy", serve_copy},       {"deadline", serve_deadline}, {"diff", serve_diff},
+    {"environment", serve_environment}, {"layers", serve_layers}, {"merge", serve_merge},
+    {"mount", serve_mount},     {"network", serve_network},   {"owner", serve_owner},
+    {"pause", serve_pause},     {"reset", serve_reset},       {"resume", serve_resume},
+    {"switch", serve_switch},   {"unmount", serve_unmount},   {"written", serve_written},
 };
 
 /* ------------------------------------------------------------------------------------------- answers */

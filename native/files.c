@@ -256,6 +256,7 @@ static bool serve(struct peer *peer, const struct file_request *request) {
     case FILE_LIST: do_list(peer, request); return false;
     case FILE_READ: transfer_read(peer, request); return false;
     case FILE_PULL: transfer_pull(peer, request); return false;
+    case FILE_WATCH: watch_run(peer, request); return false;
     case FILE_MKDIR: change(peer, do_mkdir(request)); break;
     case FILE_REMOVE: change(peer, do_remove(request)); break;
     case FILE_RENAME: change(peer, rename(request->path, request->second) < 0 ? errno : 0); break;

@@ -36,4 +36,6 @@ int entry_read(int directory, const char *name, const char *path, bool follow, s
 void transfer_read(struct peer *peer, const struct file_request *request);
 void transfer_write(struct peer *peer, const struct file_request *request);
 void transfer_pull(struct peer *peer, const struct file_request *request);
+/* watch.c: until the link ends, or what is watched. */
+void watch_run(struct peer *peer, const struct file_request *request);
 void transfer_push(struct peer *peer, const struct file_request *request);

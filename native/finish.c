@@ -7,6 +7,7 @@
 #include "ids.h"
 #include "kernel.h"
 #include "layers.h"
+#include "live.h"
 #include "net.h"
 #include "passing.h"
 #include "trash.h"
@@ -233,6 +234,7 @@ static void discard_all(struct box *box) {
     }
     unlinkat(box->folder, "agent.sock", 0);
     unlinkat(box->folder, "control.sock", 0);
+    unlinkat(box->folder, "paused", 0);
     unlinkat(box->folder, "lock", 0);
 }
 
@@ -250,6 +252,7 @@ void finish(struct box *box) {
     box->answer_by = now_ms() + ANSWER_MS;
     layers_finish(box);
     control_end_work(box);
+    stop_end(box);
     close_fd(&box->agent_listener);
     box->agent_listener = -1;
     await_last_words(box);

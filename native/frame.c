@@ -261,6 +261,15 @@ void put_entry(struct buffer *out, const struct entry *entry) {
     frame_end(out, mark);
 }
 
+void put_event(struct buffer *out, uint8_t what, bool is_folder, const char *path, const char *target) {
+    size_t mark = frame_begin(out, FRAME_EVENT);
+    put_uint(out, what, 1);
+    put_uint(out, is_folder, 1);
+    put_text(out, path);
+    put_text(out, target);
+    frame_end(out, mark);
+}
+
 void write_header(uint8_t header[FRAME_HEADER], uint8_t type, size_t payload) {
     set_uint(header, payload + 1, 4);
     header[4] = type;

@@ -11,9 +11,10 @@ enum { KEEP_UNSAID = 64 << 20, ID_SIZE = 16, FRAME_HEADER = 5, MAX_DATA = 1 << 2
 enum frame_type {
     FRAME_HELLO = 0x01, FRAME_AUTH = 0x02,
     FRAME_START = 0x10, FRAME_IO = 0x11, FRAME_KILL = 0x12, FRAME_RESIZE = 0x13, FRAME_RELEASE = 0x14, FRAME_PING = 0x15,
-    FRAME_SHUTDOWN = 0x16, FRAME_SETUP = 0x17, FRAME_COMMANDS = 0x19,
+    FRAME_SHUTDOWN = 0x16, FRAME_SETUP = 0x17, FRAME_DEADLINE = 0x18, FRAME_COMMANDS = 0x19,
     FRAME_STARTED = 0x20, FRAME_DATA = 0x21, FRAME_PROGRESS = 0x22, FRAME_OK = 0x23, FRAME_COMMAND = 0x24, FRAME_ERROR = 0x2f,
     FRAME_FILE = 0x30, FRAME_ENTRY = 0x40, FRAME_CHUNK = 0x41, FRAME_END = 0x42, FRAME_HOLE = 0x43,
+    FRAME_EVENT = 0x44,
 };
 
 enum error_code {
@@ -32,8 +33,10 @@ enum progress { AT_STDOUT_END = 1, AT_STDERR_END = 2, HAS_EXIT = 4, STDIN_CLOSED
 
 enum file_operation {
     FILE_STAT = 1, FILE_LIST, FILE_MKDIR, FILE_REMOVE, FILE_READ, FILE_WRITE, FILE_PULL, FILE_PUSH, FILE_RENAME,
-    FILE_CHMOD, FILE_CHOWN, FILE_HOLES
+    FILE_CHMOD, FILE_CHOWN, FILE_HOLES, FILE_WATCH
 };
+
+enum file_event { EVENT_CREATED = 1, EVENT_MODIFIED, EVENT_DELETED, EVENT_MOVED, EVENT_OVERFLOW };
 
 enum file_flag { FILE_AS_USER = 0x100 };
 
@@ -135,5 +138,6 @@ void frame_end(struct buffer *out, size_t mark);
 void put_plain(struct buffer *out, uint8_t type); /* a whole frame without payload */
 void put_error(struct buffer *out, uint32_t code, const char *sentence);
 void put_entry(struct buffer *out, const struct entry *entry);
+void put_event(struct buffer *out, uint8_t what, bool is_folder, const char *path, const char *target);
 /* The header of a frame whose payload the caller sends himself. */
 void write_header(uint8_t header[FRAME_HEADER], uint8_t type, size_t payload);

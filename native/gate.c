@@ -217,6 +217,13 @@ bool gate_start(const struct plan *plan, int network, struct gate *gate, struct 
            start(plan, gate, helper, "") && await_gate(helper->lifeline);
 }
 
+bool gate_restart(const struct plan *plan, struct gate *gate, struct helper *helper) {
+    if (gate->sockets[TCP] < 0)
+        return fail("network", "the gate of the sandbox has ended for the last time; create the sandbox anew");
+    helper_end(helper);
+    return start(plan, gate, helper, "") && await_gate(helper->lifeline);
+}
+
 /* A line of the gate's log, by who outlives it. */
 static void tell(const struct plan *plan, const char *died) {
     uint64_t now = unix_us();

@@ -27,6 +27,10 @@ struct gate {
  * runs is in `helper`. */
 bool gate_start(const struct plan *plan, int network, struct gate *gate, struct helper *helper);
 
+/* Read the policy again, and end all connections that there are. Connections that come meanwhile
+ * wait. False: see fail.h; nothing leaves the sandbox then. */
+bool gate_restart(const struct plan *plan, struct gate *gate, struct helper *helper);
+
 /* It has ended with this status (waitpid(2)) although nobody wanted that: start another, but not for ever, because who makes it end may be
  * trying something. What connects meanwhile waits in the sockets; after the last time they are closed. Either is told in the log. */
 void gate_again(const struct plan *plan, struct gate *gate, struct helper *helper, int status);

@@ -68,6 +68,14 @@ static uint64_t count_folder(int folder, const struct scope *scope, int depth) {
     return sum;
 }
 
+uint64_t guard_count(const char *path) {
+    struct stat root;
+    int folder = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (folder < 0 || fstat(folder, &root) != 0)
+        return 0;
+    return count_folder(folder, &(const struct scope){.device = root.st_dev}, 0);
+}
+
 struct nameless { /* files that are open and have no name any more */
     dev_t volumes; /* where such files count that are not in the sandbox's root; 0: nowhere */
     ino_t seen[1024];

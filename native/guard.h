@@ -51,3 +51,6 @@ void guard_reaped(struct guard *guard, pid_t pid);
 void guard_follow(struct guard *guard, const struct plan *plan);
 
 void guard_end(struct guard *guard);
+
+/* What the files in a folder take on its disk, in bytes. */
+uint64_t guard_count(const char *path);

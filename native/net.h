@@ -34,6 +34,9 @@ void net_remove(int router, uint32_t slot);
 /* In the router: the sandbox has never sent a packet. */
 bool net_is_silent(int router, uint32_t slot);
 
+/* In a sandbox's network namespace: end its connections to others, so that both sides know. */
+void net_reset_connections(void);
+
 /* In the router: forget the connections of who had that slot before. */
 bool net_forget(int machine, uint32_t slot);
 

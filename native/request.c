@@ -334,6 +334,18 @@ static enum outcome do_shutdown(struct link *link) {
     return DONE;
 }
 
+/* The lifetime that this agent keeps. One whose supervisor keeps it has none. */
+static enum outcome do_deadline(struct link *link, const struct frame *frame) {
+    struct cursor cursor = cursor_of(frame);
+    uint64_t ms = take_uint(&cursor, 8);
+    if (!cursor_done(&cursor) || ms == 0 || ms > UINT64_MAX / 4)
+        return request_malformed(link);
+    if (!agent.timeout_ms)
+        return answer_error(link, ERROR_UNSUPPORTED, "this agent keeps no lifetime");
+    agent.timeout_ms = agent.now - agent.born + ms;
+    return answer_ok(link);
+}
+
 /* The time it takes must not tell how much of the token was right. An empty one is none. */
 static bool same_token(const char *given) {
     const char *token = agent.config->token ? agent.config->token : "";
@@ -436,6 +448,7 @@ enum outcome request_handle(struct link *link, const struct frame *frame) {
     case FRAME_FILE: return do_file(link, frame);
     case FRAME_COMMANDS: return frame->size ? request_malformed(link) : do_commands(link);
     case FRAME_PING: return frame->size ? request_malformed(link) : answer_ok(link);
+    case FRAME_DEADLINE: return do_deadline(link, frame);
     case FRAME_SHUTDOWN: return frame->size ? request_malformed(link) : do_shutdown(link);
     default: return request_malformed(link);
     }

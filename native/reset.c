@@ -6,6 +6,7 @@
  * The supervisor does it all by itself, as it did at first, and hears nobody meanwhile. */
 #include "kernel.h"
 #include "layers.h"
+#include "live.h"
 
 #include "fail.h"
 #include "groups.h"
@@ -58,7 +59,7 @@ static void close_all(struct box *box) {
     }
     box->gate.ends = 0;
     box->told = false;
-    box->stops = 0;
+    stop_forget(box);
     box->written[0] = box->written[1] = 0;
 }
 

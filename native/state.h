@@ -23,6 +23,7 @@ struct agent {
     const struct agent_config *config;
     uint64_t born;                     /* when the lifetime began */
     uint64_t birth;                    /* a number of this agent: one that is started in its place has another */
+    uint64_t timeout_ms;               /* how long it is; 0: somebody else keeps it */
     pid_t self;
     int epoll, proc, null, pts, oom, oom_adj;
     int oom_adj_self, oom_adj_command; /* our own oom_score_adj, and that of commands */

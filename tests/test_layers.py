@@ -25,7 +25,7 @@ LAYERS = (
     {"build", "engines"},
     {"_image_args", "_localcopy"},
     {"_packed"},
-    {"app", "filesystem", "housekeeping", "image", "secret"},
+    {"app", "filesystem", "housekeeping", "image", "secret", "watch"},
     {"_sources", "process"},
     {"connection"},
     {"_options"},

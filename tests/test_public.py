@@ -32,6 +32,7 @@ PUBLIC = [
     "Error",
     "ExecError",
     "ExecTimeoutError",
+    "FileEvent",
     "FileInfo",
     "Filesystem",
     "HostDirectory",
@@ -71,6 +72,7 @@ PUBLIC = [
     "Volume",
     "VolumeInUseError",
     "VolumeUpload",
+    "Watch",
     "__version__",
 ]
 
@@ -115,6 +117,7 @@ def an_instance(name: str) -> Any:
         "Checkpoint": lambda: value("app-00000000", Layered("key", layers=("key",))),
         "Connection": lambda: value(Command(sandbox._agent, b"i" * 16), 80),
         "ExecTimeoutError": lambda: timed_out(an_instance("Process")),
+        "FileEvent": lambda: value("moved", "/a/b", False, "/a/c"),
         "FileInfo": lambda: value("/a/b", "b", "file", 1, 0o644, 0, 0, 1.5, ""),
         "Filesystem": lambda: sandbox.filesystem,
         "Image": lambda: value.debian_slim().apt_install("git"),
@@ -137,6 +140,7 @@ def an_instance(name: str) -> Any:
         "HostDirectory": lambda: value("/srv"),
         "Volume": lambda: value.from_name("data").read_only(),
         "VolumeUpload": lambda: openmodal.Volume.from_name("data").batch_upload(),
+        "Watch": lambda: value(sandbox._agent, b"request", "/a", 1.5),
     }
     if name in made:
         return made[name]()

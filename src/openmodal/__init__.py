@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from openmodal.volume import HostDirectory as HostDirectory
     from openmodal.volume import Volume as Volume
     from openmodal.volume import VolumeUpload as VolumeUpload
+    from openmodal.watch import FileEvent as FileEvent
+    from openmodal.watch import Watch as Watch
 
 __version__ = "0.1.0"
 
@@ -111,6 +113,7 @@ _HOMES = {
     "sandbox": ("Checkpoint", "Sandbox"),
     "secret": ("Secret",),
     "volume": ("HostDirectory", "Volume", "VolumeUpload"),
+    "watch": ("FileEvent", "Watch"),
 }
 
 __all__ = ["__version__", *(name for names in _HOMES.values() for name in names)]  # pyright: ignore[reportUnsupportedDunderAll]

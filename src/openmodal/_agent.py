@@ -31,6 +31,7 @@ class Agent:
         connect: Callable[[], Coroutine[Any, Any, Stream]],
         why: Callable[[Exception], Coroutine[Any, Any, None]],
         first: Stream | None = None,
+        wake: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -39,9 +40,11 @@ class Agent:
             why: a link broke: raises why the box ended; returns if it runs, so that asking again
                 makes sense.
             first: a stream that is open already, and used before another is opened.
+            wake: called before each operation: lets a box that is paused go on.
         """
         self._connect = connect
         self._why = why
+        self._wake = wake
         self._links = Links(connect, first)
         weakref.finalize(self, self._links.close).atexit = False
 
@@ -57,11 +60,25 @@ class Agent:
             EngineError: the box runs, but its agent does not answer for 30 s.
             SandboxResetError: the box was reset meanwhile.
         """
-        patience, life = _Patience(), life or Life()
+        return await self._repeated(self._links.lease, operation, life or Life())
+
+    async def dedicate(self, begin: Callable[[Link], Coroutine[Any, Any, T]]) -> T:
+        """As `exchange`, on a link that is then the caller's, who closes it."""
+        return await self._repeated(self._links.dedicated, begin, Life())
+
+    async def _repeated(
+        self,
+        take: Callable[[], AbstractAsyncContextManager[Link]],
+        operation: Callable[[Link], Coroutine[Any, Any, T]],
+        life: Life,
+    ) -> T:
+        patience = _Patience()
         while True:
             opened = 0.0
             try:
-                async with self._links.lease() as link:
+                if self._wake:
+                    await self._wake()
+                async with take() as link:
                     opened = time.monotonic()
                     async with life.on(link):
                         return await operation(link)
@@ -70,9 +87,13 @@ class Agent:
                 pause = patience.after(error, opened)
             await Sleep(pause)
 
-    def lease(self) -> AbstractAsyncContextManager[Link]:
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Link]:
         """A link for one operation that is not repeated."""
-        return self._links.lease()
+        if self._wake:
+            await self._wake()
+        async with self._links.lease() as link:
+            yield link
 
     def close(self) -> None:
         """Close the links that nobody uses; the next operation opens another."""
@@ -80,7 +101,7 @@ class Agent:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied it is the same agent; links stay here."""
-        return type(self), (self._connect, self._why)
+        return type(self), (self._connect, self._why, None, self._wake)
 
 
 class Life:

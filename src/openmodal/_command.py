@@ -16,7 +16,16 @@ from openmodal._dual import Blocking, within
 from openmodal._link import Link
 from openmodal._spec import CommandStatus, ExecSpec, ExitRecord, OutputGap
 from openmodal._wire import Code, Kind, Progress, State, Want
-from openmodal.errors import EngineError, Error, ExecError, InvalidError, NotFoundError, ProtocolError, UnsupportedError
+from openmodal.errors import (
+    EngineError,
+    Error,
+    ExecError,
+    InvalidError,
+    NotFoundError,
+    ProtocolError,
+    UnsupportedError,
+    file_error,
+)
 
 SPOOL_LIMIT = 16 << 20
 """Output beyond so many bytes per stream goes to a temporary file."""
@@ -350,4 +359,10 @@ def refusal(payload: memoryview) -> Error:
     return _REFUSALS.get(code, EngineError)(text)
 
 
-__all__ = ["SPOOL_LIMIT", "Command", "Feed", "Sink", "Spool", "State", "contents", "listed", "refusal"]
+def file_refusal(payload: memoryview, path: str) -> Exception:
+    """The exception for an agent's ERROR about a file."""
+    code, _ = _wire.decode_error(payload)
+    return file_error(code - Code.ERRNO, path) if code > Code.ERRNO else refusal(payload)
+
+
+__all__ = ["SPOOL_LIMIT", "Command", "Feed", "Sink", "Spool", "State", "contents", "file_refusal", "listed", "refusal"]

@@ -12,8 +12,8 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 from openmodal import _wire
@@ -228,6 +228,15 @@ class Link:
             self._start, self._end = 0, unread
 
 
+@contextmanager
+def _closing_on_error(link: Link) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        link.close()
+        raise
+
+
 class Links:
     """The links of one sandbox: leased one operation at a time, kept for reuse.
 
@@ -244,12 +253,16 @@ class Links:
     async def lease(self) -> AsyncIterator[Link]:
         """Take a free link, or open one. It goes back if the block ends well, and is closed if not."""
         link = self._take() or Link(await self._connect())
-        try:
+        with _closing_on_error(link):
             yield link
-        except BaseException:
-            link.close()
-            raise
         self._idle.append(link)
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[Link]:
+        """Open a link that does not go back: it is the caller's after the block, unless that fails."""
+        link = Link(await self._connect())
+        with _closing_on_error(link):
+            yield link
 
     def close(self) -> None:
         """Close the idle links."""

@@ -344,6 +344,7 @@ class Status(msgspec.Struct, frozen=True):
     `build`: it runs a step of an image, or looks into a volume, belongs to whoever does that, and
     is in nobody's list.
     `asked`: digests of what it was asked for, by name, if its maker chose its id.
+    `paused`: nothing in it runs until somebody uses it.
     """
 
     id: str
@@ -360,6 +361,7 @@ class Status(msgspec.Struct, frozen=True):
     build: bool = False
     lease: float | None = None
     asked: tuple[tuple[str, str], ...] = ()
+    paused: bool = False
 
 
 class Made(msgspec.Struct, Generic[T], frozen=True):
@@ -408,3 +410,33 @@ class Info(msgspec.Struct, frozen=True):
     network: Literal["none", "outbound"]
     degraded: tuple[str, ...]
     generation: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a sandbox has used. None where its engine cannot tell.
+
+    `cpu` in seconds since it began. `memory` now and `memory_peak` are in MiB, `processes` are
+    those and threads now. `written` is what its changed files take on the disk, in bytes;
+    `received` and `sent` are bytes of its network.
+    """
+
+    cpu: float | None = None
+    memory: float | None = None
+    memory_peak: float | None = None
+    processes: int | None = None
+    written: int | None = None
+    received: int | None = None
+    sent: int | None = None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A file or folder that differs from the sandbox's image.
+
+    `kind` is "added", "changed" or "deleted". `type` is "file", "directory", "symlink" or "other",
+    of what is deleted what it was; `size` is in bytes, 0 for what is no file any more.
+    """
+
+    path: str
+    kind: Literal["added", "changed", "deleted"]
+    type: Literal["file", "directory", "symlink", "other"]
+    size: int

@@ -31,6 +31,7 @@ class Kind(IntEnum):
     PING = 0x15
     SHUTDOWN = 0x16
     SETUP = 0x17
+    DEADLINE = 0x18
     COMMANDS = 0x19
     STARTED = 0x20
     DATA = 0x21
@@ -43,6 +44,7 @@ class Kind(IntEnum):
     CHUNK = 0x41
     END = 0x42
     HOLE = 0x43
+    EVENT = 0x44
 
 
 class Flag(IntFlag):
@@ -104,6 +106,17 @@ class FileOp(IntEnum):
     CHMOD = 10
     CHOWN = 11
     HOLES = 12
+    WATCH = 13
+
+
+class Change(IntEnum):
+    """What an EVENT says."""
+
+    CREATED = 1
+    MODIFIED = 2
+    DELETED = 3
+    MOVED = 4
+    OVERFLOW = 5
 
 
 class Entry(NamedTuple):
@@ -115,6 +128,15 @@ class Entry(NamedTuple):
     gid: int
     size: int
     mtime: int
+    path: bytes
+    target: bytes
+
+
+class Event(NamedTuple):
+    """Something that changed in a folder that is watched; `target` is where it was moved to."""
+
+    change: Change
+    is_folder: bool
     path: bytes
     target: bytes
 
@@ -142,6 +164,7 @@ _COUNT = struct.Struct("<BI")
 _RECORD = struct.Struct("<BBBBQQQQ")
 _FILE = struct.Struct("<BIIQ")
 _ENTRY = struct.Struct("<BIIIQQ")
+_EVENT = struct.Struct("<BB")
 
 
 def _text(value: bytes) -> bytes:
@@ -230,6 +253,11 @@ def kill(command: bytes, signal: int, *, tree: bool) -> bytes:
 
 def resize(command: bytes, rows: int, columns: int) -> bytes:
     return frame(Kind.RESIZE, command + _SIZE.pack(rows, columns))
+
+
+def deadline(wait: int) -> bytes:
+    """A sandbox whose agent keeps its lifetime is to end so many milliseconds from now."""
+    return frame(Kind.DEADLINE, _U64.pack(wait))
 
 
 def release(command: bytes) -> bytes:
@@ -375,3 +403,13 @@ def decode_entry(payload: memoryview) -> Entry:
     if chr(kind) not in "fdlo":
         raise ProtocolError(f"the agent sent an entry of kind {kind}")
     return Entry(chr(kind), mode, uid, gid, size, mtime, path, target)
+
+
+def decode_event(payload: memoryview) -> Event:
+    reader = _Reader(payload)
+    what, is_folder = reader.struct(_EVENT)
+    path, target = reader.text(), reader.text()
+    reader.done()
+    if what not in Change.__members__.values():
+        raise ProtocolError(f"the agent sent an event of kind {what}")
+    return Event(Change(what), bool(is_folder), path, target)

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from openmodal import _args, _wire
 from openmodal._agent import Agent
-from openmodal._command import contents, refusal
+from openmodal._command import contents, file_refusal, refusal
 from openmodal._dual import Blocking, dual
 from openmodal._link import Link
 from openmodal._localcopy import Receiver, entries, is_sparse, pieces
 from openmodal._packed import Packer
-from openmodal._wire import Code, Entry, FileOp, Kind
-from openmodal.errors import InvalidError, ProtocolError, UnsupportedError, file_error, too_large
+from openmodal._wire import Entry, FileOp, Kind
+from openmodal.errors import InvalidError, ProtocolError, UnsupportedError, too_large
+from openmodal.watch import Watch
 
 _PIECE = 512 * 1024
 _PARENTS = 1
@@ -259,6 +260,26 @@ class Filesystem:
         second = _wire.encode(_args.path("new_path", new_path))
         await self._ask(self._request(FileOp.RENAME, path, second=second), path)
 
+    @dual
+    async def watch(self, path: str, *, recursive: bool = False, timeout: float | None = None) -> Watch:
+        """Watch a file, or what is in a folder, and return when no later change can be missed.
+
+        The user who watches needs the right to read: folders that are closed to that user are left
+        out. An open watch counts as activity.
+
+        Args:
+            path: the file or folder.
+            recursive: also what is in the folders below it, those that are made later, too.
+            timeout: seconds without a change after which the iteration ends; None: it goes on.
+
+        Raises:
+            ExecError: it has more folders than can be watched, or too much is watched already.
+        """
+        request = self._request(FileOp.WATCH, path, flags=int(recursive))
+        watch = Watch(self._agent, request, path, _args.optional_seconds("timeout", timeout))
+        await watch._open()
+        return watch
+
     async def _duplicate(self, path: str, copy: str) -> None:
         """Copy a file or folder to another path there: what one link sends, another takes."""
         pull = self._request(FileOp.PULL, path, flags=_FOLLOW | _HOLES)
@@ -319,7 +340,7 @@ class Filesystem:
             await link.send(request)
             entry = _wire.decode_entry(await _answer(link, path, Kind.ENTRY))
             small = limit is not None or entry.size - offset <= READ_MOST
-            data = await contents(link, lambda payload: _file_refusal(payload, path), most) if small else b""
+            data = await contents(link, lambda payload: file_refusal(payload, path), most) if small else b""
             if small and (limit is not None or len(data) <= READ_MOST):
                 return data
             text = (
@@ -369,7 +390,7 @@ async def _answer(link: Link, path: str, kind: Kind) -> memoryview:
 async def _told(link: Link, path: str, *kinds: Kind) -> tuple[int, memoryview]:
     kind, payload = await link.expect(*kinds)
     if kind == Kind.ERROR:
-        raise _file_refusal(payload, path)
+        raise file_refusal(payload, path)
     return kind, payload
 
 
@@ -380,11 +401,6 @@ async def _ok(link: Link, path: str) -> None:
 async def _entry_or_end(link: Link, path: str) -> Entry | None:
     kind, payload = await _told(link, path, Kind.ENTRY, Kind.END)
     return None if kind == Kind.END else _wire.decode_entry(payload)
-
-
-def _file_refusal(payload: memoryview, path: str) -> Exception:
-    code, _ = _wire.decode_error(payload)
-    return file_error(code - Code.ERRNO, path) if code > Code.ERRNO else refusal(payload)
 
 
 def _bits(mode: int | None) -> int:

@@ -252,3 +252,21 @@ def test_doctor_finds_this_machine_well(openmodal: CommandLine) -> None:
 def test_bench_measures_each_step(openmodal: CommandLine) -> None:
     shown = json.loads(openmodal("--local", "bench", "--rounds", "2", "--image", openmodal.program(""), "--json"))
     assert {"create", "exec true", "terminate"} <= set(shown)
+
+
+def test_what_a_sandbox_uses_and_changed_is_shown_and_it_is_paused(openmodal: CommandLine, sandbox: str) -> None:
+    openmodal("--local", "sandbox", "exec", sandbox, "sh", "-c", "echo x > /new; rm /etc/group")
+    assert openmodal("--local", "sandbox", "diff", sandbox) == "D /etc/group\nA /new\n"
+    assert {change["path"] for change in json.loads(openmodal("--local", "sandbox", "diff", "--json", sandbox))} == {
+        "/etc/group",
+        "/new",
+    }
+    rows = dict(line.split("\t") for line in openmodal("--local", "sandbox", "usage", sandbox).splitlines())
+    assert rows["CPU time"].endswith(" s")
+    assert json.loads(openmodal("--local", "sandbox", "usage", "--json", sandbox))["processes"] > 0
+    openmodal("--local", "sandbox", "pause", sandbox)
+    (found,) = json.loads(openmodal("--local", "sandbox", "list", "--app", "cli", "--json"))
+    assert found["paused"]
+    openmodal("--local", "sandbox", "resume", sandbox)
+    (found,) = json.loads(openmodal("--local", "sandbox", "list", "--app", "cli", "--json"))
+    assert not found["paused"]

@@ -45,6 +45,7 @@ FRAME = enums("frame.h")
         ("want", "WANT_", _wire.Want),
         ("progress", "AT_|HAS_", _wire.State),
         ("file_operation", "FILE_", _wire.FileOp),
+        ("file_event", "EVENT_", _wire.Change),
     ],
 )
 def test_the_words_of_the_wire_have_the_same_numbers(tag: str, prefix: str, ours: type[IntEnum]) -> None:

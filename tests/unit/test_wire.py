@@ -256,6 +256,7 @@ def test_the_numbers_are_those_of_the_protocol() -> None:
         "PING": 0x15,
         "SHUTDOWN": 0x16,
         "SETUP": 0x17,
+        "DEADLINE": 0x18,
         "COMMANDS": 0x19,
         "STARTED": 0x20,
         "DATA": 0x21,
@@ -268,6 +269,7 @@ def test_the_numbers_are_those_of_the_protocol() -> None:
         "CHUNK": 0x41,
         "END": 0x42,
         "HOLE": 0x43,
+        "EVENT": 0x44,
     }
     assert [int(flag) for flag in Flag] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
     assert [int(bit) for bit in Want] == [1, 2, 4, 8, 16]

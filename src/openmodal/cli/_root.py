@@ -75,6 +75,10 @@ _SANDBOX = {
     "shell": ("openmodal.cli.shell:attach", "Open a terminal in a sandbox."),
     "commands": ("openmodal.cli.sandbox:commands", "Show the commands of a sandbox."),
     "logs": ("openmodal.cli.sandbox:logs", "Show what a sandbox's main command printed."),
+    "usage": ("openmodal.cli.live:usage", "Show what a sandbox has used."),
+    "diff": ("openmodal.cli.live:diff", "Show which files differ from the image."),
+    "pause": ("openmodal.cli.live:pause", "Stop everything in a sandbox."),
+    "resume": ("openmodal.cli.live:resume", "Let a paused sandbox go on."),
     "stop": ("openmodal.cli.sandbox:stop", "End sandboxes."),
     "cp": ("openmodal.cli.copy:cp", "Copy files between this machine and a sandbox."),
 }

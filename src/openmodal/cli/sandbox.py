@@ -63,6 +63,7 @@ def _described(status: Status) -> dict[str, object]:
         "engine": status.engine,
         "runtime": status.runtime,
         "run": status.run or None,
+        "paused": status.paused,
     }
 
 

@@ -8,6 +8,7 @@ a cluster, keeps only the ends in it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -73,6 +74,14 @@ class Book(Store):
         if not status or not self.folder(id).exists():
             return False
         self.write_status(replace(status, tags=tags))
+        return True
+
+    def write_expires(self, id: str, seconds: float) -> bool:
+        """Note that a sandbox ends so many seconds from now; False if it has no folder here."""
+        status = self.status(id)
+        if not status or not self.folder(id).exists():
+            return False
+        self.write_status(replace(status, expires=time.time() + seconds))
         return True
 
     def now_and_then(self) -> bool:

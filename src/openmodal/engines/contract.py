@@ -14,10 +14,12 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 from openmodal._link import Stream
 from openmodal._spec import (
     Built,
+    Change,
     Egress,
     EndRecord,
     Info,
     Made,
+    Network,
     PoolStatus,
     Recipe,
     Report,
@@ -25,6 +27,7 @@ from openmodal._spec import (
     Root,
     SandboxSpec,
     Status,
+    Usage,
     VolumeInfo,
 )
 from openmodal.errors import AlreadyExistsError, Error, UnsupportedError
@@ -65,6 +68,16 @@ PROMISES = {
     "cgroup": Promise("/sys/fs/cgroup tells the limits `memory` and `cpu`, and cannot be written to"),
     "cpu": Promise("the limit `cpu` holds"),
     "cpu_time": Promise("a command's record tells the CPU time that it really got"),
+    "deadline": Promise(
+        "`set_timeout` moves the end of a running sandbox",
+        "cannot move the end of a running sandbox; give Sandbox.create the timeout= that it needs",
+        verb="set_timeout",
+    ),
+    "diff": Promise(
+        "`diff` tells which files differ from the image",
+        "cannot tell which files have changed; compare listings that commands make",
+        verb="diff",
+    ),
     "disk": Promise("the limit `disk` holds"),
     "fork": Promise(
         "`fork` makes sandboxes that go on from the files of a running one",
@@ -152,6 +165,11 @@ PROMISES = {
         argument="block_network",
         asked=lambda spec: spec.network.block,
     ),
+    "network_change": Promise(
+        "`set_network` cuts a running sandbox off, and connects it again",
+        "cannot change the network of a running sandbox; create it with the network that it needs",
+        verb="set_network",
+    ),
     "network_interfaces": Promise("with `block_network` there is no interface but loopback"),
     "network_isolation": Promise("no sandbox reaches this machine's services, private networks, or another sandbox"),
     "network_lists": Promise(
@@ -168,6 +186,11 @@ PROMISES = {
         argument="owner",
         asked=lambda spec: spec.owner > 0,
         verb="own",
+    ),
+    "pause": Promise(
+        "`pause` stops everything in a sandbox until it is used again",
+        "cannot pause sandboxes; terminate this one, or let it run",
+        verb="pause",
     ),
     "pids": Promise("at most 512 processes and threads"),
     "pools": Promise(
@@ -190,6 +213,11 @@ PROMISES = {
         "the files of a running sandbox become an image",
         "cannot take snapshots; build the files into an Image instead",
         verb="snapshot",
+    ),
+    "usage": Promise(
+        "`usage` tells the CPU time, memory and processes of a sandbox, and what it wrote and sent",
+        "cannot tell what a sandbox has used",
+        verb="usage",
     ),
     "users": Promise("commands can run as any user of the image"),
     "volume_rename": Promise(
@@ -437,6 +465,57 @@ class Engine(Protocol):
             ConnectionError: it has ended.
         """
         raise refusal(self, "owner")
+
+    async def set_timeout(self, id: str, seconds: float) -> None:
+        """Let a running sandbox end so many seconds from now.
+
+        Raises:
+            ConnectionError: it has ended, or is just ending.
+        """
+        raise refusal(self, "deadline")
+
+    async def pause(self, id: str) -> None:
+        """Stop every process of the sandbox; its lifetime goes on. Idempotent.
+
+        Raises:
+            EngineError: a process does not stop in time; then all go on.
+            ConnectionError: as `set_timeout`.
+        """
+        raise refusal(self, "pause")
+
+    async def resume(self, id: str) -> None:
+        """Let a paused sandbox go on. Idempotent, and cheap for one that is not paused: whoever
+        uses a sandbox calls it first.
+
+        Raises:
+            ConnectionError: as `set_timeout`.
+        """
+        return
+
+    async def set_network(self, id: str, network: Network) -> None:
+        """Change what a running sandbox reaches; connections to what it may no longer reach end.
+
+        Raises:
+            UnsupportedError: the sandbox was not made for such a network.
+            ConnectionError: as `set_timeout`.
+        """
+        raise refusal(self, "network_change")
+
+    async def usage(self, id: str) -> Usage:
+        """Tell what a running sandbox has used.
+
+        Raises:
+            ConnectionError: as `set_timeout`.
+        """
+        raise refusal(self, "usage")
+
+    async def diff(self, id: str) -> Sequence[Change]:
+        """Tell which files of a running sandbox differ from its image, sorted by path.
+
+        Raises:
+            ConnectionError: as `set_timeout`.
+        """
+        raise refusal(self, "diff")
 
     async def create_pool(self, name: str, root: Root, resources: Resources, size: int) -> None:
         """Keep so many sandboxes ready. `create` takes one of them where image and resources are

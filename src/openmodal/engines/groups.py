@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from openmodal._files import text
+from openmodal._spec import Usage
+
 PERIOD_US = 100_000
 LIMITED = ("memory", "cpu", "pids")
 LEAF = "init"  # where a container's processes are when its own group has children with limits; Docker's own images call it so, too
@@ -97,10 +100,47 @@ def _amount(name: str, group: Path, *, version: int) -> float | None:
         return None
 
 
-def amount(name: str, text: str) -> float | None:
+def amount(name: str, said: str) -> float | None:
     """What such a file says; None if that is no limit. After a quota of the CPU there may be its period."""
-    words = text.split()
+    words = said.split()
     if not words or words[0] in ("max", "-1") or int(words[0]) >= NO_LIMIT:
         return None
     period = int(words[1]) if len(words) > 1 else PERIOD_US
     return int(words[0]) / period if name == "cpu" else int(words[0])
+
+
+def used(found: Hierarchies, path: str) -> Usage:
+    """What the kernel counts for a group: CPU time, memory without what it may drop at once, and
+    processes."""
+    v1, unified = dict(found.v1), f"{found.v2 or '/nothing'}/{path}"
+    memory = f"{v1['memory']}/{path}/memory" if "memory" in v1 else ""
+    now = _number(f"{memory}.usage_in_bytes" if memory else f"{unified}/memory.current")
+    peak = _number(f"{memory}.max_usage_in_bytes" if memory else f"{unified}/memory.peak")
+    droppable = _words(f"{memory}.stat" if memory else f"{unified}/memory.stat")
+    idle = droppable.get("total_inactive_file" if memory else "inactive_file", 0)
+    processes = _number(f"{v1['pids']}/{path}/pids.current" if "pids" in v1 else f"{unified}/pids.current")
+    return Usage(
+        cpu=_cpu_seconds(v1, path, unified),
+        memory=None if now is None else max(0, now - idle) / 2**20,
+        memory_peak=None if peak is None else peak / 2**20,
+        processes=processes,
+    )
+
+
+def _cpu_seconds(v1: Mapping[str, str], path: str, unified: str) -> float | None:
+    if "cpuacct" in v1:
+        spent = _number(f"{v1['cpuacct']}/{path}/cpuacct.usage")
+        return None if spent is None else spent / 1e9
+    spent = _words(f"{unified}/cpu.stat").get("usage_usec")
+    return None if spent is None else spent / 1e6
+
+
+def _number(path: str) -> int | None:
+    found = text(path).strip()
+    return int(found) if found.isdigit() else None
+
+
+def _words(path: str) -> dict[str, int]:
+    """A file of lines `name number`."""
+    pairs = (line.split() for line in text(path).splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

@@ -25,7 +25,9 @@ class Handle(DualContext):
     def __init__(self, id: str, engine: Engine, first: Stream | None = None) -> None:
         self._id = id
         self._engine = engine
-        self._agent = Agent(functools.partial(engine.connect, id), self._why, first)
+        resume = getattr(engine, "resume", None)  # an engine of others may never have heard of it
+        wake = functools.partial(resume, id) if resume else None
+        self._agent = Agent(functools.partial(engine.connect, id), self._why, first, wake)
         self._status: Status | None = None
         self._end: EndRecord | None = None
 

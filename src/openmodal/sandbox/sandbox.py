@@ -30,6 +30,7 @@ from openmodal.process import StreamReader, StreamWriter
 from openmodal.sandbox.commands import Commands
 from openmodal.sandbox.handle import Handle, ended
 from openmodal.sandbox.leases import Leases
+from openmodal.sandbox.live import Live
 from openmodal.sandbox.mounts import make_missing, mounts
 from openmodal.sandbox.ports import Ports
 from openmodal.sandbox.state import State
@@ -43,7 +44,7 @@ DEFAULT_TIMEOUT = 300.0
 _LOOK_SECONDS = 0.2
 
 
-class Sandbox(Commands, Leases, Ports, State):
+class Sandbox(Commands, Leases, Live, Ports, State):
     """An isolated container that you run commands in, like SSH into a fresh machine.
 
     Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its

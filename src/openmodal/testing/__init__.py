@@ -38,6 +38,7 @@ _MODULES = (
     "leases",
     "lifetime",
     "limits",
+    "live",
     "mistakes",
     "output",
     "spawn",
@@ -80,6 +81,14 @@ from openmodal.testing.images import TestImages  # noqa: E402
 from openmodal.testing.leases import TestLease, TestOwner  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
+from openmodal.testing.live import (  # noqa: E402
+    TestDeadline,
+    TestDiff,
+    TestNetworkChange,
+    TestPause,
+    TestUsage,
+    TestWatch,
+)
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
 from openmodal.testing.output import TestOutputLimits  # noqa: E402
 from openmodal.testing.owners import TestOwners  # noqa: E402
@@ -111,6 +120,8 @@ __all__ = [
     "TestAttached",
     "TestConnections",
     "TestCopying",
+    "TestDeadline",
+    "TestDiff",
     "TestEnd",
     "TestExec",
     "TestExecInput",
@@ -136,10 +147,12 @@ __all__ = [
     "TestMountedImages",
     "TestNames",
     "TestNetwork",
+    "TestNetworkChange",
     "TestOtherProcesses",
     "TestOutputLimits",
     "TestOwner",
     "TestOwners",
+    "TestPause",
     "TestPrograms",
     "TestPublished",
     "TestResets",
@@ -149,9 +162,11 @@ __all__ = [
     "TestStdin",
     "TestTerminal",
     "TestTermination",
+    "TestUsage",
     "TestVolumeFiles",
     "TestVolumeMistakes",
     "TestVolumes",
+    "TestWatch",
     "afterwards",
     "app",
     "busybox",

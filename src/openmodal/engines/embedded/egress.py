@@ -13,6 +13,7 @@ from openmodal._spec import Egress, Network
 from openmodal.engines import machine
 from openmodal.engines.embedded import network
 from openmodal.engines.embedded.plan import Lines
+from openmodal.errors import UnsupportedError
 
 POLICY = "egress.json"
 """In the folder of a sandbox that has a gate: what it may reach."""
@@ -39,6 +40,22 @@ def prepare(wanted: Network, folder: Path, log: Path, resolvers: Sequence[str], 
         *(("firewall", word) for word in load),
         ("rules", network.gate_rules(mirrors, nft=load[0].endswith("nft"))),
     ]
+
+
+def rewrite(wanted: Network, folder: Path, resolvers: Sequence[str]) -> None:
+    """Replace the policy of a sandbox that has one; its gate reads it when it begins again.
+
+    Raises:
+        UnsupportedError: the whole network is wanted.
+    """
+    if not wanted.block and not wanted.listed:
+        raise UnsupportedError(
+            "a sandbox that was created with an allow list cannot get the whole network; say what it may reach: "
+            'outbound_cidr_allowlist=["0.0.0.0/0"] is every public address over TCP'
+        )
+    new = folder / f"{POLICY}.new"
+    new.write_text(policy_text(wanted, network.own_addresses(), resolvers, ()))
+    new.replace(folder / POLICY)
 
 
 def policy_text(wanted: Network, own: Sequence[str], resolvers: Sequence[str], mirrors: Sequence[str]) -> str:

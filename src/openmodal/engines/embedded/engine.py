@@ -39,10 +39,10 @@ from openmodal.build.locks import Lock
 from openmodal.build.prune import expire
 from openmodal.engines import asked, checkpoints, machine
 from openmodal.engines.book import Book, new_id, unknown
-from openmodal.engines.contract import Engine
 from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.engines.embedded.generations import Generations
+from openmodal.engines.embedded.live import Live
 from openmodal.engines.embedded.uppers import Uppers
 from openmodal.engines.embedded.volumes import Volumes
 from openmodal.errors import (
@@ -61,7 +61,7 @@ MOST_ON_DISK = 10 << 30
 _MOST_OF_ALL = 1 << 62
 
 
-class Embedded(Engine):
+class Embedded(Live):
     """Sandboxes on this machine."""
 
     name = "embedded"
@@ -153,7 +153,7 @@ class Embedded(Engine):
     async def inspect(self, id: str) -> Status:
         status = self._book.status(id)
         if status and self._book.alive(id):
-            return status
+            return self._seen(status)
         end = self._book.end(id) or self._reap(id, status)
         if end is None:
             raise unknown(id)
@@ -167,7 +167,7 @@ class Embedded(Engine):
 
     async def list(self) -> list[Status]:
         found = [(id, self._book.status(id)) for id in self._book.ids()]
-        running = [status for id, status in found if status and not status.build and self._book.alive(id)]
+        running = [self._seen(status) for id, status in found if status and not status.build and self._book.alive(id)]
         return sorted(running, key=lambda status: status.created)
 
     async def stop(self, id: str) -> None:

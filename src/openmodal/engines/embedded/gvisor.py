@@ -35,6 +35,7 @@ LACKS = frozenset(
         "memory_offender",
         "mount_image",
         "network_allowlists",
+        "network_change",
         "network_lists",
         "pids",
         "proc",

@@ -172,7 +172,7 @@ def in_machines_network() -> plan.Lines:
 
 def resolvers(wanted: Network) -> Sequence[str]:
     """The name servers of a box."""
-    if wanted.block:
+    if wanted.block and os.geteuid() != 0:
         return ()
     if wanted.listed:
         return (network.GATE,)
