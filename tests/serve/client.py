@@ -274,6 +274,19 @@ def check_secrets_by_name() -> None:
         modal.Secret.objects.delete(name)
 
 
+def check_snapshots_are_images() -> None:
+    with sandbox() as made:
+        assert made.exec("sh", "-c", "mkdir -p /srv/kept && echo changed > /srv/kept/file").wait() == 0
+        image = made.snapshot_filesystem()
+        folder = made.snapshot_directory("/srv/kept") if hasattr(made, "snapshot_directory") else None
+    with sandbox(image=image) as again:
+        assert out(again, "cat", "/srv/kept/file") == "changed\n"
+        if folder is not None and hasattr(again, "mount_image"):
+            again.exec("mkdir", "/elsewhere").wait()
+            again.mount_image("/elsewhere", folder)
+            assert out(again, "cat", "/elsewhere/file") == "changed\n"
+
+
 def check_volumes_and_their_files() -> None:
     name = f"volume-{os.getpid()}"
     with raises(modal.exception.NotFoundError):

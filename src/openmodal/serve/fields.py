@@ -91,6 +91,15 @@ EXEC = Table(
 )
 
 
+SNAPSHOT = Table(
+    honoured=_words("task_id path image_id snapshot_id ttl_seconds"),
+    refused=(
+        ("container_id", "sidecars are not supported; create another sandbox"),
+        ("customer_supplied_encryption_key", "encryption keys are not supported; encrypt this machine's disk"),
+    ),
+)
+
+
 def check(message: Message, table: Table, call: Call, *, name: str = "") -> None:
     """Refuse what is set and not honoured, and warn of what is ignored.
 

@@ -28,6 +28,7 @@ from openmodal.serve.door import Door
 from openmodal.serve.metrics import Metrics
 from openmodal.serve.router import Router
 from openmodal.serve.sandboxes import Sandboxes
+from openmodal.serve.snapshots import Snapshots
 from openmodal.serve.uploads import Uploads
 from openmodal.serve.volumes import Volumes
 
@@ -93,7 +94,7 @@ def _services(door: Door, metrics: Metrics) -> dict[str, Handler]:
     control = handlers(
         api_grpc.ModalClientBase, (Apps(door), Sandboxes(door), door.images, Uploads(door), Volumes(door)), admit
     )
-    commands = handlers(task_command_router_grpc.TaskCommandRouterBase, (Router(door),), admit_to_task)
+    commands = handlers(task_command_router_grpc.TaskCommandRouterBase, (Router(door), Snapshots(door)), admit_to_task)
     return metrics.measured({**control, **commands})
 
 
