@@ -12,9 +12,10 @@ from modal_proto import api_pb2 as api
 
 from openmodal import _args
 from openmodal._spec import Network, Resources, Root, SandboxSpec, Status
-from openmodal.engines import Created
-from openmodal.engines.contract import check
+from openmodal.engines import Created, Engine
+from openmodal.engines.contract import IdTakenError, check
 from openmodal.errors import InvalidError, NotFoundError, UnsupportedError
+from openmodal.sandbox import Sandbox
 from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door, result
@@ -62,8 +63,8 @@ class Sandboxes:
             )
         async with door.starting:
             root = await door.images.root(definition.image_id, tuple(definition.mount_ids))
-            made = await door.run(door.engine.create(_with(spec, root), root))
-        return ids.sandbox_on_wire(made.id if isinstance(made, Created) else made)
+            id = await door.run(_made(_with(spec, root), root, door.engine))
+        return ids.sandbox_on_wire(id)
 
     def _spec(self, request: Any, id: str) -> SandboxSpec:
         definition, limits = request.definition, self._door.limits
@@ -72,6 +73,7 @@ class Sandboxes:
         if timeout > limits.lifetime:
             raise InvalidError(f"timeout={timeout:.0f} is more than the {limits.lifetime:.0f} s that this door allows")
         return SandboxSpec(
+            id=_args.sandbox_id(id),
             app=app,
             argv=tuple(definition.entrypoint_args),
             name=_args.name("name", definition.name) if definition.name else "",
@@ -236,6 +238,15 @@ class Sandboxes:
             sandbox.stdin.write_eof()
         await sandbox.stdin.drain.aio()
         return api.SandboxStdinWriteResponse()
+
+
+async def _made(spec: SandboxSpec, root: Root, engine: Engine) -> str:
+    """Create a sandbox; one that the same request has made before is the same."""
+    try:
+        made = await engine.create(spec, root)
+    except IdTakenError as taken:
+        return (await Sandbox._made_before(spec, root, engine, taken)).id
+    return made.id if isinstance(made, Created) else made
 
 
 def _with(spec: SandboxSpec, root: Root) -> SandboxSpec:

@@ -28,7 +28,7 @@ from openmodal.serve.door import Door
 from openmodal.serve.metrics import Metrics
 from openmodal.serve.router import Router
 from openmodal.serve.sandboxes import Sandboxes
-from openmodal.serve.snapshots import Snapshots
+from openmodal.serve.snapshots import OldSnapshots, Snapshots
 from openmodal.serve.uploads import Uploads
 from openmodal.serve.volumes import Volumes
 
@@ -91,9 +91,8 @@ def _services(door: Door, metrics: Metrics) -> dict[str, Handler]:
         task = request.start.task_id if call.name == "TaskExecStdinWriteStream" else request.task_id
         door.access.admit_to(ids.sandbox_of_task(task), call.metadata)
 
-    control = handlers(
-        api_grpc.ModalClientBase, (Apps(door), Sandboxes(door), door.images, Uploads(door), Volumes(door)), admit
-    )
+    rooms = (Apps(door), Sandboxes(door), door.images, Uploads(door), Volumes(door), OldSnapshots(door))
+    control = handlers(api_grpc.ModalClientBase, rooms, admit)
     commands = handlers(task_command_router_grpc.TaskCommandRouterBase, (Router(door), Snapshots(door)), admit_to_task)
     return metrics.measured({**control, **commands})
 
