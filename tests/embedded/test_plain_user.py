@@ -109,6 +109,17 @@ assert (owners["mine"], owners["theirs"]) == ((0, 0), (33, 44)), owners
 layer("mkdir -p /private/deep && touch /private/deep/file && chown -R 33 /private && chmod 700 /private")
 engine.prune()
 assert os.listdir(engine.layers.path / "layers") == os.listdir(engine.layers.path / "tmp") == []
+
+os.environ["OPENMODAL_ALLOW_DEGRADED"] = "limits"
+home = openmodal.HostDirectory(Path.home(), read_only=False)
+with openmodal.Volume.ephemeral() as volume:
+    seen = {"/data": volume, "/home": home}
+    with openmodal.Sandbox.create(image=image, timeout=60, block_network=True, volumes=seen) as sandbox:
+        script = "touch /data/mine /home/mine; mkdir -m 700 /data/theirs; touch /data/theirs/file; chown -R 33 /data/theirs"
+        assert sandbox.exec("sh", "-c", script).returncode == 0
+    assert [(entry.path, entry.uid) for entry in volume.listdir()] == [("mine", 0), ("theirs", 33)]
+assert (Path.home() / "mine").stat().st_uid == os.getuid()
+assert os.listdir(engine.layers.path / "volumes") == []
 print("done")
 """
 
