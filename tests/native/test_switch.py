@@ -222,6 +222,7 @@ def test_the_lock_of_the_newest_layer_is_kept(box: Box, stack: Stack, tmp_path: 
             assert time.monotonic() < deadline
             time.sleep(0.005)
     box.end()
+    assert _gone(box.pid, within=10)
     assert not locked(locks[-1])
 
 
