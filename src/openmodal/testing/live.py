@@ -293,7 +293,7 @@ class TestWatch:
             assert until(watch, "/dev/shm/later"), "it goes on afterwards"
 
     def test_a_link_that_breaks_is_an_overflow(self, sandbox: Sandbox, engine: Engine, face: Face) -> None:
-        flaky = Flaky(engine, [("receive", 30)])
+        flaky = Flaky(engine, [("receive", 38)])
         with face(Sandbox(sandbox.id, cast("Engine", flaky))).filesystem.watch("/srv", timeout=PATIENCE) as watch:
             sandbox.filesystem.make_directory("/srv/one")
             assert next(iter(watch)).kind == "overflow"
