@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openmodal
-from benchmarks import machine, state, volumes
+from benchmarks import machine, ports, state, volumes
 from benchmarks.docker import docker
 from benchmarks.floor import Floor
 from benchmarks.machine import Stopwatch
@@ -47,6 +47,7 @@ def rows() -> dict[str, Row]:
         "stdout_memory": Row("memory of the SDK for that", "MiB", target=64),
         "write": Row("write a file of 100 MB", "MB/s", more_is_better=True),
         "read": Row("read a file of 100 MB", "MB/s", more_is_better=True),
+        **ports.rows(),
         "burst": Row(f"{BURST} x create, exec, terminate, {THREADS} threads", "s", target=3),
         "idle": Row("memory of an idle sandbox", "MiB", target=3),
         "import": Row("import openmodal", target=40),
@@ -187,6 +188,7 @@ def _transfers(found: dict[str, Row], image: openmodal.Image, rounds: int) -> No
                 found[step].note = f"{figures['memory']:.0f} MiB more memory"
                 if step.startswith("stdout"):
                     found["stdout_memory"].ours.append(figures["total"])
+            ports.measure(found, sandbox)
             _progress("transfers")
 
 

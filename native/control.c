@@ -3,6 +3,7 @@
 
 #include "diff.h"
 #include "fail.h"
+#include "forward.h"
 #include "layers.h"
 #include "live.h"
 #include "owner.h"
@@ -26,7 +27,7 @@ static const struct {
     void (*serve)(struct box *box, struct request *request);
 } words[] = {
     {"copy", serve_copy},       {"deadline", serve_deadline}, {"diff", serve_diff},
-    {"environment", serve_environment}, {"layers", serve_layers}, {"merge", serve_merge},
+    {"environment", serve_environment}, {"forward", serve_forward}, {"layers", serve_layers}, {"merge", serve_merge},
     {"mount", serve_mount},     {"network", serve_network},   {"owner", serve_owner},
     {"pause", serve_pause},     {"reset", serve_reset},       {"resume", serve_resume},
     {"switch", serve_switch},   {"unmount", serve_unmount},   {"written", serve_written},

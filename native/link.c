@@ -188,10 +188,18 @@ void link_worker_gone(pid_t pid, int status) {
     for (struct link *link = links; link; link = link->next)
         if (link->worker == pid) {
             link->worker = 0;
+            link->dialed = false;
             link->gone |= status != 0;
             fcntl(link->watch.fd, F_SETFL, O_NONBLOCK); /* the worker's link blocked, and it is the same open file */
             agent.active = agent.asked = agent.now;
         }
+}
+
+size_t links_dialed(void) {
+    size_t count = 0;
+    for (struct link *link = links; link; link = link->next)
+        count += link->dialed;
+    return count;
 }
 
 /* ---- turning ---- */

@@ -1,5 +1,7 @@
-/* A connection in the place of a program: what a command with START_CONNECT runs. */
+/* Connections: in the place of a command's program (START_CONNECT), and in the place of a link (DIAL). */
 #include "relay.h"
+#include "frame.h"
+#include "pair.h"
 #include "util.h"
 
 #include <arpa/inet.h>
@@ -14,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { AGAIN_MS = 5 };
+enum { AGAIN_MS = 5, LINK_FD = 3 };
 
 static int connect_to(const struct sockaddr *address, socklen_t size) {
     int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
@@ -70,4 +72,40 @@ void relay_run(int fd) {
     close(STDOUT_FILENO);
     waitpid(sender, NULL, 0);
     _exit(0);
+}
+
+static bool answer(int link, const struct buffer *out) {
+    return write_all(link, buffer_at(out), buffer_size(out));
+}
+
+/* Of the agent's descriptors: others' links and pipes would not end with who has them. */
+static void keep_only(int link) {
+    if (link != LINK_FD)
+        dup2(link, LINK_FD);
+    close_from(LINK_FD + 1);
+}
+
+_Noreturn void relay_serve(int link, uint16_t port, uint64_t wait_ms) {
+    struct buffer out = {0};
+    struct pair pair;
+    struct pollfd polled[2];
+    keep_only(link);
+    int fd = relay_connect(port, wait_ms);
+    if (fd < 0) {
+        int why = errno;
+        put_error(&out, ERROR_ERRNO + (uint32_t)why, strerror(why));
+        _exit(answer(LINK_FD, &out) ? 0 : 1);
+    }
+    put_plain(&out, FRAME_OK);
+    if (!answer(LINK_FD, &out))
+        _exit(1);
+    for (pair_begin(&pair, fd, LINK_FD); !pair_is_over(&pair); pair_move(&pair, polled)) {
+        pair_want(&pair, polled);
+        poll(polled, 2, -1);
+    }
+    struct pollfd closed = {.fd = LINK_FD};
+    if (!pair.broken) /* without events: for the link's hang-up. If ours were first, it would look broken */
+        poll(&closed, 1, -1);
+    pair_finish(&pair);
+    _exit(2); /* the link is used up: the agent closes it */
 }

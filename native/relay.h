@@ -1,4 +1,4 @@
-/* Connections to what listens in the sandbox, for START_CONNECT. Knows nothing of frames. */
+/* Connections to what listens in the sandbox, for START_CONNECT and DIAL. */
 #pragma once
 
 #include <stdint.h>
@@ -8,3 +8,6 @@ int relay_connect(uint16_t port, uint64_t wait_ms);
 
 /* In a process of its own: copies between it and the standard streams until both have ended. */
 _Noreturn void relay_run(int fd);
+
+/* In a process of its own: makes the link a connection to that port, or answers why it is none. */
+_Noreturn void relay_serve(int link, uint16_t port, uint64_t wait_ms);

@@ -3,6 +3,7 @@
 #include "request.h"
 #include "files.h"
 #include "list.h"
+#include "relay.h"
 #include "tree.h"
 #include "util.h"
 
@@ -432,6 +433,29 @@ static enum outcome do_file(struct link *link, const struct frame *frame) {
     return DONE;
 }
 
+/* ---- DIAL ---- */
+
+/* Nothing may be sent behind it before its answer: that would have to be handed over to the worker. */
+static enum outcome do_dial(struct link *link, const struct frame *frame) {
+    struct cursor cursor = cursor_of(frame);
+    uint16_t port = (uint16_t)take_uint(&cursor, 2);
+    uint32_t wait_ms = (uint32_t)take_uint(&cursor, 4);
+    if (!cursor_done(&cursor) || port == 0 || buffer_size(&link->in) > frame->whole)
+        return request_malformed(link);
+    link_flush(link);
+    if (buffer_size(&link->out)) /* the worker writes to the link itself */
+        return wait_for(link, NULL);
+    pid_t pid = links_dialed() < MAX_DIALED ? fork() : -1;
+    if (pid == 0)
+        relay_serve(link->watch.fd, port, wait_ms);
+    if (pid < 0)
+        return answer_error(link, ERROR_LIMIT, "no connection can be made: 256 are open, or the sandbox's limit of processes or memory is reached");
+    link->worker = pid;
+    link->dialed = true;
+    watch_set(&link->watch, 0);
+    return DONE;
+}
+
 /* ---- all of them ---- */
 
 enum outcome request_handle(struct link *link, const struct frame *frame) {
@@ -447,6 +471,7 @@ enum outcome request_handle(struct link *link, const struct frame *frame) {
     case FRAME_RELEASE: return do_release(link, frame);
     case FRAME_FILE: return do_file(link, frame);
     case FRAME_COMMANDS: return frame->size ? request_malformed(link) : do_commands(link);
+    case FRAME_DIAL: return do_dial(link, frame);
     case FRAME_PING: return frame->size ? request_malformed(link) : answer_ok(link);
     case FRAME_DEADLINE: return do_deadline(link, frame);
     case FRAME_SHUTDOWN: return frame->size ? request_malformed(link) : do_shutdown(link);

@@ -18,6 +18,7 @@ struct link {
     uint64_t seen;
     uint64_t deadline;       /* of the request, of AUTH, or of leaving */
     pid_t worker;            /* it has the link now */
+    bool dialed;             /* ... as a connection */
 };
 
 /* LEAVE: an ERROR was put, and after it the link is closed. */
@@ -28,3 +29,6 @@ enum outcome request_malformed(struct link *link);
 /* Sends big things from where they are; what the socket does not take now is copied, so that the ring is free to move on. */
 void link_send(struct link *link, struct iovec *part, int count, size_t size);
 void link_flush(struct link *link);
+
+enum { MAX_DIALED = 256 };
+size_t links_dialed(void); /* how many links are connections now */

@@ -9,3 +9,4 @@ int verb_dial(int argc, char **argv);   /* dial.c  standard streams <-> the agen
 int verb_ask(int argc, char **argv);    /* ask.c   whether a sandbox's name server answers */
 int verb_reach(int argc, char **argv);  /* reach.c whether one pod reaches another */
 int verb_remove(int argc, char **argv); /* trash.c outside: a tree that a sandbox or an image made */
+int verb_forward(int argc, char **argv); /* forward.c outside: ports that lead into a sandbox */

@@ -21,6 +21,7 @@ from openmodal._spec import Layered
 from openmodal.engines import load
 from openmodal.errors import ExecTimeoutError, SandboxFilesystemError, file_error
 from openmodal.process import StreamReader, StreamWriter, timed_out
+from openmodal.tunnel import _Child
 
 PUBLIC = [
     "AlreadyExistsError",
@@ -35,6 +36,7 @@ PUBLIC = [
     "FileEvent",
     "FileInfo",
     "Filesystem",
+    "Forward",
     "HostDirectory",
     "Image",
     "ImageBuildError",
@@ -44,6 +46,7 @@ PUBLIC = [
     "NotFoundError",
     "OutputLostWarning",
     "Pool",
+    "Probe",
     "Process",
     "ProtocolError",
     "RegistryError",
@@ -68,6 +71,7 @@ PUBLIC = [
     "StreamReader",
     "StreamType",
     "StreamWriter",
+    "Tunnel",
     "UnsupportedError",
     "Volume",
     "VolumeInUseError",
@@ -120,9 +124,11 @@ def an_instance(name: str) -> Any:
         "FileEvent": lambda: value("moved", "/a/b", False, "/a/c"),
         "FileInfo": lambda: value("/a/b", "b", "file", 1, 0o644, 0, 0, 1.5, ""),
         "Filesystem": lambda: sandbox.filesystem,
+        "Forward": lambda: value("127.0.0.1", 80, _Child(1, -1)),
         "Image": lambda: value.debian_slim().apt_install("git"),
         "ImageBuildError": lambda: value("text", step="RUN false", output="lines"),
         "Pool": lambda: value("name", load("kubernetes")),
+        "Probe": lambda: value.with_exec("true"),
         "Process": lambda: value(
             Command(sandbox._agent, b"i" * 16),
             ("x",),
@@ -141,6 +147,7 @@ def an_instance(name: str) -> Any:
         "Volume": lambda: value.from_name("data").read_only(),
         "VolumeUpload": lambda: openmodal.Volume.from_name("data").batch_upload(),
         "Watch": lambda: value(sandbox._agent, b"request", "/a", 1.5),
+        "Tunnel": lambda: value("127.0.0.1", 80),
     }
     if name in made:
         return made[name]()

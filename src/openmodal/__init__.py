@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from openmodal.filesystem import Filesystem as Filesystem
     from openmodal.image import Image as Image
     from openmodal.pool import Pool as Pool
+    from openmodal.probe import Probe as Probe
     from openmodal.process import Process as Process
     from openmodal.process import StreamReader as StreamReader
     from openmodal.process import StreamType as StreamType
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from openmodal.sandbox import Checkpoint as Checkpoint
     from openmodal.sandbox import Sandbox as Sandbox
     from openmodal.secret import Secret as Secret
+    from openmodal.tunnel import Forward as Forward
+    from openmodal.tunnel import Tunnel as Tunnel
     from openmodal.volume import HostDirectory as HostDirectory
     from openmodal.volume import Volume as Volume
     from openmodal.volume import VolumeUpload as VolumeUpload
@@ -109,10 +112,12 @@ _HOMES = {
     "filesystem": ("FileInfo", "Filesystem"),
     "image": ("Image",),
     "pool": ("Pool",),
+    "probe": ("Probe",),
     "process": ("Process", "StreamReader", "StreamType", "StreamWriter"),
     "sandbox": ("Checkpoint", "Sandbox"),
     "secret": ("Secret",),
     "volume": ("HostDirectory", "Volume", "VolumeUpload"),
+    "tunnel": ("Forward", "Tunnel"),
     "watch": ("FileEvent", "Watch"),
 }
 

@@ -27,6 +27,7 @@ YEAR = 366 * 24 * 3600
 CONTROLS = ("limits", "network", "seccomp")
 """What `allow_degraded=` may name: limits of memory, processes and CPU; a network; the filter of system calls."""
 
+MOST_PORTS = 16  # of a sandbox: four of them take a process of its supervisor
 OFFSET_MOST = (1 << 63) - 1
 """The last byte of a file or stream."""
 
@@ -158,6 +159,20 @@ def whole(argument: str, value: object, least: int, most: int) -> int:
     if not _is_whole(value) or not least <= value <= most:
         raise InvalidError(f"{argument} must be a whole number from {least} to {most}, not {_shown(value)}")
     return value
+
+
+def ports(arguments: Mapping[str, Iterable[object]]) -> tuple[int, ...]:
+    """Ports of several arguments, each once."""
+    found: dict[int, None] = {}
+    for argument, values in arguments.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise InvalidError(f"{argument} must be a list of ports, not {_shown(values)}")
+        found |= dict.fromkeys(whole(f"each port of {argument}", value, 1, 65535) for value in values)
+    if len(found) > MOST_PORTS:
+        raise InvalidError(
+            f"ports has {len(found)} ports; a sandbox can have {MOST_PORTS}, so let one server serve more"
+        )
+    return tuple(found)
 
 
 def age(argument: str, value: object) -> float:

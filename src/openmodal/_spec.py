@@ -231,6 +231,14 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     created: float
 
 
+class Readiness(msgspec.Struct, frozen=True):
+    """When a sandbox is ready: something listens on `port`; with 0, the command `argv` succeeds."""
+
+    port: int = 0
+    argv: tuple[str, ...] = ()
+    interval_ms: int = 100
+
+
 class SandboxSpec(msgspec.Struct, frozen=True):
     """A sandbox as asked for. Times in seconds; `idle_timeout` and `lease` None: never; `owner` a
     process, 0: none; `id` "": the engine makes one."""
@@ -254,6 +262,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     id: str = ""
     owner: int = 0
     lease: float | None = None
+    ports: tuple[int, ...] = ()  # that this machine is to reach
+    readiness: Readiness | None = None
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
@@ -345,6 +355,7 @@ class Status(msgspec.Struct, frozen=True):
     is in nobody's list.
     `asked`: digests of what it was asked for, by name, if its maker chose its id.
     `paused`: nothing in it runs until somebody uses it.
+    `tunnels`: its ports that this machine reaches, each with the port of 127.0.0.1 for it.
     """
 
     id: str
@@ -362,6 +373,8 @@ class Status(msgspec.Struct, frozen=True):
     lease: float | None = None
     asked: tuple[tuple[str, str], ...] = ()
     paused: bool = False
+    tunnels: tuple[tuple[int, int], ...] = ()
+    readiness: Readiness | None = None
 
 
 class Made(msgspec.Struct, Generic[T], frozen=True):

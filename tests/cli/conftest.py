@@ -88,7 +88,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("bin", "root", "tmp"):
         (root / folder).mkdir()
     shutil.copy(busybox, root / "bin/busybox")
-    for applet in ("sh", "cat", "echo", "env", "id", "ls", "pwd", "sleep", "stty", "true"):
+    for applet in ("sh", "cat", "echo", "env", "id", "ls", "nc", "pwd", "sleep", "stty", "true"):
         (root / "bin" / applet).symlink_to("busybox")
     return root
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import socket
 import subprocess
+import time
 
 import pytest
 
@@ -54,6 +57,26 @@ def test_commands_are_listed(openmodal: CommandLine, sandbox: str) -> None:
     found = json.loads(openmodal("--local", "sandbox", "commands", sandbox, "--json"))
     assert [each["id"] for each in found] == [line.split("\t")[0] for line in lines[1:]]
     assert all(each["pid"] > 0 and each["user"] == "root" for each in found)
+
+
+def test_forward_prints_where_and_ends_with_the_sandbox(openmodal: CommandLine, sandbox: str) -> None:
+    serves = ("sandbox", "exec", sandbox, "sh", "-c", "nc -ll -p 8000 -e echo hello >/dev/null 2>&1 &")
+    openmodal("--local", *serves)
+    command = [*COMMAND, "--local", "sandbox", "forward", sandbox, "8000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        host, _, port = program.stdout.readline().strip().removeprefix("http://").partition(":")
+        deadline, got = time.monotonic() + 60, b""
+        while got != b"hello\n" and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as visitor:
+                got = visitor.recv(100)
+        assert got == b"hello\n"
+        openmodal("--local", "sandbox", "stop", sandbox)
+        assert program.wait(60) == 0
+    for wrong in ("http", "1:", ":8000x", "70000"):
+        done = openmodal.run("--local", "sandbox", "forward", sandbox, wrong)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
 
 
 def test_logs_show_the_main_commands_output(openmodal: CommandLine) -> None:

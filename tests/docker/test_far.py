@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Flaky
 from openmodal.testing.limits import connects, own_addresses, server
+from openmodal.testing.ports import forwarded, is_open, rest, visit
 from tests.docker.podman import podman
 from tests.docker.proxy import far_away
 
@@ -60,6 +62,16 @@ def test_commands_files_and_their_end(other: Docker, root: Image) -> None:
         live.stdin.write("line\n")
         live.stdin.drain()
         assert live.stdout.readline() == "line\n"
+
+
+def test_a_port_leads_there_as_long_as_the_block(other: Docker, root: Image) -> None:
+    """Another process of this user carries the bytes, over whatever way the engine has."""
+    with Sandbox.create(image=root, engine=other, block_network=True, timeout=60) as sandbox:
+        with forwarded(sandbox, "sh", "-c", "wc -c; echo over") as tunnel, visit(tunnel) as visitor:
+            visitor.sendall(bytes(1_000_000))
+            visitor.shutdown(socket.SHUT_WR)
+            assert rest(visitor) == b"1000000\nover\n"
+        assert not is_open(tunnel)
 
 
 def test_it_is_found_and_ended_by_its_id(other: Docker, root: Image) -> None:

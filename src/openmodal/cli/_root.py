@@ -79,6 +79,7 @@ _SANDBOX = {
     "diff": ("openmodal.cli.live:diff", "Show which files differ from the image."),
     "pause": ("openmodal.cli.live:pause", "Stop everything in a sandbox."),
     "resume": ("openmodal.cli.live:resume", "Let a paused sandbox go on."),
+    "forward": ("openmodal.cli.sandbox:forward", "Reach a port of a sandbox from this machine."),
     "stop": ("openmodal.cli.sandbox:stop", "End sandboxes."),
     "cp": ("openmodal.cli.copy:cp", "Copy files between this machine and a sandbox."),
 }

@@ -1,4 +1,4 @@
-"""`openmodal sandbox …`: list, exec, commands, logs, stop."""
+"""`openmodal sandbox …`: list, exec, commands, logs, forward, stop."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def _described(status: Status) -> dict[str, object]:
         "runtime": status.runtime,
         "run": status.run or None,
         "paused": status.paused,
+        "tunnels": {str(port): local for port, local in status.tunnels},
     }
 
 
@@ -195,6 +196,33 @@ def _print(reader: StreamReader[str], to: TextIO) -> None:
     while text := reader.read_some():
         to.write(_output.encodable(text, to))
         to.flush()
+
+
+def _two_ports(_ctx: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, int]:
+    """[LOCAL:]PORT as two numbers; 0: any local port."""
+    local, colon, port = text.rpartition(":")
+    if not port.isdecimal() or (colon and not local.isdecimal()):
+        raise click.BadParameter(
+            f"{text!r} is not [LOCAL:]PORT; write 8000, or 9000:8000 for port 9000 of this machine"
+        )
+    return int(local or 0), int(port)
+
+
+@click.command()
+@click.argument("id")
+@click.argument("ports", metavar="[LOCAL:]PORT", callback=_two_ports)
+@engine_options
+@pass_session
+def forward(session: Session, id: str, ports: tuple[int, int]) -> int:
+    """Let a port of this machine lead to PORT of the sandbox ID, until that ends or Ctrl-C."""
+    from openmodal import Sandbox
+
+    local, port = ports
+    sandbox = Sandbox.from_id(id, engine=session.engine)
+    with sandbox.forward(port, local_port=local) as tunnel:
+        click.echo(tunnel.url)
+        sandbox.wait(raise_on_termination=False)
+    return 0
 
 
 @click.command()

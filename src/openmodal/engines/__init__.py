@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from openmodal import _config
 from openmodal.engines.check import Check
-from openmodal.engines.contract import PROMISES, Created, Engine, Promise, lacking, require
+from openmodal.engines.contract import PROMISES, Created, Door, Engine, Promise, lacking, require
 from openmodal.errors import InvalidError
 
 _ENGINES = {
@@ -87,6 +87,7 @@ __all__ = [
     "ON_THIS_MACHINE",
     "PROMISES",
     "Created",
+    "Door",
     "Engine",
     "Promise",
     "choose",

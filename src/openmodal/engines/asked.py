@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -137,4 +138,11 @@ def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float |
         build=spec.hidden,
         lease=spec.lease,
         asked=digests(spec, root) if spec.id else (),
+        readiness=spec.readiness,
     )
+
+
+def forwarded(status: Status, listeners: Mapping[int, socket.socket]) -> Status:
+    """The status of a sandbox that these listeners of this machine lead to."""
+    tunnels = tuple((port, each.getsockname()[1]) for port, each in listeners.items())
+    return replace_fields(status, tunnels=tunnels)

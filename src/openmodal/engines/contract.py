@@ -7,8 +7,10 @@ are made from it.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from openmodal._link import Stream
@@ -198,6 +200,13 @@ PROMISES = {
         "keeps no pools, its sandboxes need none; use engine='kubernetes'",
         verb="create_pool",
     ),
+    "ports": Promise(
+        "the ports that `ports` names can be reached on this machine until the sandbox's end",
+        "opens no ports of this machine for as long as a sandbox lives; leave ports= out and use sandbox.forward(port)",
+        argument="ports",
+        asked=lambda spec: bool(spec.ports),
+        verb="forward",
+    ),
     "proc": Promise("/proc tells the signals that a process blocks and ignores"),
     "published": Promise(
         "an image is published under a name, and found by it in other processes",
@@ -256,6 +265,17 @@ class Created(NamedTuple):
 
     id: str
     first: Stream
+
+
+class Door(NamedTuple):
+    """Where a sandbox's agent listens on this machine: `agent.sock` in a folder.
+
+    A process that can write there could put another socket in its place, so the process `agent`
+    must listen; 0: no other can write.
+    """
+
+    folder: Path
+    agent: int = 0
 
 
 class Engine(Protocol):
@@ -375,6 +395,21 @@ class Engine(Protocol):
             InvalidError: the sandbox has no allow list.
         """
         raise refusal(self, "network_allowlists")
+
+    async def door(self, id: str) -> Door | None:
+        """Tell where the agent listens on this machine; None: `connect` goes another way."""
+        return None
+
+    async def forward(self, id: str, listeners: Mapping[int, socket.socket]) -> None:
+        """Let listeners of this machine lead to ports of the sandbox until its end, and note that
+        in its status.
+
+        They are closed with the sandbox, also if whatever holds it is killed.
+
+        Raises:
+            EngineError: it cannot be done.
+        """
+        raise refusal(self, "ports")
 
     async def made(self, id: str) -> Made[Any]:
         """Tell what a running sandbox was made of: the spec without its secrets, and the image.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from openmodal import _args, connection
-from openmodal._dual import dual
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from openmodal import _args, connection, tunnel
+from openmodal._dual import Blocking, dual
 from openmodal.connection import Connection
-from openmodal.sandbox.handle import Handle
+from openmodal.sandbox.handle import Handle, ended
+from openmodal.tunnel import Forward, Tunnel
 
 
 class Ports(Handle):
@@ -30,3 +34,65 @@ class Ports(Handle):
         port = _args.whole("port", port, 1, 65535)
         wait = _args.seconds("timeout", timeout) if timeout else 0.0
         return await connection.connect(self._new_command(), port, wait)
+
+    @dual
+    async def tunnels(self, timeout: float = 50.0) -> dict[int, Tunnel]:
+        """Tell where this machine reaches the ports that were named at `create`.
+
+        Args:
+            timeout: as Modal's; `create` has opened all tunnels, so nothing has to be waited for.
+
+        Raises:
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
+                has ended.
+        """
+        _args.seconds("timeout", timeout)
+        status = await self._look()
+        if status.ended:
+            raise ended(self._id, status.ended)
+        return {port: Tunnel(tunnel.LOCAL, local) for port, local in status.tunnels}
+
+    async def _open_tunnels(self, ports: Sequence[int]) -> None:
+        """Open those that last as long as the sandbox, or leave no sandbox."""
+        if not ports:
+            return
+        with ExitStack() as stack:
+            listeners = {port: stack.enter_context(tunnel.listen()) for port in ports}
+            try:
+                await self._engine.forward(self._id, listeners)
+            except ConnectionError:
+                pass  # it has ended already; the next call tells why
+            except BaseException:
+                await self._engine.stop(self._id)
+                raise
+
+    @dual
+    async def forward(self, port: int, *, local_port: int = 0) -> Forward:
+        """Let a port of this machine lead to a port of the sandbox, as long as the `with` block.
+
+        No port has to be named at `create`, and it works with `block_network`. A small process
+        beside this one carries the bytes; it ends with this one, too.
+
+        Args:
+            port: the port in the sandbox; nothing has to listen there yet.
+            local_port: the port of 127.0.0.1; 0: any that is free.
+
+        Returns:
+            The tunnel, with `host`, `port`, `url` and `tcp_socket`.
+
+        Raises:
+            InvalidError: another process has the local port.
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
+                has ended.
+        """
+        port = _args.whole("port", port, 1, 65535)
+        local_port = _args.whole("local_port", local_port, 0, 65535)
+        status = await self._look()
+        if status.ended:
+            raise ended(self._id, status.ended)
+        door = await self._engine.door(self._id) if hasattr(self._engine, "door") else None
+        with tunnel.listen(local_port) as listener:
+            if door:
+                return tunnel.open_near(door, listener, port)
+            found: Forward = await Blocking(tunnel.open_far, self, listener, port)
+            return found

@@ -13,7 +13,7 @@ from openmodal._dual import Sleep, dual
 from openmodal._link import Stream
 from openmodal._options import environment, secret_names
 from openmodal._sources import Main
-from openmodal._spec import Egress, Info, Resources, Root, SandboxSpec, Status
+from openmodal._spec import Egress, Info, Readiness, Resources, Root, SandboxSpec, Status
 from openmodal.app import App
 from openmodal.build.progress import terminal_report
 from openmodal.engines import Created, Engine, choose, require
@@ -23,16 +23,16 @@ from openmodal.errors import (
     AlreadyExistsError,
     InvalidError,
     NotFoundError,
-    UnsupportedError,
 )
 from openmodal.image import Image, main_command, ready
+from openmodal.probe import Probe
 from openmodal.process import StreamReader, StreamWriter
-from openmodal.sandbox.commands import Commands
 from openmodal.sandbox.handle import Handle, ended
 from openmodal.sandbox.leases import Leases
 from openmodal.sandbox.live import Live
 from openmodal.sandbox.mounts import make_missing, mounts
 from openmodal.sandbox.ports import Ports
+from openmodal.sandbox.readiness import Ready
 from openmodal.sandbox.state import State
 from openmodal.secret import Secret
 from openmodal.volume import HostDirectory, Volume
@@ -44,7 +44,7 @@ DEFAULT_TIMEOUT = 300.0
 _LOOK_SECONDS = 0.2
 
 
-class Sandbox(Commands, Leases, Live, Ports, State):
+class Sandbox(Ready, Leases, Live, Ports, State):
     """An isolated container that you run commands in, like SSH into a fresh machine.
 
     Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its
@@ -96,7 +96,10 @@ class Sandbox(Commands, Leases, Live, Ports, State):
         outbound_domain_allowlist: Sequence[str] | None = None,
         volumes: Mapping[str, Volume | HostDirectory] | None = None,
         ports: Sequence[int] = (),
-        readiness_probe: object = None,
+        encrypted_ports: Sequence[int] = (),
+        unencrypted_ports: Sequence[int] = (),
+        h2_ports: Sequence[int] = (),
+        readiness_probe: Probe | None = None,
         runtime: str | None = None,
         **unknown: object,
     ) -> Sandbox:
@@ -129,6 +132,10 @@ class Sandbox(Commands, Leases, Live, Ports, State):
                 reached, over HTTPS and HTTP on ports 443 and 80. See docs/network.md.
             volumes: volumes and folders of this machine, by their paths in it (docs/volumes.md).
             engine: "local", "embedded", "docker", "kubernetes", or an Engine; None: as configured.
+            ports: ports in it that this machine reaches until its end; `tunnels` tells where.
+            encrypted_ports, unencrypted_ports, h2_ports: the same; a tunnel ends on this machine,
+                so it carries plain TCP.
+            readiness_probe: how `wait_until_ready` finds out that it is ready.
             runtime: what runs its processes: "native", the machine's kernel, or "gvisor", a kernel of its own (docs/sandboxes.md).
                 None: "native".
 
@@ -143,10 +150,6 @@ class Sandbox(Commands, Leases, Live, Ports, State):
             In every case nothing is left behind.
         """
         _args.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
-        _refuse_unsupported(
-            ports=ports,
-            readiness_probe=readiness_probe,
-        )
         app, secrets = _checked_app(app), secrets if isinstance(secrets, Secret) else [*secrets]
         image = _checked_image(image)
         gpus, gpu_type = _args.gpu(gpu)
@@ -176,6 +179,15 @@ class Sandbox(Commands, Leases, Live, Ports, State):
             run=app.run_id or _config.run(),
             allow_degraded=_args.controls(_config.allow_degraded() if allow_degraded is None else allow_degraded),
             mounts=mounts(volumes, chosen),
+            ports=_args.ports(
+                {
+                    "ports": ports,
+                    "encrypted_ports": encrypted_ports,
+                    "unencrypted_ports": unencrypted_ports,
+                    "h2_ports": h2_ports,
+                }
+            ),
+            readiness=_checked_probe(readiness_probe),
         )
         _args.command_size("Sandbox.create", spec.argv, spec.env)
         await check(chosen, spec)
@@ -187,7 +199,9 @@ class Sandbox(Commands, Leases, Live, Ports, State):
             made = await chosen.create(spec, root)
         except IdTakenError as taken:
             return await cls._made_before(spec, root, chosen, taken)
-        return cls(made.id, chosen, made.first) if isinstance(made, Created) else cls(made, chosen)
+        sandbox = cls(made.id, chosen, made.first) if isinstance(made, Created) else cls(made, chosen)
+        await sandbox._open_tunnels(spec.ports)
+        return sandbox
 
     @classmethod
     async def _made_before(cls, spec: SandboxSpec, root: Root, engine: Engine, taken: IdTakenError) -> Sandbox:
@@ -399,18 +413,20 @@ class Sandbox(Commands, Leases, Live, Ports, State):
         return f"<Sandbox {self._id} ({self._engine.name})>"
 
 
-def _refuse_unsupported(**arguments: object) -> None:
-    for name, value in arguments.items():
-        if value not in (None, (), [], {}):
-            raise UnsupportedError(f"{name}= is not supported by this version yet; leave it out")
-
-
 def _checked_app(app: App | None) -> App:
     if app is None:
         return App("sandbox")
     if not isinstance(app, App):
         raise InvalidError(f"app must be an openmodal.App, not {type(app).__name__}; write openmodal.App('my-app')")
     return app
+
+
+def _checked_probe(probe: Probe | None) -> Readiness | None:
+    if probe is not None and not isinstance(probe, Probe):
+        raise InvalidError(
+            f"readiness_probe must be an openmodal.Probe, not {type(probe).__name__}; use Probe.with_tcp(port)"
+        )
+    return probe.asked if probe else None
 
 
 def _checked_image(image: Image | None) -> Image:

@@ -41,6 +41,7 @@ _MODULES = (
     "live",
     "mistakes",
     "output",
+    "ports",
     "spawn",
     "state",
     "volumes",
@@ -92,6 +93,7 @@ from openmodal.testing.live import (  # noqa: E402
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
 from openmodal.testing.output import TestOutputLimits  # noqa: E402
 from openmodal.testing.owners import TestOwners  # noqa: E402
+from openmodal.testing.ports import TestForward, TestPorts, TestReadiness  # noqa: E402
 from openmodal.testing.programs import TestPrograms  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
 from openmodal.testing.state import (  # noqa: E402
@@ -132,6 +134,7 @@ __all__ = [
     "TestFinding",
     "TestFlow",
     "TestForks",
+    "TestForward",
     "TestHostDirectories",
     "TestHousekeeping",
     "TestIds",
@@ -153,8 +156,10 @@ __all__ = [
     "TestOwner",
     "TestOwners",
     "TestPause",
+    "TestPorts",
     "TestPrograms",
     "TestPublished",
+    "TestReadiness",
     "TestResets",
     "TestSandbox",
     "TestSnapshots",

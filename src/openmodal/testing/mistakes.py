@@ -142,6 +142,7 @@ ASKING: dict[str, tuple[dict[str, Any], str]] = {
     "lease": ({"lease": 60}, "lease="),
     "network_allowlists": ({"outbound_domain_allowlist": ["example.com"], "block_network": False}, "allow lists"),
     "network_block": ({"block_network": True}, "block_network="),
+    "ports": ({"ports": [80]}, "ports="),
     "network_lists": ({"outbound_cidr_allowlist": ["203.0.113.0/24"], "block_network": False}, "allow lists"),
     "owner": ({"owner": "process"}, "lease="),
 }
@@ -182,7 +183,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         "option",
         [
-            {"ports": [80]},
+            {"ports": [0]},
             {"readiness_probe": object()},
             {"runtime": "no-such-runtime"},
         ],

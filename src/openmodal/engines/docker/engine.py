@@ -9,6 +9,7 @@ first sees that a container has ended keeps how, and removes it; if nobody looks
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -24,12 +25,12 @@ from openmodal._spec import Built, EndRecord, Info, Recipe, Referenced, Report, 
 from openmodal._store import KEEP_ENDED_SECONDS
 from openmodal.build import Options
 from openmodal.build.layers import Layers
-from openmodal.engines import asked, checkpoints, ephemeral
+from openmodal.engines import asked, checkpoints, ephemeral, forwarding
 from openmodal.engines.book import Book, new_id, unknown
-from openmodal.engines.contract import IdTakenError
+from openmodal.engines.contract import Door, IdTakenError
 from openmodal.engines.docker import container, generations, links, posture, volumes
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError, find
-from openmodal.engines.docker.host import Host, no_disk
+from openmodal.engines.docker.host import Host, no_disk, no_ports
 from openmodal.engines.docker.stateful import Stateful
 from openmodal.engines.posture import while_it_runs
 from openmodal.errors import EngineError, UnsupportedError
@@ -56,7 +57,7 @@ class Docker(Stateful, volumes.Keeper):
     @property
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have, which also take IPv6 off loopback. Another machine's shows no /proc/meminfo of ours."""
-        limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
+        limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders", "ports")))
         never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "owner", "pools")
         return frozenset({*limits, *never, "volume_rename", "volume_sub_paths"})
 
@@ -76,7 +77,7 @@ class Docker(Stateful, volumes.Keeper):
     # ------------------------------------------------------------------------------------ the verbs
 
     async def check(self, spec: SandboxSpec) -> None:
-        if spec.runtime != "native" or spec.resources.disk:
+        if spec.runtime != "native" or spec.resources.disk or spec.ports:
             host: Host = await Blocking(Host.of, self._daemon)
             host.check(spec)
         if spec.mounts:
@@ -109,6 +110,20 @@ class Docker(Stateful, volumes.Keeper):
         if pid := _pid(folder):
             return await links.direct(folder / "run", pid)
         return await links.dial(self._daemon, id)
+
+    async def door(self, id: str) -> Door | None:
+        folder = self._book.folder(id)
+        pid = _pid(folder)
+        return Door(folder / "run", pid) if pid else None
+
+    async def forward(self, id: str, listeners: Mapping[int, socket.socket]) -> None:
+        door = await self.door(id)
+        if not door:
+            raise no_ports()
+        for port, listener in listeners.items():
+            forwarding.start_to_stay(door, listener, port)
+        if status := self._book.status(id):
+            self._book.write_status(asked.forwarded(status, listeners))
 
     async def inspect(self, id: str) -> Status:
         status: Status = await Blocking(self._inspect, id)

@@ -60,7 +60,7 @@ class Host:
         """Refuse what this daemon cannot do for a sandbox, as far as what it says of itself tells.
 
         Raises:
-            UnsupportedError: it has no gVisor, or nothing that limits disk space.
+            UnsupportedError: it has no gVisor, nothing that limits disks, or shares no sockets.
         """
         if spec.runtime == "gvisor":
             self.gvisor(network=not spec.network.block)
@@ -68,6 +68,8 @@ class Host:
         backing = told.get("Backing Filesystem", "xfs")
         if spec.resources.disk and driver not in _LIMITING and backing != "xfs":
             raise no_disk(f"its driver {driver} is on {backing}")
+        if spec.ports and (spec.runtime == "gvisor" or not self.shares_sockets):
+            raise no_ports()
 
     def gvisor(self, *, network: bool) -> str:
         """The daemon's name for gVisor's runtime.
@@ -162,6 +164,14 @@ def no_disk(why: str) -> UnsupportedError:
     """The refusal of `disk=`."""
     return UnsupportedError(
         f"disk= needs a Docker daemon that keeps its data on xfs with project quotas, or on btrfs or zfs ({why})"
+    )
+
+
+def no_ports() -> UnsupportedError:
+    """The refusal of `ports=`."""
+    return UnsupportedError(
+        "ports= needs a Docker daemon on this machine that runs as the same user, and runtime='native'; leave it out and "
+        "use sandbox.forward(port)"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -39,7 +40,8 @@ from openmodal.build.locks import Lock
 from openmodal.build.prune import expire
 from openmodal.engines import asked, checkpoints, machine
 from openmodal.engines.book import Book, new_id, unknown
-from openmodal.engines.embedded import cgroup, disk, egress, gvisor, host, launch, network, plan, posture
+from openmodal.engines.contract import Door
+from openmodal.engines.embedded import cgroup, disk, egress, forward, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.engines.embedded.generations import Generations
 from openmodal.engines.embedded.live import Live
@@ -149,6 +151,12 @@ class Embedded(Live):
         with contextlib.suppress(EngineError):  # a new sandbox's creation tells
             await host.mend_router(_binary.find(self._book.state))
         return SocketStream(await launch.connect(self._book.folder(id), "agent.sock"))
+
+    async def door(self, id: str) -> Door:
+        return Door(self._book.folder(id))
+
+    async def forward(self, id: str, listeners: Mapping[int, socket.socket]) -> None:
+        await forward.to(self._book, id, listeners)
 
     async def inspect(self, id: str) -> Status:
         status = self._book.status(id)

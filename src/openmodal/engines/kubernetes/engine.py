@@ -85,6 +85,7 @@ class Kubernetes(volumes.Keeper):
             "nproc",
             "owner",
             "pids",
+            "ports",
             "published",
             "reset",
             "snapshot",

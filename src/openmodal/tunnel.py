@@ -1,0 +1,150 @@
+"""Tunnel: a port of this machine that leads into a sandbox.
+
+Nothing of it runs in the caller's process. A small child accepts and copies: the native program
+where the agent's socket is on this machine, else a Python that asks as any of the user's would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from openmodal._dual import Blocking, DualContext
+from openmodal.engines import Door, forwarding
+from openmodal.errors import InvalidError, UnsupportedError
+
+LOCAL = "127.0.0.1"
+
+_WAITING = 128  # connections that nobody has accepted yet
+_CARRIER = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from openmodal.sandbox.carrier import main
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """Where this machine reaches a port of a sandbox, over plain TCP.
+
+    Attributes:
+        host, port: the address; only this machine reaches it, but every user of it does.
+    """
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The address for a server that speaks HTTP."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def tcp_socket(self) -> tuple[str, int]:
+        """The address for `socket.create_connection`."""
+        return self.host, self.port
+
+    @property
+    def tls_socket(self) -> tuple[str, int]:
+        """Always refused: there is no TLS to one's own machine.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError("a tunnel ends on this machine and speaks plain TCP, without TLS; use tcp_socket or url")
+
+
+@dataclass(frozen=True)
+class Forward(Tunnel, DualContext):
+    """A tunnel that lasts as long as its `with` block, its process, and its sandbox."""
+
+    _child: _Child = field(repr=False)
+
+    async def _close(self) -> None:
+        await Blocking(self._child.end)
+
+
+class _Child:
+    """A process that carries the bytes of one tunnel. A copy elsewhere is not its parent."""
+
+    def __init__(self, pid: int, handle: int) -> None:
+        self._pid = pid
+        self._handle = handle
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._pid, -1)
+
+    def __repr__(self) -> str:
+        return f"<process {self._pid}>"
+
+    def end(self) -> None:
+        """End it, and return when it is gone; again: nothing."""
+        handle, self._handle = self._handle, -1
+        if handle < 0:
+            return
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            # The user's program may have reaped it, or ignore SIGCHLD.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+        finally:
+            os.close(handle)
+
+
+def listen(port: int = 0) -> socket.socket:
+    """A listener on this machine's loopback address.
+
+    Raises:
+        InvalidError: another process has that port.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((LOCAL, port))
+        listener.listen(_WAITING)
+    except OSError as error:
+        listener.close()
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        raise InvalidError(
+            f"port {port} of {LOCAL} cannot be had ({error.strerror}); choose another, or leave it out for any"
+        ) from None
+    return listener
+
+
+def open_near(door: Door, listener: socket.socket, port: int) -> Forward:
+    """Forward to a sandbox whose agent listens on this machine."""
+    return _opened(listener, forwarding.start(door, listener, port))
+
+
+def open_far(sandbox: object, listener: socket.socket, port: int) -> Forward:
+    """Forward to a sandbox that is reached in its engine's own way; `sandbox` goes to the child."""
+    command = [sys.executable, "-c", _CARRIER]
+    started = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[listener.fileno()], start_new_session=True
+    )
+    assert started.stdin, "it is a pipe"
+    with started.stdin as told:
+        pickle.dump([*sys.path], told)
+        pickle.dump((sandbox, listener.fileno(), port, os.getpid()), told)
+    started.returncode = 0  # it is waited for here, and by its handle
+    return _opened(listener, started.pid)
+
+
+def _opened(listener: socket.socket, pid: int) -> Forward:
+    host, port = listener.getsockname()
+    return Forward(host, port, _Child(pid, os.pidfd_open(pid)))
+
+
+__all__ = ["LOCAL", "Forward", "Tunnel", "listen", "open_far", "open_near"]
