@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+import urllib.request
 import warnings
 from typing import Any
 
@@ -285,6 +286,22 @@ def check_snapshots_are_images() -> None:
             again.exec("mkdir", "/elsewhere").wait()
             again.mount_image("/elsewhere", folder)
             assert out(again, "cat", "/elsewhere/file") == "changed\n"
+
+
+def check_ports_and_readiness() -> None:
+    serve = "mkdir -p /www && echo page > /www/index.html && sleep 0.5 && httpd -f -p 8000 -h /www"
+    with sandbox("sh", "-c", serve, unencrypted_ports=[8000], readiness_probe=modal.Probe.with_tcp(8000)) as made:
+        made.wait_until_ready(timeout=300)
+        host, port = made.tunnels()[8000].tcp_socket
+        with urllib.request.urlopen(f"http://{host}:{port}/index.html") as answer:
+            assert answer.read() == b"page\n"
+    with (
+        sandbox(readiness_probe=modal.Probe.with_exec("false", interval_ms=50)) as made,
+        raises(modal.exception.TimeoutError),
+    ):
+        made.wait_until_ready(timeout=1)
+    with raises(modal.exception.Error, "use unencrypted_ports="), sandbox(encrypted_ports=[8000]):
+        pass
 
 
 def check_volumes_and_their_files() -> None:

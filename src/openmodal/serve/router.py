@@ -28,6 +28,7 @@ from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door
 from openmodal.serve.files import HELPER, FileCall
+from openmodal.serve.sandboxes import ready_at_last
 
 _BEHIND = 4 << 20
 """How many bytes that the client was sent are kept for another door, or another connection."""
@@ -191,6 +192,14 @@ class Router:
             )
             if progress.state & State.STDIN_CLOSED or offsets[0] >= end:
                 return
+
+    @serves("SandboxWaitUntilReady")
+    async def wait_until_ready(self, request: Any, call: Call) -> Any:
+        try:
+            ready_at = await ready_at_last(self._sandbox(request), request.timeout)
+        except TimeoutError as error:
+            raise GRPCError(Code.DEADLINE_EXCEEDED, str(error)) from error
+        return router.SandboxWaitUntilReadyTcrResponse(ready_at=ready_at)
 
     @serves("TaskReloadVolumes")
     async def reload_volumes(self, request: Any, call: Call) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -11,16 +12,18 @@ from grpclib.exceptions import GRPCError
 from modal_proto import api_pb2 as api
 
 from openmodal import _args
-from openmodal._spec import Network, Resources, Root, SandboxSpec, Status
+from openmodal._spec import Network, Readiness, Resources, Root, SandboxSpec, Status
 from openmodal.engines import Created, Engine
 from openmodal.engines.contract import IdTakenError, check
 from openmodal.errors import InvalidError, NotFoundError, UnsupportedError
+from openmodal.probe import Probe
 from openmodal.sandbox import Sandbox
 from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door, result
 from openmodal.serve.images import KEEPS_RUNNING
 from openmodal.serve.volumes import mounts
+from openmodal.tunnel import Tunnel
 
 _LONGEST_WAIT = 55.0
 _DEFAULT_TIMEOUT = 300.0
@@ -87,6 +90,8 @@ class Sandboxes:
             runtime=_args.runtime(definition.runtime or None),
             run=run,
             mounts=mounts(definition),
+            ports=_ports(definition),
+            readiness=_readiness(definition),
         )
 
     def _environment(self, request: Any) -> _args.Pairs:
@@ -193,6 +198,22 @@ class Sandboxes:
         await self._door.run(self._door.engine.stop(status.id))
         return api.ContainerStopResponse()
 
+    # --------------------------------------------------------------------------------------- ports
+
+    @serves("SandboxGetTunnelsV2", "SandboxGetTunnels")
+    async def tunnels(self, request: Any, call: Call) -> Any:
+        found = await self._door.sandbox(request.sandbox_id).tunnels.aio(request.timeout or 50.0)
+        return api.SandboxGetTunnelsResponse(tunnels=_tunnels(found))
+
+    @serves("SandboxWaitUntilReady")
+    async def wait_until_ready(self, request: Any, call: Call) -> Any:
+        """Of clients up to 1.4, which take an empty answer for "not yet"."""
+        try:
+            ready_at = await ready_at_last(self._door.sandbox(request.sandbox_id), request.timeout)
+        except TimeoutError:
+            return api.SandboxWaitUntilReadyResponse()
+        return api.SandboxWaitUntilReadyResponse(ready_at=ready_at)
+
     # --------------------------------------------------------------------------------------- router
 
     @serves("SandboxGetCommandRouterAccess")
@@ -246,7 +267,55 @@ async def _made(spec: SandboxSpec, root: Root, engine: Engine) -> str:
         made = await engine.create(spec, root)
     except IdTakenError as taken:
         return (await Sandbox._made_before(spec, root, engine, taken)).id
-    return made.id if isinstance(made, Created) else made
+    sandbox = Sandbox(made.id if isinstance(made, Created) else made, engine)
+    await sandbox._open_tunnels(spec.ports)
+    return sandbox.id
+
+
+async def ready_at_last(sandbox: Sandbox, timeout: float) -> float:
+    """Wait until a sandbox's probe succeeds, and return the time.
+
+    Raises:
+        GRPCError: it was created without a probe.
+        TimeoutError: it is not ready in time.
+    """
+    try:
+        await sandbox.wait_until_ready.aio(timeout or 300.0)
+    except InvalidError as error:
+        raise GRPCError(Code.FAILED_PRECONDITION, str(error)) from error
+    return time.time()
+
+
+def _ports(definition: Any) -> tuple[int, ...]:
+    asked = definition.open_ports.ports
+    if encrypted := [each.port for each in asked if not each.unencrypted]:
+        raise UnsupportedError(
+            f"encrypted_ports={encrypted} are not supported, for tunnels end on the machine of the sandbox; use unencrypted_ports="
+        )
+    return _args.ports({"unencrypted_ports": [each.port for each in asked]})
+
+
+def _readiness(definition: Any) -> Readiness | None:
+    if not definition.HasField("readiness_probe"):
+        return None
+    asked = definition.readiness_probe
+    interval = asked.interval_ms or 100
+    if asked.WhichOneof("probe_oneof") == "tcp_port":
+        return Probe.with_tcp(asked.tcp_port, interval_ms=interval).asked
+    return Probe.with_exec(*asked.exec_command.argv, interval_ms=interval).asked
+
+
+def _tunnels(found: Mapping[int, Tunnel]) -> list[Any]:
+    return [
+        api.TunnelData(
+            host=tunnel.host,
+            port=tunnel.port,
+            unencrypted_host=tunnel.host,
+            unencrypted_port=tunnel.port,
+            container_port=port,
+        )
+        for port, tunnel in found.items()
+    ]
 
 
 def _with(spec: SandboxSpec, root: Root) -> SandboxSpec:
