@@ -29,6 +29,7 @@ LONG_FUNCTIONS = {
 LONG_FILES = {
     "native/agent.c": "one story: the agent's loop, what is due in it, and its end",
     "native/box.c": "one story, from the plan to the end record, read top to bottom",
+    "native/request.c": "a list of what an agent is asked, each by itself",
     "native/mounts.c": "one story, from the first mount to the new root, read top to bottom",
     "src/openmodal/engines/contract.py": "two lists, of promises and of verbs; nobody reads them top to bottom",
     "src/openmodal/engines/embedded/doctor.py": "a list of looks at the machine, each by itself",

@@ -152,7 +152,8 @@ def test_creations_in_a_row_look_at_this_machines_side_once(create: Create, monk
         create().terminate()
         return not looks
 
-    monkeypatch.setattr(host, "_router_at", functools.cache(network.Router))  # it keeps when it was looked at
+    # A new one, because it keeps when it was looked at.
+    monkeypatch.setattr(host, "_router_at", functools.cache(network.Router))
     monkeypatch.setattr(network.Router, "ready", ready)
     assert not looks_not(), "the control: for tests no look is good for any time"
     monkeypatch.setattr(network, "LOOK_SECONDS", 600.0)

@@ -1,4 +1,5 @@
-"""The guard of what sandboxes share, the disk and memory of sockets: who fills it ends, and the others go on."""
+"""The guard of what sandboxes share, the disk and memory of sockets: who fills it ends, and the
+others go on."""
 
 from __future__ import annotations
 

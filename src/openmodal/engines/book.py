@@ -64,7 +64,7 @@ class Book(Store):
             raise IdTakenError(id)
 
     def as_ended(self, id: str, end: EndRecord, status: Status | None = None) -> Status:
-        """What can still be said of a sandbox after its end; `status`: what it was, if that is known."""
+        """What can still be said of a sandbox after its end; `status`: what it was, if known."""
         status = status or self.status(id)
         return replace(status or Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", self._engine.name), ended=end)
 

@@ -47,7 +47,7 @@ MOST_CONNECTIONS = 2500
 """Of one sandbox at a time: all share the router's table of connections."""
 
 LOOK_SECONDS = 1.0
-"""How long a look at this machine's side of the network is good for: creations in a row look once."""
+"""How long a look at this machine's side of the network is good for."""
 
 _LOOKS = 4
 _PUBLIC_RESOLVERS = ("1.1.1.1", "8.8.8.8")
