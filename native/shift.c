@@ -65,6 +65,11 @@ static bool read_table(pid_t init, struct hanging *hanging) {
     for (char *rest = table, *line; (line = strsep(&rest, "\n")) != NULL;) {
         if (scan(line, "%d %d %*s %*s %4095s", &id, &parent, point) != 3)
             continue;
+        /* Root of the sandbox may move the folder of a mount so deep that the path is cut off: that of another folder. */
+        if (strlen(point) == sizeof point - 1) {
+            free(table);
+            return fail("unsupported", "something is mounted in the sandbox at a path of more than %zu bytes", sizeof point - 2);
+        }
         unescape(point);
         if (strcmp(point, "/") == 0)
             root = id;
