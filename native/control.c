@@ -35,9 +35,12 @@ static const struct {
 
 /* ------------------------------------------------------------------------------------------- answers */
 
-static void answer(struct request *request, const char *text) {
-    if (send(request->client, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+/* Who asks reads to the end. Children that have nothing to do with it may have a copy of the connection,
+ * and for long: closing ours would not end it. */
+void control_say(int client, const char *text) {
+    if (send(client, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
         return; /* the client has gone away */
+    shutdown(client, SHUT_WR);
 }
 
 void control_ok(struct request *request, const char *format, ...) {
@@ -48,14 +51,14 @@ void control_ok(struct request *request, const char *format, ...) {
         abort();
     va_end(arguments);
     char *line = must_format("ok %s\n", text);
-    answer(request, line);
+    control_say(request->client, line);
     free(line);
     free(text);
 }
 
 void control_failed(struct request *request) {
     char *line = must_format("error %s\n", failure());
-    answer(request, line);
+    control_say(request->client, line);
     free(line);
 }
 

@@ -13,6 +13,9 @@ struct request {
     int fd[4];       /* -1: it brought none. Set to -1 what is to stay open */
 };
 
+/* Send an answer, the only one, and end the connection. */
+void control_say(int client, const char *text);
+
 /* Answer `ok TEXT\n`. */
 void control_ok(struct request *request, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -59,7 +59,7 @@ static void child_ended(struct box *box, int status) {
     if (shaping->task->stops)
         stop_release(box);
     char *line = failure() != NULL ? must_format("error %s\n", failure()) : must_copy(shaping->outcome);
-    send(shaping->client, line, strlen(line), MSG_NOSIGNAL | MSG_DONTWAIT);
+    control_say(shaping->client, line);
     free(line);
     layers_drop(box);
 }
