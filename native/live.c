@@ -144,6 +144,9 @@ static bool change(struct box *box, int machine, const char *word, const char *r
     bool on = strcmp(word, "on") == 0;
     if (!on && strcmp(word, "off") != 0)
         return fail("plan", "network needs the word on or off");
+    /* The gate is in the sandbox's groups. Stopped, it neither ends (version 1) nor begins, and we would wait for it. */
+    if (plan->net == NET_GATE && box->stops > 0)
+        return fail("busy", "the sandbox is paused, or its files are being copied; try again when it goes on");
     if (plan->net == NET_GATE)
         return gate_restart(plan, &box->gate, &box->helper);
     if (plan->runtime != NULL)
