@@ -105,15 +105,24 @@ static bool enter_router(struct box *box, int machine, const char *router) {
     if (box->machine < 0 && (machine < 0 || setns(machine, CLONE_NEWNET) != 0 ||
                              (box->machine = open_netlink(NETLINK_FILTER)) < 0))
         return fail("network", "cannot enter the machine's network: %m");
+    int netlink = net_enter_router(router);
+    if (netlink < 0)
+        return false;
     close_fd(&box->netlink);
-    return (box->netlink = net_enter_router(router)) >= 0;
+    box->netlink = netlink;
+    return true;
 }
 
+/* Who fails goes back to where it was: what is asked there must not be asked of the sandbox's network. */
 static bool attach(struct box *box, int machine, const char *router) {
-    AUTO_FD int network = open_network(box);
+    AUTO_FD int before = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    AUTO_FD int network = before >= 0 ? open_network(box) : -1;
     AUTO_FD int inside = network >= 0 && enter(network) ? open_netlink(NETLINK_ROUTES) : -1;
-    if (inside < 0 || !enter_router(box, machine, router))
-        return false;
+    if (inside < 0 || !enter_router(box, machine, router)) {
+        if (network >= 0 && setns(before, CLONE_NEWNET) != 0)
+            end_with(box, "error", 137); /* nobody knows any more what it reaches */
+        return before >= 0 ? false : fail(NULL, "cannot open the own network: %m");
+    }
     if (net_is_attached(box->slot))
         return true;
     if (slot_is_marked(box->slot_lock, box->slot))
