@@ -641,7 +641,7 @@ static _Noreturn void supervise(struct plan *plan, int status) {
                       .log = -1,
                       .network = -1,
                       .inside = -1,
-                      .helper = {.lifeline = -1},
+                      .helper = {.lifeline = -1, .said = -1},
                       .gate = {.sockets = {-1, -1}},
                       .output = {-1, -1},
                       .shaping = {.client = -1, .lock = -1},

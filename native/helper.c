@@ -100,7 +100,7 @@ static bool try(struct attempt attempt, pid_t init, struct helper *helper, uint6
     if (!open_saying(said) || pipe2(lifeline, O_CLOEXEC) != 0)
         return false;
     attempt.said = said[1];
-    *helper = (struct helper){.lifeline = lifeline[1], .keeps = true};
+    *helper = (struct helper){.lifeline = lifeline[1], .said = -1, .keeps = true};
     helper->pid = fork();
     if (helper->pid == 0) {
         close(lifeline[1]);
@@ -108,8 +108,10 @@ static bool try(struct attempt attempt, pid_t init, struct helper *helper, uint6
     }
     close(lifeline[0]);
     close(said[1]);
-    if (helper->pid > 0 && await_route(init, &helper->pid, end))
-        return true; /* `said` stays open: who writes to a closed pipe is killed */
+    if (helper->pid > 0 && await_route(init, &helper->pid, end)) {
+        helper->said = said[0];
+        return true;
+    }
     helper_end(helper);
     tell(told, attempt.argv[0], said[0]);
     close(said[0]);
@@ -154,4 +156,6 @@ void helper_end(struct helper *helper) {
     while (helper->pid > 0 && waitpid(helper->pid, NULL, 0) < 0 && errno == EINTR)
         ;
     helper->pid = 0;
+    if (helper->keeps)
+        close_fd(&helper->said);
 }

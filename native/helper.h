@@ -10,6 +10,7 @@
 struct helper {
     pid_t pid;    /* 0: none runs */
     int lifeline; /* it ends when this is closed: a supervisor may be killed */
+    int said;     /* what it says is not read any more, but who writes to a closed pipe is killed; with `keeps` only */
     bool keeps;   /* it has another process to end first, so it is not to be killed */
 };
 
