@@ -29,13 +29,14 @@ struct first { /* of the names of a file that has more of them */
     struct first *next;
 };
 
-enum { SHELVES = 1024 };
+enum { SHELVES = 1024, MOST_REMEMBERED = 256 << 20 };
 
 struct copier {
     int root;      /* of the copy */
     uint32_t base; /* what the layer's owner 0 looks like */
     char path[PATH_MAX]; /* of the folder that is copied, below the root */
     struct first *first[SHELVES];
+    size_t remembered; /* bytes of them */
     bool shares; /* the file system may let files share their blocks */
     uint64_t bytes;
 };
@@ -141,6 +142,15 @@ static struct first **shelf_of(struct copier *copier, ino_t inode) {
     return at;
 }
 
+/* It is our memory, and the sandbox's limit does not hold for that. */
+static bool remember(struct copier *copier, struct first **first, ino_t inode, const char *name) {
+    char *path = must_format("%s%s", copier->path, name);
+    *first = must_alloc(sizeof **first);
+    **first = (struct first){inode, path, NULL};
+    copier->remembered += sizeof **first + strlen(path);
+    return copier->remembered <= MOST_REMEMBERED || fail("limit", "the sandbox has too many files with several names; remove some");
+}
+
 static bool copy_name(struct copier *copier, struct pair in, const char *name, const struct stat *found) {
     struct first **first = found->st_nlink > 1 ? shelf_of(copier, found->st_ino) : NULL;
     /* A path that is too long for the kernel is copied as a file of its own. */
@@ -148,11 +158,7 @@ static bool copy_name(struct copier *copier, struct pair in, const char *name, c
         return true;
     if (!(S_ISREG(found->st_mode) ? copy_file(copier, in, name, found) : copy_other(copier, in, name, found)))
         return failed(copier, "copy", name);
-    if (first != NULL && *first == NULL) {
-        *first = must_alloc(sizeof **first);
-        **first = (struct first){found->st_ino, must_format("%s%s", copier->path, name), NULL};
-    }
-    return true;
+    return first == NULL || *first != NULL || remember(copier, first, found->st_ino, name);
 }
 
 static void forget_names(struct copier *copier) {
@@ -163,6 +169,7 @@ static void forget_names(struct copier *copier) {
             free(first);
             copier->first[i] = next;
         }
+    copier->remembered = 0;
 }
 
 /* ------------------------------------------------------------------------------------------- folders */
