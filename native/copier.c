@@ -153,9 +153,11 @@ static bool remember(struct copier *copier, struct first **first, ino_t inode, c
 
 static bool copy_name(struct copier *copier, struct pair in, const char *name, const struct stat *found) {
     struct first **first = found->st_nlink > 1 ? shelf_of(copier, found->st_ino) : NULL;
-    /* A path that is too long for the kernel is copied as a file of its own. */
     if (first != NULL && *first != NULL && linkat(copier->root, (*first)->path, in.to, name, 0) == 0)
         return true;
+    /* Copied for each of its names, one large file would fill any disk. */
+    if (first != NULL && *first != NULL && errno == ENAMETOOLONG)
+        return fail("limit", "the sandbox has a file with several names, and one has a path that is too long; remove it");
     if (!(S_ISREG(found->st_mode) ? copy_file(copier, in, name, found) : copy_other(copier, in, name, found)))
         return failed(copier, "copy", name);
     return first == NULL || *first != NULL || remember(copier, first, found->st_ino, name);
