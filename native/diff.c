@@ -22,7 +22,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-enum { DEEPEST = 1000, PIECE = 64 << 10, MOST_WRITTEN = 256 << 20 };
+enum { DEEPEST = 1000, PIECE = 64 << 10, MOST_WRITTEN = 256 << 20, MOST_HELD = 256 << 20 };
 
 struct stack {
     int *folder;
@@ -32,7 +32,7 @@ struct stack {
 
 struct names {
     char **item;
-    size_t count, room;
+    size_t count, room, size; /* `size`: about what they take of memory */
 };
 
 struct diff {
@@ -41,6 +41,7 @@ struct diff {
     uint32_t shift;     /* of owners on a disk of the sandbox's own; 0: none */
     struct buffer out;
     size_t written;
+    size_t held; /* by the names of all folders that we are in */
 };
 
 enum seen { NOTHING, HIDDEN, THERE };
@@ -109,7 +110,7 @@ static void names_free(struct names *names) {
 static void names_read(struct names *names, int folder) {
     int again = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *listing = again < 0 ? NULL : fdopendir(again);
-    for (struct dirent *entry; listing != NULL && (entry = readdir(listing)) != NULL;) {
+    for (struct dirent *entry; listing != NULL && names->size <= MOST_HELD && (entry = readdir(listing)) != NULL;) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
             continue;
         if (names->count == names->room) {
@@ -117,6 +118,7 @@ static void names_read(struct names *names, int folder) {
             names->item = must_grow(names->item, names->room * sizeof *names->item);
         }
         names->item[names->count++] = must_copy(entry->d_name);
+        names->size += sizeof *names->item + strlen(entry->d_name);
     }
     if (listing != NULL)
         closedir(listing);
@@ -255,6 +257,10 @@ static bool tell_hidden(struct diff *diff, const char *path, const char *name, c
 static bool walk(struct diff *diff, const char *path, const struct stack *uppers, const struct stack *lowers, int depth) {
     bool good = depth < DEEPEST || fail("plan", "the sandbox has folders in each other more than %d deep, which cannot be compared", DEEPEST);
     struct names names = names_of(uppers), hidden = uppers->opaque ? names_of(lowers) : (struct names){0};
+    size_t held = names.size + hidden.size;
+    diff->held += held;
+    /* It is our memory, and the sandbox's limit does not hold for that. */
+    good = good && (diff->held <= MOST_HELD || fail("plan", "the sandbox has folders with too many files, which cannot be compared"));
     for (size_t i = 0; good && i < names.count; i++) {
         char *child = must_format("%s/%s", path, names.item[i]);
         good = is_ours(child) || compare(diff, child, names.item[i], uppers, lowers, depth);
@@ -265,6 +271,7 @@ static bool walk(struct diff *diff, const char *path, const struct stack *uppers
         good = is_ours(child) || tell_hidden(diff, child, hidden.item[i], uppers, lowers);
         free(child);
     }
+    diff->held -= held;
     names_free(&names);
     names_free(&hidden);
     return good;
