@@ -64,7 +64,7 @@ static bool graft(struct box *box, char *said) {
         return false;
     if (unshare(CLONE_NEWNS) != 0)
         return fail(NULL, "cannot make a mount namespace: %m");
-    AUTO_FD int overlay = cage_own_as(base) ? mounts_make_overlay(&plan, box->userns, base, true) : -1;
+    AUTO_FD int overlay = own_as(base) ? mounts_make_overlay(&plan, box->userns, base, true) : -1;
     AUTO_FD int tree = overlay >= 0 ? clone_whole(overlay) : -1;
     if (tree < 0)
         return fail(NULL, "cannot copy the mount: %m");

@@ -43,6 +43,9 @@ void serve_reset(struct box *box, struct request *request);
 int sandbox_open(const struct box *box);
 bool sandbox_enter(int mounts);
 
+/* In a child: what it makes is the sandbox's root's, and it still dies with the supervisor. */
+bool own_as(uint32_t base);
+
 /* Take what a request without a child of its own begins with: its list of layers and its lock, into
  * box->shaping. False: see fail.h. */
 bool layers_take(struct box *box, struct request *request);

@@ -23,10 +23,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -128,6 +130,12 @@ bool sandbox_enter(int mounts) {
     return setns(mounts, CLONE_NEWNS) == 0 || fail(NULL, "cannot enter the sandbox's mounts: %m");
 }
 
+bool own_as(uint32_t base) {
+    bool owns = cage_own_as(base);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* the kernel forgets it when ids change */
+    return owns;
+}
+
 /* The new root with all that hangs on it, as a detached tree; -1: see fail.h. */
 static int build(const struct box *box, const struct plan *next, int sandbox) {
     struct hanging hanging = {.count = 0};
@@ -142,7 +150,7 @@ static int build(const struct box *box, const struct plan *next, int sandbox) {
         fail(NULL, "cannot come back from the sandbox's mounts: %m");
         return -1;
     }
-    AUTO_FD int root = !cage_own_as(base) ? -1 : mounts_make_overlay(next, box->userns, base, false);
+    AUTO_FD int root = !own_as(base) ? -1 : mounts_make_overlay(next, box->userns, base, false);
     int tree = root >= 0 && hang(&hanging, root) ? clone_whole(root) : -1;
     if (tree < 0)
         fail(NULL, "cannot copy the new root: %m");
