@@ -25,6 +25,7 @@ struct client {
 struct work {
     pid_t pid;
     void (*ended)(struct box *box, int status); /* in the supervisor, with the status of waitpid(2); or NULL */
+    bool lasts;                                  /* a reset does not concern it */
 };
 
 /* What is done to the sandbox's files, see layers.h. */
@@ -121,8 +122,9 @@ void control_hear(struct box *box, size_t i);
 /* A child has ended; false if it was no work of a client's. */
 bool control_reaped(struct box *box, pid_t pid, int status);
 
-/* End the children that work for clients; their clients see the connection close. */
-void control_end_work(struct box *box);
+/* End the children that work for clients, or those that a reset concerns; their clients see the connection
+ * close. */
+void control_end_work(struct box *box, bool all);
 
 /* Send every client that waits for it the record, and forget all clients. */
 void control_answer_all(struct box *box);

@@ -71,7 +71,7 @@ pid_t control_fork(struct box *box, struct request *request, void (*ended)(struc
         box->clients = 0; /* our parent answers the others */
     }
     if (pid > 0)
-        box->work[box->works++] = (struct work){pid, ended};
+        box->work[box->works++] = (struct work){pid, ended, false};
     if (pid < 0) {
         fail("internal", "the supervisor has too much to do; try again");
         control_failed(request);
@@ -79,13 +79,18 @@ pid_t control_fork(struct box *box, struct request *request, void (*ended)(struc
     return pid;
 }
 
-void control_end_work(struct box *box) {
+void control_end_work(struct box *box, bool all) {
+    size_t kept = 0;
     for (size_t i = 0; i < box->works; i++)
-        kill(box->work[i].pid, SIGKILL);
+        if (all || !box->work[i].lasts)
+            kill(box->work[i].pid, SIGKILL);
     for (size_t i = 0; i < box->works; i++)
-        while (waitpid(box->work[i].pid, NULL, 0) < 0 && errno == EINTR)
-            ;
-    box->works = 0;
+        if (!all && box->work[i].lasts)
+            box->work[kept++] = box->work[i];
+        else
+            while (waitpid(box->work[i].pid, NULL, 0) < 0 && errno == EINTR)
+                ;
+    box->works = kept;
 }
 
 bool control_reaped(struct box *box, pid_t pid, int status) {

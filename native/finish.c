@@ -251,7 +251,7 @@ static void await_last_words(struct box *box) {
 void finish(struct box *box) {
     box->answer_by = now_ms() + ANSWER_MS;
     layers_finish(box);
-    control_end_work(box);
+    control_end_work(box, true);
     stop_end(box);
     close_fd(&box->agent_listener);
     box->agent_listener = -1;

@@ -289,7 +289,10 @@ void serve_forward(struct box *box, struct request *request) {
         control_failed(request);
         return;
     }
-    if (control_fork(box, request, NULL) != 0)
+    pid_t child = control_fork(box, request, NULL);
+    if (child > 0)
+        box->work[box->works - 1].lasts = true;
+    if (child != 0)
         return;
     control_ok(request, "%s", "");
     leave_supervisor(box->folder, request, forward.ports);

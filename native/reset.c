@@ -67,6 +67,7 @@ static bool begin_again(struct box *box) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/ns/net", (int)box->init);
     int held = box->netlink >= 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    control_end_work(box, false); /* who looks at its files holds its disk, which must not be mounted twice */
     stop_all(box);
     drop_network(box, held);
     close_all(box);
