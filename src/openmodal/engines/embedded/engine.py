@@ -40,13 +40,14 @@ from openmodal.build.locks import Lock
 from openmodal.build.prune import expire
 from openmodal.engines import asked, checkpoints, machine
 from openmodal.engines.book import Book, new_id, unknown
-from openmodal.engines.contract import Door
+from openmodal.engines.contract import Door, IdTakenError
 from openmodal.engines.embedded import cgroup, disk, egress, forward, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.engines.embedded.generations import Generations
 from openmodal.engines.embedded.live import Live
 from openmodal.engines.embedded.uppers import Uppers
 from openmodal.engines.embedded.volumes import Volumes
+from openmodal.engines.groups import members
 from openmodal.errors import (
     EngineError,
     InvalidError,
@@ -131,6 +132,7 @@ class Embedded(Live):
             stack.enter_context(disk_full_named(self._book.state))
             held = stack.enter_context(self._held(image))
             async with self._book.naming(spec):
+                _refuse_running(spec.id)
                 status = asked.status(id, spec, root, self.name)
                 folder = stack.enter_context(self._book.new(status, asked.made(replace(spec, env=()), image)))
             stack.enter_context(self._uppers.taken(id))
@@ -437,6 +439,17 @@ class Embedded(Live):
         if held := self._layers.hold(root):
             return held
         raise EngineError("the image was pruned a moment ago; create the sandbox again")
+
+
+def _refuse_running(id: str) -> None:
+    """Refuse an id that its maker chose, if a sandbox of another state folder has it: both would
+    have the same control groups, and whoever cannot begin clears those away.
+
+    Raises:
+        IdTakenError: one has it.
+    """
+    if id and any(map(members, cgroup.leftovers(host.hierarchies()).get(id, ()))):
+        raise IdTakenError(id)
 
 
 def _guard(spec: SandboxSpec) -> int:
