@@ -51,6 +51,7 @@ class Volumes:
         kind, name = request.object_creation_type, request.deployment_name
         if kind in _ANONYMOUS:
             name = f"client-{ids.letters('volume', call.key or os.urandom(16), count=16)}"
+        name = Volume.from_name(name).name  # it becomes a path, so it is checked
         there = name in {found.name for found in await self._all()}
         if there and kind == api.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
             raise AlreadyExistsError(f"Volume '{name}' already exists")
