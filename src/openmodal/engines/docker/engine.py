@@ -151,7 +151,12 @@ class Docker(Stateful, volumes.Keeper):
             left = replace(made.spec, timeout=max(0.001, status.expires - time.time()))
             try:
                 await self._start(left, asked.prepared(to, Referenced) if to else made.root, status, folder)
+                if self._book.end(id):
+                    raise ConnectionResetError(f"the sandbox {id} has ended")
             except BaseException as error:
+                # Whoever ended it meanwhile may have seen no container, and nobody looks again.
+                if self._book.end(id):
+                    await Blocking(self._remove, id)
                 if folder.exists():
                     self._book.write_end(id, _ends.ended("lost", 137, time.time(), f"its reset failed: {error}"))
                     await Blocking(self._asked, self._clear, id)
