@@ -96,8 +96,8 @@ class Generations:
 
     async def snapshot(self, id: str, expires: float, timeout: float | None) -> str:
         """Make an image of a sandbox's files, which is kept until it expires; its key. Durable."""
-        root = await self._frozen(id, f"snapshot of {id}", expires, timeout)
-        await Blocking(self._settle, root)
+        async with self._frozen(id, f"snapshot of {id}", expires, timeout) as root:
+            await Blocking(self._settle, root)
         return root.key
 
     async def checkpoint(self, id: str, expires: float) -> Layered:
@@ -105,9 +105,9 @@ class Generations:
         made, now = self.made(id), await self.now(id)
         if self._is_unchanged(id):
             return _on(made.root, now.own, made.root.key)
-        root = await self._frozen(id, f"checkpoint of {id}", expires, None)
-        self._layers.remember(of_snapshot(root.key, self._layers), root)
-        checkpoints.note(self._book.folder(id), root.key)
+        async with self._frozen(id, f"checkpoint of {id}", expires, None) as root:
+            self._layers.remember(of_snapshot(root.key, self._layers), root)
+            checkpoints.note(self._book.folder(id), root.key)
         return root
 
     def _is_unchanged(self, id: str) -> bool:
@@ -117,15 +117,17 @@ class Generations:
         except FileNotFoundError:
             raise ConnectionResetError(f"the sandbox {id} has ended") from None
 
-    async def _frozen(self, id: str, title: str, expires: float, timeout: float | None) -> Layered:
+    @asynccontextmanager
+    async def _frozen(self, id: str, title: str, expires: float, timeout: float | None) -> AsyncIterator[Layered]:
+        """The files as an image, whose layer is held until the block has given it a name."""
         made, key = self.made(id), os.urandom(32).hex()
-        async with self._alone(id) as folder, self._flat(folder, made, await self.now(id)) as own:
-            with self._layers.using(key) as held:
+        with self._layers.using(key) as held:
+            async with self._alone(id) as folder, self._flat(folder, made, await self.now(id)) as own:
                 below = (*own, *made.root.layers)
                 meta = Meta(below[0], title, expires=expires)
                 if not await self._switch(folder, key, meta, own, held):
                     await self._copy(folder, key, meta, timeout)
-        return replace(made.root, key=key, layers=(key, *below))
+            yield replace(made.root, key=key, layers=(key, *below))
 
     async def _switch(self, folder: Path, key: str, meta: Meta, own: Sequence[str], held: Lock) -> bool:
         """Have the written folder become the layer; False if commands run, or it cannot be."""
