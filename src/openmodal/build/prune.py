@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -151,8 +152,12 @@ def _notes(store: Layers) -> list[Path]:
 
 def _layers(store: Layers) -> dict[str, Meta]:
     folder = store.path / "layers"
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return {name: store.meta(name) for name in names}
+    found: dict[str, Meta] = {}
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        # A snapshot that cannot be taken in place takes its layer back, without the guard.
+        with suppress(FileNotFoundError):
+            found[name] = store.meta(name)
+    return found
 
 
 def _images(store: Layers) -> list[_Image]:
