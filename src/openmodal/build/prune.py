@@ -93,7 +93,8 @@ def expire(store: Layers, *, check: bool = False, failed: list[str] | None = Non
         for image in over:
             image.file.unlink(missing_ok=True)
         _sweep(store, snapshots, [] if failed is None else failed)
-        return [key for key in snapshots if not store.has(key)]
+        # By its place: a layer that is just being frozen has no files yet.
+        return [key for key in snapshots if not store.place(key).exists()]
 
 
 def drop(store: Layers, keys: Iterable[str]) -> None:
