@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 import tempfile
 from collections.abc import AsyncIterator
@@ -23,17 +24,21 @@ PLACE = "/volume"
 PIECE = 8 << 20
 
 _SECONDS = 6 * 3600.0
+_LEASE = 900.0  # a caller's file may take its time for a piece
 
 
 @contextlib.asynccontextmanager
 async def box(engine: Engine, mount: Mount) -> AsyncIterator[Filesystem]:
     """The files of a sandbox that has a volume and nothing else; it ends with the block."""
-    blocked = "network_block" not in lacking(engine)
+    lacked = lacking(engine)
     spec = SandboxSpec(
         app="volume",
         timeout=_SECONDS,
+        # It is in no list, and keeps the volume from `delete`: if we are killed, it ends, too.
+        lease=None if "lease" in lacked else _LEASE,
+        owner=0 if "owner" in lacked else os.getpid(),
         workdir=PLACE,
-        network=Network(block=blocked),
+        network=Network(block="network_block" not in lacked),
         allow_degraded=_args.controls(_config.allow_degraded()),
         mounts=(mount,),
         hidden=True,
