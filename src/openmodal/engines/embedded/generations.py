@@ -110,6 +110,15 @@ class Generations:
             checkpoints.note(self._book.folder(id), root.key)
         return root
 
+    def keep(self, id: str, expires: float) -> None:
+        """Keep a sandbox's checkpoints until then at least: its end has moved."""
+        keys = checkpoints.of(self._book.folder(id))
+        with self._layers.guard("prune") if keys else contextlib.nullcontext():
+            for key in keys:
+                with contextlib.suppress(FileNotFoundError):
+                    meta = self._layers.meta(key)
+                    self._layers.set_meta(key, replace(meta, expires=max(meta.expires, expires)))
+
     def _is_unchanged(self, id: str) -> bool:
         """Whether nothing was written since the files were frozen."""
         try:

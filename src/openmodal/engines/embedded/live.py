@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,6 +17,7 @@ from openmodal.engines import groups, posture
 from openmodal.engines.book import Book
 from openmodal.engines.contract import Engine
 from openmodal.engines.embedded import cgroup, egress, host, launch
+from openmodal.engines.embedded.generations import Generations
 from openmodal.engines.embedded.posture import moved
 from openmodal.errors import UnsupportedError
 
@@ -28,10 +30,12 @@ class Live(Engine):
     """The verbs of the embedded engine for it."""
 
     _book: Book
+    _generations: Generations
 
     async def set_timeout(self, id: str, seconds: float) -> None:
         await self._request(id, f"deadline {milliseconds(seconds)}")
         self._book.write_expires(id, seconds)
+        await Blocking(self._generations.keep, id, time.time() + seconds)
 
     async def pause(self, id: str) -> None:
         await self._request(id, "pause")
