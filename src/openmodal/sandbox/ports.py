@@ -57,8 +57,8 @@ class Ports(Handle):
         if not ports:
             return
         with ExitStack() as stack:
-            listeners = {port: stack.enter_context(tunnel.listen()) for port in ports}
             try:
+                listeners = {port: stack.enter_context(tunnel.listen()) for port in ports}
                 await self._engine.forward(self._id, listeners)
             except ConnectionError:
                 pass  # it has ended already; the next call tells why
