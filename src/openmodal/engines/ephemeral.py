@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from openmodal._files import made
-from openmodal.build.locks import Lock, try_lock
+from openmodal.build.locks import Lock, lock, try_lock
 
 PREFIX = "ephemeral-"
 
@@ -23,9 +23,8 @@ def new_name() -> str:
 
 def hold(state: Path, name: str) -> Lock:
     """Hold a new one, until `release` or this process's end."""
-    held = try_lock(made(state / "ephemeral") / name)
-    assert held is not None, "the name is new"
-    return held
+    # The name is new, but `sweep` looks at each file for a moment.
+    return lock(made(state / "ephemeral") / name)
 
 
 def release(state: Path, name: str, held: Lock) -> None:
