@@ -138,10 +138,12 @@ class State(Handle):
             made = await self._engine.made(self._id)
             root = await self._engine.checkpoint(self._id)
         spec: SandboxSpec = made.spec
+        own = [pair for pair in spec.env if pair not in root.env]
         spec = replace(
             spec,
             tags=(await self._look()).tags if checked is None else checked,
-            env=tuple({**dict(given), **dict(spec.env)}.items()),
+            # What it was created with beats the given, and both beat the image's.
+            env=tuple({**dict(root.env), **dict(given), **dict(own)}.items()),
             secrets=tuple(name for name, _ in given),
             timeout=spec.timeout if lifetime is None else lifetime,
         )
