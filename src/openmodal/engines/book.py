@@ -7,9 +7,11 @@ a cluster, keeps only the ends in it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from openmodal._dual import Sleep
 from openmodal._spec import EndRecord, SandboxSpec, Status
 from openmodal._store import Store
 from openmodal.build.locks import try_lock
+from openmodal.engines import asked
 from openmodal.engines.contract import Engine, IdTakenError
 from openmodal.errors import AlreadyExistsError, NotFoundError
 
@@ -75,6 +78,16 @@ class Book(Store):
             return False
         self.write_status(replace(status, tags=tags))
         return True
+
+    def write_tunnels(self, id: str, listeners: Mapping[int, socket.socket]) -> bool:
+        """Note which listeners lead to a sandbox; False if it has no folder here, or has ended."""
+        status = self.status(id)
+        if not status or not self.folder(id).exists():
+            return False
+        with contextlib.suppress(FileNotFoundError):  # just now
+            self.write_status(asked.forwarded(status, listeners))
+            return True
+        return False
 
     def write_expires(self, id: str, seconds: float) -> bool:
         """Note that a sandbox ends so many seconds from now; False if it has no folder here."""

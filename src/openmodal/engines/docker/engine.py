@@ -122,8 +122,7 @@ class Docker(Stateful, volumes.Keeper):
             raise no_ports()
         for port, listener in listeners.items():
             forwarding.start_to_stay(door, listener, port)
-        if status := self._book.status(id):
-            self._book.write_status(asked.forwarded(status, listeners))
+        self._book.write_tunnels(id, listeners)
 
     async def inspect(self, id: str) -> Status:
         status: Status = await Blocking(self._inspect, id)
