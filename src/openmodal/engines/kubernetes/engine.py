@@ -60,7 +60,9 @@ class Kubernetes(volumes.Keeper):
     name = "kubernetes"
 
     def __init__(self) -> None:
-        self._book = Book(_config.state(), self)
+        self._state = _config.state()
+        # Of its own: a sandbox of another engine may have the same id, which its maker chose.
+        self._book = Book(self._state / "kubernetes", self)
 
     @property
     def settings(self) -> Settings:
@@ -100,7 +102,7 @@ class Kubernetes(volumes.Keeper):
         self._book.prepare()
         if image == Recipe((Scratch(),)):  # nothing but the agent, which comes into any image
             return Referenced("", reference=self.settings.probe_image)
-        return await Images(self._book.state, self.settings).prepare(image, report)
+        return await Images(self._state, self.settings).prepare(image, report)
 
     async def check(self, spec: SandboxSpec) -> None:
         settings = self.settings
@@ -367,7 +369,7 @@ class Kubernetes(volumes.Keeper):
 
     def _access(self) -> tuple[Api, Settings, Path]:
         settings = self.settings
-        return self._api(settings), settings, self._book.state
+        return self._api(settings), settings, self._state
 
     async def _settled(self, cluster: Api, pod: Json) -> bool:
         if "deletionTimestamp" in pod["metadata"]:
