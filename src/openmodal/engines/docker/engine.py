@@ -152,6 +152,7 @@ class Docker(Stateful, volumes.Keeper):
                 await self._start(left, asked.prepared(to, Referenced) if to else made.root, status, folder)
                 if self._book.end(id):
                     raise ConnectionResetError(f"the sandbox {id} has ended")
+                await self._open_again(id, left.ports if status.tunnels else ())
             except BaseException as error:
                 # Whoever ended it meanwhile may have seen no container, and nobody looks again.
                 if self._book.end(id):
@@ -163,6 +164,16 @@ class Docker(Stateful, volumes.Keeper):
                     raise ConnectionResetError(f"sandbox {id} was terminated while it was reset") from error
                 raise
             return generations.begin(folder)
+
+    async def _open_again(self, id: str, ports: Sequence[int]) -> None:
+        """Let other listeners lead to a sandbox: its tunnels end with the agent, and a reset makes
+        another one."""
+        from openmodal.tunnel import listen
+
+        with contextlib.ExitStack() as stack:
+            listeners = {port: stack.enter_context(listen()) for port in ports}
+            if listeners:
+                await self.forward(id, listeners)
 
     async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
         deadline = None if timeout is None else time.monotonic() + timeout
