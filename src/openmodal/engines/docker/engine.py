@@ -146,6 +146,8 @@ class Docker(Stateful, volumes.Keeper):
             )
         with await self._alone(id):
             status, folder = await self.inspect(id), self._book.folder(id)
+            if to:
+                await Blocking(self._asked, generations.require, asked.prepared(to, Referenced))
             await Blocking(self._remove, id)
             left = replace(made.spec, timeout=max(0.001, status.expires - time.time()))
             try:

@@ -22,6 +22,7 @@ from openmodal.build.names import of_snapshot
 from openmodal.engines.docker.container import HOME, ID, STATUS
 from openmodal.engines.docker.daemon import Api, ConflictError, Daemon, MissingError
 from openmodal.engines.docker.images import NAMED, REPOSITORY, imported, tags
+from openmodal.errors import NotFoundError
 
 SNAPSHOT = "openmodal.snapshot"
 """The label: a tag, and the time on the Unix clock."""
@@ -113,6 +114,14 @@ def _removed(api: Api, item: _Item) -> bool:
     except (MissingError, ConflictError):  # gone meanwhile, or in use
         return False
     return True
+
+
+def require(api: Api, root: Referenced) -> None:
+    """Raise NotFoundError if the daemon has the files of a checkpoint no more."""
+    try:
+        api.get(f"/images/{root.reference}/json")
+    except MissingError as error:
+        raise NotFoundError("these files are not kept any more: they have expired, or were removed") from error
 
 
 def drop(api: Api, layers: Layers, keys: list[str]) -> None:
