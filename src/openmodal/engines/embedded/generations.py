@@ -146,7 +146,8 @@ class Generations:
             try:
                 with self._listed(own) as listed:
                     await launch.request(folder, f"switch {place}/root", (listed, held.fd))
-            except BaseException as error:
+            # If we are interrupted, the sandbox may stand on it already: it is left to `expire`.
+            except (EngineError, ConnectionError) as error:
                 os.rename(place, scratch / "unused")
                 if isinstance(error, EngineError) and error.aspect in (_BUSY, _UNSUPPORTED):
                     return False
