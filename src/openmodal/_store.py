@@ -136,6 +136,12 @@ class Store:
         if not _put(self.folder(status.id) / "status.json", msgspec.json.encode(status)):
             raise disk_full(self.state)
 
+    def write_made(self, id: str, made: Made[R]) -> None:
+        """Replace made.json at once, if the sandbox still has a folder."""
+        with contextlib.suppress(FileNotFoundError):
+            if not _put(self.folder(id) / "made.json", msgspec.json.encode(made)):
+                raise disk_full(self.state)
+
     def status(self, id: str) -> Status | None:
         """What a sandbox is, or was; None if nothing (whole) is known of it."""
         folder = self.folder(id)

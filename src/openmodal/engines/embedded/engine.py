@@ -277,6 +277,8 @@ class Embedded(Live):
 
     async def own(self, id: str, owner: int) -> None:
         await launch.request(self._book.folder(id), f"owner {owner}", timeout=launch.STOP_SECONDS)
+        if made := self._book.made(id, Layered):  # for its forks, which have its owner
+            self._book.write_made(id, Made(replace(made.spec, owner=owner), made.root))
 
     # ------------------------------------------------------------------------------------------- keeping house
 
