@@ -103,7 +103,9 @@ class Generations:
     async def checkpoint(self, id: str, expires: float) -> Layered:
         """Freeze a sandbox's files for itself and its forks. Free, if nothing was written since."""
         made, now = self.made(id), await self.now(id)
-        if self._is_unchanged(id):
+        # What it stands on may be a snapshot, which is kept for a time of its own.
+        kept = not now.own or now.own[0] in checkpoints.of(self._book.folder(id))
+        if kept and self._is_unchanged(id):
             return _on(made.root, now.own, made.root.key)
         async with self._frozen(id, f"checkpoint of {id}", expires, None) as root:
             self._layers.remember(of_snapshot(root.key, self._layers), root)
