@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def rewrite(wanted: Network, folder: Path, resolvers: Sequence[str]) -> None:
             "a sandbox that was created with an allow list cannot get the whole network; say what it may reach: "
             'outbound_cidr_allowlist=["0.0.0.0/0"] is every public address over TCP'
         )
-    new = folder / f"{POLICY}.new"
+    new = folder / f"{POLICY}.{os.urandom(4).hex()}"  # two processes may do the same
     new.write_text(policy_text(wanted, network.own_addresses(), resolvers, ()))
     new.replace(folder / POLICY)
 
