@@ -15,6 +15,7 @@ import msgspec
 from openmodal._spec import Layered
 from openmodal.build.layers import Layers
 from openmodal.build.names import of_snapshot
+from openmodal.errors import EngineError
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -23,11 +24,19 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 def publish(store: Layers, name: str, root: Layered) -> None:
-    """Give an image that name; the image that had it loses it. Durable when it returns."""
+    """Give an image that name; the image that had it loses it. Durable when it returns.
+
+    Raises:
+        EngineError: the image is not there any more.
+    """
     image = of_snapshot(root.key, store)
-    store.remember(image, root)
-    store.sync_names(image)
-    store.write(store.path / "published" / f"{name}.json", msgspec.json.encode(_Entry(root.key, image)), durable=True)
+    entry = msgspec.json.encode(_Entry(root.key, image))
+    with store.guard("prune"):  # which keeps the image only when it has the name
+        if not store.has(root.layers[0]):
+            raise EngineError("the image was pruned a moment ago; publish it again")
+        store.remember(image, root)
+        store.sync_names(image)
+        store.write(store.path / "published" / f"{name}.json", entry, durable=True)
 
 
 def find(store: Layers, name: str) -> str:
