@@ -140,7 +140,7 @@ class Router:
             found.write(request.offset, request.data, ends=request.eof)
             return router.TaskExecStdinWriteResponse()
         command = _command(self._sandbox(request), request.exec_id)
-        await self._write(command, request.offset, request.data, ends=request.eof)
+        await written(self._door, command, request.offset, request.data, ends=request.eof)
         return router.TaskExecStdinWriteResponse()
 
     @serves("TaskExecStdinWriteStream")
@@ -156,7 +156,7 @@ class Router:
             if found:
                 found.write(offset, data, ends=ended)
             elif command:
-                await self._write(command, offset, data, ends=ended)
+                await written(self._door, command, offset, data, ends=ended)
             offset += len(data)
         return router.TaskExecStdinWriteStreamResponse()
 
@@ -175,23 +175,10 @@ class Router:
         sandbox = self._sandbox(request)
         command = Command(sandbox._agent, _wire.MAIN)
         try:
-            await self._write(command, request.offset, request.data, ends=request.eof)
+            await written(self._door, command, request.offset, request.data, ends=request.eof)
         except SandboxNotRunningError as error:
             raise GRPCError(Code.FAILED_PRECONDITION, str(error)) from error
         return router.SandboxStdinWriteV2Response()
-
-    async def _write(self, command: Command, offset: int, data: bytes, *, ends: bool) -> None:
-        """Have all of it accepted; what was accepted before is skipped."""
-        offsets = [offset, 0, 0]
-        end = offset + len(data)
-        while True:
-            piece = data[offsets[0] - offset : offsets[0] - offset + _wire.MAX_DATA // 4]
-            last = offsets[0] + len(piece) >= end
-            progress = await self._door.run(
-                command.io(Want.STDIN, offsets, {}, data=piece, ends=ends and last, wait=_WAIT_MS)
-            )
-            if progress.state & State.STDIN_CLOSED or offsets[0] >= end:
-                return
 
     @serves("SandboxWaitUntilReady")
     async def wait_until_ready(self, request: Any, call: Call) -> Any:
@@ -250,6 +237,19 @@ def _command(sandbox: Sandbox, exec_id: str) -> Command:
     return Command(sandbox._agent, ids.command(exec_id))
 
 
+async def written(door: Door, command: Command, offset: int, data: bytes, *, ends: bool) -> int:
+    """Have a command accept all of it, but for what it accepted before, or until it has closed its
+    stdin; how many bytes it has accepted since its start."""
+    offsets = [offset, 0, 0]
+    end = offset + len(data)
+    while True:
+        piece = data[offsets[0] - offset : offsets[0] - offset + _wire.MAX_DATA // 4]
+        last = offsets[0] + len(piece) >= end
+        progress = await door.run(command.io(Want.STDIN, offsets, {}, data=piece, ends=ends and last, wait=_WAIT_MS))
+        if progress.state & State.STDIN_CLOSED or offsets[0] >= end:
+            return offsets[0]
+
+
 async def output(door: Door, command: Command, number: int, offset: int) -> AsyncIterator[tuple[int, bytes]]:
     """A stream of a command from an offset on, to its end: pieces, and where each begins."""
     want, end = {1: (Want.STDOUT, State.STDOUT_END), 2: (Want.STDERR, State.STDERR_END)}[number]
@@ -293,4 +293,4 @@ def _ended(response: Any, record: ExitRecord) -> Any:
     return response(signal=record.code) if record.signaled else response(code=record.code)
 
 
-__all__ = ["Router", "main_output"]
+__all__ = ["Router", "main_output", "written"]

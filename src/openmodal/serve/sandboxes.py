@@ -11,11 +11,19 @@ from grpclib.const import Status as Code
 from grpclib.exceptions import GRPCError
 from modal_proto import api_pb2 as api
 
-from openmodal import _args
+from openmodal import _args, _wire
+from openmodal._command import Command
 from openmodal._spec import Network, Readiness, Resources, Root, SandboxSpec, Status
+from openmodal._wire import Want
 from openmodal.engines import Created, Engine
 from openmodal.engines.contract import IdTakenError, check
-from openmodal.errors import InvalidError, NotFoundError, UnsupportedError
+from openmodal.errors import (
+    InvalidError,
+    NotFoundError,
+    SandboxNotRunningError,
+    StdinClosedError,
+    UnsupportedError,
+)
 from openmodal.probe import Probe
 from openmodal.sandbox import Sandbox
 from openmodal.serve import fields, ids
@@ -27,6 +35,7 @@ from openmodal.tunnel import Tunnel
 
 _LONGEST_WAIT = 55.0
 _DEFAULT_TIMEOUT = 300.0
+_WRITES_KNOWN = 1000
 
 
 class Sandboxes:
@@ -34,6 +43,8 @@ class Sandboxes:
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        # Where the bytes of an old client's write begin, by its key: it may come again.
+        self._begins: dict[str, int] = {}
 
     # --------------------------------------------------------------------------------------- create
 
@@ -252,12 +263,23 @@ class Sandboxes:
 
     @serves("SandboxStdinWrite")
     async def write(self, request: Any, call: Call) -> Any:
-        sandbox = self._door.sandbox(request.sandbox_id)
-        if request.input:
-            sandbox.stdin.write(request.input)
-        if request.eof:
-            sandbox.stdin.write_eof()
-        await sandbox.stdin.drain.aio()
+        """Of old clients, which do not tell where their bytes belong: behind those that came."""
+        from openmodal.serve.router import written
+
+        door, key = self._door, call.key
+        command = Command(door.sandbox(request.sandbox_id)._agent, _wire.MAIN)
+        try:
+            if (offset := self._begins.get(key)) is None:
+                offset = (await door.run(command.io(Want(0), [0, 0, 0], {}, wait=0))).stdin
+            if key:
+                self._begins[key] = offset
+            accepted = await written(door, command, offset, request.input, ends=request.eof)
+        except SandboxNotRunningError as error:
+            raise StdinClosedError(str(error)) from error
+        if accepted < offset + len(request.input):
+            raise StdinClosedError("the command has exited or closed its stdin, so it cannot be written to")
+        while len(self._begins) > _WRITES_KNOWN:
+            del self._begins[next(iter(self._begins))]
         return api.SandboxStdinWriteResponse()
 
 
