@@ -195,17 +195,21 @@ class Images:
     async def _run(self, id: str, recipe: Recipe, build: Build) -> None:
         loop = asyncio.get_running_loop()
         image = self._images[id] = Image(recipe)
+        # Of a bug of ours: who waits must learn that nothing more comes.
+        result = _failure("the build failed in OpenModal; the log of its door has more")
         try:
             await run_async(ready(image, self._engine, lambda progress: build.report(loop, progress)))
-        except Error as error:
+            result = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_SUCCESS)
+        except (Error, OSError) as error:  # such as a full disk
             log.info("build failed", extra={"image": id, "reason": str(error)})
             output = error.output if isinstance(error, ImageBuildError) else ""
-            result = api.GenericResult(
-                status=api.GenericResult.GENERIC_STATUS_FAILURE, exception=f"{error}\n{output}".rstrip()
-            )
-        else:
-            result = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_SUCCESS)
-        await build.end(result)
+            result = _failure(f"{error}\n{output}".rstrip())
+        finally:
+            await build.end(result)
+
+
+def _failure(text: str) -> api.GenericResult:
+    return api.GenericResult(status=api.GenericResult.GENERIC_STATUS_FAILURE, exception=text)
 
 
 def _debian(lines: list[str]) -> Debian | None:
