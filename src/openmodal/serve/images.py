@@ -39,6 +39,7 @@ class Build:
     """A build under way, or done: its output as it comes, for any number of readers."""
 
     lines: list[str] = field(default_factory=list[str])
+    dropped: int = 0  # lines before those that are kept
     result: api.GenericResult | None = None
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -50,13 +51,19 @@ class Build:
     async def _add(self, text: str) -> None:
         async with self.news:
             self.lines.append(text)
+            self.dropped += len(self.lines[:-_LINES_KEPT])
             del self.lines[:-_LINES_KEPT]
             self.news.notify_all()
 
     async def more_than(self, lines: int) -> None:
         """Wait until it has more lines of output, or has ended."""
         async with self.news:
-            await self.news.wait_for(lambda: self.result or len(self.lines) > lines)
+            await self.news.wait_for(lambda: self.result or self.count > lines)
+
+    @property
+    def count(self) -> int:
+        """How many lines there were."""
+        return self.dropped + len(self.lines)
 
     async def end(self, result: api.GenericResult) -> None:
         async with self.news:
@@ -113,11 +120,11 @@ class Images:
         sent = int(request.last_entry_id or 0)
         while True:
             await build.more_than(sent)
-            lines, sent = build.lines[sent:], len(build.lines)
+            lines, sent = build.lines[max(0, sent - build.dropped) :], build.count
             logs = [api.TaskLogs(data=line, file_descriptor=api.FILE_DESCRIPTOR_STDOUT) for line in lines]
             if logs:
                 yield api.ImageJoinStreamingResponse(task_logs=logs, entry_id=str(sent))
-            if build.result and sent == len(build.lines):
+            if build.result and sent == build.count:
                 yield api.ImageJoinStreamingResponse(result=build.result, entry_id=str(sent), eof=True)
                 return
 
