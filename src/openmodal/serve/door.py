@@ -91,6 +91,18 @@ class Door:
         """Run a coroutine of the core."""
         return await run_async(core)
 
+    async def finish(self, core: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of the core to its end, also when the call that wants it is lost: its
+        client calls again, and finds what it made."""
+        task = asyncio.get_running_loop().create_task(run_async(core))
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(task)
+
+    @functools.cached_property
+    def _unfinished(self) -> set[asyncio.Task[Any]]:
+        return set()
+
 
 def result(end: EndRecord | None) -> Any:
     """How a sandbox ended, in the client's words; None while it runs."""

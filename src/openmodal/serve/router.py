@@ -73,7 +73,7 @@ class Router:
         if list(request.command_args[:1]) == [HELPER]:
             self._files.setdefault(request.exec_id, FileCall(sandbox, list(request.command_args[1:])))
             return router.TaskExecStartResponse()
-        await self._door.run(_command(sandbox, request.exec_id).start(self._spec(request)))
+        await self._door.finish(_command(sandbox, request.exec_id).start(self._spec(request)))
         return router.TaskExecStartResponse()
 
     def _spec(self, request: Any) -> ExecSpec:

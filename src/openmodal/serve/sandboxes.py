@@ -77,7 +77,7 @@ class Sandboxes:
             )
         async with door.starting:
             root = await door.images.root(definition.image_id, tuple(definition.mount_ids))
-            id = await door.run(_made(_with(spec, root), root, door.engine))
+            id = await door.finish(_made(_with(spec, root), root, door.engine))
         return ids.sandbox_on_wire(id)
 
     def _spec(self, request: Any, id: str) -> SandboxSpec:
