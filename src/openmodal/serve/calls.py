@@ -86,7 +86,8 @@ def handlers(base: type, rooms: tuple[object, ...], admit: Admit) -> dict[str, H
     Args:
         base: the service's abstract class, of the client's wheel.
         rooms: objects with methods that serve its calls.
-        admit: called with each call and its first request, before anything else.
+        admit: called with each call, before a byte of its request is taken, and again with the
+            request (None before).
     """
     served = {
         name: method
@@ -117,7 +118,10 @@ def _handles(name: str, method: Callable[..., Any], admit: Admit) -> Callable[[S
     async def handle(stream: Stream[Any, Any]) -> None:
         call = Call(name, stream.metadata or {}, stream)
         try:
+            admit(call, None)
             request = await stream.recv_message()
+            if request is None:
+                raise GRPCError(Status.INVALID_ARGUMENT, "the call has no request")
             admit(call, request)
             await _answer(method(request, call), stream)
         except GRPCError as error:

@@ -88,6 +88,9 @@ def _services(door: Door, metrics: Metrics) -> dict[str, Handler]:
         door.access.admit(call.metadata)
 
     def admit_to_task(call: Call, request: Any) -> None:
+        if request is None:
+            door.access.admit_somewhere(call.metadata)
+            return
         task = request.start.task_id if call.name == "TaskExecStdinWriteStream" else request.task_id
         door.access.admit_to(ids.sandbox_of_task(task), call.metadata)
 
