@@ -12,12 +12,14 @@ import json
 import os
 import stat
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from openmodal.errors import (
     Error,
+    InvalidError,
     SandboxDirectoryNotEmptyError,
     SandboxFileNotFoundError,
     SandboxFilesystemError,
@@ -62,12 +64,28 @@ class Done:
 class FileCall:
     """One call of the helper, which looks like a command: stdin, output, an exit code."""
 
-    def __init__(self, sandbox: Sandbox, arguments: list[str]) -> None:
+    def __init__(self, sandbox: Sandbox, arguments: list[str], most: int) -> None:
+        """`most`: how many bytes of stdin it takes."""
+        self._most = most
+        self.use()
         self._filesystem = sandbox.filesystem
         self._input = tempfile.NamedTemporaryFile()  # noqa: SIM115  (until the call ends)
         self._closed = asyncio.Event()
         self.written = 0
         self._task = asyncio.get_running_loop().create_task(self._run(arguments))
+
+    def use(self) -> None:
+        """Somebody asks about it."""
+        self._used = time.monotonic()
+
+    @property
+    def rested(self) -> float:
+        """For how many seconds nobody has asked about it."""
+        return time.monotonic() - self._used
+
+    def close(self) -> None:
+        """Nobody asks about it any more; what it waits for does not come."""
+        self._task.cancel()
 
     @property
     def closed(self) -> bool:
@@ -81,7 +99,12 @@ class FileCall:
 
     def write(self, offset: int, data: bytes, *, ends: bool) -> None:
         """Take stdin; what was taken before is skipped."""
+        self.use()
         new = data[max(0, self.written - offset) :]
+        if self.written + len(new) > self._most:
+            raise InvalidError(
+                f"the file has more than the {self._most} bytes that this door takes; use a larger --max-upload"
+            )
         if new and not self.closed:
             self._input.write(new)
             self.written += len(new)

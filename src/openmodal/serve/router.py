@@ -41,6 +41,9 @@ _LATER = 0.5
 
 _WAIT_MS = 30_000
 
+_FORGET = 600.0
+"""Seconds after which a call of the file helper is forgotten that nobody asked about."""
+
 
 @dataclass
 class Pieces:
@@ -61,7 +64,7 @@ class Router:
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._files: dict[str, FileCall] = {}
+        self._files: dict[tuple[str, str], FileCall] = {}  # the one that was used last comes last
         self._reading: dict[str, int] = {}
 
     # ---------------------------------------------------------------------------------------- start
@@ -71,10 +74,26 @@ class Router:
         fields.check(request, fields.EXEC, call)
         sandbox = self._sandbox(request)
         if list(request.command_args[:1]) == [HELPER]:
-            self._files.setdefault(request.exec_id, FileCall(sandbox, list(request.command_args[1:])))
+            self._start_file(request, sandbox)
             return router.TaskExecStartResponse()
         await self._door.finish(_command(sandbox, request.exec_id).start(self._spec(request)))
         return router.TaskExecStartResponse()
+
+    def _start_file(self, request: Any, sandbox: Sandbox) -> None:
+        """Begin a call of the file helper, once. Those that nobody asked about for long are forgotten."""
+        while self._files and (oldest := next(iter(self._files))) and self._files[oldest].rested > _FORGET:
+            self._files.pop(oldest).close()
+        if not self._file(request):
+            key = (request.task_id, request.exec_id)
+            self._files[key] = FileCall(sandbox, list(request.command_args[1:]), self._door.limits.upload)
+
+    def _file(self, request: Any) -> FileCall | None:
+        """The call of the file helper that a request is about; None: it is about a command."""
+        key = (request.task_id, request.exec_id)
+        if found := self._files.pop(key, None):
+            self._files[key] = found
+            found.use()
+        return found
 
     def _spec(self, request: Any) -> ExecSpec:
         pty = request.pty_info
@@ -110,7 +129,7 @@ class Router:
     @serves("TaskExecStdioRead")
     async def read(self, request: Any, call: Call) -> AsyncIterator[Any]:
         number = 1 if request.file_descriptor == router.TASK_EXEC_STDIO_FILE_DESCRIPTOR_STDOUT else 2
-        if found := self._files.get(request.exec_id):
+        if found := self._file(request):
             async for data in found.output(number, request.offset):
                 yield router.TaskExecStdioReadResponse(data=data)
             return
@@ -136,7 +155,7 @@ class Router:
 
     @serves("TaskExecStdinWrite")
     async def write(self, request: Any, call: Call) -> Any:
-        if found := self._files.get(request.exec_id):
+        if found := self._file(request):
             found.write(request.offset, request.data, ends=request.eof)
             return router.TaskExecStdinWriteResponse()
         command = _command(self._sandbox(request), request.exec_id)
@@ -146,7 +165,7 @@ class Router:
     @serves("TaskExecStdinWriteStream")
     async def write_stream(self, first: Any, call: Call) -> Any:
         request, offset = first.start, first.start.offset
-        found, command = self._files.get(request.exec_id), None
+        found, command = self._file(request), None
         if found is None:
             command = _command(self._sandbox(request), request.exec_id)
         ended = False
@@ -162,7 +181,7 @@ class Router:
 
     @serves("TaskExecStdinStatus")
     async def stdin_status(self, request: Any, call: Call) -> Any:
-        if found := self._files.get(request.exec_id):
+        if found := self._file(request):
             return router.TaskExecStdinStatusResponse(num_bytes_written=found.written, closed=found.closed)
         command = _command(self._sandbox(request), request.exec_id)
         progress = await self._door.run(command.io(Want(0), [0, 0, 0], {}, wait=0))
@@ -197,7 +216,7 @@ class Router:
 
     @serves("TaskExecWait")
     async def wait(self, request: Any, call: Call) -> Any:
-        if found := self._files.get(request.exec_id):
+        if found := self._file(request):
             return router.TaskExecWaitResponse(code=await found.wait())
         sandbox = self._sandbox(request)
         command = _command(sandbox, request.exec_id)
@@ -215,7 +234,7 @@ class Router:
 
     @serves("TaskExecPoll")
     async def poll(self, request: Any, call: Call) -> Any:
-        if found := self._files.get(request.exec_id):
+        if found := self._file(request):
             return router.TaskExecPollResponse() if found.code is None else router.TaskExecPollResponse(code=found.code)
         command = _command(self._sandbox(request), request.exec_id)
         try:
