@@ -23,6 +23,8 @@ from openmodal.serve.kept import Kept
 
 T = TypeVar("T")
 
+_SANDBOXES_KNOWN = 200
+
 _RESULTS = {
     "timeout": api.GenericResult.GENERIC_STATUS_TIMEOUT,
     "terminated": api.GenericResult.GENERIC_STATUS_TERMINATED,
@@ -76,8 +78,29 @@ class Door:
         return self.url.replace("http://", "https://", 1) if is_old else self.url
 
     def sandbox(self, wire: str) -> Sandbox:
-        """The sandbox of an id on the wire; nobody looks whether there is one."""
-        return Sandbox(ids.sandbox(wire), self.engine)
+        """The sandbox of an id on the wire; nobody looks whether there is one.
+
+        It is the same object for the next calls, whose connections are those of the last. So many
+        are remembered as were used last.
+        """
+        id = ids.sandbox(wire)
+        return self.remember(self._sandboxes.pop(id) if id in self._sandboxes else Sandbox(id, self.engine))
+
+    def remember(self, sandbox: Sandbox) -> Sandbox:
+        """Have the next calls use this object, and its connections."""
+        self._sandboxes[sandbox.id] = sandbox
+        while len(self._sandboxes) > _SANDBOXES_KNOWN:
+            self.forget(next(iter(self._sandboxes)))
+        return sandbox
+
+    def forget(self, id: str) -> None:
+        """Close the connections to a sandbox."""
+        if id in self._sandboxes:
+            self._sandboxes.pop(id)._agent.close()
+
+    @functools.cached_property
+    def _sandboxes(self) -> dict[str, Sandbox]:
+        return {}
 
     async def status(self, wire: str) -> Status:
         """How a sandbox is."""

@@ -292,7 +292,7 @@ async def output(door: Door, command: Command, number: int, offset: int) -> Asyn
 
 async def main_output(door: Door, id: str, number: int, offset: int) -> AsyncIterator[tuple[int, bytes]]:
     """A stream of a sandbox's main command: while it runs, and what is kept of it after its end."""
-    command = Command(Sandbox(id, door.engine)._agent, _wire.MAIN)
+    command = Command(door.sandbox(ids.sandbox_on_wire(id))._agent, _wire.MAIN)
     try:
         async for begins, data in output(door, command, number, offset):
             yield begins, data

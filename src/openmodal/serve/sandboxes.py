@@ -77,8 +77,8 @@ class Sandboxes:
             )
         async with door.starting:
             root = await door.images.root(definition.image_id, tuple(definition.mount_ids))
-            id = await door.finish(_made(_with(spec, root), root, door.engine))
-        return ids.sandbox_on_wire(id)
+            made = await door.finish(_made(_with(spec, root), root, door.engine))
+        return ids.sandbox_on_wire(door.remember(made).id)
 
     def _spec(self, request: Any, id: str) -> SandboxSpec:
         definition, limits = request.definition, self._door.limits
@@ -200,12 +200,14 @@ class Sandboxes:
     @serves("SandboxTerminateV2", "SandboxTerminate")
     async def terminate(self, request: Any, call: Call) -> Any:
         status = await self._door.status(request.sandbox_id)
+        self._door.forget(status.id)
         await self._door.run(self._door.engine.stop(status.id))
         return api.SandboxTerminateResponse(existing_result=result(status.ended))
 
     @serves("ContainerStop")
     async def stop(self, request: Any, call: Call) -> Any:
         status = await self._door.status(ids.sandbox_of_task(request.task_id))
+        self._door.forget(status.id)
         await self._door.run(self._door.engine.stop(status.id))
         return api.ContainerStopResponse()
 
@@ -283,15 +285,15 @@ class Sandboxes:
         return api.SandboxStdinWriteResponse()
 
 
-async def _made(spec: SandboxSpec, root: Root, engine: Engine) -> str:
+async def _made(spec: SandboxSpec, root: Root, engine: Engine) -> Sandbox:
     """Create a sandbox; one that the same request has made before is the same."""
     try:
         made = await engine.create(spec, root)
     except IdTakenError as taken:
-        return (await Sandbox._made_before(spec, root, engine, taken)).id
-    sandbox = Sandbox(made.id if isinstance(made, Created) else made, engine)
+        return await Sandbox._made_before(spec, root, engine, taken)
+    sandbox = Sandbox(made.id, engine, made.first) if isinstance(made, Created) else Sandbox(made, engine)
     await sandbox._open_tunnels(spec.ports)
-    return sandbox.id
+    return sandbox
 
 
 async def ready_at_last(sandbox: Sandbox, timeout: float) -> float:
