@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -45,6 +47,7 @@ class Sandboxes:
         self._door = door
         # Where the bytes of an old client's write begin, by its key: it may come again.
         self._begins: dict[str, int] = {}
+        self._starting: Counter[str] = Counter()
 
     # --------------------------------------------------------------------------------------- create
 
@@ -69,16 +72,30 @@ class Sandboxes:
         fields.check(definition, fields.SANDBOX, call)
         spec = self._spec(request, ids.new_sandbox(call.key, old=old))
         await door.run(check(door.engine, spec))
-        running = len(await door.run(door.engine.list()))
-        if running >= door.limits.sandboxes:
-            raise GRPCError(
-                Code.RESOURCE_EXHAUSTED,
-                f"{running} sandboxes run, and this door allows no more; end some, or start it with --max-sandboxes",
-            )
-        async with door.starting:
+        async with door.starting, self._counted(spec.id):
             root = await door.images.root(definition.image_id, tuple(definition.mount_ids))
             made = await door.finish(_made(_with(spec, root), root, door.engine))
         return ids.sandbox_on_wire(door.remember(made).id)
+
+    @asynccontextmanager
+    async def _counted(self, id: str) -> AsyncIterator[None]:
+        """Count a sandbox that is being created with those that run. One that is there already was
+        counted: its client asks again."""
+        most = self._door.limits.sandboxes
+        running = {status.id for status in await self._door.run(self._door.engine.list())}
+        others = (running | self._starting.keys()) - {id}
+        if len(others) >= most and id not in running:
+            raise GRPCError(
+                Code.RESOURCE_EXHAUSTED,
+                f"{len(others)} sandboxes run, and this door allows no more; end some, or start it with --max-sandboxes",
+            )
+        self._starting[id] += 1
+        try:
+            yield
+        finally:
+            self._starting[id] -= 1
+            if not self._starting[id]:
+                del self._starting[id]
 
     def _spec(self, request: Any, id: str) -> SandboxSpec:
         definition, limits = request.definition, self._door.limits
