@@ -18,6 +18,7 @@ from openmodal._command import Command
 from openmodal._spec import Network, Readiness, Resources, Root, SandboxSpec, Status
 from openmodal._wire import Want
 from openmodal.engines import Created, Engine
+from openmodal.engines.asked import DEFAULT_MEMORY
 from openmodal.engines.contract import IdTakenError, check
 from openmodal.errors import (
     InvalidError,
@@ -381,6 +382,8 @@ def _resources(asked: Any, most_memory: int) -> Resources:
     if asked.HasField("gpu_config") and asked.gpu_config.count:
         raise UnsupportedError("gpu= is not supported here; openmodal.Sandbox.create(gpu=…) is, on Kubernetes")
     memory = asked.memory_mb_max or asked.memory_mb or None
+    if most_memory and not memory and most_memory < DEFAULT_MEMORY:
+        memory = most_memory
     if most_memory and (memory or 0) > most_memory:
         raise InvalidError(f"memory={memory} is more than the {most_memory} MiB that this door allows")
     milli = asked.milli_cpu_max or asked.milli_cpu
