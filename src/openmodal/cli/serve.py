@@ -143,7 +143,7 @@ async def _serve(
     with _listening(place.host, place.port) as listener:
         url = place.url(listener)
         door = Door(engine, kept, Access(tokens, kept.key()), Images(engine, kept), url, limits)
-        async with serving(door, listener, place.tls or certificate.own()):
+        async with serving(door, listener, place.tls or certificate.own(), clear=place.tls is None):
             if program:
                 return await _run(program, url, tokens[0])
             _tell(url, tokens[0], engine.name)

@@ -124,8 +124,11 @@ def _application(door: Door, metrics: Metrics) -> Starlette:
 class _Listener:
     """Accepts connections, and finds out which of them begin with TLS."""
 
-    def __init__(self, sock: socket.socket, tls: ssl.SSLContext, protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self, sock: socket.socket, tls: ssl.SSLContext, protocol: Callable[[], asyncio.Protocol], *, clear: bool
+    ) -> None:
         self._sock = sock
+        self._clear = clear
         self._tls = tls
         self._protocol = protocol
         self._greeting: set[asyncio.Task[None]] = set()
@@ -151,6 +154,8 @@ class _Listener:
             async with asyncio.timeout(_FIRST_BYTE):
                 await _readable(connection)
             tls = self._tls if connection.recv(1, socket.MSG_PEEK) == _HANDSHAKE else None
+            if tls is None and not self._clear:
+                raise ConnectionRefusedError("it was not encrypted")
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, ssl=tls)
         except (OSError, TimeoutError) as error:  # ssl.SSLError, too
             log.info("a connection was not made", extra={"reason": str(error)})
@@ -168,14 +173,17 @@ async def _readable(sock: socket.socket) -> None:
 
 
 @asynccontextmanager
-async def serving(door: Door, listener: socket.socket, tls: ssl.SSLContext) -> AsyncIterator[None]:
-    """Serve a door at a socket that listens, as long as the block."""
+async def serving(
+    door: Door, listener: socket.socket, tls: ssl.SSLContext, *, clear: bool = True
+) -> AsyncIterator[None]:
+    """Serve a door at a socket that listens, as long as the block; `clear`: not only encrypted."""
     metrics = Metrics()
     grpc = Server([_Services(_services(door, metrics))])
     http = Config(_application(door, metrics), log_config=None, access_log=False, lifespan="off")
     http.load()
     state = ServerState()
-    accepting = asyncio.create_task(_Listener(listener, tls, lambda: _First(grpc, http, state)).accept())
+    server = _Listener(listener, tls, lambda: _First(grpc, http, state), clear=clear)
+    accepting = asyncio.create_task(server.accept())
     try:
         yield
     finally:
