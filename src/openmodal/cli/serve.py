@@ -55,6 +55,7 @@ class Place:
 @click.option("--max-starting", type=click.IntRange(1), default=16, show_default=True, help="Created at a time.")
 @click.option("--max-lifetime", type=click.FloatRange(1), default=86400.0, show_default=True, help="Seconds.")
 @click.option("--max-memory", type=click.IntRange(0), default=0, help="MiB of one sandbox; 0: as the engine says.")
+@click.option("--max-upload", type=click.IntRange(1), default=8192, show_default=True, help="MiB of one file.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def serve(
@@ -69,6 +70,7 @@ def serve(
     max_starting: int,
     max_lifetime: float,
     max_memory: int,
+    max_upload: int,
     program: tuple[str, ...],
 ) -> int:
     """Serve programs that say `import modal`: they run on our engines, unmodified.
@@ -84,7 +86,9 @@ def serve(
         ) from error
     tls = _tls(tls_cert, tls_key)
     _safe(host, advertise, is_encrypted=tls is not None)
-    limits = Limits(sandboxes=max_sandboxes, starts=max_starting, lifetime=max_lifetime, memory=max_memory)
+    limits = Limits(
+        sandboxes=max_sandboxes, starts=max_starting, lifetime=max_lifetime, memory=max_memory, upload=max_upload << 20
+    )
     door = Place(host, (0 if program else PORT) if port is None else port, advertise, tls)
     return asyncio.run(_serve(session.engine, door, _tokens(token_file), limits, program))
 
