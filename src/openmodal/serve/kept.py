@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -114,7 +114,8 @@ class Kept:
         if found != digest:
             raise InvalidError(f"the file that was sent has the SHA-256 {found} and not {digest}; send it again")
         if not self.has_file(digest):
-            os.link(file.name, self._file(digest))
+            with suppress(FileExistsError):  # another brought it meanwhile
+                os.link(file.name, self._file(digest))
 
     def keep_bytes(self, data: bytes, digest: str) -> None:
         """Keep these bytes, as `keep_file`."""

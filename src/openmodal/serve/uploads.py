@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from openmodal.errors import InvalidError, NotFoundError
-from openmodal.serve.calls import Call, serves
+from openmodal.serve.calls import Call, log, serves
 from openmodal.serve.door import Door
 
 _MODE = 0o644
@@ -77,9 +78,13 @@ class Uploads:
                 async for piece in _at_most(request.stream(), int(size)):
                     md5.update(piece)
                     file.write(piece)
-                self._door.kept.keep_file(file, digest)
+                # It is read once more, for its digest: seconds for a large one, of nobody else's.
+                await asyncio.to_thread(self._door.kept.keep_file, file, digest)
         except InvalidError as error:
             return PlainTextResponse(f"{error}\n", 400)
+        except OSError as error:
+            log.warning("an upload was not kept", extra={"reason": str(error)})
+            return PlainTextResponse(f"the door cannot keep the file: {error.strerror}\n", 507)
         return Response(status_code=200, headers={"ETag": f'"{md5.hexdigest()}"'})
 
 
