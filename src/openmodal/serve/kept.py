@@ -151,8 +151,9 @@ class Kept:
                 for path, (digest, mode) in files.items():
                     self._plant(unnamed, path, digest, mode)
                 unnamed.rename(tree)
-            except FileExistsError:
-                pass
+            except OSError:
+                if not tree.exists():  # else another made it meanwhile
+                    raise
             finally:
                 shutil.rmtree(unnamed, ignore_errors=True)
         os.utime(tree)
@@ -178,7 +179,8 @@ class Kept:
                 copy.rename(executable)
             source = executable
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.link(source, target)
+        with suppress(FileExistsError):  # under another spelling, such as a//b
+            os.link(source, target)
 
     def _file(self, digest: str) -> Path:
         if len(digest) != 64 or not all(c in "0123456789abcdef" for c in digest):
