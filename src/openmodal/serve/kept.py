@@ -33,6 +33,8 @@ from openmodal.serve import ids
 
 _WEEK = 7 * 24 * 3600.0
 _EXECUTABLE = 0o111
+_READABLE_BY_ALL = 0o644
+"""COPY keeps modes, and an image may have another user. Here the folders above keep all others out."""
 
 
 class SecretValues(msgspec.Struct, frozen=True):
@@ -113,6 +115,7 @@ class Kept:
         found = hashlib.file_digest(cast("Any", file), "sha256").hexdigest()
         if found != digest:
             raise InvalidError(f"the file that was sent has the SHA-256 {found} and not {digest}; send it again")
+        os.fchmod(file.fileno(), _READABLE_BY_ALL)
         if not self.has_file(digest):
             with suppress(FileExistsError):  # another brought it meanwhile
                 os.link(file.name, self._file(digest))
@@ -150,6 +153,8 @@ class Kept:
             try:
                 for path, (digest, mode) in files.items():
                     self._plant(unnamed, path, digest, mode)
+                for folder, _, _ in os.walk(unnamed):
+                    os.chmod(folder, _READABLE_BY_ALL | _EXECUTABLE)
                 unnamed.rename(tree)
             except OSError:
                 if not tree.exists():  # else another made it meanwhile
@@ -175,7 +180,7 @@ class Kept:
             if not executable.exists():
                 copy = executable.with_name(f".{os.urandom(8).hex()}")
                 shutil.copyfile(source, copy)
-                copy.chmod(0o700)
+                copy.chmod(_READABLE_BY_ALL | _EXECUTABLE)
                 copy.rename(executable)
             source = executable
         target.parent.mkdir(parents=True, exist_ok=True)
