@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import secrets
@@ -192,8 +193,16 @@ async def _run(program: Sequence[str], url: str, token: tuple[str, str]) -> int:
         )
     except OSError as error:
         raise InvalidError(f"{program[0]} cannot be run: {error.strerror}") from error
+    # It ends with the door, which then ends with it.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, _passed_on, process, number)
     code = await process.wait()
     return code if code >= 0 else 128 - code
+
+
+def _passed_on(process: asyncio.subprocess.Process, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
 
 
 def _heed() -> None:
