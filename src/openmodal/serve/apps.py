@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from typing import Any
@@ -85,9 +86,16 @@ class Apps:
     async def disconnect(self, request: Any, call: Call) -> Any:
         name, run = ids.app_and_run(request.app_id)
         door = self._door
-        for status in await door.run(door.engine.list()):
-            if (run and status.run == run) or (call.name == "AppStop" and status.app == name and not run):
-                await door.run(door.engine.stop(status.id))
+        ending = [
+            door.engine.stop(status.id)
+            for status in await door.run(door.engine.list())
+            if (run and status.run == run) or (call.name == "AppStop" and status.app == name and not run)
+        ]
+        # One that cannot be ended keeps none of the others; then its error is told.
+        ended = await asyncio.gather(*map(door.run, ending), return_exceptions=True)
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
         return Empty()
 
     @serves("AppList")
