@@ -62,16 +62,22 @@ class _First(asyncio.Protocol):
         self._state = state
         self._begin = b""
         self._transport: asyncio.Transport | None = None
+        self._patience: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._patience = asyncio.get_running_loop().call_later(_FIRST_BYTE, transport.abort)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._patience.cancel()
 
     def data_received(self, data: bytes) -> None:
         self._begin += data
         if len(self._begin) < len(_PREFACE) and _PREFACE.startswith(self._begin):
             return
         assert self._transport
+        self._patience.cancel()
         chosen = self._chosen()
         chosen.connection_made(self._transport)
         self._transport.set_protocol(chosen)
