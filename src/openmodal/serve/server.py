@@ -39,6 +39,15 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HANDSHAKE = b"\x16"
 """The type of TLS's first record (RFC 8446, section 5.1)."""
 
+_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
+"""A client whose machine vanished is noticed after two minutes: its streams would last for ever, and
+keep sandboxes from being idle."""
+
 _FIRST_BYTE = 60.0
 _PAUSE = 0.05
 
@@ -157,6 +166,8 @@ class _Listener:
     async def _greet(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         try:
+            for level, option, value in _ALIVE:
+                connection.setsockopt(level, option, value)
             async with asyncio.timeout(_FIRST_BYTE):
                 await _readable(connection)
             tls = self._tls if connection.recv(1, socket.MSG_PEEK) == _HANDSHAKE else None
