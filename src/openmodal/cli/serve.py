@@ -25,8 +25,10 @@ from openmodal.errors import InvalidError
 if TYPE_CHECKING:
     from openmodal.engines import Engine
     from openmodal.serve.door import Limits
+    from openmodal.serve.kept import Kept
 
 PORT = 8260
+_DAY = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ async def _serve(
     from openmodal.serve.server import serving
 
     kept = Kept(_config.state() / "serve")
-    kept.collect()
+    collecting = asyncio.create_task(_collect(kept))
     with _listening(place.host, place.port) as listener:
         url = place.url(listener)
         door = Door(engine, kept, Access(tokens, kept.key()), Images(engine, kept), url, limits)
@@ -153,7 +155,18 @@ async def _serve(
                 return await _run(program, url, tokens[0])
             _tell(url, tokens[0], engine.name)
             await _until_ended()
+    collecting.cancel()
     return 0
+
+
+async def _collect(kept: Kept) -> None:
+    """Remove each day what nobody uses."""
+    while True:
+        try:
+            await asyncio.to_thread(kept.collect)
+        except OSError as error:
+            click.echo(f"# what nobody uses was not removed: {error}", err=True)
+        await asyncio.sleep(_DAY)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -90,6 +90,7 @@ class Images:
             recipe = self._kept.recipe(image_id)
             trees = [Copy(str(self._kept.tree(id)), "/") for id in mount_ids]
             self._images[key] = Image(Recipe((*recipe.steps, *trees)))
+        self._kept.use(image_id, mount_ids)
         return await run_async(ready(self._images[key], self._engine, _unheard))
 
     # ---------------------------------------------------------------------------------------- calls

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -31,6 +32,7 @@ from openmodal._spec import Recipe
 from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
 from openmodal.serve import ids
 
+_TREE = re.compile(r"\bmo-[a-z2-7]+")
 _WEEK = 7 * 24 * 3600.0
 _EXECUTABLE = 0o111
 _READABLE_BY_ALL = 0o644
@@ -77,6 +79,12 @@ class Kept:
         """
         path = self._thing("recipes", image_id, "im-", "image")
         return msgspec.json.decode(path.read_bytes(), type=Recipe)
+
+    def use(self, image_id: str, tree_ids: Iterable[str]) -> None:
+        """An image and trees are used, and stay for another week."""
+        for path in (self.folder / "recipes" / image_id, *(self.folder / "trees" / id for id in tree_ids)):
+            with suppress(FileNotFoundError):
+                os.utime(path)
 
     def keep_dockerfile(self, text: str) -> Path:
         """Keep a Dockerfile, which a recipe names, and return where."""
@@ -208,6 +216,7 @@ class Kept:
             NotFoundError: there is none.
         """
         path = self._thing("secrets", id, "st-", "secret")
+        os.utime(path)
         return msgspec.json.decode(path.read_bytes(), type=SecretValues)
 
     def forget_secret(self, id: str) -> None:
@@ -250,15 +259,20 @@ class Kept:
     def collect(self) -> None:
         """Remove what nobody used for a week and nobody named."""
         oldest = time.time() - _WEEK
-        named = {id for kind in ("secret", "image") for id in self.names(kind).values()}
+        needed = {*self.names("secret").values(), *self._trees_of_images(oldest)}
         for folder in ("files", "trees", "secrets"):
             for path in (self.folder / folder).iterdir():
+                with suppress(FileNotFoundError):  # another door collects, too
+                    if path.name not in needed and path.lstat().st_mtime <= oldest:
+                        _remove(path)
+
+    def _trees_of_images(self, oldest: float) -> Iterator[str]:
+        """The trees that images need which have a name, or were used since then."""
+        named = set(self.names("image").values())
+        for path in (self.folder / "recipes").iterdir():
+            with suppress(FileNotFoundError):  # one that is just being placed
                 if path.name in named or path.lstat().st_mtime > oldest:
-                    continue
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                    yield from _TREE.findall(path.read_text("utf-8"))
 
     def _thing(self, folder: str, id: str, prefix: str, what: str) -> Path:
         path = self.folder / folder / id
@@ -279,6 +293,13 @@ class Kept:
                 os.link(new, path)
         finally:
             new.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def _quoted(name: str) -> str:
