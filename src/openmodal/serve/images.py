@@ -32,6 +32,8 @@ RUN echo 'debconf debconf/frontend select Noninteractive' \| debconf-set-selecti
 CMD \["sleep", "172800"\]"""
 )
 _LINES_KEPT = 10_000
+_BUILDS_KEPT = 100
+_IMAGES_KEPT = 1000
 
 
 @dataclass
@@ -194,11 +196,21 @@ class Images:
         failed = build is not None and build.result and build.result.status != api.GenericResult.GENERIC_STATUS_SUCCESS
         if build is None or failed or (again and build.result):
             recipe = self._kept.recipe(id)
+            self._builds.pop(id, None)
             build = self._builds[id] = Build()
+            self._forget()
             task = asyncio.get_running_loop().create_task(self._run(id, recipe, build))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return build
+
+    def _forget(self) -> None:
+        """Keep what was built last; what is built already is found in the engine's store."""
+        ended = [id for id, build in self._builds.items() if build.result]
+        for id in ended[:-_BUILDS_KEPT]:
+            del self._builds[id]
+        for key in list(self._images)[:-_IMAGES_KEPT]:
+            del self._images[key]
 
     async def _run(self, id: str, recipe: Recipe, build: Build) -> None:
         loop = asyncio.get_running_loop()
