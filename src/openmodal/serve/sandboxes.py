@@ -178,7 +178,7 @@ class Sandboxes:
 
     @serves("TaskList")
     async def tasks(self, request: Any, call: Call) -> Any:
-        found = await self._door.run(self._door.engine.list())
+        app, run = ids.app_and_run(request.app_id) if request.app_id else ("", "")
         stats = [
             api.TaskStats(
                 task_id=ids.task(ids.sandbox_on_wire(status.id)),
@@ -187,7 +187,8 @@ class Sandboxes:
                 started_at=status.created,
                 enqueued_at=status.created,
             )
-            for status in found
+            for status in await self._door.run(self._door.engine.list())
+            if (not app or status.app == app) and (not run or status.run == run)
         ]
         return api.TaskListResponse(tasks=stats)
 
