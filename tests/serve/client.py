@@ -79,6 +79,16 @@ def check_the_main_command_with_its_streams_and_its_end() -> None:
         assert again.poll() == 42
 
 
+def check_the_main_command_reads_what_is_written_bit_by_bit() -> None:
+    with sandbox("sh", "-c", "read one; read two; echo $one $two; cat") as made:
+        for line in ("first\n", "2\n", "the third one\n"):
+            made.stdin.write(line)
+            made.stdin.drain()
+        made.stdin.write_eof()
+        made.stdin.drain()
+        assert made.stdout.read() == "first 2\nthe third one\n"
+
+
 def check_commands_with_streams_codes_and_signals() -> None:
     with sandbox(env={"A": "1", "B": "1"}, secrets=[modal.Secret.from_dict({"A": "0", "C": "0"})]) as made:
         process = made.exec("sh", "-c", "echo out; echo err >&2; exit 3")
