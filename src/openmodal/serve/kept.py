@@ -33,6 +33,7 @@ from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
 from openmodal.serve import ids
 
 _TREE = re.compile(r"\bmo-[a-z2-7]+")
+_KEY_SIZE = 32
 _WEEK = 7 * 24 * 3600.0
 _EXECUTABLE = 0o111
 _READABLE_BY_ALL = 0o644
@@ -59,8 +60,13 @@ class Kept:
         """The key of the doors of this folder, made once."""
         path = self.folder / "key"
         if not path.exists():
-            self._place(path, os.urandom(32), replace=False)
-        return path.read_bytes()
+            with suppress(FileExistsError):  # another door made it meanwhile
+                self._place(path, os.urandom(_KEY_SIZE), replace=False)
+        key = path.read_bytes()
+        # Such as an empty one after a power cut, which everybody could sign with.
+        if len(key) != _KEY_SIZE:
+            raise InvalidError(f"{path} is no key of a door; remove it, and the next start makes another")
+        return key
 
     # -------------------------------------------------------------------------------------- recipes
 
