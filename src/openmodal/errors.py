@@ -108,6 +108,12 @@ class DiskFullError(EngineError, OSError):
         return type(self), (str(self),), self.__dict__
 
 
+def extra(name: str) -> str:
+    """How to install what an extra of this package needs. No index has this package: `openmodal`
+    belongs to another project there."""
+    return f"in OpenModal's checkout, run: pip install '.[{name}]' (with a wheel: pip install 'WHEEL[{name}]')"
+
+
 def no_room(error: OSError) -> bool:
     """Whether something failed because a disk, or this user's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -139,6 +139,14 @@ def test_the_block_is_python_and_runs_unless_a_reason_is_given(block: Block) -> 
         pytest.skip(block.reason)
 
 
+def test_no_text_tells_to_install_the_name_that_belongs_to_others() -> None:
+    """In the index, `openmodal` is another project: who installed that would run a stranger's code."""
+    texts = [*PAGES, *(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md"]
+    assert not [
+        path for path in texts if re.search(r"pip3? install [^\n`#]*\bopenmodal\b(?!-)", path.read_text("utf-8"))
+    ]
+
+
 def test_every_replaced_address_is_still_on_a_page() -> None:
     text = "\n".join(line for block in RUN for line in block.lines)
     assert not [said for said in ELSEWHERE if said not in text]

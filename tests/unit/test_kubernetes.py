@@ -467,7 +467,7 @@ def test_without_lightkube_the_remedy_is_told() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("UnsupportedError ")
-    assert "pip install 'openmodal[kubernetes]'" in done.stdout
+    assert "pip install '.[kubernetes]'" in done.stdout
 
 
 def test_the_manifests_are_json() -> None:

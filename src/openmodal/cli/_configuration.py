@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openmodal.errors import InvalidError, UnsupportedError
+from openmodal.errors import InvalidError, UnsupportedError, extra
 
 
 def merged(path: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
@@ -23,7 +23,7 @@ def merged(path: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -
         from tomlkit.exceptions import TOMLKitError
     except ModuleNotFoundError as missing:
         raise UnsupportedError(
-            f"to write the configuration, the package {missing.name} is needed; run: pip install 'openmodal[gke]'"
+            f"to write the configuration, the package {missing.name} is needed; {extra('gke')}"
         ) from missing
     try:
         document = tomlkit.parse(path.read_text(encoding="utf-8") if path.exists() else "")

@@ -20,7 +20,7 @@ import click
 
 from openmodal import _config
 from openmodal.cli._session import Session
-from openmodal.errors import InvalidError
+from openmodal.errors import InvalidError, extra
 
 if TYPE_CHECKING:
     from openmodal.engines import Engine
@@ -84,9 +84,7 @@ def serve(
     try:
         from openmodal.serve.door import Limits
     except ModuleNotFoundError as error:
-        raise InvalidError(
-            f"`openmodal serve` needs {error.name}; install this checkout or wheel with its extra: pip install '.[serve]'"
-        ) from error
+        raise InvalidError(f"`openmodal serve` needs the package {error.name}; {extra('serve')}") from error
     tls = _tls(tls_cert, tls_key)
     _safe(host, advertise, is_encrypted=tls is not None)
     limits = Limits(

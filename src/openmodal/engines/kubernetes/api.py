@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from openmodal.errors import EngineError, UnsupportedError
+from openmodal.errors import EngineError, UnsupportedError, extra
 
 try:
     import httpx2
@@ -29,7 +29,7 @@ try:
     from lightkube.core.exceptions import ConfigError
 except ModuleNotFoundError as missing:
     raise UnsupportedError(
-        f"the kubernetes engine needs the package {missing.name}; run: pip install 'openmodal[kubernetes]'"
+        f"the kubernetes engine needs the package {missing.name}; {extra('kubernetes')}"
     ) from missing
 
 Json = dict[str, Any]

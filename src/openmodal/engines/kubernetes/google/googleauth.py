@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import httpx2
 
-from openmodal.errors import EngineError, UnsupportedError
+from openmodal.errors import EngineError, UnsupportedError, extra
 
 try:
     import google.auth
     from google.auth import exceptions
 except ModuleNotFoundError as missing:
     raise UnsupportedError(
-        "there is no gcloud on PATH, and other logins of Google Cloud need google-auth; run: pip install 'openmodal[gke]'"
+        f"there is no gcloud on PATH, and other logins of Google Cloud need google-auth; {extra('gke')}"
     ) from missing
 
 _SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
