@@ -35,6 +35,7 @@ INSIDE = (
     suite.TestMistakes,
     suite.TestOutputLimits,
     suite.TestPrograms,
+    suite.TestShell,
     suite.TestSpawn,
     suite.TestStdin,
     suite.TestTerminal,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from openmodal.errors import ExecTimeoutError as ExecTimeoutError
     from openmodal.errors import ImageBuildError as ImageBuildError
     from openmodal.errors import ImageError as ImageError
+    from openmodal.errors import InterpreterTimeoutError as InterpreterTimeoutError
     from openmodal.errors import InvalidError as InvalidError
     from openmodal.errors import LineTooLongError as LineTooLongError
     from openmodal.errors import NotFoundError as NotFoundError
@@ -47,12 +48,16 @@ if TYPE_CHECKING:
     from openmodal.errors import SandboxPermissionError as SandboxPermissionError
     from openmodal.errors import SandboxTerminatedError as SandboxTerminatedError
     from openmodal.errors import SandboxTimeoutError as SandboxTimeoutError
+    from openmodal.errors import ShellTimeoutError as ShellTimeoutError
     from openmodal.errors import StdinClosedError as StdinClosedError
     from openmodal.errors import UnsupportedError as UnsupportedError
     from openmodal.errors import VolumeInUseError as VolumeInUseError
     from openmodal.filesystem import FileInfo as FileInfo
     from openmodal.filesystem import Filesystem as Filesystem
     from openmodal.image import Image as Image
+    from openmodal.interpreter import CodeError as CodeError
+    from openmodal.interpreter import Execution as Execution
+    from openmodal.interpreter import Interpreter as Interpreter
     from openmodal.pool import Pool as Pool
     from openmodal.probe import Probe as Probe
     from openmodal.process import Process as Process
@@ -62,6 +67,8 @@ if TYPE_CHECKING:
     from openmodal.sandbox import Checkpoint as Checkpoint
     from openmodal.sandbox import Sandbox as Sandbox
     from openmodal.secret import Secret as Secret
+    from openmodal.shell import Shell as Shell
+    from openmodal.shell import ShellResult as ShellResult
     from openmodal.tunnel import Forward as Forward
     from openmodal.tunnel import Tunnel as Tunnel
     from openmodal.volume import HostDirectory as HostDirectory
@@ -83,6 +90,7 @@ _HOMES = {
         "ExecTimeoutError",
         "ImageBuildError",
         "ImageError",
+        "InterpreterTimeoutError",
         "InvalidError",
         "LineTooLongError",
         "NotFoundError",
@@ -104,6 +112,7 @@ _HOMES = {
         "SandboxResetError",
         "SandboxTerminatedError",
         "SandboxTimeoutError",
+        "ShellTimeoutError",
         "StdinClosedError",
         "UnsupportedError",
         "VolumeInUseError",
@@ -111,11 +120,13 @@ _HOMES = {
     "connection": ("Connection",),
     "filesystem": ("FileInfo", "Filesystem"),
     "image": ("Image",),
+    "interpreter": ("CodeError", "Execution", "Interpreter"),
     "pool": ("Pool",),
     "probe": ("Probe",),
     "process": ("Process", "StreamReader", "StreamType", "StreamWriter"),
     "sandbox": ("Checkpoint", "Sandbox"),
     "secret": ("Secret",),
+    "shell": ("Shell", "ShellResult"),
     "volume": ("HostDirectory", "Volume", "VolumeUpload"),
     "tunnel": ("Forward", "Tunnel"),
     "watch": ("FileEvent", "Watch"),

@@ -23,6 +23,8 @@
     │       └── SandboxTimeoutError (TimeoutError) its lifetime is over
     ├── ExecError
     │   ├── ExecTimeoutError (TimeoutError)    the command's timeout; `.process` has its output so far
+    │   ├── ShellTimeoutError (TimeoutError)   the timeout of a command in a shell; `.result` has its output so far
+    │   ├── InterpreterTimeoutError (TimeoutError) the same of code in an interpreter; `.execution`
     │   ├── LineTooLongError                   a line is longer than `readline` takes; `.limit`
     │   └── StdinClosedError (BrokenPipeError) the command reads no more
     └── SandboxFilesystemError (OSError)
@@ -48,7 +50,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from openmodal.interpreter import Execution
     from openmodal.process import Process
+    from openmodal.shell import ShellResult
 
 
 class Error(Exception):
@@ -215,6 +219,36 @@ class ExecTimeoutError(ExecError, TimeoutError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.process), self.__dict__
+
+
+class ShellTimeoutError(ExecError, TimeoutError):
+    """The timeout of a command in a shell expired; the command was ended, the shell stays.
+
+    Attributes:
+        result: its output so far, and how it ended.
+    """
+
+    def __init__(self, text: str, result: ShellResult | None = None) -> None:
+        super().__init__(text)
+        self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.result), self.__dict__
+
+
+class InterpreterTimeoutError(ExecError, TimeoutError):
+    """The timeout of code in an interpreter expired; the code was interrupted.
+
+    Attributes:
+        execution: its output so far, and how it ended.
+    """
+
+    def __init__(self, text: str, execution: Execution | None = None) -> None:
+        super().__init__(text)
+        self.execution = execution
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.execution), self.__dict__
 
 
 class LineTooLongError(ExecError):

@@ -33,6 +33,7 @@ from openmodal.sandbox.live import Live
 from openmodal.sandbox.mounts import make_missing, mounts
 from openmodal.sandbox.ports import Ports
 from openmodal.sandbox.readiness import Ready
+from openmodal.sandbox.shells import Shells
 from openmodal.sandbox.state import State
 from openmodal.secret import Secret
 from openmodal.volume import HostDirectory, Volume
@@ -44,7 +45,7 @@ DEFAULT_TIMEOUT = 300.0
 _LOOK_SECONDS = 0.2
 
 
-class Sandbox(Ready, Leases, Live, Ports, State):
+class Sandbox(Ready, Shells, Leases, Live, Ports, State):
     """An isolated container that you run commands in, like SSH into a fresh machine.
 
     Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its

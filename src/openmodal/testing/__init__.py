@@ -36,12 +36,14 @@ _MODULES = (
     "ids",
     "images",
     "leases",
+    "interpreters",
     "lifetime",
     "limits",
     "live",
     "mistakes",
     "output",
     "ports",
+    "shells",
     "spawn",
     "state",
     "volumes",
@@ -79,6 +81,7 @@ from openmodal.testing.handles import TestAttached, TestInterrupted, TestOtherPr
 from openmodal.testing.housekeeping import TestHousekeeping  # noqa: E402
 from openmodal.testing.ids import TestIds, id  # noqa: E402
 from openmodal.testing.images import TestImages  # noqa: E402
+from openmodal.testing.interpreters import TestInterpreter  # noqa: E402
 from openmodal.testing.leases import TestLease, TestOwner  # noqa: E402
 from openmodal.testing.lifetime import TestEnd, TestLifetime, TestTermination  # noqa: E402
 from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # noqa: E402
@@ -95,6 +98,7 @@ from openmodal.testing.output import TestOutputLimits  # noqa: E402
 from openmodal.testing.owners import TestOwners  # noqa: E402
 from openmodal.testing.ports import TestForward, TestPorts, TestReadiness  # noqa: E402
 from openmodal.testing.programs import TestPrograms  # noqa: E402
+from openmodal.testing.shells import TestShell  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
 from openmodal.testing.state import (  # noqa: E402
     TestForks,
@@ -139,6 +143,7 @@ __all__ = [
     "TestHousekeeping",
     "TestIds",
     "TestImages",
+    "TestInterpreter",
     "TestInterrupted",
     "TestIsolation",
     "TestLease",
@@ -162,6 +167,7 @@ __all__ = [
     "TestReadiness",
     "TestResets",
     "TestSandbox",
+    "TestShell",
     "TestSnapshots",
     "TestSpawn",
     "TestStdin",
