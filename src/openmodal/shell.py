@@ -48,10 +48,18 @@ _DEATH_SECONDS = 0.1  # how soon a program that is interrupted has ended, as a r
 _ROUNDS = 5
 _UNSAFE = re.compile(rb"[^A-Za-z0-9 _./:=,+@^~-]")
 
-# The foreground's process group, unless that is the shell itself: fields 5 and 8 of proc(5)'s stat.
+# The foreground's process group is killed, unless that is the shell itself (fields 5 and 8 of
+# proc(5)'s stat). A loop of the shell would begin the next: the shell is interrupted, and as it
+# forgets what comes while it waits for a child, that is done until it has the terminal again.
 KILL_FOREGROUND = """\
-read -r line <"/proc/$1/stat" && set -- ${line##*)}
-[ "$6" -gt 1 ] && [ "$6" != "$3" ] && kill -9 "-$6"
+shell=$1 round=0
+while [ "$round" -lt 200 ] && read -r line <"/proc/$shell/stat"; do
+    set -- ${line##*)}
+    [ "$6" -gt 1 ] && [ "$6" != "$3" ] || exit 0
+    kill -9 "-$6"
+    kill -2 "$shell"
+    round=$((round + 1))
+done 2>/dev/null
 """
 
 
@@ -160,7 +168,8 @@ class Shell(DualContext):
         """Wait until it takes commands."""
         answer = Answer(1000)
         self._name_next()
-        await self._talk.send((_READY + self._mark()).encode())
+        with suppress(StdinClosedError):  # it ends: what it still said comes all the same
+            await self._talk.send((_READY + self._mark()).encode())
         found = await self._talk.until(self._names, answer)
         if not found:
             await self._note_end()
