@@ -60,7 +60,8 @@ def opened(tmp_path: Path, port: int = 0, *options: str) -> Iterator[Door]:
     tokens = tmp_path / "tokens"
     tokens.write_text(" ".join(TOKEN))
     command = [sys.executable, "-m", "openmodal", "--local", "serve", "--port", str(port), "--token-file", str(tokens)]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with (tmp_path / "log").open("a") as log:
+        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout
         first = process.stdout.readline()

@@ -139,6 +139,15 @@ def test_files_come_in_by_urls_of_its_own_only(door: Door) -> None:
         urllib.request.urlopen(request)
 
 
+def test_what_is_refused_is_in_its_log_as_json(tmp_path: Path) -> None:
+    with opened(tmp_path) as door:
+        client(BEGIN + "modal.Sandbox.from_id('sb-' + 'x' * 26)", door).communicate()
+        lines = (tmp_path / "log").read_text("utf-8").splitlines()
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    assert {"refused"} == {event["event"] for event in events}
+    assert "NOT_FOUND" in {event["status"] for event in events}
+
+
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "openmodal", "--local", "serve", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -136,13 +136,15 @@ def _tokens(file: Path | None) -> tuple[tuple[str, str], ...]:
 async def _serve(
     engine: Engine, place: Place, tokens: tuple[tuple[str, str], ...], limits: Limits, program: Sequence[str]
 ) -> int:
-    from openmodal.serve import certificate
+    from openmodal.serve import certificate, logs
     from openmodal.serve.access import Access
     from openmodal.serve.door import Door
     from openmodal.serve.images import Images
     from openmodal.serve.kept import Kept
     from openmodal.serve.server import serving
 
+    if not program:  # its own words are on stderr then
+        logs.begin()
     kept = Kept(_config.state() / "serve")
     collecting = asyncio.create_task(_collect(kept))
     with _listening(place.host, place.port) as listener:

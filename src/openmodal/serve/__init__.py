@@ -14,5 +14,6 @@ killed at any time, and any number of them may serve one engine.
     images      Dockerfile lines to recipes; builds and their output
     router      commands and streams
     files       the file helper's operations
+    logs        a line of JSON for each event
     kept        the little that is kept: recipes, uploaded files, named secrets
 """
