@@ -78,6 +78,7 @@ class Interpreter(DualContext):
         self._pid = 0
         self._busy = False
         self._ended = ""
+        self._forked = False
 
     @property
     def pid(self) -> int:
@@ -127,6 +128,7 @@ class Interpreter(DualContext):
         token = secrets.token_hex(16)
         count = _args.whole("count", count, 1, MOST_FORKS)
         answer = Answer(1000)
+        self._forked = True
         said = await self._ask({"do": "fork", "count": count, "token": token}, answer, None)
         made: list[Interpreter] = []
         try:
@@ -141,7 +143,10 @@ class Interpreter(DualContext):
 
     @dual
     async def close(self) -> None:
-        """End it. Does nothing if it has ended."""
+        """End it, with the programs that its code started, unless it was forked: its forks go on.
+
+        Does nothing if it has ended.
+        """
         await self._close()
 
     async def _close(self) -> None:
@@ -217,7 +222,8 @@ class Interpreter(DualContext):
         self._ended = "killed"
         with suppress(Error):
             await self._signal(signal.SIGKILL)
-        await self._talk.kill()
+        if not self._forked:  # its forks are in the tree of its command, and go on
+            await self._talk.kill()
 
     async def _signal(self, number: int) -> None:
         if self._pid:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import io
 import json
 import linecache
 import os
@@ -55,6 +56,19 @@ def evaluate(code: str, number: int, space: dict[str, Any]) -> object:
     return eval(compile(ast.Expression(last.value), name, "eval"), space)
 
 
+def open_streams() -> None:
+    """Open the standard streams that code has closed, as `exit` closes stdin.
+
+    Nothing written stays in them, so it comes in the order in which it was written.
+    """
+    if getattr(sys.stdin, "closed", False):
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (to the end of the program)
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        if getattr(getattr(sys, name, None), "closed", False):
+            raw = open(fd, "wb", buffering=0, closefd=False)  # noqa: SIM115
+            setattr(sys, name, io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True))
+
+
 class Interpreter:
     """The names that code made, and where requests come from and answers go."""
 
@@ -70,19 +84,23 @@ class Interpreter:
             self.answer(request["mark"], getattr(self, "on_" + request["do"])(request))
 
     def answer(self, mark: str, content: dict[str, Any]) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (AttributeError, OSError, ValueError):  # the code closed or replaced it
-                pass
+        self.flush()
         self.answers.write(f"\x1e{mark}:{json.dumps(content)}\x1e".encode())
         self.answers.flush()
+
+    def flush(self) -> None:
+        for name in ("stdout", "stderr"):
+            try:
+                getattr(sys, name).flush()
+            except (AttributeError, OSError, ValueError):  # the code closed it, or put something else there
+                pass
 
     def on_hello(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"pid": os.getpid()}
 
     def on_run(self, request: dict[str, Any]) -> dict[str, Any]:
         self.number += 1
+        open_streams()
         answer: dict[str, Any] = {"result": None, "error": None}
         try:
             try:
@@ -100,8 +118,7 @@ class Interpreter:
             gc.collect()
             gc.freeze()
             self.frozen = True
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        self.flush()
         listener = socket.create_server(("127.0.0.1", 0), backlog=request["count"])
         for _ in range(request["count"]):
             between = os.fork()
@@ -128,9 +145,13 @@ class Interpreter:
             if requests.readline() == token + "\n":
                 break
         listener.close()
+        # What it was forked from is seen to end when it ends: nothing of its streams is held here.
+        self.requests.close()
+        self.answers.close()
         for fd in (1, 2):
             os.dup2(connection.fileno(), fd)
         self.requests, self.answers = requests, connection.makefile("wb")
+        connection.close()  # when both files are closed
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ class Shells(Commands):
             "user": user,
             "stderr": StreamType.STDOUT,
         }
-        spec = exec_spec("spawn", (*program, "-c", _driver()), options, Flag.STDIN)
+        spec = exec_spec("spawn", (*program, "-u", "-c", _driver()), options, Flag.STDIN)
         command = self._new_command()
         await command.start(spec)
         made = Interpreter(command, program, self._new_command, functools.partial(self._exec, user=user))
