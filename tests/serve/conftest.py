@@ -83,11 +83,12 @@ def door(tmp_path: Path) -> Iterator[Door]:
 def check(engine: str, version: str, *checks: str) -> None:
     """Run the checks of client.py with a version of the client, behind a door of its own."""
     client = ROOT / "tests" / "serve" / "client.py"
-    command = [sys.executable, "-m", "openmodal", "--engine", engine, "serve", "--", sys.executable, str(client)]
+    # The version is the program's alone: the door has its own.
+    path = os.pathsep.join([str(ROOT / "src"), *_paths(version)])
+    program = ["env", f"PYTHONPATH={path}", sys.executable, str(client), "/bin/busybox", *checks]
     done = subprocess.run(
-        [*command, "/bin/busybox", *checks],
-        # The door needs our package, and the program the client's version: both find the own first.
-        env=environment(version, {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *_paths(version)])}),
+        [sys.executable, "-m", "openmodal", "--engine", engine, "serve", "--", *program],
+        env=environment(version, {"PYTHONPATH": str(ROOT / "src")}),
         capture_output=True,
         text=True,
         check=False,
