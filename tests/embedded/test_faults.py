@@ -19,7 +19,7 @@ import pytest
 from openmodal import _binary, _config, _wire
 from openmodal._dual import run_sync
 from openmodal.app import App
-from openmodal.engines.embedded import Embedded, launch
+from openmodal.engines.embedded import Embedded, launch, trial
 from openmodal.errors import (
     DiskFullError,
     EngineError,
@@ -364,6 +364,22 @@ class TestGarbage:
             for thread in threads:
                 thread.join()
         assert failed == []
+
+    def test_tidying_up_by_the_way_neither_fails_a_creation_nor_leaves_one(
+        self, engine: Embedded, create: Create, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            tidied.append("")
+            raise EngineError("something that cannot be removed")
+
+        tidied: list[str] = []
+        real = os.urandom
+        monkeypatch.setattr(os, "urandom", lambda count: b"\0" if count == 1 else real(count))
+        with trial.place(engine.store.state) as place:  # whose only layer is nobody's
+            assert run_sync(trial.run(place, trial.bare())).runtime == "native"
+        monkeypatch.setattr("openmodal.engines.embedded.engine.expire", fail)
+        assert create().exec("echo", "usable").stdout.read() == "usable\n"
+        assert tidied
 
     def test_a_name_of_a_dead_sandbox_is_free(self, engine: Embedded, create: Create) -> None:
         os.kill(supervisor(engine, create(name="dead")), signal.SIGKILL)

@@ -11,19 +11,19 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from openmodal._dual import Sleep
+from openmodal._dual import Blocking, Sleep
 from openmodal._spec import EndRecord, SandboxSpec, Status
 from openmodal._store import Store
 from openmodal.build.locks import try_lock
 from openmodal.engines import asked
 from openmodal.engines.contract import Engine, IdTakenError
-from openmodal.errors import AlreadyExistsError, NotFoundError
+from openmodal.errors import AlreadyExistsError, EngineError, NotFoundError
 
 _PAUSE = 0.01
 
@@ -97,9 +97,16 @@ class Book(Store):
         self.write_status(replace(status, expires=time.time() + seconds))
         return True
 
-    def now_and_then(self) -> bool:
-        """Whether this creation, one of 256, is to tidy up: not everybody runs `gc`."""
-        return os.urandom(1) == b"\0"
+    async def now_and_then(self, tidy: Callable[[], object]) -> None:
+        """Tidy up at one creation of 256: not everybody runs `gc`, which tells what cannot be
+        removed.
+
+        To be awaited before there is anything of the sandbox: whoever fails or is interrupted here
+        leaves nothing.
+        """
+        if os.urandom(1) == b"\0":
+            with contextlib.suppress(EngineError, OSError):
+                await Blocking(tidy)
 
 
 def new_id(spec: SandboxSpec) -> str:

@@ -84,6 +84,7 @@ class Docker(Stateful, volumes.Keeper):
             await Blocking(self._check_mounts, spec.mounts)
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
+        await self._book.now_and_then(self.gc)
         id = new_id(spec)
         status = asked.status(id, spec, root, self.name)
         with contextlib.ExitStack() as stack:
@@ -101,8 +102,6 @@ class Docker(Stateful, volumes.Keeper):
                 with contextlib.suppress(EngineError):
                     await Blocking(self._remove, id)
                 raise
-        if self._book.now_and_then():
-            await Blocking(self.gc)
         return id
 
     async def connect(self, id: str) -> Streamed:

@@ -62,6 +62,7 @@ MOST_ON_DISK = 10 << 30
 """What a sandbox without `disk=` may have on the store's disk before it is ended."""
 
 _MOST_OF_ALL = 1 << 62
+_WITHOUT_SUPERVISOR = "its supervisor was killed, or the machine was restarted"
 
 
 class Embedded(Live):
@@ -131,6 +132,7 @@ class Embedded(Live):
         with contextlib.ExitStack() as stack:
             stack.enter_context(disk_full_named(self._book.state))
             held = stack.enter_context(self._held(image))
+            await self._book.now_and_then(self._tidy)
             async with self._book.naming(spec):
                 _refuse_running(spec.id)
                 status = asked.status(id, spec, root, self.name)
@@ -144,10 +146,11 @@ class Embedded(Live):
             except BaseException:  # its supervisor clears up, unless it was killed
                 cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
                 raise
-        if self._book.now_and_then():
-            self._book.prune_ended()
-            await Blocking(expire, self._layers)
         return id
+
+    def _tidy(self) -> None:
+        self._book.prune_ended()
+        expire(self._layers)
 
     async def connect(self, id: str) -> Stream:
         with contextlib.suppress(EngineError):  # a new sandbox's creation tells
@@ -351,7 +354,7 @@ class Embedded(Live):
             return self._book.end(id) if gone else None
         if self._book.alive(id):
             return None
-        end = self._book.end(id) or _ends.ended("lost", 137, time.time())
+        end = self._book.end(id) or _ends.ended("lost", 137, time.time(), _WITHOUT_SUPERVISOR)
         cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
         if not self._book.write_end(id, end, status):
             self._uppers.remove(id)  # what filled the disk makes room for how it ended

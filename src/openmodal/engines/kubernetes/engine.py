@@ -119,6 +119,7 @@ class Kubernetes(volumes.Keeper):
         settings = self.settings
         self._book.prepare()
         self._book.check_id(spec.id)
+        await self._book.now_and_then(self._book.prune_ended)
         id = new_id(spec)
         cluster = self._api(settings)
         created = start.Start(cluster, settings, id, spec, asked.prepared(root, Referenced))
@@ -140,8 +141,6 @@ class Kubernetes(volumes.Keeper):
         if stream and settings.direct:  # it would be used again and again, though there is a better way
             stream.close()
             stream = None
-        if self._book.now_and_then():
-            self._book.prune_ended()
         return Created(id, stream) if stream else id
 
     async def connect(self, id: str) -> WebSocket | SocketStream:
