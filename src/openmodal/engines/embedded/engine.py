@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -34,7 +34,7 @@ from openmodal._spec import (
     Status,
     VolumeInfo,
 )
-from openmodal.build import Options, RunRequest, build, lookup, published
+from openmodal.build import Options, RunRequest, build, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
 from openmodal.build.prune import expire
@@ -45,6 +45,7 @@ from openmodal.engines.embedded import cgroup, disk, egress, forward, gvisor, ho
 from openmodal.engines.embedded.booth import Booth
 from openmodal.engines.embedded.generations import Generations
 from openmodal.engines.embedded.live import Live
+from openmodal.engines.embedded.state import State
 from openmodal.engines.embedded.uppers import Uppers
 from openmodal.engines.embedded.volumes import Volumes
 from openmodal.engines.groups import members
@@ -65,7 +66,7 @@ _MOST_OF_ALL = 1 << 62
 _WITHOUT_SUPERVISOR = "its supervisor was killed, or the machine was restarted"
 
 
-class Embedded(Live):
+class Embedded(Live, State):
     """Sandboxes on this machine."""
 
     name = "embedded"
@@ -216,39 +217,6 @@ class Embedded(Live):
 
     async def main_output(self, id: str, stream: int) -> bytes:
         return self._book.main_output(id, stream)
-
-    async def made(self, id: str) -> Made[Layered]:
-        return await self._generations.with_environment(id)
-
-    async def snapshot(self, id: str, expires: float, timeout: float | None = None) -> str:
-        return await self._generations.snapshot(id, expires, timeout)
-
-    async def import_files(self, files: IO[bytes], title: str, expires: float) -> str:
-        self._book.prepare()
-        key: str = await Blocking(self._generations.unpacked, files, title, expires)
-        return key
-
-    async def checkpoint(self, id: str) -> Layered:
-        return await self._generations.checkpoint(id, (await self.inspect(id)).expires)
-
-    async def reset(self, id: str, to: Root | None) -> int:
-        return await self._generations.reset(id, asked.prepared(to, Layered) if to else None)
-
-    async def mount(self, id: str, path: str, root: Root) -> None:
-        await self._generations.mount(id, path, asked.prepared(root, Layered))
-
-    async def unmount(self, id: str, path: str) -> None:
-        await self._generations.unmount(id, path)
-
-    async def publish(self, name: str, root: Root) -> str:
-        await Blocking(published.publish, self._layers, name, asked.prepared(root, Layered))
-        return root.key
-
-    async def published(self) -> Mapping[str, str]:
-        return published.names(self._layers)
-
-    async def unpublish(self, name: str) -> bool:
-        return published.delete(self._layers, name)
 
     async def egress(self, id: str) -> builtins.list[Egress]:
         await self.inspect(id)
