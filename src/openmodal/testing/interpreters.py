@@ -39,7 +39,7 @@ class TestInterpreter:
         assert python.run("json.loads('[1]')").result == "[1]", "what is warm has a name"
         much = python.run("print('y' * 100_000); sys.stdout.close()", max_output=100)
         assert much.omitted == 100_001 - 100
-        assert python.run("x").result == "6"
+        assert python.run("print(x)").text == "6\n", "the code has its streams again"
 
     def test_a_timeout_leaves_the_names(self, python: Interpreter) -> None:
         python.run("import signal, time; x = 5")
@@ -69,6 +69,9 @@ class TestInterpreter:
         assert forks[1].run("names").result == "[1, 1]"
         with pytest.raises(ExecError, match="ended"):
             forks[2].run("os._exit(3)")
+        with pytest.raises(ExecError, match="ended"):  # its fork holds none of its streams
+            forks[0].run("print('last'); os._exit(3)", timeout=PATIENCE)
+        assert grandchild.run("names").result == "[1, 0]"
         for one in (*forks, grandchild):
             one.close()
         eventually(lambda: not any(with_python.filesystem.exists(f"/proc/{one.pid}") for one in (*forks, grandchild)))
