@@ -36,7 +36,8 @@ def images(api: Api, layers: Layers) -> list[Built]:
     for item in _items(api):
         with contextlib.suppress(MissingError):  # pruned meanwhile
             history = api.get(f"/images/{item['Id']}/history")
-            count = len(api.get(f"/images/{item['Id']}/json")["RootFS"]["Layers"])
+            # The daemon leaves the list out if it is empty.
+            count = len(api.get(f"/images/{item['Id']}/json")["RootFS"].get("Layers") or ())
             step = " ".join(str(history[0]["CreatedBy"]).removeprefix("/bin/sh -c #(nop)").split())
             used, names = _used(layers, item), tuple(sorted(generations.names_of(item)))
             found.append(Built(tags(item)[0], int(item["Size"]), count, used, step, generations.expires(item), names))
