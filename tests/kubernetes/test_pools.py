@@ -16,6 +16,7 @@ from openmodal.engines.kubernetes.pods import found
 from openmodal.engines.kubernetes.settings import read
 from openmodal.engines.kubernetes.start import Start
 from openmodal.errors import (
+    AlreadyExistsError,
     InvalidError,
     NotFoundError,
 )
@@ -45,6 +46,8 @@ def test_a_pool_fills_and_gives_its_pods_to_sandboxes_of_its_shape(
     assert taken.exec("echo", "hello").stdout.read() == "hello\n"
     eventually(lambda: small_pool.status().ready == 3, seconds=200)
     assert Sandbox.from_id(taken.id, engine=engine).poll() is None
+    with pytest.raises(AlreadyExistsError, match="choose another id"):
+        make(memory=123, id=taken.id)
 
 
 @pytest.mark.timeout(400)
@@ -81,6 +84,18 @@ def test_a_sandbox_from_a_pool_ends_for_good(small_pool: Pool, make: Make) -> No
     eventually(lambda: sandbox.poll() is not None)
     assert sandbox.poll() == 3
     assert sandbox.stdout.read() == "done\n"
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("limit", ["lease", "idle_timeout"])
+def test_the_end_of_a_sandbox_from_a_pool_is_seen_although_its_pod_runs_on(
+    small_pool: Pool, make: Make, limit: str
+) -> None:
+    eventually(lambda: small_pool.status().ready == 3, seconds=200)
+    sandbox = make(memory=123, **{limit: 0.5})
+    assert pod_of(sandbox)["metadata"]["name"].startswith("om-pool-small")
+    eventually(lambda: sandbox.poll() is not None)
+    assert sandbox.poll() == 124
 
 
 @pytest.mark.timeout(400)

@@ -99,7 +99,7 @@ def test_a_pod_tells_where_its_agent_can_be_reached(change: dict[str, Any], addr
     spec = spec_of(settings=replace(SETTINGS, direct=True))
     pod = pods.manifest("om-a-1", spec, 60)
     status = Status("a-1", "a", "", (), 1.0, 60.0, "image", "kubernetes")
-    pod["metadata"] |= {"uid": "u", "annotations": pods.first_described(status, "token", main=False)}
+    pod["metadata"] |= {"uid": "u", "annotations": pods.first_described(status, "token", fleeting=False)}
     pod["status"] = {"phase": "Running", "podIP": "10.0.0.7"}
     for name, value in change.items():
         place = pod["status"] if name in pod["status"] else pod["metadata"]
@@ -168,13 +168,19 @@ def test_a_sandbox_is_found_again_in_its_pod() -> None:
         "metadata": {
             "name": "om-a-0123abcd",
             "uid": "u",
-            "annotations": pods.first_described(status, "token", main=True),
+            "annotations": pods.first_described(status, "token", fleeting=True),
         },
         "status": {"phase": "Running"},
     }
     found = pods.found(pod)
     assert found
-    assert (found.status, found.token, found.main, found.ready, found.deleting) == (status, "token", True, True, False)
+    assert (found.status, found.token, found.fleeting, found.ready, found.deleting) == (
+        status,
+        "token",
+        True,
+        True,
+        False,
+    )
     assert pods.labels(status.id, spec, SETTINGS)["openmodal.dev/network"] == "none"
 
 

@@ -186,7 +186,7 @@ class Kubernetes(volumes.Keeper):
             found = None if self._book.end(id) else await self._found(cluster, id)
         except NotFoundError:
             return
-        if found and (found.may_have_ended or found.main):
+        if found and (found.may_have_ended or found.fleeting):
             await self._settle(cluster, id)
         if found is None:
             return

@@ -65,9 +65,9 @@ def described(status: Status) -> dict[str, str]:
     return {f"{DOMAIN}/sandbox": msgspec.json.encode(status).decode()}
 
 
-def first_described(status: Status, token: str, *, main: bool) -> dict[str, str]:
+def first_described(status: Status, token: str, *, fleeting: bool) -> dict[str, str]:
     """What its pod is made with. The token is what its agent asks who connects for."""
-    return {**described(status), f"{DOMAIN}/token": token, f"{DOMAIN}/main": str(main).lower()}
+    return {**described(status), f"{DOMAIN}/token": token, f"{DOMAIN}/fleeting": str(fleeting).lower()}
 
 
 def manifest(name: str, spec: Json, lifetime: float) -> Json:
@@ -182,8 +182,8 @@ def agent_map(binary: bytes, settings: Settings) -> Json:
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A sandbox as its pod, of that name, tells. `main`: it has a main command; `ready`: it was set
-    up.
+    """A sandbox as its pod, of that name, tells. `fleeting`: it may end before its time; `ready`:
+    it was set up.
 
     `address` is where its agent listens for those who need no API server, as long as the pod runs
     and is not being deleted.
@@ -196,14 +196,14 @@ class Found(msgspec.Struct, frozen=True):
     phase: str
     deleting: bool
     ready: bool
-    main: bool
+    fleeting: bool
     address: tuple[str, int] | None
 
     @property
     def may_have_ended(self) -> bool:
         """Whether its agent's report is worth a look. A pod from a pool runs on when its sandbox has ended."""
         lingers = self.pod != name_of(self.status.id)
-        return self.phase != "Running" or (lingers and (self.main or self.status.expires < time.time()))
+        return self.phase != "Running" or (lingers and (self.fleeting or self.status.expires < time.time()))
 
 
 def found(pod: Json) -> Found | None:
@@ -222,7 +222,7 @@ def found(pod: Json) -> Found | None:
         phase=str(pod.get("status", {}).get("phase", "")),
         deleting="deletionTimestamp" in pod["metadata"],
         ready=status.created > 0,
-        main=notes.get(f"{DOMAIN}/main") == "true",
+        fleeting=notes.get(f"{DOMAIN}/fleeting") == "true",
         address=_address(pod),
     )
 

@@ -52,12 +52,15 @@ class Start:
         """Take a warm pod, or make one. While a quota is used up, wait for room.
 
         Raises:
-            IdTakenError: there is a pod of that name.
+            IdTakenError: there is a pod of that name, or one of a pool that has become the
+                sandbox of that id.
         """
         # Those that wait are selected by the usual policy, and have names of their own: of two
         # calls with one id, each would take one.
         if self._spec.network == Network() and not self._spec.id and await self.take():
             return self._pod
+        if self._spec.id and await Blocking(self._is_taken):
+            raise IdTakenError(self.id)
         await Blocking(agent.ensure, self._cluster, self._agent)
         pause = 0.2
         while True:
@@ -153,8 +156,14 @@ class Start:
             self._pod, self.name = pod, str(pod["metadata"]["name"])
         return pod is not None
 
+    def _is_taken(self) -> bool:
+        """Whether there is a sandbox of this id, whatever its pod is called."""
+        chosen = f"{pods.DOMAIN}/id={pods.name_of(self.id)}"
+        return bool(self._cluster.metadata(self._cluster.pods(), labelSelector=chosen))
+
     def _metadata(self) -> Json:
-        notes = pods.first_described(self.status(0.0), self.token, main=bool(self._spec.argv))
+        fleeting = bool(self._spec.argv or self._spec.lease or self._spec.idle_timeout)
+        notes = pods.first_described(self.status(0.0), self.token, fleeting=fleeting)
         return {"labels": pods.labels(self.id, self._spec, self._settings), "annotations": notes}
 
     def _lifetime(self) -> float:
