@@ -220,10 +220,11 @@ static void hear(struct watcher *watcher, const struct inotify_event *event, con
 }
 
 /* Of the root itself. Its last name is gone while it is still open: that comes as a change of
- * its attributes. */
+ * its attributes. Other changes are told as such, even if it is gone when they are read. */
 static void hear_root(struct watcher *watcher, const struct inotify_event *event) {
     struct stat info;
-    watcher->over = event->mask & (ITS_END | IN_IGNORED) || (lstat(watcher->root, &info) < 0 && errno == ENOENT);
+    watcher->over = event->mask & (ITS_END | IN_IGNORED) ||
+                    (event->mask & IN_ATTRIB && lstat(watcher->root, &info) < 0 && errno == ENOENT);
     give_up_left(watcher);
     tell(watcher, watcher->over ? EVENT_DELETED : EVENT_MODIFIED, event->mask & IN_ISDIR, "", "");
 }
