@@ -13,8 +13,9 @@ from openmodal.testing.fixtures import Create, eventually
 PATIENCE = 300.0
 
 
+@pytest.mark.slow
 class TestInterpreter:
-    """All in few sandboxes: they need an image with Python."""
+    """All in few sandboxes: they need an image with Python, a Debian."""
 
     @pytest.fixture
     def with_python(self, create: Create) -> Sandbox:

@@ -170,6 +170,15 @@ class TestPorts:
             sandbox.tunnels()
 
     @promise("ports")
+    @promise("reset")
+    def test_a_reset_leaves_ways_in(self, create: Create) -> None:
+        sandbox = create(ports=[PORT])
+        sandbox.reset()
+        listening(sandbox, "echo", "again")
+        with visit(sandbox.tunnels()[PORT]) as visitor:
+            assert rest(visitor) == b"again\n"
+
+    @promise("ports")
     def test_only_this_machine_reaches_them(self, create: Create, sandbox: Sandbox) -> None:
         served = create(ports=[PORT])
         listening(served, "cat")
