@@ -227,7 +227,7 @@ class Interpreter(DualContext):
 
     async def _signal(self, number: int) -> None:
         if self._pid:
-            await self._execute(self._argv[0], "-c", _KILL, str(self._pid), str(int(number)))
+            await self._execute(*self._argv, "-c", _KILL, str(self._pid), str(int(number)))
 
     def __repr__(self) -> str:
         return f"<Interpreter of process {self._pid}{' (ended)' if self._ended else ''}>"
