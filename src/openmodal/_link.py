@@ -259,7 +259,7 @@ class Links:
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[Link]:
-        """Open a link that does not go back: the caller has it after the block, unless that fails."""
+        """Open a link that does not go back: the caller keeps it, unless the block fails."""
         link = Link(await self._connect())
         with _closing_on_error(link):
             yield link

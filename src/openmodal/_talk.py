@@ -106,7 +106,7 @@ class Talk:
             self._held += data
 
     def _sure(self, pattern: re.Pattern[bytes] | None) -> int:
-        """How many of the held bytes are neither part of a mark nor of what the pattern may match."""
+        """How many held bytes are part neither of a mark nor of what the pattern may match."""
         if pattern:
             return max(len(self._held) - HELD, 0)
         # A mark is shorter than what is held for a pattern; a lone 1E is some program's output.

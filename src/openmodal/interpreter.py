@@ -70,7 +70,7 @@ class Interpreter(DualContext):
     def __init__(
         self, command: Command, argv: tuple[str, ...], another: Callable[[], Command], execute: Callable[..., Any]
     ) -> None:
-        """`another`: a new command of the sandbox; `execute`: runs one as the interpreter's user."""
+        """`another`: a new command of the sandbox; `execute`: runs one as the same user."""
         self._talk = Talk(command)
         self._argv = argv
         self._another = another
@@ -117,7 +117,7 @@ class Interpreter(DualContext):
 
     @dual
     async def fork(self, count: int = 1) -> list[Interpreter]:
-        """Return so many interpreters that have all names of this one, each in a process of its own.
+        """Return so many interpreters with all names of this one, each in a process of its own.
 
         What was loaded and made is shared until it is changed, so a fork costs milliseconds.
         Threads of the code are not in it. All are made, or none.
@@ -133,7 +133,7 @@ class Interpreter(DualContext):
         made: list[Interpreter] = []
         try:
             for _ in range(count):
-                made.append(await self._joined(said["port"], token))  # noqa: PERF401  (those so far are ended)
+                made.append(await self._joined(said["port"], token))  # noqa: PERF401
         except BaseException:
             for one in made:
                 with suppress(Error, OSError):

@@ -81,7 +81,7 @@ class ShellResult:
 
 
 class Shell(DualContext):
-    """A shell in a sandbox: its working folder, variables, functions and jobs stay from one `run` to the next.
+    """A shell in a sandbox: its folder, variables, functions and jobs stay from `run` to `run`.
 
     One call at a time, but for `interrupt`. A `with` block ends it, with all that it started.
     """
@@ -192,7 +192,7 @@ class Shell(DualContext):
         return self._result(answer, self._note(found) if found else await self._note_end())
 
     async def _recover(self, answer: Answer) -> ShellResult:
-        """End what runs: interrupt it, then kill it; if the shell itself does not answer, kill that."""
+        """End what runs: interrupt it, then kill it; a shell that does not answer is killed."""
         for attempt in range(_ROUNDS):
             with suppress(StdinClosedError):
                 await self._talk.send(_INTERRUPT)
@@ -253,7 +253,7 @@ class Shell(DualContext):
         )
 
     def _name_next(self) -> None:
-        """Marks that an interruption left in the terminal may still come; those of long ago do not."""
+        """Marks that an interruption left may still come; those of long ago do not."""
         self._names = [*self._names[-8:], new_name()]
 
     def _note(self, mark: re.Match[bytes]) -> int:

@@ -140,7 +140,7 @@ def test_the_block_is_python_and_runs_unless_a_reason_is_given(block: Block) -> 
 
 
 def test_no_text_tells_to_install_the_name_that_belongs_to_others() -> None:
-    """In the index, `openmodal` is another project: who installed that would run a stranger's code."""
+    """In the index, `openmodal` is another project: that would run a stranger's code."""
     texts = [*PAGES, *(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md"]
     assert not [
         path for path in texts if re.search(r"pip3? install [^\n`#]*\bopenmodal\b(?!-)", path.read_text("utf-8"))

@@ -62,7 +62,7 @@ def open_streams() -> None:
     Nothing written stays in them, so it comes in the order in which it was written.
     """
     if getattr(sys.stdin, "closed", False):
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (to the end of the program)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     for name, fd in (("stdout", 1), ("stderr", 2)):
         if getattr(getattr(sys, name, None), "closed", False):
             raw = open(fd, "wb", buffering=0, closefd=False)  # noqa: SIM115
@@ -92,7 +92,7 @@ class Interpreter:
         for name in ("stdout", "stderr"):
             try:
                 getattr(sys, name).flush()
-            except (AttributeError, OSError, ValueError):  # the code closed it, or put something else there
+            except (AttributeError, OSError, ValueError):  # the code closed or replaced it
                 pass
 
     def on_hello(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -108,13 +108,13 @@ class Interpreter:
                 answer["result"] = shown(evaluate(request["code"], self.number, self.space))
             finally:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
-        except BaseException as error:  # noqa: BLE001  (SystemExit and KeyboardInterrupt, too, are the code's)
+        except BaseException as error:  # noqa: BLE001  (all of it is the code's)
             answer["error"] = described(error)
         return answer
 
     def on_fork(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Fork so many times; each child is found at a port, and shows that it was asked for by a token."""
-        if not self.frozen:  # what is here now stays shared with all children: no collection touches it
+        """Fork so many times; each child is found at a port, and knows a token."""
+        if not self.frozen:  # what is here stays shared: no collection touches it
             gc.collect()
             gc.freeze()
             self.frozen = True
@@ -156,7 +156,7 @@ class Interpreter:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    requests = open(os.dup(0), encoding="utf-8", newline="\n")  # noqa: SIM115  (to the end of the program)
+    requests = open(os.dup(0), encoding="utf-8", newline="\n")  # noqa: SIM115
     answers = open(os.dup(1), "wb")  # noqa: SIM115
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -37,7 +37,7 @@ _KEY_SIZE = 32
 _WEEK = 7 * 24 * 3600.0
 _EXECUTABLE = 0o111
 _READABLE_BY_ALL = 0o644
-"""COPY keeps modes, and an image may have another user. Here the folders above keep all others out."""
+"""COPY keeps modes, and an image may have another user. The folders above keep others out."""
 
 
 class SecretValues(msgspec.Struct, frozen=True):

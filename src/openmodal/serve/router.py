@@ -80,7 +80,7 @@ class Router:
         return router.TaskExecStartResponse()
 
     def _start_file(self, request: Any, sandbox: Sandbox) -> None:
-        """Begin a call of the file helper, once. Those that nobody asked about for long are forgotten."""
+        """Begin a call of the file helper, once; forget those that nobody asked about for long."""
         while self._files and (oldest := next(iter(self._files))) and self._files[oldest].rested > _FORGET:
             self._files.pop(oldest).close()
         if not self._file(request):

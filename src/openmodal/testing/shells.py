@@ -29,7 +29,7 @@ class TestShell:
         assert first.omitted == 0
 
     def test_it_takes_any_text(self, shell: Shell) -> None:
-        """Control characters do nothing to the terminal, and a quote of one command ends with it."""
+        """Control characters do nothing to the terminal; a quote of one command ends with it."""
         text = "".join(map(chr, range(1, 256))).replace("'", "") + "é\n\\0101%s"
         assert shell.run(f"cd /tmp; printf %s '{text}' | od -An -v -tx1").output.split() == [
             f"{byte:02x}" for byte in text.encode()
