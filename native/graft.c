@@ -129,9 +129,9 @@ static void parted(struct box *box) {
     if (graft == NULL)
         return;
     char *folder = folder_of(box, graft->number);
+    forget(graft); /* first: who removes the folder would hold the lock, too */
     layers_put_aside(box, folder);
     free(folder);
-    forget(graft);
 }
 
 void grafts_forget(struct box *box) {

@@ -161,7 +161,7 @@ def whole(argument: str, value: object, least: int, most: int) -> int:
     return value
 
 
-def ports(arguments: Mapping[str, Iterable[object]]) -> tuple[int, ...]:
+def ports(**arguments: Iterable[object]) -> tuple[int, ...]:
     """Ports of several arguments, each once."""
     found: dict[int, None] = {}
     for argument, values in arguments.items():

@@ -19,7 +19,7 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
 
 
 class Debian(Step, frozen=True, tag="debian"):
-    """A small Debian with Python and pip; `python` is a version such as "3.11", or "" for the default."""
+    """A small Debian with Python and pip; `python` is a version such as "3.11", "" for the default."""
 
     python: str = ""
 
@@ -57,8 +57,7 @@ class Dockerfile(Step, frozen=True, tag="dockerfile"):
 
 
 class Run(Step, frozen=True, tag="run"):
-    """A command run in the image, as root unless `user` says otherwise; what it changes becomes a
-    layer.
+    """A command run in the image, as root unless `user` says otherwise: its changes are a layer.
 
     `caches` are folders that are kept between builds and are not part of the layer.
     """
@@ -71,8 +70,7 @@ class Run(Step, frozen=True, tag="run"):
 
 
 class Copy(Step, frozen=True, tag="copy"):
-    """A local file or folder put into the image; its content is part of the step's key, its path is
-    not.
+    """A local file or folder put into the image. Its content is in the step's key, its path is not.
 
     `ignore` are .dockerignore patterns, relative to the folder that `source` is `below` in; "":
     `source` itself. `owner` is "uid:gid". `content` is as in `Dockerfile`. `keep`: files and
@@ -112,7 +110,7 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class Root(msgspec.Struct, frozen=True):
-    """An image that is ready to run, `Layered` or `Referenced`: its key, and what commands run with."""
+    """An image ready to run, `Layered` or `Referenced`: its key, and what commands run with."""
 
     key: str
     env: tuple[tuple[str, str], ...] = ()
@@ -125,7 +123,7 @@ class Root(msgspec.Struct, frozen=True):
 
 
 class Layered(Root, frozen=True):
-    """An image of our own store, which knows the folders: the keys of its layers, topmost first; none: nothing yet."""
+    """An image of our own store: the keys of its layers, topmost first; none: nothing yet."""
 
     layers: tuple[str, ...] = ()
 
@@ -140,8 +138,7 @@ T = TypeVar("T")
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """News of a build: a step begins, prints, or ends, or waits for another build that is making
-    it.
+    """News of a build: a step begins, prints, ends, or waits for another build that makes it.
 
     `event` is "start", "output", "waiting", "done" or "cached"; `step` counts from 1; `text` is the
     step's title, or what it printed.
@@ -160,10 +157,9 @@ Report = Callable[[Progress], None]
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """Limits. `cpu` in cores, `memory` and `disk` in MiB, `pids` in processes and threads; None:
-    the engine's default.
+    """Limits; None: the engine's default. And how many GPUs it has; `gpu_type` "": of any type.
 
-    And how many GPUs it has; `gpu_type` "": of any type.
+    `cpu` is in cores, `memory` and `disk` in MiB, `pids` in processes and threads.
     """
 
     cpu: float | None = None
@@ -175,8 +171,7 @@ class Resources(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """`block`: loopback only. Otherwise outbound internet, without this machine, private networks
-    and other sandboxes.
+    """`block`: loopback only. Else the internet, but no private network, machine or sandbox here.
 
     With one of the lists: only what is on them, in canonical form. An empty list allows nothing,
     None is no list.
@@ -330,7 +325,7 @@ class CommandStatus(msgspec.Struct, frozen=True):
 
 
 class EndRecord(msgspec.Struct, frozen=True):
-    """How a sandbox ended. `written`: how many bytes its main command wrote to stdout and stderr, as far as that is known."""
+    """How a sandbox ended. `written`: the bytes, if known, of its main command's two streams."""
 
     reason: str
     returncode: int

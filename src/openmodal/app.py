@@ -30,7 +30,7 @@ class App:
 
     @classmethod
     def lookup(cls, name: str, *, create_if_missing: bool = True) -> App:
-        """The app of that name. Apps need no registration: this is App(name), for programs written for Modal."""
+        """The app of that name: App(name), as programs for Modal write it. Apps are not registered."""
         return cls(name)
 
     def local_entrypoint(self, name: str | None = None) -> Callable[[F], F]:
@@ -53,7 +53,7 @@ class App:
         return Run(self, detach=detach, engine=engine)
 
     def __getstate__(self) -> dict[str, object]:
-        """In another process it is a name and a run; functions belong to the program that was started."""
+        """In another process it is a name and a run; functions belong to the started program."""
         return {**self.__dict__, "entrypoints": {}}
 
     def __repr__(self) -> str:

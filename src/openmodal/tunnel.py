@@ -7,7 +7,6 @@ where the agent's socket is on this machine, else a Python that asks as any of t
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pickle
 import signal
@@ -19,9 +18,8 @@ from typing import Any
 
 from openmodal._dual import Blocking, DualContext
 from openmodal.engines import Door, forwarding
-from openmodal.errors import InvalidError, UnsupportedError
-
-LOCAL = "127.0.0.1"
+from openmodal.engines.forwarding import LOCAL, listen
+from openmodal.errors import UnsupportedError
 
 _WAITING = 128  # connections that nobody has accepted yet
 _CARRIER = """
@@ -99,28 +97,6 @@ class _Child:
                 os.waitpid(self._pid, 0)
         finally:
             os.close(handle)
-
-
-def listen(port: int = 0) -> socket.socket:
-    """A listener on this machine's loopback address.
-
-    Raises:
-        InvalidError: another process has that port.
-    """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((LOCAL, port))
-        listener.listen(_WAITING)
-    except OSError as error:
-        listener.close()
-        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-            raise
-        raise InvalidError(
-            f"port {port} of {LOCAL} cannot be had ({error.strerror}); choose another, or leave it out for any"
-        ) from None
-    return listener
 
 
 def open_near(door: Door, listener: socket.socket, port: int) -> Forward:

@@ -115,7 +115,7 @@ def test_the_program_sees_the_engine_that_was_chosen(openmodal: CommandLine) -> 
         (["sandbox", "ls"], 2, "no command 'ls', but `openmodal sandbox list`"),
         (["sandbox", "terminate", "x"], 2, "but `openmodal sandbox stop`"),
         (["sandbox", "lst"], 2, "but `openmodal sandbox list`"),
-        (["image", "rm"], 2, "but `openmodal image prune`"),
+        (["image", "rm"], 2, "but `openmodal image delete`"),
         (["pool", "rm"], 2, "but `openmodal pool delete`"),
         (["sandbox", "frobnicate"], 2, "No such command 'frobnicate'"),
         (["--local", "sandbox", "exec", "no-such-1", "ls"], 1, "no sandbox 'no-such-1'"),

@@ -278,10 +278,10 @@ def test_bench_measures_each_step(openmodal: CommandLine) -> None:
 
 
 def test_what_a_sandbox_uses_and_changed_is_shown_and_it_is_paused(openmodal: CommandLine, sandbox: str) -> None:
-    openmodal("--local", "sandbox", "exec", sandbox, "sh", "-c", "echo x > /new; rm /etc/group")
-    assert openmodal("--local", "sandbox", "diff", sandbox) == "D /etc/group\nA /new\n"
+    openmodal("--local", "sandbox", "exec", sandbox, "sh", "-c", "echo x > /new; rm /bin/stty")
+    assert openmodal("--local", "sandbox", "diff", sandbox) == "D /bin/stty\nA /new\n"
     assert {change["path"] for change in json.loads(openmodal("--local", "sandbox", "diff", "--json", sandbox))} == {
-        "/etc/group",
+        "/bin/stty",
         "/new",
     }
     rows = dict(line.split("\t") for line in openmodal("--local", "sandbox", "usage", sandbox).splitlines())

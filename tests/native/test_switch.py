@@ -163,7 +163,9 @@ def interrupted(stack: Stack, after: float) -> str:
         new = set(_children(stack.box.pid)) - children
     time.sleep(after)
     for pid in new & set(_children(stack.box.pid)):
-        os.kill(pid, signal.SIGKILL)
+        # It may just have ended by itself.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     asking.join()
     return " ".join(answers[0].split()[:2])
 

@@ -356,7 +356,8 @@ def test_a_sandbox_without_a_filter_is_said_to_lack_it() -> None:
 def test_the_rights_are_no_more_than_the_engine_uses() -> None:
     role = next(item for item in setup.manifests(SETTINGS) if item["kind"] == "Role")
     resources = {resource for rule in role["rules"] for resource in rule["resources"]}
-    assert resources == {"pods", "pods/exec", "pods/log", "configmaps", "leases", "replicasets", "networkpolicies"}
+    used = {"pods", "pods/exec", "pods/log", "configmaps", "leases", "replicasets", "networkpolicies"}
+    assert resources == {*used, "persistentvolumeclaims"}
     assert not any("*" in rule["verbs"] for rule in role["rules"])
 
 

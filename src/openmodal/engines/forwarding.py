@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+from collections.abc import Iterable, Iterator
 
 from openmodal import _binary, _config
 from openmodal.engines.contract import Door
+from openmodal.errors import InvalidError
+
+LOCAL = "127.0.0.1"
+
+_WAITING = 128  # connections that nobody has accepted yet
+
+
+def listen(port: int = 0) -> socket.socket:
+    """A listener on this machine's loopback address.
+
+    Raises:
+        InvalidError: another process has that port.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((LOCAL, port))
+        listener.listen(_WAITING)
+    except OSError as error:
+        listener.close()
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        raise InvalidError(
+            f"port {port} of {LOCAL} cannot be had ({error.strerror}); choose another, or leave it out for any"
+        ) from None
+    return listener
+
+
+@contextlib.contextmanager
+def listening(ports: Iterable[int]) -> Iterator[dict[int, socket.socket]]:
+    """A listener for each port of a sandbox, which this process has until the block's end."""
+    with contextlib.ExitStack() as stack:
+        yield {port: stack.enter_context(listen()) for port in ports}
 
 
 def start(door: Door, listener: socket.socket, port: int) -> int:

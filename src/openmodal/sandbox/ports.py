@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 from openmodal import _args, connection, tunnel
 from openmodal._dual import Blocking, dual
 from openmodal.connection import Connection
+from openmodal.engines import forwarding
 from openmodal.sandbox.handle import Handle, ended
 from openmodal.tunnel import Forward, Tunnel
 
@@ -56,15 +56,14 @@ class Ports(Handle):
         """Open those that last as long as the sandbox, or leave no sandbox."""
         if not ports:
             return
-        with ExitStack() as stack:
-            try:
-                listeners = {port: stack.enter_context(tunnel.listen()) for port in ports}
+        try:
+            with forwarding.listening(ports) as listeners:
                 await self._engine.forward(self._id, listeners)
-            except ConnectionError:
-                pass  # it has ended already; the next call tells why
-            except BaseException:
-                await self._engine.stop(self._id)
-                raise
+        except ConnectionError:
+            pass  # it has ended already; the next call tells why
+        except BaseException:
+            await self._engine.stop(self._id)
+            raise
 
     @dual
     async def forward(self, port: int, *, local_port: int = 0) -> Forward:

@@ -181,12 +181,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
             allow_degraded=_args.controls(_config.allow_degraded() if allow_degraded is None else allow_degraded),
             mounts=mounts(volumes, chosen),
             ports=_args.ports(
-                {
-                    "ports": ports,
-                    "encrypted_ports": encrypted_ports,
-                    "unencrypted_ports": unencrypted_ports,
-                    "h2_ports": h2_ports,
-                }
+                ports=ports, encrypted_ports=encrypted_ports, unencrypted_ports=unencrypted_ports, h2_ports=h2_ports
             ),
             readiness=_checked_probe(readiness_probe),
         )

@@ -335,7 +335,7 @@ def _ports(definition: Any) -> tuple[int, ...]:
         raise UnsupportedError(
             f"encrypted_ports={encrypted} are not supported, for tunnels end on the machine of the sandbox; use unencrypted_ports="
         )
-    return _args.ports({"unencrypted_ports": [each.port for each in asked]})
+    return _args.ports(unencrypted_ports=[each.port for each in asked])
 
 
 def _readiness(definition: Any) -> Readiness | None:

@@ -78,7 +78,7 @@ class _First(asyncio.Protocol):
         self._transport = transport
         self._patience = asyncio.get_running_loop().call_later(_FIRST_BYTE, transport.abort)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._patience.cancel()
 
     def data_received(self, data: bytes) -> None:

@@ -85,7 +85,7 @@ class Async:
     def __call__(self, thing: T) -> T:
         if isinstance(thing, list):
             return cast("T", [self(item) for item in thing])
-        if isinstance(thing, _SHOWN) or thing in (Sandbox, Volume):
+        if isinstance(thing, _SHOWN) or thing is Sandbox or thing is Volume:
             return cast("T", _Shown(self, thing))
         return thing
 

@@ -201,7 +201,7 @@ class _Breaking:
 
 @pytest.fixture(scope="session")
 def outbound() -> tuple[str, int]:
-    """A host name and port of the internet: where this machine's package manager is told to get packages."""
+    """A host name and port of the internet: where this machine gets its packages."""
     for host, port in _package_servers():
         try:
             socket.create_connection((host, port), 5).close()
@@ -219,7 +219,7 @@ def _package_servers() -> Iterator[tuple[str, int]]:
 
 
 def eventually(condition: Callable[[], object], *, seconds: float = 100.0) -> None:
-    """Wait until something becomes true. The bound is wide: it is there for machines that are busy, not for speed."""
+    """Wait until something becomes true. The bound is wide, for machines that are busy."""
     begin = time.monotonic()
     while not condition():
         waited = time.monotonic() - begin

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class TestInterrupted:
-    """Who is interrupted while he runs or starts a command has no handle to it: nothing of it lives on."""
+    """Who is interrupted in running a command has no handle to it: nothing of it lives on."""
 
     COMMAND = ("sh", "-c", f"{DAEMONS} while :; do sleep 54321; done")
 

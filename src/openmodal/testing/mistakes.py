@@ -13,6 +13,7 @@ from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.secret import Secret
 from openmodal.testing.fixtures import PROMISES, Create, SandboxClass
+from openmodal.volume import HostDirectory, Volume
 
 CREATE: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "timeout zero": ((), {"timeout": 0}, "timeout"),
@@ -134,9 +135,12 @@ EXEC: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "arguments too large": (("echo", *["x" * 131_071] * 16), {}, "stdin"),
 }
 
+_MISSING = Volume.from_name("contract-missing")
+
 ASKING: dict[str, tuple[dict[str, Any], str]] = {
     "gpus": ({"gpu": 1}, "gpu="),
     "gvisor": ({"runtime": "gvisor"}, "runtime='gvisor'"),
+    "host_folders": ({"volumes": {"/here": HostDirectory("/srv")}}, "folders of this machine"),
     "ids": ({"id": "chosen"}, "id="),
     "idle_timeout": ({"idle_timeout": 60}, "idle_timeout="),
     "lease": ({"lease": 60}, "lease="),
@@ -145,6 +149,8 @@ ASKING: dict[str, tuple[dict[str, Any], str]] = {
     "ports": ({"ports": [80]}, "ports="),
     "network_lists": ({"outbound_cidr_allowlist": ["203.0.113.0/24"], "block_network": False}, "allow lists"),
     "owner": ({"owner": "process"}, "lease="),
+    "volume_sub_paths": ({"volumes": {"/part": _MISSING.with_mount_options(sub_path="a")}}, "sub_path="),
+    "volumes": ({"volumes": {"/all": _MISSING}}, "volumes"),
 }
 """What asks for a promise, and a word of the refusal."""
 

@@ -1,5 +1,4 @@
-"""The Docker engine: the verbs, over the daemon's API. See container.py for what a sandbox is
-there.
+"""The Docker engine: the verbs, over the daemon's API; container.py tells what a sandbox is there.
 
 The daemon owns the container, the agent inside keeps its deadline, and this machine keeps a small
 folder per sandbox (book.py): its status, and the folder where the agent's socket appears. Whoever
@@ -56,10 +55,11 @@ class Docker(Stateful, volumes.Keeper):
 
     @property
     def lacks(self) -> frozenset[str]:
-        """`disk` needs what few daemons have, which also take IPv6 off loopback. Another machine's shows no /proc/meminfo of ours."""
+        """`disk` needs what few daemons have, and most take IPv6 off loopback."""
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders", "ports")))
         never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "owner", "pools")
-        return frozenset({*limits, *never, "volume_rename", "volume_sub_paths"})
+        live = ("deadline", "diff", "network_change", "pause", "usage")
+        return frozenset({*limits, *never, *live, "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images
 
@@ -106,13 +106,13 @@ class Docker(Stateful, volumes.Keeper):
 
     async def connect(self, id: str) -> Streamed:
         folder = self._book.folder(id)
-        if pid := _pid(folder):
+        if pid := links.pid(folder):
             return await links.direct(folder / "run", pid)
         return await links.dial(self._daemon, id)
 
     async def door(self, id: str) -> Door | None:
         folder = self._book.folder(id)
-        pid = _pid(folder)
+        pid = links.pid(folder)
         return Door(folder / "run", pid) if pid else None
 
     async def forward(self, id: str, listeners: Mapping[int, socket.socket]) -> None:
@@ -153,7 +153,9 @@ class Docker(Stateful, volumes.Keeper):
                 await self._start(left, asked.prepared(to, Referenced) if to else made.root, status, folder)
                 if self._book.end(id):
                     raise ConnectionResetError(f"the sandbox {id} has ended")
-                await self._open_again(id, left.ports if status.tunnels else ())
+                if status.tunnels:  # they have ended with the agent
+                    with forwarding.listening(left.ports) as listeners:
+                        await self.forward(id, listeners)
             except BaseException as error:
                 # Whoever ended it meanwhile may have seen no container, and nobody looks again.
                 if self._book.end(id):
@@ -165,16 +167,6 @@ class Docker(Stateful, volumes.Keeper):
                     raise ConnectionResetError(f"sandbox {id} was terminated while it was reset") from error
                 raise
             return generations.begin(folder)
-
-    async def _open_again(self, id: str, ports: Sequence[int]) -> None:
-        """Let other listeners lead to a sandbox: its tunnels end with the agent, and a reset makes
-        another one."""
-        from openmodal.tunnel import listen
-
-        with contextlib.ExitStack() as stack:
-            listeners = {port: stack.enter_context(listen()) for port in ports}
-            if listeners:
-                await self.forward(id, listeners)
 
     async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -354,10 +346,10 @@ class Docker(Stateful, volumes.Keeper):
             EngineError: it never began.
         """
         with self._daemon.open() as api:
-            state = self._state(api, id)
+            state = api.get(f"/containers/{id}/json")["State"]
             if state["Running"]:
                 return False
-            stderr = self._log(api, id)[2]
+            stderr = links.log(api, id)[2]
         if container.end_of(state, stderr, 0.0)[0].reason == "lost":
             raise EngineError(f"the sandbox could not be started: {container.why_not(stderr)}")
         return True
@@ -379,8 +371,8 @@ class Docker(Stateful, volumes.Keeper):
         return self._book.as_ended(id, end, status)
 
     def _runs(self, id: str, state: Mapping[str, Any]) -> bool:
-        """Whether it runs, and was not started once more by hand: that agent would know nothing of what was asked before."""
-        return bool(state["Running"]) and _pid(self._book.folder(id)) in (0, state["Pid"])
+        """Whether it runs, and was not started again by hand: that agent would know nothing."""
+        return bool(state["Running"]) and links.pid(self._book.folder(id)) in (0, state["Pid"])
 
     def _running(self) -> Sequence[Status]:
         wanted = {**container.labels(f"{container.HOME}={self._home}"), "status": ["running"]}
@@ -401,15 +393,6 @@ class Docker(Stateful, volumes.Keeper):
         except MissingError:
             return None
         return found
-
-    @staticmethod
-    def _state(api: Api, id: str) -> dict[str, Any]:
-        state: dict[str, Any] = api.get(f"/containers/{id}/json")["State"]
-        return state
-
-    @staticmethod
-    def _log(api: Api, id: str) -> dict[int, bytes]:
-        return links.pieces(api.read(f"/containers/{id}/logs", stdout=True, stderr=True))
 
     # --------------------------------------------------------------------------------------- to end
 
@@ -432,12 +415,13 @@ class Docker(Stateful, volumes.Keeper):
                 self._collect(api, id)
 
     def _collect(self, api: Api, id: str) -> EndRecord:
-        """Keep how a container ended, and what its main command said, and clear it away. Others may be doing the same."""
+        """Keep how a container ended, and what it said, and clear it away. Others may do so, too."""
         end, noted = _ends.ended("lost", 137, time.time(), "its container was removed by hand"), True
         if found := self._found(api, id):
             with contextlib.suppress(MissingError, ConflictError):  # who removes it has noted more than we can
-                log = self._log(api, id)
-                end, stderr = container.end_of(found["State"], log[2], _seconds(found["State"]["FinishedAt"]))
+                log = links.log(api, id)
+                at = datetime.fromisoformat(found["State"]["FinishedAt"]).timestamp()
+                end, stderr = container.end_of(found["State"], log[2], at)
                 noted = self._book.write_outputs(id, log[1], stderr)
         if not noted or not self._book.write_end(id, end):
             return end  # the container stays, and tells the same again
@@ -461,15 +445,3 @@ class Docker(Stateful, volumes.Keeper):
                     return
                 except ConflictError:  # somebody else is removing it
                     time.sleep(0.01)
-
-
-def _pid(folder: Path) -> int:
-    """The agent's process id, if its socket is in the folder; 0: it is out of sight, or of another machine's client."""
-    try:
-        return int((folder / "pid").read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return 0
-
-
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()

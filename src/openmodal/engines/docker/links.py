@@ -16,7 +16,7 @@ from pathlib import Path
 
 from openmodal._dual import Blocking, readable, writable
 from openmodal._link import SocketStream, Streamed, connected, peer
-from openmodal.engines.docker.daemon import ApiError, Daemon, Taken
+from openmodal.engines.docker.daemon import Api, ApiError, Daemon, Taken
 
 FOLDER = "/.openmodal"  # in the container
 AGENT = f"{FOLDER}/agent"
@@ -163,6 +163,19 @@ class TlsStream:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def log(api: Api, id: str) -> dict[int, bytes]:
+    """What its main command said."""
+    return pieces(api.read(f"/containers/{id}/logs", stdout=True, stderr=True))
+
+
+def pid(folder: Path) -> int:
+    """The agent's process id, if its socket is in the folder; 0: out of sight, or another's."""
+    try:
+        return int((folder / "pid").read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return 0
 
 
 def pieces(data: bytes) -> dict[int, bytes]:

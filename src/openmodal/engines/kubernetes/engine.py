@@ -75,6 +75,8 @@ class Kubernetes(volumes.Keeper):
         network = () if self.settings.network_policy else ("network_block", "network_isolation", "network_lists")
         never = (
             "checkpoint",
+            "deadline",
+            "diff",
             "disk",
             "fork",
             "images",
@@ -83,14 +85,17 @@ class Kubernetes(volumes.Keeper):
             "memory_left",
             "mount_image",
             "network_allowlists",
+            "network_change",
             "network_interfaces",
             "nproc",
             "owner",
+            "pause",
             "pids",
             "ports",
             "published",
             "reset",
             "snapshot",
+            "usage",
             "host_folders",
             "volume_rename",
         )
