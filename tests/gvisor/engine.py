@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from openmodal._spec import Root, SandboxSpec
+from openmodal._spec import Layered, Root, SandboxSpec, Status
+from openmodal.engines.asked import digests
 from openmodal.engines.embedded import Embedded, gvisor
+
+_NATIVE = dict(digests(SandboxSpec(app=""), Layered("")))["runtime"]
 
 
 class Gvisor(Embedded):
@@ -22,3 +25,9 @@ class Gvisor(Embedded):
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         return await super().create(replace(spec, runtime="gvisor"), root)
+
+    async def inspect(self, id: str) -> Status:
+        """Its caller, who has not said it, asks for the same again."""
+        status = await super().inspect(id)
+        asked = ((name, _NATIVE if name == "runtime" else digest) for name, digest in status.asked)
+        return replace(status, asked=tuple(asked))
