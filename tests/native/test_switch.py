@@ -87,13 +87,14 @@ def test_a_switch_freezes_what_is_there_and_shows_the_same(root_host: Host, box:
 
 
 def shape(box: Box) -> tuple[int, ...]:
-    """What must not grow: descriptors, mounts, threads, children."""
+    """What must not grow: descriptors, threads, mounts (on this machine: of the box), children."""
     deadline = time.monotonic() + 10
     while len(_children(box.pid)) > 1 and time.monotonic() < deadline:
         time.sleep(0.005)
     counts = [len(os.listdir(f"/proc/{pid}/{kind}")) for pid in (box.pid, box.init) for kind in ("fd", "task")]
-    mounts = [len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()) for pid in ("self", box.init)]
-    return (*counts, *mounts, len(_children(box.pid)))
+    here, inside = (Path(f"/proc/{pid}/mountinfo").read_text().splitlines() for pid in ("self", box.init))
+    ours = sum(str(box.dir.parent) in line for line in here)
+    return (*counts, ours, len(inside), len(_children(box.pid)))
 
 
 def test_hundreds_of_switches_leave_nothing_of_the_old(root_host: Host, box: Box, stack: Stack) -> None:
