@@ -41,7 +41,7 @@ LONG_FILES = {
 
 # Lines of comments and docstrings that were written for 140 columns. New ones are narrower, and
 # these counts only fall.
-WIDE_PROSE = {"src": 440, "tests": 280, "benchmarks": 10, "examples": 7, "native": 8}
+WIDE_PROSE = {"src": 434, "tests": 280, "benchmarks": 10, "examples": 7, "native": 8}
 
 # A comment that stood behind a line which became too long: the formatter then breaks the code, not
 # the comment.
