@@ -258,6 +258,7 @@ def test_the_numbers_are_those_of_the_protocol() -> None:
         "SETUP": 0x17,
         "DEADLINE": 0x18,
         "COMMANDS": 0x19,
+        "DIAL": 0x1A,
         "STARTED": 0x20,
         "DATA": 0x21,
         "PROGRESS": 0x22,
