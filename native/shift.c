@@ -259,13 +259,21 @@ static void shifted(struct box *box) {
 }
 
 /* The child was killed: what it has left on the root goes away, and it was done if the root is another. */
+/* setns(2) gives us the topmost mount for a root, on which nothing is mounted; so process 1's is taken,
+ * which what was left behind lies on. */
+static bool settle_as_init(const struct box *box) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/root", (int)box->init);
+    AUTO_FD int sandbox = sandbox_open(box);
+    AUTO_FD int root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return sandbox >= 0 && root >= 0 && sandbox_enter(sandbox) && fchdir(root) == 0 && chroot(".") == 0 && settle();
+}
+
 static bool mended(struct box *box) {
     pid_t child = fork();
     int status = 0;
-    if (child == 0) {
-        AUTO_FD int sandbox = sandbox_open(box);
-        _exit(sandbox >= 0 && sandbox_enter(sandbox) && settle() ? 0 : 1);
-    }
+    if (child == 0)
+        _exit(settle_as_init(box) ? 0 : 1);
     while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
         ;
     return child > 0 && status == 0 && layers_root(box) != box->shaping.root;
