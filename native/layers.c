@@ -187,7 +187,9 @@ static void empty_trash(struct box *box, const char *trash) {
     if (fork() != 0)
         return; /* what a child that could not be made leaves is removed at the end */
     begin_child();
-    if (layers_become_owner(box))
+    bool owns = layers_become_owner(box);
+    close_from(3); /* locks of layers and clients' connections are not to last as long as a huge tree does */
+    if (owns)
         trash_remove(trash, true, NULL, NULL);
     _exit(0);
 }

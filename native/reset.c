@@ -73,10 +73,8 @@ static bool begin_again(struct box *box) {
     close_all(box);
     if (!groups_remove(box->plan))
         return fail("internal", "a cgroup could not be removed: %m");
-    if (!layers_begin_anew(box))
-        return false;
-    layers_set(box, &box->shaping.list);
-    return box_run(box);
+    layers_set(box, &box->shaping.list); /* first: who removes the old files would hold the former lock, too */
+    return layers_begin_anew(box) && box_run(box);
 }
 
 void serve_reset(struct box *box, struct request *request) {
