@@ -310,9 +310,7 @@ static bool start_init(struct box *box) {
 
 /* For the end: what the sandbox leaves can be removed with its ids only. */
 static bool open_userns(struct box *box) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/ns/user", (int)box->init);
-    box->userns = open(path, O_RDONLY | O_CLOEXEC);
+    box->userns = open_namespace(box->init, "user");
     return box->userns >= 0 || fail(NULL, "cannot open the sandbox's user namespace: %m");
 }
 
@@ -339,11 +337,9 @@ static bool connect_network(struct box *box) {
 
 /* A user's init is born with it. Nobody may open it when init has locked itself in. */
 static bool open_network(struct box *box) {
-    char path[64];
     if (box->network >= 0 || box->plan->net == NET_HOST)
         return true;
-    snprintf(path, sizeof path, "/proc/%d/ns/net", (int)box->init);
-    box->network = open(path, O_RDONLY | O_CLOEXEC);
+    box->network = open_namespace(box->init, "net");
     return box->network >= 0 || fail(NULL, "cannot open the sandbox's network namespace: %m");
 }
 

@@ -118,14 +118,8 @@ static bool try(struct attempt attempt, pid_t init, struct helper *helper, uint6
     return false;
 }
 
-static int open_netns(pid_t init) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/ns/net", (int)init);
-    return open(path, O_RDONLY | O_CLOEXEC);
-}
-
 bool helper_start(const struct plan *plan, pid_t init, int userns, struct helper *helper) {
-    AUTO_FD int netns = open_netns(init);
+    AUTO_FD int netns = open_namespace(init, "net");
     char number[16], *told = must_copy(""), **argv = must_alloc((plan->net_exec.count + 1) * sizeof *argv);
     uint64_t end = now_ms() + WAIT_MS;
     bool started = false;

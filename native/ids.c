@@ -151,12 +151,6 @@ static int wait_for_death(void *parent) {
     return 0;
 }
 
-static int open_namespace(pid_t pid, const char *name) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/ns/%s", (int)pid, name);
-    return open(path, O_RDONLY | O_CLOEXEC);
-}
-
 /* What the kernel counts per user (inotify, queued signals …) it also counts for whoever made the namespace. Made by the
  * machine's root, one sandbox could use up what root and all others have; so the sandbox's own root makes it. */
 static pid_t clone_as(uint32_t maker, int flags) {

@@ -87,9 +87,7 @@ void serve_resume(struct box *box, struct request *request) {
 /* ------------------------------------------------------------------------- network */
 
 static int open_network(const struct box *box) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/ns/net", (int)box->init);
-    int network = open(path, O_RDONLY | O_CLOEXEC);
+    int network = open_namespace(box->init, "net");
     if (network < 0)
         fail(NULL, "cannot open the sandbox's network: %m");
     return network;

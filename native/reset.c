@@ -64,9 +64,7 @@ static void close_all(struct box *box) {
 }
 
 static bool begin_again(struct box *box) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/ns/net", (int)box->init);
-    int held = box->netlink >= 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    int held = box->netlink >= 0 ? open_namespace(box->init, "net") : -1;
     control_end_work(box, false); /* who looks at its files holds its disk, which must not be mounted twice */
     stop_all(box);
     drop_network(box, held);

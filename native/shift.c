@@ -217,9 +217,7 @@ static struct strings stack_up(char *newest, const struct strings *own, const st
 }
 
 int sandbox_open(const struct box *box) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/%d/ns/mnt", (int)box->init);
-    int mounts = open(path, O_RDONLY | O_CLOEXEC);
+    int mounts = open_namespace(box->init, "mnt");
     if (mounts < 0)
         fail(NULL, "cannot open the sandbox's mounts: %m");
     return mounts;

@@ -231,3 +231,9 @@ int open_nameless(const char *folder) {
     errno = why;
     return fd;
 }
+
+int open_namespace(pid_t process, const char *kind) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/ns/%s", (int)process, kind);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}

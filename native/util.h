@@ -12,6 +12,7 @@
 #endif
 
 /* A descriptor that closes itself at the end of its block. */
+int open_namespace(pid_t process, const char *kind); /* "net", "mnt", "user": -1 with errno */
 int open_nameless(const char *folder); /* a file of ours without a name, to be read and written; -1 with errno */
 #define AUTO_FD __attribute__((cleanup(close_fd)))
 void close_fd(int *fd);

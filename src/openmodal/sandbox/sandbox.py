@@ -19,11 +19,7 @@ from openmodal.build.progress import terminal_report
 from openmodal.engines import Created, Engine, choose, require
 from openmodal.engines.asked import differences
 from openmodal.engines.contract import IdTakenError, check
-from openmodal.errors import (
-    AlreadyExistsError,
-    InvalidError,
-    NotFoundError,
-)
+from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
 from openmodal.image import Image, main_command, ready
 from openmodal.probe import Probe
 from openmodal.process import StreamReader, StreamWriter
@@ -190,12 +186,16 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
         with terminal_report() as report:
             root = await ready(image, chosen, report)
         await make_missing(spec.mounts, chosen)
-        spec = _over_image(spec, root, main_command(image))
+        return await cls._started(over_image(spec, root, main_command(image)), root, chosen)
+
+    @classmethod
+    async def _started(cls, spec: SandboxSpec, root: Root, engine: Engine) -> Sandbox:
+        """Start a sandbox, or find the one that an earlier call with the same id has started."""
         try:
-            made = await chosen.create(spec, root)
+            made = await engine.create(spec, root)
         except IdTakenError as taken:
-            return await cls._made_before(spec, root, chosen, taken)
-        sandbox = cls(made.id, chosen, made.first) if isinstance(made, Created) else cls(made, chosen)
+            return await cls._made_before(spec, root, engine, taken)
+        sandbox = cls(made.id, engine, made.first) if isinstance(made, Created) else cls(made, engine)
         await sandbox._open_tunnels(spec.ports)
         return sandbox
 
@@ -435,7 +435,7 @@ def _checked_image(image: Image | None) -> Image:
     return image
 
 
-def _over_image(spec: SandboxSpec, root: Root, command: tuple[str, ...] | None) -> SandboxSpec:
+def over_image(spec: SandboxSpec, root: Root, command: tuple[str, ...] | None) -> SandboxSpec:
     """The spec, with what the image says where the caller said nothing."""
     from msgspec.structs import replace
 

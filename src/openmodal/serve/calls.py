@@ -19,12 +19,10 @@ from grpclib.server import Stream
 
 from openmodal.errors import (
     AlreadyExistsError,
-    EngineError,
     Error,
     InvalidError,
     NotFoundError,
     SandboxNotRunningError,
-    StdinClosedError,
     UnsupportedError,
 )
 
@@ -39,8 +37,6 @@ _STATUSES: tuple[tuple[type[BaseException], Status], ...] = (
     (SandboxNotRunningError, Status.NOT_FOUND),
     (AlreadyExistsError, Status.ALREADY_EXISTS),
     (UnsupportedError, Status.UNIMPLEMENTED),
-    (StdinClosedError, Status.FAILED_PRECONDITION),
-    (EngineError, Status.FAILED_PRECONDITION),
     (Error, Status.FAILED_PRECONDITION),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -70,6 +70,16 @@ class Door:
     def starting(self) -> asyncio.Semaphore:
         """Held by who creates a sandbox."""
         return asyncio.Semaphore(self.limits.starts)
+
+    def variables(self, secret_ids: Iterable[str], sources: Iterable[Any]) -> dict[str, str]:
+        """The variables of secrets and, over them, of sources, of which a later one beats the others."""
+        found: dict[str, str] = {}
+        for id in secret_ids:
+            found |= self.kept.secret(id).variables
+        for source in sources:
+            is_kept = source.WhichOneof("source") == "secret_id"
+            found |= self.kept.secret(source.secret_id).variables if is_kept else dict(source.env.contents)
+        return found
 
     def router(self, client: str) -> str:
         """Where a client of that version sends commands; up to 1.4, it wants TLS on loopback."""

@@ -97,12 +97,7 @@ class Router:
 
     def _spec(self, request: Any) -> ExecSpec:
         pty = request.pty_info
-        env: dict[str, str] = {}
-        for id in request.secret_ids:
-            env |= self._door.kept.secret(id).variables
-        for source in request.secret_sources:
-            named = source.WhichOneof("source") == "secret_id"
-            env |= self._door.kept.secret(source.secret_id).variables if named else dict(source.env.contents)
+        env = self._door.variables(request.secret_ids, request.secret_sources)
         if pty.enabled:
             env |= {"TERM": pty.env_term or "xterm-256color"}
         env |= dict(request.env)

@@ -17,9 +17,8 @@ from openmodal import _args, _wire
 from openmodal._command import Command
 from openmodal._spec import Network, Readiness, Resources, Root, SandboxSpec, Status
 from openmodal._wire import Want
-from openmodal.engines import Created, Engine
 from openmodal.engines.asked import DEFAULT_MEMORY
-from openmodal.engines.contract import IdTakenError, check
+from openmodal.engines.contract import check
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
@@ -29,6 +28,7 @@ from openmodal.errors import (
 )
 from openmodal.probe import Probe
 from openmodal.sandbox import Sandbox
+from openmodal.sandbox.sandbox import over_image
 from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door, result
@@ -75,7 +75,7 @@ class Sandboxes:
         await door.run(check(door.engine, spec))
         async with door.starting, self._counted(spec.id):
             root = await door.images.root(definition.image_id, tuple(definition.mount_ids))
-            made = await door.finish(_made(_with(spec, root), root, door.engine))
+            made = await door.finish(Sandbox._started(_with(spec, root), root, door.engine))
         return ids.sandbox_on_wire(door.remember(made).id)
 
     @asynccontextmanager
@@ -125,20 +125,10 @@ class Sandboxes:
 
     def _environment(self, request: Any) -> _args.Pairs:
         """The variables of secrets, in order, and of `env=`, which beat them."""
-        found: dict[str, str] = {}
-        for id in request.definition.secret_ids:
-            found |= self._door.kept.secret(id).variables
-        for source in getattr(request, "secret_sources", ()):
-            found |= self.variables(source)
+        found = self._door.variables(request.definition.secret_ids, getattr(request, "secret_sources", ()))
         if hasattr(request, "ephemeral_secrets"):
             found |= dict(request.ephemeral_secrets.contents)
         return _args.variables("env", found | dict(request.definition.environment_variables.contents))
-
-    def variables(self, source: Any) -> dict[str, str]:
-        """What one source of variables gives."""
-        if source.WhichOneof("source") == "secret_id":
-            return self._door.kept.secret(source.secret_id).variables
-        return dict(source.env.contents)
 
     # ----------------------------------------------------------------------------------------- find
 
@@ -304,17 +294,6 @@ class Sandboxes:
         return api.SandboxStdinWriteResponse()
 
 
-async def _made(spec: SandboxSpec, root: Root, engine: Engine) -> Sandbox:
-    """Create a sandbox; one that the same request has made before is the same."""
-    try:
-        made = await engine.create(spec, root)
-    except IdTakenError as taken:
-        return await Sandbox._made_before(spec, root, engine, taken)
-    sandbox = Sandbox(made.id, engine, made.first) if isinstance(made, Created) else Sandbox(made, engine)
-    await sandbox._open_tunnels(spec.ports)
-    return sandbox
-
-
 async def ready_at_last(sandbox: Sandbox, timeout: float) -> float:
     """Wait until a sandbox's probe succeeds, and return the time.
 
@@ -365,17 +344,9 @@ def _with(spec: SandboxSpec, root: Root) -> SandboxSpec:
     """The spec over an image, whose command runs without arguments, unless it only sleeps."""
     from msgspec.structs import replace
 
-    command = spec.argv or root.cmd
-    argv = () if command == KEEPS_RUNNING else (*root.entrypoint, *command)
-    return replace(
-        spec, argv=argv, env=tuple({**dict(root.env), **dict(spec.env)}.items()), workdir=_workdir(spec, root)
-    )
-
-
-def _workdir(spec: SandboxSpec, root: Root) -> str:
-    import posixpath
-
-    return posixpath.join(root.workdir or "/", spec.workdir) if spec.workdir else root.workdir
+    if (spec.argv or root.cmd) == KEEPS_RUNNING:
+        return over_image(replace(spec, argv=()), root, None)
+    return over_image(spec, root, root.cmd)
 
 
 def _resources(asked: Any, most_memory: int) -> Resources:
