@@ -104,13 +104,15 @@ class Sandboxes:
         timeout = float(definition.timeout_secs or _DEFAULT_TIMEOUT)
         if timeout > limits.lifetime:
             raise InvalidError(f"timeout={timeout:.0f} is more than the {limits.lifetime:.0f} s that this door allows")
+        hidden, shown = self._secrets(request), dict(definition.environment_variables.contents)
         return SandboxSpec(
             id=_args.sandbox_id(id),
             app=app,
             argv=tuple(definition.entrypoint_args),
             name=_args.name("name", definition.name) if definition.name else "",
             tags=_args.tags({tag.tag_name: tag.tag_value for tag in request.tags}),
-            env=self._environment(request),
+            env=_args.variables("env", hidden | shown),
+            secrets=tuple(sorted(hidden.keys() - shown.keys())),
             timeout=_args.seconds("timeout", timeout),
             idle_timeout=float(definition.idle_timeout_secs) if definition.idle_timeout_secs else None,
             workdir=_args.path("workdir", definition.workdir) if definition.workdir else "",
@@ -123,12 +125,12 @@ class Sandboxes:
             readiness=_readiness(definition),
         )
 
-    def _environment(self, request: Any) -> _args.Pairs:
-        """The variables of secrets, in order, and of `env=`, which beat them."""
+    def _secrets(self, request: Any) -> dict[str, str]:
+        """The variables of secrets, in order. Clients send `env=` as one of them."""
         found = self._door.variables(request.definition.secret_ids, getattr(request, "secret_sources", ()))
         if hasattr(request, "ephemeral_secrets"):
             found |= dict(request.ephemeral_secrets.contents)
-        return _args.variables("env", found | dict(request.definition.environment_variables.contents))
+        return found
 
     # ----------------------------------------------------------------------------------------- find
 
