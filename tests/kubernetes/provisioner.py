@@ -8,10 +8,12 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from openmodal.engines.kubernetes.api import Api
+from openmodal.errors import EngineError
 from tests.kubernetes.cluster import api
 
 PAUSE = 0.2
@@ -20,43 +22,51 @@ PAUSE = 0.2
 @contextmanager
 def provisioner(folder: Path) -> Iterator[None]:
     """Serve the claims of this run's namespace, with volumes in that folder."""
-    if api().get("/apis/storage.k8s.io/v1/storageclasses")["items"]:
+    # Tests change KUBECONFIG while the thread runs, so the cluster is looked up once.
+    cluster = api()
+    if cluster.get("/apis/storage.k8s.io/v1/storageclasses")["items"]:
         yield
         return
     folder.mkdir(mode=0o700, exist_ok=True)
     stop = threading.Event()
-    thread = threading.Thread(target=_serve, args=(folder, stop), name="provisioner")
+    thread = threading.Thread(target=_serve, args=(cluster, folder, stop), name="provisioner")
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-        for name in _volumes():
-            _remove(folder, name)
+        for name in _volumes(cluster):
+            _remove(cluster, folder, name)
         shutil.rmtree(folder)
 
 
-def _serve(folder: Path, stop: threading.Event) -> None:
+def _serve(cluster: Api, folder: Path, stop: threading.Event) -> None:
     while not stop.wait(PAUSE):
-        cluster, made = api(), _volumes()
-        claims = cluster.get(cluster.path("persistentvolumeclaims"))["items"]
-        wanted = {_name(claim): claim for claim in claims}
-        for name in wanted.keys() - made.keys():
-            (folder / name).mkdir()
-            cluster.create("/api/v1/persistentvolumes", _volume(folder / name, wanted[name]))
-        for name in made.keys() - wanted.keys():
-            _remove(folder, name)
+        # A look that fails is followed by the next one: claims wait, and tests after this one need them.
+        with suppress(EngineError, OSError):
+            _look(cluster, folder)
 
 
-def _volumes() -> dict[str, Any]:
-    items = api().get("/api/v1/persistentvolumes")["items"]
-    own = api().namespace
+def _look(cluster: Api, folder: Path) -> None:
+    made = _volumes(cluster)
+    claims = cluster.get(cluster.path("persistentvolumeclaims"))["items"]
+    wanted = {_name(claim): claim for claim in claims}
+    for name in wanted.keys() - made.keys():
+        (folder / name).mkdir(exist_ok=True)
+        cluster.create("/api/v1/persistentvolumes", _volume(folder / name, wanted[name]))
+    for name in made.keys() - wanted.keys():
+        _remove(cluster, folder, name)
+
+
+def _volumes(cluster: Api) -> dict[str, Any]:
+    items = cluster.get("/api/v1/persistentvolumes")["items"]
+    own = cluster.namespace
     return {item["metadata"]["name"]: item for item in items if item["spec"]["claimRef"]["namespace"] == own}
 
 
-def _remove(folder: Path, name: str) -> None:
-    api().delete(f"/api/v1/persistentvolumes/{name}")
+def _remove(cluster: Api, folder: Path, name: str) -> None:
+    cluster.delete(f"/api/v1/persistentvolumes/{name}")
     shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -231,7 +231,7 @@ def test_a_node_that_cannot_be_reached_is_told_of(lost: Sandbox, monkeypatch: py
 def test_what_the_cluster_gives_up_with_its_node_has_ended(lost: Sandbox) -> None:
     """It marks the pod as deleted; no kubelet is there to say that it is gone."""
     api().delete(api().pods(name_of(lost.id)))
-    with pytest.raises(SandboxNotRunningError, match="terminated"):
+    with pytest.raises(SandboxNotRunningError, match="its pod was deleted by somebody else"):
         lost.exec("true")
     assert lost.poll() == 137
 
