@@ -15,7 +15,7 @@ from openmodal.build.local import SETTLED
 
 # Large writes: what is measured is the way of the output, not the program that makes it.
 MEGABYTE = ("dd", "if=/dev/zero", "bs=1000000", "count=1", "status=none")
-APPLETS = ("sh", "true", "cat", "dd", "head", "sleep", "echo")
+APPLETS = ("sh", "true", "cat", "dd", "head", "sleep", "echo", "nc")
 
 
 @contextmanager
