@@ -1,4 +1,5 @@
-"""The Docker engine keeps the contract in the asyncio face: names, runs, ends; see test_contract.py."""
+"""The Docker engine keeps the contract in the asyncio face: names, runs, ends, and
+what changes while one runs; see test_contract.py."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from openmodal.testing import Face, TestApp, TestNames, TestTermination
+from openmodal.testing import Face, TestApp, TestDeadline, TestNames, TestPause, TestTermination, TestUsage
 from openmodal.testing.faces import open_face
 
-__all__ = ["TestApp", "TestNames", "TestTermination"]
+__all__ = ["TestApp", "TestDeadline", "TestNames", "TestPause", "TestTermination", "TestUsage"]
 
 
 @pytest.fixture

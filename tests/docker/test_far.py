@@ -129,6 +129,19 @@ def test_info_tells_what_holds_it(other: Docker, root: Image, monkeypatch: pytes
         assert sandbox.info().network == "outbound"
 
 
+def test_it_is_paused_and_tells_what_it_has_used(other: Docker, root: Image) -> None:
+    with Sandbox.create(image=root, engine=other, timeout=3) as sandbox:
+        sandbox.set_timeout(600)
+        sandbox.exec("sh", "-c", "head -c 5000000 /dev/urandom > /tmp/file; sync")
+        sandbox.pause()
+        assert sandbox.status().paused
+        usage = sandbox.usage()
+        assert (usage.cpu or 0) > 0 and (usage.processes or 0) >= 1
+        assert (usage.written or 0) > 4_000_000
+        assert sandbox.exec("wc", "-c", "/tmp/file").stdout.read().split()[0] == "5000000"
+        assert not sandbox.status().paused
+
+
 def test_a_failing_step_is_told(other: Docker, root: Image) -> None:
     from openmodal.errors import ImageBuildError
 

@@ -64,6 +64,24 @@ def test_docker_stop_ends_it_as_terminated(create: Create, daemon: Daemon) -> No
     assert status.ended.reason == "terminated"
 
 
+def test_the_last_words_of_a_main_command_are_kept_when_it_is_terminated(create: Create) -> None:
+    """As on the embedded engine: they tell why it hung."""
+    sandbox = create("sh", "-c", "echo last words; echo err >&2; touch /tmp/said; sleep 54321")
+    eventually(lambda: sandbox.filesystem.exists("/tmp/said"))
+    sandbox.pause()
+    sandbox.terminate()
+    assert (sandbox.stdout.read(), sandbox.stderr.read(), sandbox.poll()) == ("last words\n", "err\n", 137)
+
+
+def test_a_snapshot_waits_for_a_reset(create: Create, face: Face) -> None:
+    sandbox = create(block_network=True)
+    sandbox.exec("touch", "/srv/before")
+    resetting = face.start(sandbox.reset)
+    images = [sandbox.snapshot_filesystem() for _ in range(2)]
+    resetting.result(60)
+    assert not create(image=images[-1], block_network=True).filesystem.exists("/srv/before")
+
+
 def test_a_container_that_is_started_again_by_hand_serves_nobody(create: Create, daemon: Daemon) -> None:
     sandbox = create()
     with daemon.open() as api:

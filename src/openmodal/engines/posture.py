@@ -109,6 +109,18 @@ def info(
     )
 
 
+def moved(pid: int) -> tuple[int, int]:
+    """How many bytes the network of a process of this machine has received and sent."""
+    lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    found = [
+        words
+        for name, _, rest in (line.partition(":") for line in lines)
+        if name.strip() != "lo"
+        for words in [rest.split()]
+    ]
+    return sum(int(words[0]) for words in found), sum(int(words[8]) for words in found)
+
+
 def fields(status: str) -> dict[str, str]:
     """The lines of a /proc/PID/status by name."""
     pairs = (line.partition(":") for line in status.splitlines())

@@ -20,6 +20,9 @@ from openmodal._wire import Flag, milliseconds
 from openmodal.engines import asked, posture
 from openmodal.engines.docker import links, mounts
 
+GVISOR = ("runsc", "gvisor")
+"""What `runsc install` calls gVisor's runtime, and what clusters do."""
+
 ID = "openmodal.id"
 HOME = "openmodal.home"
 STATUS = "openmodal.status"
@@ -152,6 +155,17 @@ def status_of(labels: Mapping[str, str]) -> Status | None:
         return msgspec.json.decode(labels[STATUS], type=Status)
     except (KeyError, msgspec.DecodeError):
         return None
+
+
+def runs(item: Mapping[str, Any]) -> bool:
+    """Whether a container of a list runs, or is paused."""
+    return item["State"] in ("running", "paused")
+
+
+def has_main(found: Mapping[str, Any]) -> bool:
+    """Whether a described container has a main command, and its agent hears the daemon's stop."""
+    native = found["HostConfig"].get("Runtime") not in GVISOR
+    return native and "--" in (found["Config"].get("Cmd") or ())
 
 
 def end_of(state: Mapping[str, Any], stderr: bytes, ended: float) -> tuple[EndRecord, bytes]:

@@ -11,7 +11,6 @@ import contextlib
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +23,14 @@ from openmodal._spec import Built, EndRecord, Info, Recipe, Referenced, Report, 
 from openmodal._store import KEEP_ENDED_SECONDS
 from openmodal.build import Options
 from openmodal.build.layers import Layers
+from openmodal.build.names import of_snapshot
 from openmodal.engines import asked, checkpoints, ephemeral, forwarding
 from openmodal.engines.book import Book, new_id, unknown
 from openmodal.engines.contract import Door, IdTakenError
 from openmodal.engines.docker import container, generations, links, posture, volumes
-from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError, find
+from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, find
+from openmodal.engines.docker.ends import Ending
 from openmodal.engines.docker.host import Host, no_disk, no_ports
-from openmodal.engines.docker.stateful import Stateful
 from openmodal.engines.posture import while_it_runs
 from openmodal.errors import EngineError, UnsupportedError
 
@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from openmodal.build.prune import Pruned
 
 _START_SECONDS = 60.0
+_GRACE_SECONDS = 1.0
 _POLL = 0.003
 
 
-class Docker(Stateful, volumes.Keeper):
+class Docker(Ending, volumes.Keeper):
     """Sandboxes in containers of a Docker daemon, or of Podman's service for Docker's API."""
 
     name = "docker"
@@ -58,8 +59,7 @@ class Docker(Stateful, volumes.Keeper):
         """`disk` needs what few daemons have, and most take IPv6 off loopback."""
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders", "ports")))
         never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "owner", "pools")
-        live = ("deadline", "diff", "network_change", "pause", "usage")
-        return frozenset({*limits, *never, *live, "volume_rename", "volume_sub_paths"})
+        return frozenset({*limits, *never, "diff", "network_change", "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images
 
@@ -148,6 +148,7 @@ class Docker(Stateful, volumes.Keeper):
             if to:
                 await Blocking(self._asked, generations.require, asked.prepared(to, Referenced))
             await Blocking(self._remove, id)
+            self._mark(id).unlink(missing_ok=True)
             left = replace(made.spec, timeout=max(0.001, status.expires - time.time()))
             try:
                 await self._start(left, asked.prepared(to, Referenced) if to else made.root, status, folder)
@@ -170,14 +171,15 @@ class Docker(Stateful, volumes.Keeper):
 
     async def wait(self, id: str, timeout: float | None = None) -> EndRecord:
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            with contextlib.suppress(ConnectionError):
-                await until_end(await self.connect(id), deadline)
-            if end := (await self.inspect(id)).ended:
-                return end
+        while not (status := await self.inspect(id)).ended:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError
+            # One that is paused does not end, before somebody looks at it.
+            over = time.monotonic() + max(_GRACE_SECONDS, status.expires - time.time())
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                await until_end(await self.connect(id), over if deadline is None else min(over, deadline))
             await Sleep(0.02)  # it is just ending, or being reset
+        return status.ended
 
     async def tag(self, id: str, tags: tuple[tuple[str, str], ...]) -> None:
         if not self._book.write_tags(id, tags):
@@ -219,11 +221,11 @@ class Docker(Stateful, volumes.Keeper):
         """
         failed: list[str] = []
         with self._daemon.open() as api:
-            snapshots = generations.expire(api, check=check)
+            snapshots = generations.expire(api, self._checkpoints(), check=check)
             known = container.names(api.get("/containers/json", all=True, filters=container.labels(container.ID)))
             left = [info.name for info in volumes.listed(api, self._home)]
             left = [name for name in left if ephemeral.is_abandoned(self._layers.path, name)]
-            dead = [id for id, item in known.items() if item["State"] != "running" and self._may_collect(id, item)]
+            dead = [id for id, item in known.items() if not container.runs(item) and self._may_collect(id, item)]
             orphans = [id for id in self._book.ids() if id not in known and not self._book.alive(id)]
             if not check:
                 for id in (*dead, *orphans):
@@ -252,11 +254,17 @@ class Docker(Stateful, volumes.Keeper):
 
         unused_for = _args.age("unused_for", unused_for)
         with self._daemon.open() as api:
-            return prune(api, self._layers, unused_for=unused_for, caches=caches)
+            return prune(api, self._layers, self._checkpoints(), unused_for=unused_for, caches=caches)
+
+    def _checkpoints(self) -> frozenset[str]:
+        """The names of those that sandboxes have, which may live longer than they were to."""
+        return frozenset(
+            of_snapshot(key, self._layers) for id in self._book.ids() for key in checkpoints.of(self._book.folder(id))
+        )
 
     def _let_go(self, api: Api, found: Mapping[str, Mapping[str, Any]]) -> None:
         for id, item in found.items():
-            if item["State"] != "running" and self._may_collect(id, item):
+            if not container.runs(item) and self._may_collect(id, item):
                 self._collect(api, id)
 
     def _may_collect(self, id: str, item: Mapping[str, Any]) -> bool:
@@ -365,7 +373,9 @@ class Docker(Stateful, volumes.Keeper):
                 status = status or labelled
                 if status is None:
                     raise unknown(id)
-                if (found and labelled and self._runs(id, found["State"])) or self._book.alive(id):
+                if found and labelled and self._runs(id, found["State"]):
+                    return self._seen(api, status, paused=bool(found["State"].get("Paused")))
+                if self._book.alive(id):
                     return status
                 end = self._collect(api, id)
         return self._book.as_ended(id, end, status)
@@ -375,73 +385,17 @@ class Docker(Stateful, volumes.Keeper):
         return bool(state["Running"]) and links.pid(self._book.folder(id)) in (0, state["Pid"])
 
     def _running(self) -> Sequence[Status]:
-        wanted = {**container.labels(f"{container.HOME}={self._home}"), "status": ["running"]}
+        wanted = {**container.labels(f"{container.HOME}={self._home}"), "status": ["running", "paused"]}
         with self._daemon.open() as api:
             known = container.names(api.get("/containers/json", filters=wanted))
-        found = [self._book.status(id) or container.status_of(item["Labels"]) for id, item in known.items()]
-        running = [status for status in found if status and not status.build and self._book.end(status.id) is None]
+            found = [(self._book.status(id) or container.status_of(item["Labels"]), item) for id, item in known.items()]
+            running = [
+                self._seen(api, status, paused=item["State"] == "paused")
+                for status, item in found
+                if status and not status.build and self._book.end(status.id) is None
+            ]
         return sorted(running, key=lambda status: status.created)
 
     def _described(self, id: str) -> dict[str, Any] | None:
         with self._daemon.open() as api:
             return self._found(api, id)
-
-    def _found(self, api: Api, id: str) -> dict[str, Any] | None:
-        self._book.folder(id)  # refuses what cannot be an id
-        try:
-            found: dict[str, Any] = api.get(f"/containers/{id}/json")
-        except MissingError:
-            return None
-        return found
-
-    # --------------------------------------------------------------------------------------- to end
-
-    def _stop(self, id: str) -> None:
-        if self._book.end(id) and not self._book.folder(id).exists():
-            return
-        with self._daemon.open() as api:
-            found = self._found(api, id)
-            if found and container.status_of(found["Config"]["Labels"] or {}) is None:
-                return  # a container of that name that is none of ours
-            # While it is reset it has no container, but runs.
-            if found["State"]["Running"] if found else self._book.alive(id):
-                # Noted first: whoever sees its links break asks why.
-                end = _ends.ended("terminated", 137, time.time())
-                noted = self._book.write_end(id, end)
-                self._clear(api, id)
-                if not noted and not self._book.write_end(id, end):
-                    raise self._book.not_noted(id)
-            elif found or self._book.folder(id).exists():
-                self._collect(api, id)
-
-    def _collect(self, api: Api, id: str) -> EndRecord:
-        """Keep how a container ended, and what it said, and clear it away. Others may do so, too."""
-        end, noted = _ends.ended("lost", 137, time.time(), "its container was removed by hand"), True
-        if found := self._found(api, id):
-            with contextlib.suppress(MissingError, ConflictError):  # who removes it has noted more than we can
-                log = links.log(api, id)
-                at = datetime.fromisoformat(found["State"]["FinishedAt"]).timestamp()
-                end, stderr = container.end_of(found["State"], log[2], at)
-                noted = self._book.write_outputs(id, log[1], stderr)
-        if not noted or not self._book.write_end(id, end):
-            return end  # the container stays, and tells the same again
-        self._clear(api, id)
-        return self._book.end(id) or end
-
-    def _clear(self, api: Api, id: str) -> None:
-        self._remove(id, api)
-        folder = self._book.folder(id)
-        with contextlib.suppress(FileNotFoundError):
-            self._book.remove(folder)
-
-    def _remove(self, id: str, api: Api | None = None) -> None:
-        """Remove the container and its volumes; return when it is gone."""
-        with contextlib.nullcontext(api) if api else self._daemon.open() as opened:
-            while True:
-                try:
-                    opened.delete(f"/containers/{id}", force=True, v=True)
-                    return
-                except MissingError:
-                    return
-                except ConflictError:  # somebody else is removing it
-                    time.sleep(0.01)

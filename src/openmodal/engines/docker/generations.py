@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,10 +89,10 @@ def expires(item: _Item) -> float:
     return float(until) if name and name in tags(item) else 0.0
 
 
-def expire(api: Api, *, check: bool = False) -> list[str]:
+def expire(api: Api, kept: Set[str] = frozenset(), *, check: bool = False) -> list[str]:
     """Remove the snapshots whose time is over, and what a commit left for which nobody waited;
-    return which. `check`: only tell."""
-    over = [item for item in _snapshots(api) if _is_over(item)]
+    return which. `kept`: names that are left alone; `check`: only tell."""
+    over = [item for item in _snapshots(api) if _is_over(item) and kept.isdisjoint(tags(item))]
     return [str(item["Id"]) for item in over if check or _removed(api, item)]
 
 

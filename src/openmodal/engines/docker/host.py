@@ -21,7 +21,6 @@ from openmodal.engines.docker.container import setup
 from openmodal.engines.docker.daemon import Daemon
 from openmodal.errors import EngineError, UnsupportedError
 
-_GVISOR = ("runsc", "gvisor")  # what `runsc install` calls it, and what clusters do
 _LIMITING = ("btrfs", "zfs")  # storage drivers that limit what a container writes by themselves
 _CPUS = "/sys/devices/system/cpu"
 
@@ -79,7 +78,7 @@ class Host:
                 has a network stack of its own.
         """
         runtimes: Mapping[str, Any] = self.info.get("Runtimes") or {}
-        name = next((name for name in _GVISOR if name in runtimes), "")
+        name = next((name for name in container.GVISOR if name in runtimes), "")
         if not name:
             raise UnsupportedError(
                 f"runtime='gvisor' needs runsc, which this Docker daemon does not have (it has {', '.join(sorted(runtimes))}); "

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from openmodal._link import Link
-from openmodal._spec import Info
+from openmodal._spec import Info, Usage
 from openmodal.engines import groups, posture
 from openmodal.errors import UnsupportedError
 
@@ -21,16 +23,32 @@ def here(found: Description, runtime: str) -> Info | None:
     Raises:
         OSError, KeyError, IndexError: it has ended meanwhile.
     """
-    pid = int(found["State"]["Pid"])
-    try:
-        paths = groups.of(Path(f"/proc/{pid}/cgroup").read_text())
-    except FileNotFoundError:
-        return None
-    ours = {name: path for name, path in paths.items() if found["Id"] in path}  # whatever else has that number here
+    pid, ours = int(found["State"]["Pid"]), _groups(found)
     if not ours:
         return None
     outside = Path("/proc/self/status").read_text()
     return posture.info(posture.seen(pid), outside, groups.held(_hierarchies(), ours, pid), runtime, _disk(found))
+
+
+def used(found: Description) -> Usage | None:
+    """What one that is described has used, without its files; None if its process is not one that
+    can be seen here, or it has ended."""
+    try:
+        if path := _groups(found).get("memory"):
+            received, sent = posture.moved(int(found["State"]["Pid"]))
+            return replace(groups.used(_hierarchies(), path), received=received, sent=sent)
+    except OSError:
+        pass
+    return None
+
+
+def _groups(found: Description) -> dict[str, str]:
+    """Its control groups, if its process is one of this machine."""
+    try:
+        paths = groups.of(Path(f"/proc/{found['State']['Pid']}/cgroup").read_text())
+    except FileNotFoundError:
+        return {}
+    return {name: path for name, path in paths.items() if found["Id"] in path}  # whatever else has that number here
 
 
 async def far(found: Description, link: Link, runtime: str) -> Info:

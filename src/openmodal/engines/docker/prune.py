@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,17 @@ def images(api: Api, layers: Layers) -> list[Built]:
     return found
 
 
-def prune(api: Api, layers: Layers, *, unused_for: float, caches: bool) -> Pruned:
+def prune(api: Api, layers: Layers, kept: Set[str], *, unused_for: float, caches: bool) -> Pruned:
     """Remove images that were not used for so many seconds. What a container stands on stays.
 
-    `caches`: what the builder keeps, too, for whomever.
+    `kept`: names that are left alone. `caches`: what the builder keeps, too, for whomever.
     """
     before, count = _size(api), 0
     for item in _items(api):
-        if _used(layers, item) <= time.time() - unused_for and not _stays(item):
+        unused = _used(layers, item) <= time.time() - unused_for and kept.isdisjoint(tags(item))
+        if unused and not _stays(item):
             count += sum(_remove(api, layers, key) for key in tags(item))
-    generations.expire(api)
+    generations.expire(api, kept)
     if caches:
         api.post("/build/prune", all=True)
     return Pruned(count, max(0, before - _size(api)), 0)

@@ -58,9 +58,11 @@ class Stateful(Engine):
 
     async def _commit(self, id: str, expires: float, timeout: float | None) -> tuple[str, Referenced]:
         root = (await self.made(id)).root
-        found: tuple[str, Referenced] = await Blocking(
-            generations.commit, self._daemon, self._layers, id, root, expires, timeout
-        )
+        # While it is reset there is no container, or one that has not begun.
+        with await self._alone(id):
+            found: tuple[str, Referenced] = await Blocking(
+                generations.commit, self._daemon, self._layers, id, root, expires, timeout
+            )
         return found
 
     async def _alone(self, id: str) -> Lock:

@@ -44,14 +44,7 @@ def read(id: str, folder: Path, supervisor: int, found: groups.Hierarchies, runt
 
 def moved(supervisor: int) -> tuple[int, int]:
     """How many bytes the sandbox whose supervisor this is has received and sent."""
-    lines = Path(f"/proc/{_init_of(supervisor)}/net/dev").read_text().splitlines()[2:]
-    found = [
-        words
-        for name, _, rest in (line.partition(":") for line in lines)
-        if name.strip() != "lo"
-        for words in [rest.split()]
-    ]
-    return sum(int(words[0]) for words in found), sum(int(words[8]) for words in found)
+    return posture.moved(_init_of(supervisor))
 
 
 def _children(pid: int) -> list[int]:

@@ -1,0 +1,101 @@
+"""How a container ends: how is kept, with what its main command said last, and it is cleared away."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from openmodal import _ends
+from openmodal._spec import EndRecord
+from openmodal.engines.docker import container, links
+from openmodal.engines.docker.daemon import Api, ConflictError, MissingError
+from openmodal.engines.docker.live import Live
+
+_LAST_WORDS_SECONDS = 5
+
+
+class Ending(Live):
+    """What the verbs that end a sandbox, or see that it has ended, do at the daemon."""
+
+    def _stop(self, id: str) -> None:
+        if self._book.end(id) and not self._book.folder(id).exists():
+            return
+        with self._daemon.open() as api:
+            found = self._found(api, id)
+            if found and container.status_of(found["Config"]["Labels"] or {}) is None:
+                return  # a container of that name that is none of ours
+            # While it is reset it has no container, or one that has not begun, but runs.
+            if found["State"]["Running"] or _is_new(found) if found else self._book.alive(id):
+                end = self._last_words(api, id, found) if found and container.has_main(found) else _terminated()
+                # Noted before it is removed: whoever sees its links break asks why.
+                noted = self._book.write_end(id, end)
+                self._clear(api, id)
+                if not noted and not self._book.write_end(id, end):
+                    raise self._book.not_noted(id)
+            elif found or self._book.folder(id).exists():
+                self._collect(api, id)
+
+    def _last_words(self, api: Api, id: str, found: Mapping[str, Any]) -> EndRecord:
+        """Have the agent of a described container end, and keep what nobody has read of its main
+        command's output; how it ended."""
+        with contextlib.suppress(MissingError, ConflictError):  # somebody else ends it
+            if found["State"].get("Paused"):
+                self._unpause(api, id)
+            api.post(f"/containers/{id}/stop", t=_LAST_WORDS_SECONDS)
+            log = links.log(api, id)
+            end, stderr = container.end_of({}, log[2], time.time())
+            self._book.write_outputs(id, log[1], stderr)
+            if end.reason != "lost":
+                return end
+        return _terminated()
+
+    def _collect(self, api: Api, id: str) -> EndRecord:
+        """Keep how a container ended, and what it said, and clear it away. Others may do so, too."""
+        end, noted = _ends.ended("lost", 137, time.time(), "its container was removed by hand"), True
+        if found := self._found(api, id):
+            with contextlib.suppress(MissingError, ConflictError):  # who removes it has noted more than we can
+                log = links.log(api, id)
+                at = datetime.fromisoformat(found["State"]["FinishedAt"]).timestamp()
+                end, stderr = container.end_of(found["State"], log[2], at)
+                noted = self._book.write_outputs(id, log[1], stderr)
+        if not noted or not self._book.write_end(id, end):
+            return end  # the container stays, and tells the same again
+        self._clear(api, id)
+        return self._book.end(id) or end
+
+    def _clear(self, api: Api, id: str) -> None:
+        self._remove(id, api)
+        folder = self._book.folder(id)
+        with contextlib.suppress(FileNotFoundError):
+            self._book.remove(folder)
+
+    def _remove(self, id: str, api: Api | None = None) -> None:
+        """Remove the container and its volumes; return when it is gone."""
+        with contextlib.nullcontext(api) if api else self._daemon.open() as opened:
+            while True:
+                try:
+                    opened.delete(f"/containers/{id}", force=True, v=True)
+                    return
+                except MissingError:
+                    return
+                except ConflictError:  # somebody else is removing it
+                    time.sleep(0.01)
+
+    def _found(self, api: Api, id: str) -> dict[str, Any] | None:
+        self._book.folder(id)  # refuses what cannot be an id
+        try:
+            found: dict[str, Any] = api.get(f"/containers/{id}/json")
+        except MissingError:
+            return None
+        return found
+
+
+def _is_new(found: Mapping[str, Any]) -> bool:
+    return str(found["State"].get("Status")) in ("created", "configured", "initialized")
+
+
+def _terminated() -> EndRecord:
+    return _ends.ended("terminated", 137, time.time())

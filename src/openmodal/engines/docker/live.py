@@ -1,0 +1,157 @@
+"""What changes while a container runs: the daemon pauses it and counts what it uses, its agent
+keeps its lifetime.
+
+A paused agent cannot end its sandbox. So whoever looks at a sandbox that is paused after its
+lifetime lets it go on, and its agent ends it at once. A file `paused` in the sandbox's folder is
+there from before the pause until after it: who finds none need not ask the daemon.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from openmodal import _wire
+from openmodal._command import refusal
+from openmodal._dual import Blocking
+from openmodal._link import Link
+from openmodal._spec import Status, Usage
+from openmodal._wire import Kind, milliseconds
+from openmodal.build.locks import Lock
+from openmodal.engines.book import Book
+from openmodal.engines.docker import posture
+from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError
+from openmodal.engines.docker.stateful import Stateful
+from openmodal.errors import UnsupportedError
+
+_PAUSED = "paused"
+_PAUSE_SECONDS = 10.0
+
+
+class Live(Stateful):
+    """The verbs of the Docker engine for it."""
+
+    _book: Book
+    _daemon: Daemon
+
+    async def set_timeout(self, id: str, seconds: float) -> None:
+        with await self._mine(id, "the end"):
+            await Blocking(self._asked, self._unpause, id)
+            link = Link(await self.connect(id))
+            try:
+                await link.send(_wire.deadline(milliseconds(seconds)))
+                kind, payload = await link.expect(Kind.OK)
+            finally:
+                link.close()
+            if kind == Kind.ERROR:
+                raise refusal(payload)
+            self._book.write_expires(id, seconds)
+
+    async def pause(self, id: str) -> None:
+        with await self._mine(id, "the pause"):
+            await Blocking(self._asked, self._pause, id)
+
+    async def resume(self, id: str) -> None:
+        if self._mark(id).exists():
+            await Blocking(self._asked, self._unpause, id)
+
+    async def usage(self, id: str) -> Usage:
+        usage: Usage = await Blocking(self._asked, _usage, id)
+        return usage
+
+    async def _mine(self, id: str, what: str) -> Lock:
+        """Nobody resets the sandbox until the lock is closed.
+
+        Raises:
+            UnsupportedError: it was created by another machine.
+            ConnectionError: it has ended.
+        """
+        if (await self.inspect(id)).ended:
+            raise ConnectionResetError(f"the sandbox {id} has ended")
+        if not self._book.folder(id).exists():
+            raise UnsupportedError(f"{what} of {id} can be changed on the machine that created it only")
+        return await self._alone(id)
+
+    def _mark(self, id: str) -> Path:
+        return self._book.folder(id) / _PAUSED
+
+    def _pause(self, api: Api, id: str) -> None:
+        try:
+            self._mark(id).touch()
+            _freeze(api, id)
+        except (MissingError, FileNotFoundError) as error:
+            raise ConnectionResetError(f"the sandbox {id} has ended") from error
+        except ApiError as error:
+            if not _is_paused(api, id):
+                self._mark(id).unlink(missing_ok=True)
+                if isinstance(error, ConflictError):
+                    raise ConnectionResetError(f"the sandbox {id} has ended") from error
+                raise
+
+    def _unpause(self, api: Api, id: str) -> None:
+        try:
+            api.post(f"/containers/{id}/unpause")
+        except MissingError:
+            pass
+        except ApiError:  # it goes on already, which daemons tell in several ways
+            if _is_paused(api, id):
+                raise
+        self._mark(id).unlink(missing_ok=True)
+
+    def _seen(self, api: Api, status: Status, *, paused: bool) -> Status:
+        """The status, with what is only known while it runs."""
+        if paused and status.expires < time.time():
+            self._unpause(api, status.id)
+        elif paused:
+            return replace(status, paused=True)
+        return status
+
+
+def _freeze(api: Api, id: str) -> None:
+    over = time.monotonic() + _PAUSE_SECONDS
+    while True:
+        try:
+            api.post(f"/containers/{id}/pause")
+            return
+        except ApiError as error:
+            # runc gives up after some hundred looks, which on a busy machine is before a process
+            # that computes had its turn to stop.
+            if "unable to freeze" not in error.message or time.monotonic() > over:
+                raise
+
+
+def _is_paused(api: Api, id: str) -> bool:
+    with suppress(MissingError):
+        return bool(api.get(f"/containers/{id}/json")["State"].get("Paused"))
+    return False
+
+
+def _usage(api: Api, id: str) -> Usage:
+    try:
+        found = api.get(f"/containers/{id}/json", size=True)
+        used = posture.used(found) or usage_of(api.get(f"/containers/{id}/stats", stream=False))
+    except (MissingError, ConflictError) as error:
+        raise ConnectionResetError(f"the sandbox {id} has ended") from error
+    return replace(used, written=found.get("SizeRw"))
+
+
+def usage_of(stats: Mapping[str, Any]) -> Usage:
+    """What a daemon's statistics say, or those of Podman's service."""
+    memory, networks = stats.get("memory_stats") or {}, (stats.get("networks") or {}).values()
+    details = memory.get("stats") or {}
+    idle = details.get("total_inactive_file", details.get("inactive_file", 0))
+    now, peak = memory.get("usage"), memory.get("max_usage")
+    cpu = ((stats.get("cpu_stats") or {}).get("cpu_usage") or {}).get("total_usage")
+    return Usage(
+        cpu=None if cpu is None else cpu / 1e9,
+        memory=None if now is None else max(0, now - idle) / 2**20,
+        memory_peak=peak / 2**20 if peak else None,
+        processes=(stats.get("pids_stats") or {}).get("current"),
+        received=sum(int(network["rx_bytes"]) for network in networks),
+        sent=sum(int(network["tx_bytes"]) for network in networks),
+    )
