@@ -2,8 +2,8 @@
 
 It is an interactive shell with a terminal that does not echo. A command's text reaches it as
 printable ASCII in short lines, which no terminal changes. The mark that ends an answer (see
-`_talk`) is printed to /dev/tty, so no redirection moves it, and its name is printed in two halves,
-so `set -x` and `set -v` do not show it.
+`_talk`) is printed to the terminal by its name, so no redirection moves it, and its name is printed
+in two halves, so `set -x` and `set -v` do not show it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_OUTPUT = 1 << 20
 """How many bytes of a command's output `run` gives if nothing is said."""
 
 START = """\
-stty -echo -onlcr noflsh </dev/tty || exit
+stty -echo -onlcr noflsh || exit
 [ "$1" ] || { command -v bash >/dev/null && set -- bash || set -- sh; }
 case ${1##*/} in
 bash) exec "$1" --norc --noprofile --noediting -i ;;
@@ -38,8 +38,10 @@ esac
 VARIABLES = {"PS1": "", "PS2": "", "ENV": "", "TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat", "MANPAGER": "cat"}
 """So that nothing asks for a key, colours its output or prints a prompt."""
 
-_READY = "PS1= PS2=; unset MAILCHECK HISTFILE; case ${BASH_VERSION-} in ?*) set +H +o history ;; esac\n"
-_REPAIR = "stty sane -echo -onlcr noflsh </dev/tty 2>/dev/null\n"
+# gVisor cannot open /dev/tty: there the terminal has its own name only.
+_READY = "_om_tty=/dev/tty; (: >$_om_tty) 2>/dev/null || _om_tty=$(tty); readonly _om_tty\n"
+_READY += "PS1= PS2=; unset MAILCHECK HISTFILE; case ${BASH_VERSION-} in ?*) set +H +o history ;; esac\n"
+_REPAIR = "stty sane -echo -onlcr noflsh <$_om_tty 2>/dev/null\n"
 _LINE = 700  # characters of a command in one line: shells and terminals take 1,024
 _LONGEST_LINE = 4095  # what a terminal takes from a program's user
 _INTERRUPT = b"\x03"
@@ -249,7 +251,7 @@ class Shell(DualContext):
         name = self._names[-1]
         return (
             f"{{ _om=$?; PS1= PS2=; printf '\\036%s%s:%s:%s\\036' {name[:8]} {name[8:]} "
-            '"$_om" "$PWD" >/dev/tty; } 2>/dev/null\n'
+            '"$_om" "$PWD" >"$_om_tty"; } 2>/dev/null\n'
         )
 
     def _name_next(self) -> None:

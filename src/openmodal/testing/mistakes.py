@@ -135,7 +135,7 @@ EXEC: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "arguments too large": (("echo", *["x" * 131_071] * 16), {}, "stdin"),
 }
 
-_MISSING = Volume.from_name("contract-missing")
+_MISSING = Volume.from_name("contract-missing", create_if_missing=True)
 
 ASKING: dict[str, tuple[dict[str, Any], str]] = {
     "gpus": ({"gpu": 1}, "gpu="),

@@ -112,6 +112,9 @@ class TestShell:
     def test_it_is_of_the_user_and_folder_that_were_asked_for(self, sandbox: Sandbox) -> None:
         with sandbox.shell("sh", user="agent", workdir="/tmp", env={"A": "1"}) as shell:
             assert shell.run("id -un; pwd; echo $A").output == "agent\n/tmp\n1\n"
+
+    def test_what_ignores_ctrl_c_is_ended_and_the_shell_stays(self, sandbox: Sandbox) -> None:
+        with sandbox.shell("sh", user="agent") as shell:
             with pytest.raises(ShellTimeoutError):
                 shell.run("sh -c 'trap \"\" INT; sleep 54321'", timeout=0.3)
             assert shell.run("id -u").output.endswith("1000\n")
