@@ -4,6 +4,7 @@
 
 #include "cage.h"
 #include "fail.h"
+#include "net.h"
 #include "util.h"
 #include "verbs.h"
 
@@ -104,6 +105,17 @@ int verb_wall(int argc, char **argv) {
         fail("plan", "say wall NETWORK RESOLV_CONF");
     else if (setup_read(&setup, STDIN_FILENO) && enter(argv[1]) && raise_wall(setup.wall, argv[2], true))
         return 0;
+    dprintf(STDERR_FILENO, "error %s\n", failure());
+    return 1;
+}
+
+int verb_hangup(int argc, char **argv) {
+    if (argc != 2)
+        fail("plan", "say hangup NETWORK");
+    else if (enter(argv[1])) {
+        net_reset_connections();
+        return 0;
+    }
     dprintf(STDERR_FILENO, "error %s\n", failure());
     return 1;
 }

@@ -24,7 +24,8 @@ class DockerInGvisor(DockerUnderTest):
     @property
     def lacks(self) -> frozenset[str]:
         """What docs/engines.md says of gVisor."""
-        return super().lacks | {"cgroup", "cpu_time", "holes", "init", "memory_offender", "network_outbound", "proc"}
+        network = {"network_change", "network_outbound"}
+        return super().lacks | {"cgroup", "cpu_time", "holes", "init", "memory_offender", "proc", *network}
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:
         return await super().create(replace(spec, runtime="gvisor"), root)

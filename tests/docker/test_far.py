@@ -142,6 +142,15 @@ def test_it_is_paused_and_tells_what_it_has_used(other: Docker, root: Image) -> 
         assert not sandbox.status().paused
 
 
+def test_it_is_cut_off_and_connected_again(other: Docker, root: Image, outbound: tuple[str, int]) -> None:
+    with Sandbox.create(image=root, engine=other, timeout=60) as sandbox:
+        sandbox.set_network(block_network=True)
+        assert not connects(sandbox, *outbound)
+        sandbox.set_network()
+        assert connects(sandbox, *outbound, seconds=20)
+        assert not connects(sandbox, "169.254.169.254", 80)
+
+
 def test_a_failing_step_is_told(other: Docker, root: Image) -> None:
     from openmodal.errors import ImageBuildError
 

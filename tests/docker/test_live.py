@@ -1,4 +1,4 @@
-"""What changes while a container runs: pauses that the daemon makes, and the looks that end them."""
+"""What changes while a container runs: what the daemon does, and the looks that end a pause."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import pytest
 from openmodal import housekeeping
 from openmodal._dual import run_sync
 from openmodal.engines.docker.daemon import Daemon
-from openmodal.errors import SandboxTimeoutError
+from openmodal.errors import SandboxTimeoutError, UnsupportedError
 from openmodal.sandbox import Sandbox
+from openmodal.testing.egress import reaches
 from openmodal.testing.faces import Face, open_face
 from openmodal.testing.fixtures import Create, eventually
+from openmodal.testing.limits import connects, own_addresses, server
 from tests.docker.engine import DockerUnderTest
 
 
@@ -76,3 +78,23 @@ def test_checkpoints_live_as_long_as_a_sandbox_whose_end_was_moved(create: Creat
     sandbox.filesystem.remove("/srv/file")
     sandbox.reset(to=checkpoint)
     assert sandbox.filesystem.read_text("/srv/file") == "one\n"
+
+
+def test_what_is_cut_off_stays_so_in_a_reset_and_the_firewall_holds_behind_it(
+    create: Create, outbound: tuple[str, int]
+) -> None:
+    sandbox = create()
+    sandbox.set_network(block_network=True)
+    sandbox.reset()
+    assert (reaches(sandbox, *outbound), sandbox.info().network) == (False, "none")
+    sandbox.set_network()
+    assert reaches(sandbox, *outbound), "the control"
+    with server() as port:
+        assert not any(connects(sandbox, host, port) for host in own_addresses())
+
+
+def test_one_that_was_created_blocked_has_no_firewall_and_stays_so(create: Create) -> None:
+    sandbox = create(block_network=True)
+    sandbox.set_network(block_network=True)
+    with pytest.raises(UnsupportedError, match="create it with a network"):
+        sandbox.set_network()

@@ -88,3 +88,9 @@ def test_what_cannot_be_done_is_one_sentence(
     assert done.returncode == 1
     assert text.startswith("error ") and text.count("\n") == 1
     assert word in text
+
+
+@pytest.mark.parametrize("arguments", [(), ("/nothing",), ("/etc/passwd",), ("a", "b")])
+def test_only_a_network_is_hung_up(program: Path, arguments: tuple[str, ...]) -> None:
+    done = subprocess.run([str(program), "hangup", *arguments], capture_output=True, check=False)
+    assert (done.returncode, done.stderr[:6]) == (1, b"error ")

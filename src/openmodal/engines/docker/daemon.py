@@ -198,12 +198,12 @@ class Api:
     def post(self, path: str, body: object = None, **query: object) -> Any:
         """Make or do something; what it answers, None if nothing."""
         answer = self._call("POST", path, body, query)
-        return answer.json() if answer.content.strip() else None
+        return _told(answer)
 
     def delete(self, path: str, **query: object) -> Any:
         """Remove something; what it answers, None if nothing."""
         answer = self._call("DELETE", path, None, query)
-        return answer.json() if answer.content.strip() else None
+        return _told(answer)
 
     def send(
         self, path: str, content: Iterable[bytes] | None, headers: dict[str, str] | None = None, **query: object
@@ -291,6 +291,11 @@ def _check(answer: httpx2.Response) -> None:
         message = f"HTTP status {answer.status_code}"
     kind = {404: MissingError, 409: ConflictError}.get(answer.status_code, ApiError)
     raise kind(answer.status_code, " ".join(message.split()))
+
+
+def _told(answer: httpx2.Response) -> Any:
+    """What is in an answer, None if nothing. Podman's service says `OK` in some."""
+    return answer.json() if answer.content.lstrip()[:1] in (b"{", b"[") else None
 
 
 def _text(query: dict[str, object]) -> dict[str, Any]:

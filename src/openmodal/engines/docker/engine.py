@@ -59,7 +59,7 @@ class Docker(Ending, volumes.Keeper):
         """`disk` needs what few daemons have, and most take IPv6 off loopback."""
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders", "ports")))
         never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "owner", "pools")
-        return frozenset({*limits, *never, "diff", "network_change", "volume_rename", "volume_sub_paths"})
+        return frozenset({*limits, *never, "diff", "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images
 
@@ -306,6 +306,7 @@ class Docker(Ending, volumes.Keeper):
         try:
             with self._daemon.open() as api:
                 api.post("/containers/create", request, name=status.id)
+                self._cut_off(api, status.id)  # again, if it is reset
             if not (folder / "status.json").exists():
                 self._remove(status.id)
             return place, env

@@ -107,6 +107,15 @@ class Host:
                 f"the firewall of a gVisor sandbox cannot be put around it: {said.partition(' ')[2]}; add block_network=True"
             )
 
+    def hang_up(self, found: Mapping[str, Any], layers: Layers) -> None:
+        """End the connections of a described container, so that both sides know.
+
+        Who is not root here cannot: they end when they have been silent for too long.
+        """
+        if self.is_here and os.geteuid() == 0:
+            program = _binary.find(layers.path, self.info["Architecture"])
+            _binary.run([program, "hangup", found["NetworkSettings"]["SandboxKey"]], b"")
+
     def denied(self) -> list[str]:
         """What sandboxes must not reach: private networks, and the daemon's machine as far as its addresses are known here."""
         own = machine.own_addresses() if self.is_here else self._addresses()

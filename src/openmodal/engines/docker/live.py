@@ -1,5 +1,5 @@
-"""What changes while a container runs: the daemon pauses it and counts what it uses, its agent
-keeps its lifetime.
+"""What changes while a container runs: the daemon pauses it, takes it off its networks and counts
+what it uses, its agent keeps its lifetime.
 
 A paused agent cannot end its sandbox. So whoever looks at a sandbox that is paused after its
 lifetime lets it go on, and its agent ends it at once. A file `paused` in the sandbox's folder is
@@ -19,16 +19,20 @@ from msgspec.structs import replace
 from openmodal import _wire
 from openmodal._command import refusal
 from openmodal._dual import Blocking
+from openmodal._files import text
 from openmodal._link import Link
-from openmodal._spec import Status, Usage
+from openmodal._spec import Network, Status, Usage
 from openmodal._wire import Kind, milliseconds
 from openmodal.build.locks import Lock
 from openmodal.engines.book import Book
-from openmodal.engines.docker import posture
+from openmodal.engines.contract import PROMISES
+from openmodal.engines.docker import container, posture
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError
+from openmodal.engines.docker.host import Host
 from openmodal.engines.docker.stateful import Stateful
 from openmodal.errors import UnsupportedError
 
+_CUT = "cut"  # a file with the networks that the container is to have again
 _PAUSED = "paused"
 _PAUSE_SECONDS = 10.0
 
@@ -59,6 +63,14 @@ class Live(Stateful):
     async def resume(self, id: str) -> None:
         if self._mark(id).exists():
             await Blocking(self._asked, self._unpause, id)
+
+    async def set_network(self, id: str, network: Network) -> None:
+        if network.listed:
+            raise UnsupportedError(
+                f"sandbox {id} cannot get an allow list: the docker engine {PROMISES['network_lists'].refusal}"
+            )
+        with await self._mine(id, "the network"):
+            await Blocking(self._asked, self._block if network.block else self._unblock, id)
 
     async def usage(self, id: str) -> Usage:
         usage: Usage = await Blocking(self._asked, _usage, id)
@@ -103,6 +115,41 @@ class Live(Stateful):
                 raise
         self._mark(id).unlink(missing_ok=True)
 
+    def _block(self, api: Api, id: str) -> None:
+        """Take it off its networks, and note them. The firewall of its network namespace stays."""
+        found = _described(api, id)
+        networks = [] if _began_alone(found) else [*found["NetworkSettings"]["Networks"]]
+        if not networks:
+            return
+        note = self._book.folder(id) / _CUT
+        if found["HostConfig"].get("Runtime") in container.GVISOR:
+            raise UnsupportedError("the network of a sandbox with runtime='gvisor' cannot be changed while it runs")
+        self._unpause(api, id)
+        note.write_text("\n".join({*networks, *text(note).split()}), "utf-8")
+        host = Host.lately(self._daemon)
+        host.hang_up(found, self._layers)
+        self._cut_off(api, id)
+        host.hang_up(found, self._layers)  # what was connected meanwhile
+
+    def _cut_off(self, api: Api, id: str) -> None:
+        """Take a container off the networks that are noted, also one that has not begun."""
+        for name in text(self._book.folder(id) / _CUT).split():
+            with suppress(MissingError):
+                api.post(f"/networks/{name}/disconnect", {"Container": id, "Force": True})
+
+    def _unblock(self, api: Api, id: str) -> None:
+        note = self._book.folder(id) / _CUT
+        if _began_alone(found := _described(api, id)):
+            raise UnsupportedError(
+                f"sandbox {id} was created with block_network=True, so it has no firewall and cannot get a network; "
+                "create it with a network, and block that then"
+            )
+        self._unpause(api, id)
+        for name in text(note).split():
+            if name not in found["NetworkSettings"]["Networks"]:
+                api.post(f"/networks/{name}/connect", {"Container": id})
+        note.unlink(missing_ok=True)
+
     def _seen(self, api: Api, status: Status, *, paused: bool) -> Status:
         """The status, with what is only known while it runs."""
         if paused and status.expires < time.time():
@@ -123,6 +170,18 @@ def _freeze(api: Api, id: str) -> None:
             # that computes had its turn to stop.
             if "unable to freeze" not in error.message or time.monotonic() > over:
                 raise
+
+
+def _described(api: Api, id: str) -> Mapping[str, Any]:
+    try:
+        found: Mapping[str, Any] = api.get(f"/containers/{id}/json")
+    except MissingError as error:
+        raise ConnectionResetError(f"the sandbox {id} has ended") from error
+    return found
+
+
+def _began_alone(found: Mapping[str, Any]) -> bool:
+    return bool(found["HostConfig"]["NetworkMode"] == "none")
 
 
 def _is_paused(api: Api, id: str) -> bool:
