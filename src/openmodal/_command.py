@@ -202,6 +202,14 @@ class Command:
         """Kill it with all its descendants, and forget it."""
         await self.agent.exchange(self._kill, self.life)
 
+    async def forget(self) -> None:
+        """Have the agent forget what it keeps of it, once it has ended."""
+
+        async def operation(link: Link) -> None:
+            await link.send(_wire.release(self.id))
+
+        await self.agent.exchange(operation, self.life)
+
     async def _kill(self, link: Link) -> None:
         await link.send(_wire.kill(self.id, signal.SIGKILL, tree=True))
         await link.expect(Kind.OK)

@@ -168,6 +168,24 @@ def check_files() -> None:
         assert out(made, "ls", "/tmp") == "a\nbig\nthere\n"
         if hasattr(files, "stat"):
             assert files.stat("/tmp/there").size == 5
+        made.exec("chmod", "750", "/tmp/there").wait()
+        files.write_text("again", "/tmp/there")
+        assert out(made, "stat", "-c", "%a", "/tmp/there") == "750\n"
+
+
+def check_changes_of_files() -> None:
+    with sandbox() as made:
+        if not hasattr(made, "filesystem") or not hasattr(made.filesystem, "watch"):
+            return
+        made.exec("mkdir", "-p", "/tmp/seen").wait()
+        made.exec("sh", "-c", "sleep 3; while sleep 0.2; do echo x > /tmp/seen/a; mv /tmp/seen/a /tmp/seen/b; done")
+        seen = []
+        for event in made.filesystem.watch("/tmp/seen", timeout=300):
+            seen.append((event.type.value, tuple(event.paths)))
+            if ("Modify", ("/tmp/seen/a", "/tmp/seen/b")) in seen:
+                break
+        assert ("Create", ("/tmp/seen/a",)) in seen, seen
+        assert not list(made.filesystem.watch("/srv", timeout=1)) if made.exec("mkdir", "/srv").wait() == 0 else True
 
 
 def check_finding_listing_and_tags() -> None:
@@ -246,6 +264,17 @@ def check_networks_and_limits() -> None:
         pass
 
 
+def check_changed_networks() -> None:
+    with sandbox(outbound_cidr_allowlist=["192.0.2.0/24"]) if VERSION >= (1, 6) else sandbox() as made:
+        if not hasattr(made, "_experimental_set_outbound_network_policy"):
+            return
+        made._experimental_set_outbound_network_policy(outbound_cidr_allowlist=["198.51.100.0/24"])
+        made._experimental_set_outbound_network_policy(outbound_domain_allowlist=["*"])
+        with raises(modal.exception.Error):
+            made._experimental_set_outbound_network_policy()
+        assert out(made, "echo", "x") == "x\n"
+
+
 def check_many_at_once() -> None:
     async def one(number: int) -> None:
         made = await modal.Sandbox.create.aio(app=APP, image=IMAGE, timeout=600)
@@ -306,19 +335,24 @@ def check_images_are_mounted() -> None:
 
 
 def check_ports_and_readiness() -> None:
-    serve = "mkdir -p /www && echo page > /www/index.html && sleep 0.5 && httpd -f -p 8000 -h /www"
-    with sandbox("sh", "-c", serve, unencrypted_ports=[8000], readiness_probe=modal.Probe.with_tcp(8000)) as made:
+    serve = (
+        "mkdir -p /www && echo page > /www/index.html && httpd -p 8001 -h /www && sleep 0.5 && httpd -f -p 8000 -h /www"
+    )
+    ports = {"unencrypted_ports": [8000], "encrypted_ports": [8001]}
+    with sandbox("sh", "-c", serve, **ports, readiness_probe=modal.Probe.with_tcp(8000)) as made:
         made.wait_until_ready(timeout=300)
-        host, port = made.tunnels()[8000].tcp_socket
-        with urllib.request.urlopen(f"http://{host}:{port}/index.html") as answer:
-            assert answer.read() == b"page\n"
+        tunnels = made.tunnels()
+        host, port = tunnels[8000].tcp_socket
+        for url in (f"http://{host}:{port}", tunnels[8000].url, tunnels[8001].url):
+            with urllib.request.urlopen(f"{url}/index.html") as answer:
+                assert answer.read() == b"page\n"
+        with raises(modal.exception.Error):
+            _ = tunnels[8001].tcp_socket
     with (
         sandbox(readiness_probe=modal.Probe.with_exec("false", interval_ms=50)) as made,
         raises(modal.exception.TimeoutError),
     ):
         made.wait_until_ready(timeout=1)
-    with raises(modal.exception.Error, "use unencrypted_ports="), sandbox(encrypted_ports=[8000]):
-        pass
 
 
 def check_volumes_and_their_files() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import subprocess
@@ -11,8 +12,21 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from grpclib.client import Channel
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from modal._utils.grpc_utils import custom_detail_codec
+from modal_proto import api_grpc, api_pb2
 
-from tests.serve.conftest import Door, environment, opened
+from openmodal import Image, Sandbox, engines
+from openmodal.serve import apps, ids
+from openmodal.serve.access import Access
+from openmodal.serve.calls import Details
+from openmodal.serve.door import Door as InnerDoor
+from openmodal.serve.door import Limits
+from openmodal.serve.images import Images
+from openmodal.serve.kept import Kept
+from tests.serve.conftest import TOKEN, Door, environment, opened
 
 pytestmark = pytest.mark.embedded
 
@@ -133,10 +147,20 @@ def test_it_tells_how_it_is(door: Door) -> None:
     assert 'openmodal_calls_total{call="SandboxCreateV2",status="OK"} 1' in text
 
 
-def test_files_come_in_by_urls_of_its_own_only(door: Door) -> None:
-    request = urllib.request.Request(f"{door.url}/blobs/{'0' * 64}/4/{'0' * 64}", b"data", method="PUT")
+@pytest.mark.parametrize("until", [1, 1 << 40])
+def test_files_come_in_by_urls_of_its_own_only(door: Door, until: int) -> None:
+    request = urllib.request.Request(f"{door.url}/blobs/{'0' * 64}/4/{until}/{'0' * 64}", b"data", method="PUT")
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(request)
+
+
+def test_urls_end_after_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    access = Access((TOKEN,), b"key")
+    text, until, signature = access.signed("blob").split("/")
+    assert access.is_signed(text, int(until), signature)
+    assert not access.is_signed(text, int(until) + 1, signature)
+    monkeypatch.setattr("time.time", lambda: int(until) + 1.0)
+    assert not access.is_signed(text, int(until), signature)
 
 
 def test_what_is_refused_is_in_its_log_as_json(tmp_path: Path) -> None:
@@ -180,3 +204,77 @@ def test_a_port_that_is_taken_is_told(door: Door) -> None:
     done = serve("--port", str(door.port))
     assert done.returncode == 1
     assert "--port 0 takes one that is free" in done.stderr
+
+
+FULL = (
+    BEGIN
+    + """
+import threading, time
+first = modal.Sandbox.create(app=app, image=image, timeout=600)
+began, ends = time.monotonic(), threading.Timer(2, first.terminate)
+ends.start()
+modal.Sandbox.create(app=app, image=image, timeout=600).terminate()
+ends.join()
+print(time.monotonic() - began >= 2)
+"""
+)
+
+
+def test_who_finds_no_room_waits_for_it(tmp_path: Path) -> None:
+    with opened(tmp_path, 0, "--max-sandboxes", "1") as door:
+        said, errors = client(FULL, door).communicate(timeout=300)
+    assert said == "True\n", errors
+
+
+def test_a_client_that_waited_for_nothing_is_told_when_to_ask_again() -> None:
+    sent = Details().encode(Status.RESOURCE_EXHAUSTED, "full", [api_pb2.RPCRetryPolicy(retry_after_secs=5)])
+    (told,) = custom_detail_codec.decode(Status.RESOURCE_EXHAUSTED, "full", sent)
+    assert told == api_pb2.RPCRetryPolicy(retry_after_secs=5)
+
+
+async def status_of(door: Door, size: int) -> str:
+    """What a door says to a message of that size."""
+    channel = Channel("127.0.0.1", door.port)
+    metadata = {"x-modal-token-id": TOKEN[0], "x-modal-token-secret": TOKEN[1]}
+    request = api_pb2.MountPutFileRequest(sha256_hex="0" * 64, data=bytes(size))
+    try:
+        await api_grpc.ModalClientStub(channel).MountPutFile(request, metadata=metadata, timeout=300)
+    except GRPCError as error:
+        return error.status.name
+    finally:
+        channel.close()
+    return "OK"
+
+
+def test_a_message_has_a_size_that_is_held_in_memory(door: Door) -> None:
+    assert asyncio.run(status_of(door, 40 << 20)) == "RESOURCE_EXHAUSTED"
+    # That one is read, and its file is not what its digest says.
+    assert asyncio.run(status_of(door, 4 << 20)) == "INVALID_ARGUMENT"
+
+
+def test_sandboxes_of_a_run_that_fell_silent_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program of `app.run()` was killed; one whose program beats goes on."""
+    monkeypatch.setattr(apps, "_BEAT", 0.1)
+    monkeypatch.setattr(apps, "_SILENCE", 2.0)
+    engine, kept = engines.choose("embedded"), Kept(tmp_path)
+    door = InnerDoor(engine, kept, Access((TOKEN,), b"key"), Images(engine, kept), "http://127.0.0.1:1", Limits())
+
+    async def look() -> None:
+        looking = asyncio.create_task(apps.end_lost_runs(door))
+        try:
+            while ids.app("door", "silent") in kept.names(apps.RUN):
+                kept.name(apps.RUN, ids.app("door", "beats"), "")
+                await asyncio.sleep(0.05)
+        finally:
+            looking.cancel()
+
+    def created(run: str) -> Sandbox:
+        monkeypatch.setenv("OPENMODAL_RUN", run)
+        image = Image.from_scratch().add_local_file("/bin/busybox", "/bin/busybox")
+        return Sandbox.create(image=image, engine=engine, timeout=600)
+
+    with created("silent") as silent, created("beats") as beats:
+        kept.name(apps.RUN, ids.app("door", "silent"), "")
+        asyncio.run(look())
+        assert (silent.poll(), beats.poll()) == (137, None)
+    assert list(kept.names(apps.RUN)) == [ids.app("door", "beats")]

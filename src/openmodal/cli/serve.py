@@ -138,6 +138,7 @@ async def _serve(
 ) -> int:
     from openmodal.serve import certificate, logs
     from openmodal.serve.access import Access
+    from openmodal.serve.apps import end_lost_runs
     from openmodal.serve.door import Door
     from openmodal.serve.images import Images
     from openmodal.serve.kept import Kept
@@ -150,12 +151,20 @@ async def _serve(
     with _listening(place.host, place.port) as listener:
         url = place.url(listener)
         door = Door(engine, kept, Access(tokens, kept.key()), Images(engine, kept), url, limits)
-        async with serving(door, listener, place.tls or certificate.own(), clear=place.tls is None):
+        own = certificate.context(kept.folder, "h2", "http/1.1")
+        trusted = certificate.trusted(kept.folder)
+        async with serving(door, listener, place.tls or own, clear=place.tls is None):
+            await door.tunnels.reopen()
+            looking = asyncio.create_task(end_lost_runs(door))
             if program:
-                return await _run(program, url, tokens[0])
+                return await _run(program, _variables(url, tokens[0]) | trusted)
             _tell(url, tokens[0], engine.name)
+            click.echo(
+                f"# programs that use https:// tunnels trust them by SSL_CERT_FILE={trusted['SSL_CERT_FILE']}", err=True
+            )
             await _until_ended()
     collecting.cancel()
+    looking.cancel()
     return 0
 
 
@@ -197,13 +206,11 @@ async def _until_ended() -> None:
     await ended.wait()
 
 
-async def _run(program: Sequence[str], url: str, token: tuple[str, str]) -> int:
+async def _run(program: Sequence[str], variables: dict[str, str]) -> int:
     """Run a program behind the door; it has the terminal, and its signals."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *program, env={**os.environ, **_variables(url, token)}, preexec_fn=_heed
-        )
+        process = await asyncio.create_subprocess_exec(*program, env={**os.environ, **variables}, preexec_fn=_heed)
     except OSError as error:
         raise InvalidError(f"{program[0]} cannot be run: {error.strerror}") from error
     # It ends with the door, which then ends with it.

@@ -71,8 +71,14 @@ class Access:
         """What only a door of this state folder can write beside a text."""
         return hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()
 
-    def is_signed(self, text: str, signature: str) -> bool:
-        return _same(signature, self.signature(text))
+    def signed(self, text: str) -> str:
+        """A text as a part of a URL that is good for a day."""
+        until = f"{text}/{int(time.time() + _DAY)}"
+        return f"{until}/{self.signature(until)}"
+
+    def is_signed(self, text: str, until: int, signature: str) -> bool:
+        """Whether `signed` made these parts, and they are still good."""
+        return _same(signature, self.signature(f"{text}/{until}")) and time.time() < until
 
     def _signature(self, text: str) -> str:
         return _encoded(hmac.new(self.key, text.encode(), hashlib.sha256).digest())

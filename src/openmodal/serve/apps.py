@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2 as api
 
 from openmodal import _args
-from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
+from openmodal.errors import AlreadyExistsError, Error, InvalidError, NotFoundError
 from openmodal.serve import ids
-from openmodal.serve.calls import Call, serves
+from openmodal.serve.calls import Call, log, serves
 from openmodal.serve.door import Door
 
 _BUILDER = "2025.06"
 _ENVIRONMENT = "main"
+RUN = "run"
+_BEAT = 15.0
+_SILENCE = 120.0
+"""Seconds without a heartbeat, of which clients send one each 15 s, after which a run is over."""
 
 
 class Apps:
@@ -64,7 +69,9 @@ class Apps:
     async def create(self, request: Any, call: Call) -> Any:
         """A run of an app: what it creates ends with it."""
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", request.description).strip("-._")[:40] or "app"
-        return api.AppCreateResponse(app_id=ids.app(name, ids.letters("run", call.key or os.urandom(16), count=16)))
+        id = ids.app(name, ids.letters("run", call.key or os.urandom(16), count=16))
+        self._door.kept.name(RUN, id, "")
+        return api.AppCreateResponse(app_id=id)
 
     @serves("AppPublish")
     async def publish(self, request: Any, call: Call) -> Any:
@@ -74,28 +81,20 @@ class Apps:
             )
         return api.AppPublishResponse(url="")
 
-    @serves("AppHeartbeat", "VolumeHeartbeat")
+    @serves("AppHeartbeat")
     async def heartbeat(self, request: Any, call: Call) -> Any:
+        """The program of a run lives; also of one that begins to beat again."""
+        if ids.app_and_run(request.app_id)[1]:
+            self._door.kept.name(RUN, request.app_id, "")
         return Empty()
 
-    @serves("AppGetLogs")
-    async def logs(self, request: Any, call: Call) -> Any:
-        yield api.TaskLogsBatch(app_done=True)
+    @serves("VolumeHeartbeat")
+    async def volume_heartbeat(self, request: Any, call: Call) -> Any:
+        return Empty()
 
     @serves("AppClientDisconnect", "AppStop")
     async def disconnect(self, request: Any, call: Call) -> Any:
-        name, run = ids.app_and_run(request.app_id)
-        door = self._door
-        ending = [
-            door.engine.stop(status.id)
-            for status in await door.run(door.engine.list())
-            if (run and status.run == run) or (call.name == "AppStop" and status.app == name and not run)
-        ]
-        # One that cannot be ended keeps none of the others; then its error is told.
-        ended = await asyncio.gather(*map(door.run, ending), return_exceptions=True)
-        for error in ended:
-            if isinstance(error, BaseException):
-                raise error
+        await end_run(self._door, request.app_id, whole_app=call.name == "AppStop")
         return Empty()
 
     @serves("AppList")
@@ -150,4 +149,36 @@ class Apps:
         return Empty()
 
 
-__all__ = ["Apps"]
+async def end_run(door: Door, app_id: str, *, whole_app: bool = False) -> None:
+    """End the sandboxes of a run; of an app without one, if it is the whole app that is stopped."""
+    name, run = ids.app_and_run(app_id)
+    ending = [
+        door.end(status.id)
+        for status in await door.run(door.engine.list())
+        if (run and status.run == run) or (whole_app and status.app == name and not run)
+    ]
+    # One that cannot be ended keeps none of the others; then its error is told.
+    ended = await asyncio.gather(*ending, return_exceptions=True)
+    for error in ended:
+        if isinstance(error, BaseException):
+            raise error
+    door.kept.forget_name(RUN, app_id)
+
+
+async def end_lost_runs(door: Door) -> None:
+    """For ever: end what runs left whose program was killed, which is known by its silence."""
+    began = time.time()
+    while True:
+        await asyncio.sleep(_BEAT)
+        for app_id, beat in door.kept.moments(RUN).items():
+            # A door that was not there heard nothing.
+            if time.time() - max(beat, began) < _SILENCE:
+                continue
+            log.info("a run has ended without a word", extra={"app": app_id})
+            try:
+                await end_run(door, app_id)
+            except (Error, OSError) as error:  # again at the next beat
+                log.warning("a run's sandboxes were not ended", extra={"app": app_id, "reason": str(error)})
+
+
+__all__ = ["Apps", "end_lost_runs"]

@@ -9,13 +9,16 @@ from __future__ import annotations
 import inspect
 import logging
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from grpclib.const import Handler, Status
+from grpclib.encoding.base import StatusDetailsCodecBase
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
+from modal_proto import api_pb2 as api
 
 from openmodal.errors import (
     AlreadyExistsError,
@@ -30,6 +33,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 Admit = Callable[["Call", Any], None]
 
 log = logging.getLogger("openmodal.serve")
+
+_MOST = 32 << 20
+"""Bytes of a message. Clients send files of 4 MiB and more in other ways."""
 
 _STATUSES: tuple[tuple[type[BaseException], Status], ...] = (
     (InvalidError, Status.INVALID_ARGUMENT),
@@ -64,6 +70,20 @@ class Call:
         """The client prints it as a warning."""
         if text not in self.warnings:
             self.warnings.append(text)
+
+
+class Details(StatusDetailsCodecBase):
+    """What is sent beside an error's text, as the client reads it."""
+
+    def encode(self, status: Status, message: str | None, details: Sequence[Message] | None) -> bytes:
+        whole = api.RPCStatus(code=status.value, message=message or "")
+        for detail in details or ():
+            whole.details.add().Pack(detail, type_url_prefix="type.modal.com/")
+        data: bytes = whole.SerializeToString()
+        return data
+
+    def decode(self, status: Status, message: str | None, data: bytes) -> Any:
+        raise NotImplementedError("a door sends errors, and gets none")
 
 
 def serves(*names: str) -> Callable[[F], F]:
@@ -115,6 +135,7 @@ def _handles(name: str, method: Callable[..., Any], admit: Admit) -> Callable[[S
         call = Call(name, stream.metadata or {}, stream)
         try:
             admit(call, None)
+            _bound(stream)
             request = await stream.recv_message()
             if request is None:
                 raise GRPCError(Status.INVALID_ARGUMENT, "the call has no request")
@@ -138,6 +159,24 @@ def _handles(name: str, method: Callable[..., Any], admit: Admit) -> Callable[[S
             await stream.send_trailing_metadata(metadata={"x-modal-warning": text})
 
     return handle
+
+
+def _bound(stream: Stream[Any, Any]) -> None:
+    """Take no message that is longer than clients send: it is held in memory as a whole.
+
+    The library has no limit; it asks for a message's bytes by their number.
+    """
+    inner = stream._stream
+    take = inner.recv_data
+
+    async def taken(size: int) -> bytes:
+        if size > _MOST:
+            raise GRPCError(
+                Status.RESOURCE_EXHAUSTED, f"a message of {size} bytes is more than the {_MOST} that this door takes"
+            )
+        return await take(size)
+
+    vars(inner)["recv_data"] = taken
 
 
 async def _answer(result: Awaitable[Any] | AsyncIterator[Any], stream: Stream[Any, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,10 +20,14 @@ from openmodal.serve import ids
 from openmodal.serve.access import Access
 from openmodal.serve.images import Images
 from openmodal.serve.kept import Kept
+from openmodal.serve.tunnels import Tunnels
+from openmodal.tunnel import Tunnel
 
 T = TypeVar("T")
 
 _SANDBOXES_KNOWN = 200
+_TUNNELS = 50.0
+"""Seconds until a sandbox's tunnels must be there."""
 
 _RESULTS = {
     "timeout": api.GenericResult.GENERIC_STATUS_TIMEOUT,
@@ -43,6 +47,7 @@ class Limits:
     Attributes:
         sandboxes: how many run at a time.
         starts: how many are created at a time; more wait.
+        queue: how many wait; the clients of more are told to ask again.
         lifetime: seconds that one lives at most.
         memory: MiB that one has at most; 0: what the engine says.
         upload: bytes of a file that is sent.
@@ -50,6 +55,7 @@ class Limits:
 
     sandboxes: int = 1000
     starts: int = 16
+    queue: int = 1000
     lifetime: float = 24 * 3600.0
     memory: int = 0
     upload: int = 8 << 30
@@ -70,6 +76,18 @@ class Door:
     def starting(self) -> asyncio.Semaphore:
         """Held by who creates a sandbox."""
         return asyncio.Semaphore(self.limits.starts)
+
+    @functools.cached_property
+    def tunnels(self) -> Tunnels:
+        """Where ports of sandboxes are reached."""
+
+        async def find(id: str) -> Mapping[int, Tunnel]:
+            return await self.sandbox(ids.sandbox_on_wire(id)).tunnels.aio(_TUNNELS)
+
+        async def running() -> set[str]:
+            return {status.id for status in await self.run(self.engine.list())}
+
+        return Tunnels(self.kept, find, running)
 
     def variables(self, secret_ids: Iterable[str], sources: Iterable[Any]) -> dict[str, str]:
         """The variables of secrets and, over them, of sources, of which a later one beats the others."""
@@ -108,6 +126,12 @@ class Door:
         if id in self._sandboxes:
             self._sandboxes.pop(id)._agent.close()
 
+    async def end(self, id: str) -> None:
+        """End a sandbox, and what leads to it."""
+        self.forget(id)
+        self.tunnels.close(id)
+        await self.run(self.engine.stop(id))
+
     @functools.cached_property
     def _sandboxes(self) -> dict[str, Sandbox]:
         return {}
@@ -127,10 +151,14 @@ class Door:
     async def finish(self, core: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine of the core to its end, also when the call that wants it is lost: its
         client calls again, and finds what it made."""
+        return await asyncio.shield(self.begin(core))
+
+    def begin(self, core: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine of the core beside the call that wants it."""
         task = asyncio.get_running_loop().create_task(run_async(core))
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
-        return await asyncio.shield(task)
+        return task
 
     @functools.cached_property
     def _unfinished(self) -> set[asyncio.Task[Any]]:

@@ -7,6 +7,7 @@ Unlike commands, such a call is the door's own; it takes moments.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -32,11 +33,16 @@ from openmodal.errors import (
 )
 from openmodal.filesystem import FileInfo, Filesystem
 from openmodal.sandbox import Sandbox
+from openmodal.watch import Watch
 
 HELPER = "/__modal/.bin/modal-sandbox-fs-tools"
 
 _PIECE = 1 << 20
 _MODE = 0o644
+_ANY_MODE = 0o7777
+_PATIENCE = 60.0
+_MOST = 16 << 20
+"""Bytes of changes that wait for who watches."""
 
 _KINDS: tuple[tuple[type[Error], str], ...] = (
     (SandboxFileNotFoundError, "NotFound"),
@@ -48,6 +54,13 @@ _KINDS: tuple[tuple[type[Error], str], ...] = (
     (SandboxFileTooLargeError, "FileTooLarge"),
     (Error, "Io"),
 )
+_CHANGES = {
+    "created": "Create",
+    "modified": "Modify",
+    "deleted": "Remove",
+    "moved": "Rename",
+    "overflow": "Modify",  # of what is watched: look at all of it again
+}
 _TYPES = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_IFLNK, "other": stat.S_IFREG}
 
 
@@ -71,6 +84,10 @@ class FileCall:
         self._filesystem = sandbox.filesystem
         self._input = tempfile.NamedTemporaryFile()  # noqa: SIM115  (until the call ends)
         self._closed = asyncio.Event()
+        self._said = b""
+        self._dropped = 0
+        self._ended = False
+        self._news = asyncio.Condition()
         self.written = 0
         self._task = asyncio.get_running_loop().create_task(self._run(arguments))
 
@@ -116,7 +133,14 @@ class FileCall:
         return (await asyncio.shield(self._task)).code
 
     async def output(self, number: int, offset: int) -> AsyncIterator[bytes]:
-        """Its stdout (1) or stderr (2), from an offset on. A file is read as it is taken."""
+        """Its stdout (1) or stderr (2), from an offset on. A file is read as it is taken, and what
+        a watch says is told as it comes."""
+        if number == 1:
+            while not self._task.done() or self._count > offset:
+                if new := self._said[max(0, offset - self._dropped) :]:
+                    yield new
+                    offset = self._count
+                await self._more_than(offset)
         done = await asyncio.shield(self._task)
         if number == 1 and done.file:
             while piece := await self._filesystem.read_bytes.aio(done.file, offset, _PIECE):
@@ -126,6 +150,25 @@ class FileCall:
         whole = done.stdout if number == 1 else done.stderr
         for at in range(offset, len(whole), _PIECE):
             yield whole[at : at + _PIECE]
+
+    @property
+    def _count(self) -> int:
+        """How many bytes were said before its end."""
+        return self._dropped + len(self._said)
+
+    async def _more_than(self, count: int) -> None:
+        """Wait until more was said, or it has ended; or for a while: somebody waits, so it is used."""
+        self.use()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE), self._news:
+                await self._news.wait_for(lambda: self._count > count or self._ended)
+
+    async def _say(self, line: bytes) -> None:
+        async with self._news:
+            self._said += line
+            too_much = self._said[:-_MOST]
+            self._said, self._dropped = self._said[len(too_much) :], self._dropped + len(too_much)
+            self._news.notify_all()
 
     async def _run(self, arguments: list[str]) -> Done:
         try:
@@ -140,6 +183,9 @@ class FileCall:
             return Done(stderr=json.dumps({"error_kind": "Io", "message": text}).encode(), code=2)
         finally:
             self._input.close()
+            self._ended = True
+            async with self._news:
+                self._news.notify_all()
 
     async def read(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
         path = options["path"]
@@ -149,7 +195,10 @@ class FileCall:
     async def put(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
         await self._closed.wait()
         self._input.flush()
-        os.fchmod(self._input.fileno(), _MODE)
+        mode = _MODE
+        with contextlib.suppress(SandboxFilesystemError):  # a file that is there keeps its mode
+            mode = (await files.stat.aio(options["path"])).mode
+        os.fchmod(self._input.fileno(), mode & _ANY_MODE)
         await files.copy_from_local.aio(self._input.name, options["path"])
         return Done()
 
@@ -173,6 +222,32 @@ class FileCall:
         await files.remove.aio(options["path"], recursive=bool(options.get("recursive")))
         return Done()
 
+    async def changes(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
+        """Tell of changes, until the time is over or stdin ends."""
+        wanted = options.get("filter")
+        watch = await files.watch.aio(options["path"], recursive=bool(options.get("recursive")))
+        telling = asyncio.ensure_future(self._tell(watch, wanted))
+        closing = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait(
+                (telling, closing), timeout=options.get("timeout_secs"), return_when=asyncio.FIRST_COMPLETED
+            )
+            if telling.done():
+                telling.result()
+        finally:
+            telling.cancel()
+            closing.cancel()
+            await asyncio.wait((telling, closing))
+            await watch.close.aio()
+        return Done()
+
+    async def _tell(self, watch: Watch, wanted: list[str] | None) -> None:
+        async for event in watch:
+            kind = _CHANGES[event.kind]
+            if wanted is None or kind in wanted:
+                paths = [path for path in (event.path, event.new_path) if path]
+                await self._say(json.dumps({"event_type": kind, "paths": paths}).encode() + b"\n")
+
 
 _OPERATIONS: dict[str, Callable[[FileCall, Filesystem, Mapping[str, Any]], Awaitable[Done]]] = {
     "ReadFile": FileCall.read,
@@ -181,6 +256,7 @@ _OPERATIONS: dict[str, Callable[[FileCall, Filesystem, Mapping[str, Any]], Await
     "Stat": FileCall.look,
     "MakeDirectory": FileCall.make,
     "Remove": FileCall.remove,
+    "Watch": FileCall.changes,
 }
 
 Names = tuple[Mapping[int, str], Mapping[int, str]]

@@ -61,7 +61,7 @@ class Kept:
         path = self.folder / "key"
         if not path.exists():
             with suppress(FileExistsError):  # another door made it meanwhile
-                self._place(path, os.urandom(_KEY_SIZE), replace=False)
+                place(path, os.urandom(_KEY_SIZE), replace=False)
         key = path.read_bytes()
         # Such as an empty one after a power cut, which everybody could sign with.
         if len(key) != _KEY_SIZE:
@@ -74,7 +74,7 @@ class Kept:
         """Keep a recipe and return the id of its image, which is its digest."""
         data = msgspec.json.encode(recipe)
         id = f"im-{ids.letters(data)}"
-        self._place(self.folder / "recipes" / id, data)
+        place(self.folder / "recipes" / id, data)
         return id
 
     def recipe(self, image_id: str) -> Recipe:
@@ -95,7 +95,7 @@ class Kept:
     def keep_dockerfile(self, text: str) -> Path:
         """Keep a Dockerfile, which a recipe names, and return where."""
         path = self.folder / "dockerfiles" / ids.letters(text)
-        self._place(path, text.encode())
+        place(path, text.encode())
         return path
 
     # ---------------------------------------------------------------------------------------- files
@@ -212,7 +212,7 @@ class Kept:
         """Keep a secret, and return its id: a new one unless it has one."""
         id = id or f"st-{ids.letters('secret', name or os.urandom(16))}"
         secret = SecretValues(name, dict(variables), time.time())
-        self._place(self.folder / "secrets" / id, msgspec.json.encode(secret))
+        place(self.folder / "secrets" / id, msgspec.json.encode(secret))
         return id
 
     def secret(self, id: str) -> SecretValues:
@@ -239,7 +239,7 @@ class Kept:
         """
         path = made(self.folder / "names" / kind) / _quoted(name)
         try:
-            self._place(path, id.encode(), replace=replace)
+            place(path, id.encode(), replace=replace)
         except FileExistsError:
             raise AlreadyExistsError(f"{kind.capitalize()} {name!r} already exists") from None
 
@@ -255,6 +255,15 @@ class Kept:
         folder = self.folder / "names" / kind
         found = sorted(folder.iterdir()) if folder.exists() else []
         return {_unquoted(path.name): path.read_text("utf-8") for path in found if not path.name.startswith(".")}
+
+    def moments(self, kind: str) -> dict[str, float]:
+        """Every name, and when it was given last."""
+        folder, found = self.folder / "names" / kind, dict[str, float]()
+        for path in folder.iterdir() if folder.exists() else ():
+            with suppress(FileNotFoundError):  # another door takes it away
+                if not path.name.startswith("."):
+                    found[_unquoted(path.name)] = path.stat().st_mtime
+        return found
 
     def forget_name(self, kind: str, name: str) -> None:
         """Take a name away."""
@@ -286,19 +295,24 @@ class Kept:
             raise NotFoundError(f"there is no {what} {id!r}")
         return path
 
-    @staticmethod
-    def _place(path: Path, data: bytes, *, replace: bool = True) -> None:
-        new = path.with_name(f".{os.urandom(8).hex()}")
-        try:
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-            if replace:
-                new.rename(path)
-            else:
-                os.link(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+
+def place(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Write a file that only we read, whole or not at all.
+
+    Raises:
+        FileExistsError: there is one, and it is not to be replaced.
+    """
+    new = path.with_name(f".{os.urandom(8).hex()}")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        if replace:
+            new.rename(path)
+        else:
+            os.link(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

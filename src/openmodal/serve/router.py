@@ -7,7 +7,6 @@ what HTTP/2 has taken: a connection that breaks with bytes under way loses nothi
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -22,13 +21,14 @@ from openmodal._command import Command
 from openmodal._options import environment
 from openmodal._spec import ExecSpec, ExitRecord, OutputGap
 from openmodal._wire import Flag, State, Want
-from openmodal.errors import InvalidError, NotFoundError, SandboxNotRunningError
+from openmodal.errors import Error, InvalidError, NotFoundError, SandboxNotRunningError
 from openmodal.sandbox import Sandbox
 from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door
 from openmodal.serve.files import HELPER, FileCall
-from openmodal.serve.sandboxes import ready_at_last
+from openmodal.serve.readers import Readers
+from openmodal.serve.sandboxes import network_asked, ready_at_last
 
 _BEHIND = 4 << 20
 """How many bytes that the client was sent are kept for another door, or another connection."""
@@ -65,7 +65,7 @@ class Router:
     def __init__(self, door: Door) -> None:
         self._door = door
         self._files: dict[tuple[str, str], FileCall] = {}  # the one that was used last comes last
-        self._reading: dict[str, int] = {}
+        self._readers = Readers()
 
     # ---------------------------------------------------------------------------------------- start
 
@@ -76,6 +76,8 @@ class Router:
         if list(request.command_args[:1]) == [HELPER]:
             self._start_file(request, sandbox)
             return router.TaskExecStartResponse()
+        for wire, exec_id in self._readers.needless():
+            _ = self._door.begin(_forget(_command(self._door.sandbox(wire), exec_id)))
         await self._door.finish(_command(sandbox, request.exec_id).start(self._spec(request)))
         return router.TaskExecStartResponse()
 
@@ -129,18 +131,13 @@ class Router:
                 yield router.TaskExecStdioReadResponse(data=data)
             return
         command = _command(self._sandbox(request), request.exec_id)
-        self._reading[request.exec_id] = self._reading.get(request.exec_id, 0) + 1
-        try:
+        async with self._readers.reading(_wire_of(request), request.exec_id, number):
             at = request.offset
             async for begins, data in output(self._door, command, number, at):
                 if begins > at:
                     call.warn("some output is not there any more: the command wrote more than 1 GiB that nobody read")
                 at = begins + len(data)
                 yield router.TaskExecStdioReadResponse(data=data)
-        finally:
-            self._reading[request.exec_id] -= 1
-            if not self._reading[request.exec_id]:
-                del self._reading[request.exec_id]
 
     @serves("SandboxStdioReadV2")
     async def read_main(self, request: Any, call: Call) -> AsyncIterator[Any]:
@@ -202,6 +199,14 @@ class Router:
             raise GRPCError(Code.DEADLINE_EXCEEDED, str(error)) from error
         return router.SandboxWaitUntilReadyTcrResponse(ready_at=ready_at)
 
+    @serves("TaskSetNetworkAccess")
+    async def set_network(self, request: Any, call: Call) -> Any:
+        blocked, cidrs, domains = network_asked(request.network_access)
+        await self._sandbox(request).set_network.aio(
+            block_network=blocked, outbound_cidr_allowlist=cidrs, outbound_domain_allowlist=domains
+        )
+        return router.TaskSetNetworkAccessResponse()
+
     @serves("TaskReloadVolumes")
     async def reload_volumes(self, request: Any, call: Call) -> Any:
         await self._sandbox(request).reload_volumes.aio()
@@ -220,11 +225,9 @@ class Router:
                 pass
         except SandboxNotRunningError:
             return router.TaskExecWaitResponse(signal=9)
-        # The client prints in the background what it is reading, and then ends: that comes first.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LATER):
-                while request.exec_id in self._reading:
-                    await asyncio.sleep(0.001)
+        if await self._wrote(command):
+            await self._readers.printed(_wire_of(request), request.exec_id)
+        self._readers.told(_wire_of(request), request.exec_id)
         return _ended(router.TaskExecWaitResponse, record)
 
     @serves("TaskExecPoll")
@@ -241,8 +244,25 @@ class Router:
     async def _record(self, command: Command, wait: int) -> ExitRecord | None:
         return (await self._door.run(command.io(Want.EXIT, [0, 0, 0], {}, wait=wait))).record
 
+    async def _wrote(self, command: Command) -> bool:
+        """Whether there is output of a command."""
+        taken = {number: Pieces() for number in (1, 2)}
+        both = Want.STDOUT | Want.STDERR | Want.PEEK
+        await self._door.run(command.io(both, [0, 0, 0], taken, most=1, wait=0))
+        return any(pieces.parts or pieces.gaps for pieces in taken.values())
+
     def _sandbox(self, request: Any) -> Sandbox:
-        return self._door.sandbox(ids.sandbox_of_task(request.task_id))
+        return self._door.sandbox(_wire_of(request))
+
+
+def _wire_of(request: Any) -> str:
+    return ids.sandbox_of_task(request.task_id)
+
+
+async def _forget(command: Command) -> None:
+    """Have the agent forget a command that has ended, and its output."""
+    with contextlib.suppress(Error):  # it did already, or its sandbox has ended
+        await command.forget()
 
 
 def _command(sandbox: Sandbox, exec_id: str) -> Command:

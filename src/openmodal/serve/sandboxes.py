@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -33,12 +34,18 @@ from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door, result
 from openmodal.serve.images import KEEPS_RUNNING
+from openmodal.serve.tunnels import CLEAR, ENCRYPTED, H2
 from openmodal.serve.volumes import mounts
-from openmodal.tunnel import Tunnel
 
 _LONGEST_WAIT = 55.0
 _DEFAULT_TIMEOUT = 300.0
 _WRITES_KNOWN = 1000
+_ALL_DOMAINS = "*"
+_ALL_NETWORKS = "0.0.0.0/0"
+_LOOK = 0.2
+_PATIENCE = 20.0
+_AGAIN = 5.0
+"""Seconds after which a client is told to ask again, if it waited in the queue for nothing."""
 
 
 class Sandboxes:
@@ -49,6 +56,8 @@ class Sandboxes:
         # Where the bytes of an old client's write begin, by its key: it may come again.
         self._begins: dict[str, int] = {}
         self._starting: Counter[str] = Counter()
+        self._entering = asyncio.Lock()
+        self._queued = 0
 
     # --------------------------------------------------------------------------------------- create
 
@@ -75,28 +84,41 @@ class Sandboxes:
         await door.run(check(door.engine, spec))
         async with door.starting, self._counted(spec.id):
             root = await door.images.root(definition.image_id, tuple(definition.mount_ids))
+            door.tunnels.ask(spec.id, _ports(definition))
             made = await door.finish(Sandbox._started(_with(spec, root), root, door.engine))
         return ids.sandbox_on_wire(door.remember(made).id)
 
     @asynccontextmanager
     async def _counted(self, id: str) -> AsyncIterator[None]:
-        """Count a sandbox that is being created with those that run. One that is there already was
-        counted: its client asks again."""
-        most = self._door.limits.sandboxes
-        running = {status.id for status in await self._door.run(self._door.engine.list())}
-        others = (running | self._starting.keys()) - {id}
-        if len(others) >= most and id not in running:
-            raise GRPCError(
-                Code.RESOURCE_EXHAUSTED,
-                f"{len(others)} sandboxes run, and this door allows no more; end some, or start it with --max-sandboxes",
-            )
-        self._starting[id] += 1
+        """Count a sandbox that is being created with those that run, when there is room for it."""
+        if self._queued >= self._door.limits.queue:
+            raise _full(f"{self._queued} sandboxes wait to be created")
+        self._queued += 1
+        try:
+            await self._enter(id)
+        finally:
+            self._queued -= 1
         try:
             yield
         finally:
             self._starting[id] -= 1
             if not self._starting[id]:
                 del self._starting[id]
+
+    async def _enter(self, id: str) -> None:
+        """Wait for room; who waits for longest goes first. One that is there already was counted:
+        its client asks again."""
+        most, door = self._door.limits.sandboxes, self._door
+        try:
+            async with asyncio.timeout(_PATIENCE), self._entering:
+                while True:
+                    running = {status.id for status in await door.run(door.engine.list())}
+                    if id in running or len((running | self._starting.keys()) - {id}) < most:
+                        self._starting[id] += 1
+                        return
+                    await asyncio.sleep(_LOOK)
+        except TimeoutError:
+            raise _full(f"{most} sandboxes run, and this door allows no more") from None
 
     def _spec(self, request: Any, id: str) -> SandboxSpec:
         definition, limits = request.definition, self._door.limits
@@ -121,7 +143,7 @@ class Sandboxes:
             runtime=_args.runtime(definition.runtime or None),
             run=run,
             mounts=mounts(definition),
-            ports=_ports(definition),
+            ports=_args.ports(ports=_ports(definition)),
             readiness=_readiness(definition),
         )
 
@@ -211,23 +233,22 @@ class Sandboxes:
     @serves("SandboxTerminateV2", "SandboxTerminate")
     async def terminate(self, request: Any, call: Call) -> Any:
         status = await self._door.status(request.sandbox_id)
-        self._door.forget(status.id)
-        await self._door.run(self._door.engine.stop(status.id))
+        await self._door.end(status.id)
         return api.SandboxTerminateResponse(existing_result=result(status.ended))
 
     @serves("ContainerStop")
     async def stop(self, request: Any, call: Call) -> Any:
         status = await self._door.status(ids.sandbox_of_task(request.task_id))
-        self._door.forget(status.id)
-        await self._door.run(self._door.engine.stop(status.id))
+        await self._door.end(status.id)
         return api.ContainerStopResponse()
 
     # --------------------------------------------------------------------------------------- ports
 
     @serves("SandboxGetTunnelsV2", "SandboxGetTunnels")
     async def tunnels(self, request: Any, call: Call) -> Any:
-        found = await self._door.sandbox(request.sandbox_id).tunnels.aio(request.timeout or 50.0)
-        return api.SandboxGetTunnelsResponse(tunnels=_tunnels(found))
+        sandbox = self._door.sandbox(request.sandbox_id)
+        found = await sandbox.tunnels.aio(request.timeout or 50.0)
+        return api.SandboxGetTunnelsResponse(tunnels=await self._door.tunnels.of(sandbox.id, found))
 
     @serves("SandboxWaitUntilReady")
     async def wait_until_ready(self, request: Any, call: Call) -> Any:
@@ -256,23 +277,7 @@ class Sandboxes:
             jwt=self._door.access.proof(wire), url=self._door.router(call.client)
         )
 
-    # ---------------------------------------------------------------------------------- old streams
-
-    @serves("SandboxGetLogs")
-    async def logs(self, request: Any, call: Call) -> AsyncIterator[Any]:
-        from openmodal.serve.router import main_output
-
-        number = 1 if request.file_descriptor == api.FILE_DESCRIPTOR_STDOUT else 2
-        at, rest = int(request.last_entry_id or 0), b""
-        async for begins, data in main_output(self._door, ids.sandbox(request.sandbox_id), number, at):
-            text, rest = _decoded(rest + data)
-            at = begins + len(data) - len(rest)
-            item = api.TaskLogs(data=text, file_descriptor=request.file_descriptor)
-            yield api.TaskLogsBatch(entry_id=str(at), items=[item])
-        if rest:
-            item = api.TaskLogs(data=rest.decode("utf-8", "replace"), file_descriptor=request.file_descriptor)
-            yield api.TaskLogsBatch(entry_id=str(at + len(rest)), items=[item])
-        yield api.TaskLogsBatch(entry_id=str(at + len(rest)), eof=True)
+    # ------------------------------------------------------------------------------------ old stdin
 
     @serves("SandboxStdinWrite")
     async def write(self, request: Any, call: Call) -> Any:
@@ -296,6 +301,12 @@ class Sandboxes:
         return api.SandboxStdinWriteResponse()
 
 
+def _full(why: str) -> GRPCError:
+    """What a client waits for and asks again; old ones tell their user."""
+    text = f"{why}; end some, or start it with a larger --max-sandboxes"
+    return GRPCError(Code.RESOURCE_EXHAUSTED, text, [api.RPCRetryPolicy(retry_after_secs=_AGAIN)])
+
+
 async def ready_at_last(sandbox: Sandbox, timeout: float) -> float:
     """Wait until a sandbox's probe succeeds, and return the time.
 
@@ -310,13 +321,14 @@ async def ready_at_last(sandbox: Sandbox, timeout: float) -> float:
     return time.time()
 
 
-def _ports(definition: Any) -> tuple[int, ...]:
+def _ports(definition: Any) -> dict[int, str]:
+    """The ports that are reached, each with the kind of its tunnel."""
     asked = definition.open_ports.ports
-    if encrypted := [each.port for each in asked if not each.unencrypted]:
-        raise UnsupportedError(
-            f"encrypted_ports={encrypted} are not supported, for tunnels end on the machine of the sandbox; use unencrypted_ports="
-        )
-    return _args.ports(unencrypted_ports=[each.port for each in asked])
+    _args.ports(ports=[each.port for each in asked])
+    return {
+        each.port: CLEAR if each.unencrypted else H2 if each.tunnel_type == api.TUNNEL_TYPE_H2 else ENCRYPTED
+        for each in asked
+    }
 
 
 def _readiness(definition: Any) -> Readiness | None:
@@ -327,19 +339,6 @@ def _readiness(definition: Any) -> Readiness | None:
     if asked.WhichOneof("probe_oneof") == "tcp_port":
         return Probe.with_tcp(asked.tcp_port, interval_ms=interval).asked
     return Probe.with_exec(*asked.exec_command.argv, interval_ms=interval).asked
-
-
-def _tunnels(found: Mapping[int, Tunnel]) -> list[Any]:
-    return [
-        api.TunnelData(
-            host=tunnel.host,
-            port=tunnel.port,
-            unencrypted_host=tunnel.host,
-            unencrypted_port=tunnel.port,
-            container_port=port,
-        )
-        for port, tunnel in found.items()
-    ]
 
 
 def _with(spec: SandboxSpec, root: Root) -> SandboxSpec:
@@ -369,13 +368,20 @@ def _resources(asked: Any, most_memory: int) -> Resources:
 
 
 def _network(definition: Any) -> Network:
-    access = definition.network_access
-    if definition.block_network or access.network_access_type == api.NetworkAccess.BLOCKED:
-        return _args.network(True, None, None)
+    blocked, cidrs, domains = network_asked(definition.network_access)
+    return _args.network(blocked or definition.block_network, cidrs, domains)
+
+
+def network_asked(access: Any) -> tuple[bool, list[str] | None, list[str] | None]:
+    """Whether a network is blocked, and the networks and domains that are allowed; None: all."""
+    if access.network_access_type == api.NetworkAccess.BLOCKED:
+        return True, None, None
     if access.network_access_type != api.NetworkAccess.ALLOWLIST:
-        return Network()
+        return False, None, None
     cidrs, domains = list(access.allowed_cidrs), list(access.allowed_domains)
-    return _args.network(False, cidrs if cidrs or not domains else None, domains or None)
+    if _ALL_DOMAINS in domains:
+        return False, [*{*cidrs, _ALL_NETWORKS}], None
+    return False, cidrs if cidrs or not domains else None, domains or None
 
 
 def _info(status: Status) -> Any:
@@ -404,15 +410,6 @@ def _task(status: Status) -> Any:
 
 def _tags(status: Status) -> Iterable[Any]:
     return [api.SandboxTag(tag_name=name, tag_value=value) for name, value in status.tags]
-
-
-def _decoded(data: bytes) -> tuple[str, bytes]:
-    """What of the bytes is whole, as text, and the beginning of a character behind it."""
-    import codecs
-
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    text = decoder.decode(data)
-    return text, decoder.getstate()[0]
 
 
 __all__ = ["Sandboxes"]

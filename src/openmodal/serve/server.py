@@ -23,9 +23,10 @@ from uvicorn.server import ServerState
 
 from openmodal.serve import ids
 from openmodal.serve.apps import Apps
-from openmodal.serve.calls import Call, handlers, log
+from openmodal.serve.calls import Call, Details, handlers, log
 from openmodal.serve.door import Door
 from openmodal.serve.metrics import Metrics
+from openmodal.serve.outputs import Outputs
 from openmodal.serve.router import Router
 from openmodal.serve.sandboxes import Sandboxes
 from openmodal.serve.snapshots import OldSnapshots, Snapshots
@@ -109,7 +110,15 @@ def _services(door: Door, metrics: Metrics) -> dict[str, Handler]:
         task = request.start.task_id if call.name == "TaskExecStdinWriteStream" else request.task_id
         door.access.admit_to(ids.sandbox_of_task(task), call.metadata)
 
-    rooms = (Apps(door), Sandboxes(door), door.images, Uploads(door), Volumes(door), OldSnapshots(door))
+    rooms = (
+        Apps(door),
+        Sandboxes(door),
+        Outputs(door),
+        door.images,
+        Uploads(door),
+        Volumes(door),
+        OldSnapshots(door),
+    )
     control = handlers(api_grpc.ModalClientBase, rooms, admit)
     commands = handlers(task_command_router_grpc.TaskCommandRouterBase, (Router(door), Snapshots(door)), admit_to_task)
     return metrics.measured({**control, **commands})
@@ -130,8 +139,8 @@ def _application(door: Door, metrics: Metrics) -> Starlette:
         routes=[
             Route("/healthz", health),
             Route("/metrics", measures),
-            Route("/volumes/{where}/{signature}", Volumes(door).send),
-            Route("/blobs/{digest}/{size:int}/{signature}", uploads.receive, methods=["PUT"]),
+            Route("/volumes/{where}/{until:int}/{signature}", Volumes(door).send),
+            Route("/blobs/{digest}/{size:int}/{until:int}/{signature}", uploads.receive, methods=["PUT"]),
         ]
     )
 
@@ -195,7 +204,7 @@ async def serving(
 ) -> AsyncIterator[None]:
     """Serve a door at a socket that listens, as long as the block; `clear`: not only encrypted."""
     metrics = Metrics()
-    grpc = Server([_Services(_services(door, metrics))])
+    grpc = Server([_Services(_services(door, metrics))], status_details_codec=Details())
     http = Config(_application(door, metrics), log_config=None, access_log=False, lifespan="off")
     http.load()
     state = ServerState()

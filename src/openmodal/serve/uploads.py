@@ -58,8 +58,7 @@ class Uploads:
                 f"the file has {size} bytes, and this door takes {door.limits.upload}; start it with a larger --max-upload"
             )
         digest = base64.b64decode(request.content_sha256_base64).hex()
-        path = f"{digest}/{size}"
-        url = f"{door.url}/blobs/{path}/{door.access.signature(path)}"
+        url = f"{door.url}/blobs/{door.access.signed(f'{digest}/{size}')}"
         id = f"bl-{digest}"
         urls = api.UploadUrlList(items=[url])
         answer = api.BlobCreateResponse(blob_id=id, upload_url=url)
@@ -69,9 +68,9 @@ class Uploads:
 
     async def receive(self, request: Request) -> Response:
         """PUT of a blob, to a URL that `blob` gave."""
-        digest, size, signature = (str(request.path_params[name]) for name in ("digest", "size", "signature"))
-        if not self._door.access.is_signed(f"{digest}/{size}", signature):
-            return PlainTextResponse("this URL is not one of this door's\n", 403)
+        digest, size = (str(request.path_params[name]) for name in ("digest", "size"))
+        if not self._door.access.is_signed(f"{digest}/{size}", *proof(request)):
+            return PlainTextResponse("this URL is not one of this door's, or it is too old\n", 403)
         md5 = hashlib.md5(usedforsecurity=False)
         try:
             with self._door.kept.new_file() as file:
@@ -88,6 +87,11 @@ class Uploads:
         return Response(status_code=200, headers={"ETag": f'"{md5.hexdigest()}"'})
 
 
+def proof(request: Request) -> tuple[int, str]:
+    """Until when a URL is good, and the signature that says so."""
+    return request.path_params["until"], request.path_params["signature"]
+
+
 async def _at_most(stream: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
     async for piece in stream:
         size -= len(piece)
@@ -96,4 +100,4 @@ async def _at_most(stream: AsyncIterator[bytes], size: int) -> AsyncIterator[byt
         yield piece
 
 
-__all__ = ["Uploads"]
+__all__ = ["Uploads", "proof"]

@@ -26,6 +26,7 @@ from openmodal.errors import (
 from openmodal.serve import ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door
+from openmodal.serve.uploads import proof
 from openmodal.volume import Volume
 
 _BLOCK = 8 << 20
@@ -155,8 +156,8 @@ class Volumes:
     async def send(self, request: Request) -> Response:
         """GET of a block, by a URL that `get_file` gave."""
         where = request.path_params["where"]
-        if not self._door.access.is_signed(where, request.path_params["signature"]):
-            return PlainTextResponse("this URL is not one of this door's\n", 403)
+        if not self._door.access.is_signed(where, *proof(request)):
+            return PlainTextResponse("this URL is not one of this door's, or it is too old\n", 403)
         id, path, at, size = where.split("-")
         volume = Volume.from_name(ids.volume_name(f"vo-{id}"), engine=self._door.engine)
         try:
@@ -167,7 +168,7 @@ class Volumes:
 
     def _url(self, id: str, path: str, at: int, size: int) -> str:
         where = f"{id.removeprefix('vo-')}-{path.encode().hex()}-{at}-{size}"
-        return f"{self._door.url}/volumes/{where}/{self._door.access.signature(where)}"
+        return f"{self._door.url}/volumes/{self._door.access.signed(where)}"
 
     # --------------------------------------------------------------------------------------- inside
 
