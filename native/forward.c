@@ -54,7 +54,7 @@ struct house {
 /* ---- the agent ---- */
 
 /* The sandbox may be able to write to the folder: no link in it is followed, and the agent must listen. */
-static int connect_link(const struct forward *forward) {
+int connect_link(const struct forward *forward) {
     struct sockaddr_un address;
     struct stat info;
     struct ucred peer = {0};

@@ -23,6 +23,9 @@ struct forward {
 /* Accepts, and carries bytes, until it is killed or has nobody to serve. */
 void forward_run(struct forward *forward);
 
+/* A link to the agent, or -1. */
+int connect_link(const struct forward *forward);
+
 /* A word to the supervisor; see control.h. */
 struct box;
 struct request;

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from openmodal.testing import Face, TestApp, TestDeadline, TestNames, TestPause, TestTermination, TestUsage
+from openmodal.testing import Face, TestApp, TestDeadline, TestNames, TestOwner, TestPause, TestTermination, TestUsage
 from openmodal.testing.faces import open_face
 
-__all__ = ["TestApp", "TestDeadline", "TestNames", "TestPause", "TestTermination", "TestUsage"]
+__all__ = ["TestApp", "TestDeadline", "TestNames", "TestOwner", "TestPause", "TestTermination", "TestUsage"]
 
 
 @pytest.fixture

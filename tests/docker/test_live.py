@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+from typing import Any
 
 import pytest
 
 from openmodal import housekeeping
 from openmodal._dual import run_sync
 from openmodal.engines.docker.daemon import Daemon
-from openmodal.errors import SandboxTimeoutError, UnsupportedError
+from openmodal.engines.docker.engine import Docker
+from openmodal.errors import SandboxTerminatedError, SandboxTimeoutError, UnsupportedError
 from openmodal.sandbox import Sandbox
 from openmodal.testing.egress import reaches
 from openmodal.testing.faces import Face, open_face
@@ -98,3 +101,33 @@ def test_one_that_was_created_blocked_has_no_firewall_and_stays_so(create: Creat
     sandbox.set_network(block_network=True)
     with pytest.raises(UnsupportedError, match="create it with a network"):
         sandbox.set_network()
+
+
+def test_an_owner_stays_through_a_reset_and_its_end_ends_one_that_is_paused(create: Create, face: Face) -> None:
+    with subprocess.Popen(["sleep", "300"]) as owner:
+        sandbox = create(block_network=True, owner=owner.pid)
+        sandbox.reset()
+        sandbox.pause()
+        owner.kill()
+    eventually(lambda: sandbox.poll() is not None)
+    with pytest.raises(SandboxTerminatedError, match="owned"):
+        sandbox.wait()
+
+
+def test_a_reset_after_the_owners_end_ends_it(
+    create: Create, engine: DockerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has watched the owner while there was no agent."""
+    with subprocess.Popen(["sleep", "300"]) as owner:
+        sandbox = create(block_network=True, owner=owner.pid)
+        start = Docker._start
+
+        async def late(*arguments: Any) -> None:
+            owner.kill()
+            owner.wait()
+            await start(*arguments)
+
+        monkeypatch.setattr(Docker, "_start", late)
+        with pytest.raises(SandboxTerminatedError, match="owned"):
+            sandbox.reset()
+    assert sandbox.poll() == 137

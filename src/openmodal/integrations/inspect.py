@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ class OpenModalSandboxEnvironment(SandboxEnvironment):
         task = _tasks.get({}).get(_key(config)) or _Task(_plan(config))
         plan = task.plan
         tags = {"task": re.sub(r"[^A-Za-z0-9._-]", "-", task_name)[-63:]} if task_name else {}
-        options = {"timeout": LIFETIME, **_ends_with_us(plan.options.get("engine")), **plan.options}
+        options = {"timeout": LIFETIME, **_ends_with_us(plan.options), **plan.options}
         sandbox = await Sandbox.create.aio(*plan.argv, app=APP, image=plan.image, tags=tags, **options)
         task.sandboxes[sandbox.id] = sandbox
         return {"default": cls(sandbox)}
@@ -188,9 +189,12 @@ class OpenModalSandboxEnvironment(SandboxEnvironment):
         return 0.2
 
 
-def _ends_with_us(engine: Any) -> dict[str, Any]:
-    """What makes a sandbox end when this process does."""
-    return {"lease": LEASE} if "owner" in lacking(choose(engine)) else {"owner": "process"}
+def _ends_with_us(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a sandbox of these options end when this process does."""
+    engine = choose(options.get("engine"))
+    # gVisor's agent listens on no socket that is seen outside of its container.
+    unseen = engine.name == "docker" and options.get("runtime") == "gvisor"
+    return {"lease": LEASE} if unseen or "owner" in lacking(engine) else {"owner": "process"}
 
 
 async def _text(stream: StreamReader[str]) -> str:

@@ -60,6 +60,7 @@ class Ending(Live):
                 log = links.log(api, id)
                 at = datetime.fromisoformat(found["State"]["FinishedAt"]).timestamp()
                 end, stderr = container.end_of(found["State"], log[2], at)
+                end = self._with_owner(id, end)
                 noted = self._book.write_outputs(id, log[1], stderr)
         if not noted or not self._book.write_end(id, end):
             return end  # the container stays, and tells the same again

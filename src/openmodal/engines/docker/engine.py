@@ -31,6 +31,7 @@ from openmodal.engines.docker import container, generations, links, posture, vol
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, find
 from openmodal.engines.docker.ends import Ending
 from openmodal.engines.docker.host import Host, no_disk, no_ports
+from openmodal.engines.docker.owners import identity
 from openmodal.engines.posture import while_it_runs
 from openmodal.errors import EngineError, UnsupportedError
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 1.0
+_LOOK_SECONDS = 30.0
 _POLL = 0.003
 
 
@@ -57,9 +59,17 @@ class Docker(Ending, volumes.Keeper):
     @property
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have, and most take IPv6 off loopback."""
-        limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders", "ports")))
-        never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "owner", "pools")
-        return frozenset({*limits, *never, "diff", "volume_rename", "volume_sub_paths"})
+        limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
+        beside = () if self._daemon.path and self._sees_agents() else ("owner", "ports")
+        never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "pools")
+        return frozenset({*limits, *beside, *never, "diff", "volume_rename", "volume_sub_paths"})
+
+    def _sees_agents(self) -> bool:
+        """Whether processes of this machine can be beside a sandbox, if any daemon answers."""
+        try:
+            return Host.lately(self._daemon).shares_sockets
+        except EngineError:
+            return True
 
     # --------------------------------------------------------------------------------------- images
 
@@ -77,7 +87,7 @@ class Docker(Ending, volumes.Keeper):
     # ------------------------------------------------------------------------------------ the verbs
 
     async def check(self, spec: SandboxSpec) -> None:
-        if spec.runtime != "native" or spec.resources.disk or spec.ports:
+        if spec.runtime != "native" or spec.resources.disk or spec.ports or spec.owner:
             host: Host = await Blocking(Host.of, self._daemon)
             host.check(spec)
         if spec.mounts:
@@ -93,6 +103,8 @@ class Docker(Ending, volumes.Keeper):
                 folder = stack.enter_context(self._book.new(status, made))
             try:
                 await self._start(spec, asked.prepared(root, Referenced), status, folder)
+                if spec.owner:
+                    await self._give(id, identity(spec.owner))
             except IdTakenError:  # the container is another's
                 raise
             except BaseException:
@@ -154,6 +166,7 @@ class Docker(Ending, volumes.Keeper):
                 await self._start(left, asked.prepared(to, Referenced) if to else made.root, status, folder)
                 if self._book.end(id):
                     raise ConnectionResetError(f"the sandbox {id} has ended")
+                await self._give_again(id)
                 if status.tunnels:  # they have ended with the agent
                     with forwarding.listening(left.ports) as listeners:
                         await self.forward(id, listeners)
@@ -175,7 +188,7 @@ class Docker(Ending, volumes.Keeper):
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError
             # One that is paused does not end, before somebody looks at it.
-            over = time.monotonic() + max(_GRACE_SECONDS, status.expires - time.time())
+            over = time.monotonic() + max(_GRACE_SECONDS, min(_LOOK_SECONDS, status.expires - time.time()))
             with contextlib.suppress(ConnectionError, TimeoutError):
                 await until_end(await self.connect(id), over if deadline is None else min(over, deadline))
             await Sleep(0.02)  # it is just ending, or being reset
@@ -228,6 +241,7 @@ class Docker(Ending, volumes.Keeper):
             dead = [id for id, item in known.items() if not container.runs(item) and self._may_collect(id, item)]
             orphans = [id for id in self._book.ids() if id not in known and not self._book.alive(id)]
             if not check:
+                self._let_paused_end(api, known)
                 for id in (*dead, *orphans):
                     with _trash.going_on(failed):
                         self._collect(api, id)
@@ -255,6 +269,11 @@ class Docker(Ending, volumes.Keeper):
         unused_for = _args.age("unused_for", unused_for)
         with self._daemon.open() as api:
             return prune(api, self._layers, self._checkpoints(), unused_for=unused_for, caches=caches)
+
+    def _let_paused_end(self, api: Api, known: Mapping[str, Mapping[str, Any]]) -> None:
+        for id, item in known.items():
+            if item["State"] == "paused" and (status := self._book.status(id)):
+                self._seen(api, status, paused=True)
 
     def _checkpoints(self) -> frozenset[str]:
         """The names of those that sandboxes have, which may live longer than they were to."""

@@ -67,8 +67,11 @@ class Host:
         backing = told.get("Backing Filesystem", "xfs")
         if spec.resources.disk and driver not in _LIMITING and backing != "xfs":
             raise no_disk(f"its driver {driver} is on {backing}")
-        if spec.ports and (spec.runtime == "gvisor" or not self.shares_sockets):
+        hidden = spec.runtime == "gvisor" or not self.shares_sockets
+        if spec.ports and hidden:
             raise no_ports()
+        if spec.owner and hidden:
+            raise no_owner()
 
     def gvisor(self, *, network: bool) -> str:
         """The daemon's name for gVisor's runtime.
@@ -180,6 +183,14 @@ def no_ports() -> UnsupportedError:
     return UnsupportedError(
         "ports= needs a Docker daemon on this machine that runs as the same user, and runtime='native'; leave it out and "
         "use sandbox.forward(port)"
+    )
+
+
+def no_owner() -> UnsupportedError:
+    """The refusal of `owner=`."""
+    return UnsupportedError(
+        "owner= needs a Docker daemon on this machine that runs as the same user, and runtime='native'; use lease= and "
+        "sandbox.renew()"
     )
 
 

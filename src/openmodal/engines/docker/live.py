@@ -23,13 +23,12 @@ from openmodal._files import text
 from openmodal._link import Link
 from openmodal._spec import Network, Status, Usage
 from openmodal._wire import Kind, milliseconds
-from openmodal.build.locks import Lock
 from openmodal.engines.book import Book
 from openmodal.engines.contract import PROMISES
 from openmodal.engines.docker import container, posture
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError
 from openmodal.engines.docker.host import Host
-from openmodal.engines.docker.stateful import Stateful
+from openmodal.engines.docker.owners import Owned
 from openmodal.errors import UnsupportedError
 
 _CUT = "cut"  # a file with the networks that the container is to have again
@@ -37,7 +36,7 @@ _PAUSED = "paused"
 _PAUSE_SECONDS = 10.0
 
 
-class Live(Stateful):
+class Live(Owned):
     """The verbs of the Docker engine for it."""
 
     _book: Book
@@ -75,19 +74,6 @@ class Live(Stateful):
     async def usage(self, id: str) -> Usage:
         usage: Usage = await Blocking(self._asked, _usage, id)
         return usage
-
-    async def _mine(self, id: str, what: str) -> Lock:
-        """Nobody resets the sandbox until the lock is closed.
-
-        Raises:
-            UnsupportedError: it was created by another machine.
-            ConnectionError: it has ended.
-        """
-        if (await self.inspect(id)).ended:
-            raise ConnectionResetError(f"the sandbox {id} has ended")
-        if not self._book.folder(id).exists():
-            raise UnsupportedError(f"{what} of {id} can be changed on the machine that created it only")
-        return await self._alone(id)
 
     def _mark(self, id: str) -> Path:
         return self._book.folder(id) / _PAUSED
@@ -152,7 +138,7 @@ class Live(Stateful):
 
     def _seen(self, api: Api, status: Status, *, paused: bool) -> Status:
         """The status, with what is only known while it runs."""
-        if paused and status.expires < time.time():
+        if paused and (status.expires < time.time() or self._lost_owner(status.id)):
             self._unpause(api, status.id)
         elif paused:
             return replace(status, paused=True)

@@ -65,6 +65,19 @@ class Stateful(Engine):
             )
         return found
 
+    async def _mine(self, id: str, what: str) -> Lock:
+        """Nobody resets the sandbox until the lock is closed.
+
+        Raises:
+            UnsupportedError: it was created by another machine.
+            ConnectionError: it has ended.
+        """
+        if (await self.inspect(id)).ended:
+            raise ConnectionResetError(f"the sandbox {id} has ended")
+        if not self._book.folder(id).exists():
+            raise UnsupportedError(f"{what} of {id} can be changed on the machine that created it only")
+        return await self._alone(id)
+
     async def _alone(self, id: str) -> Lock:
         """Nobody else resets the sandbox until the lock is closed; and it counts as running, also
         while it has no container."""
