@@ -135,6 +135,11 @@ def check_much_output_waits_until_it_is_read() -> None:
         assert process.wait() == 0
         assert len(process.stdout.read()) == 12_000_000
         assert len(process.stderr.read()) == 9_000_000
+        # More than its agent keeps in memory, read while it runs.
+        process = made.exec("head", "-c", "30000000", "/dev/zero", text=False)
+        assert len(process.stdout.read()) == 30_000_000
+    with sandbox("head", "-c", "30000000", "/dev/zero") as made:
+        assert len(made.stdout.read()) == 30_000_000
 
 
 def check_files() -> None:

@@ -33,6 +33,10 @@ from openmodal.serve.sandboxes import network_asked, ready_at_last
 _BEHIND = 4 << 20
 """How many bytes that the client was sent are kept for another door, or another connection."""
 
+_STEP = 2 << 20
+"""How many bytes more are forgotten at once. Both are less than what the agent keeps in memory: a
+command waits when that is full."""
+
 _KEEP = 1 << 30
 """How many bytes of each stream may wait on the sandbox's disk until the client reads them."""
 
@@ -296,7 +300,7 @@ async def output(door: Door, command: Command, number: int, offset: int) -> Asyn
         for part in taken.parts:
             yield at, part
             at += len(part)
-        if at - forgotten > 2 * _BEHIND:
+        if at - forgotten >= _BEHIND + _STEP:
             forgotten = at - _BEHIND
             received = [0, 0, 0]
             received[number] = forgotten
