@@ -51,7 +51,8 @@ def stat_of(path: str | os.PathLike[str]) -> os.stat_result | None:
 
 
 def made(folder: Path) -> Path:
-    """The folder, private to this user, if it was not there."""
+    """The folder. It, and those above it, are private to this user if they were not there."""
     if not os.path.isdir(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made(folder.parent)  # `parents=True` would make them with the mode that the umask leaves
+        folder.mkdir(mode=0o700, exist_ok=True)
     return folder

@@ -302,7 +302,8 @@ def _has_room(brief: str) -> bool:
     if not folder:
         return False
     try:
-        _make_private(Path(folder))
+        for path in (os.path.dirname(folder), folder):
+            _make_private(Path(path))
         found = os.statvfs(folder)
     except OSError:
         return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,52 @@ def test_user_ids_are_ok_exactly_where_newuidmap_gives_them(home: Path) -> None:
     answer = ask_user(home, REFUSING)  # one without the right to: it has lost its setuid bit
     assert "newuidmap" in answer.said
     assert (answer.ok("user ids"), answer.ok("base image"), answer.ok("sandbox")) == (False, False, False)
+
+
+# -------------------------------------------------------------------------------------- the network
+
+# On a network of its own, so that the machine's router stays.
+APART = 'mkdir -p /run/openmodal; mount -t tmpfs -o mode=700 tmpfs /run/openmodal; exec unshare --net "$@"'
+
+# A kernel without nf_tables refuses its protocol of netlink: from here on, to whatever is started.
+NO_NFTABLES = """
+import ctypes, errno, platform, struct
+libc = ctypes.CDLL(None)
+def instruction(code, true, false, value):
+    return struct.pack("HBBI", code, true, false, value)
+load, equal, give = 0x20, 0x15, 0x06  # of a filter's program
+socket = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+steps = instruction(load, 0, 0, 0) + instruction(equal, 0, 5, socket)
+steps += instruction(load, 0, 0, 16) + instruction(equal, 0, 3, 16)  # its first argument: AF_NETLINK
+steps += instruction(load, 0, 0, 32) + instruction(equal, 0, 1, 12)  # its third: NETLINK_NETFILTER
+steps += instruction(give, 0, 0, 0x50000 | errno.EPROTONOSUPPORT) + instruction(give, 0, 0, 0x7FFF0000)
+class Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(Program(8, steps)), 0, 0) == 0
+"""
+WITH_NETWORK = json.dumps({"block_network": False})
+
+
+def test_the_network_is_ok_exactly_where_its_rules_can_be_loaded(tmp_path: Path) -> None:
+    """Without the kernel's nf_tables it was ok, and the sandbox's line was iptables' words."""
+    (tmp_path / "store").mkdir()
+    answer = ask_root(tmp_path, APART, OPTIONS=WITH_NETWORK)
+    assert (answer.said, answer.ok("network"), answer.ok("sandbox")) == ("", True, True)
+    answer = ask_root(tmp_path, APART, first=NO_NFTABLES, OPTIONS=WITH_NETWORK)
+    assert answer.text("network") == answer.said
+    assert re.fullmatch(
+        r"[^\n]*this kernel has no nf_tables, which \S+ needs; as root, run `modprobe [^\n]*", answer.said
+    )
+    assert (answer.ok("network"), answer.ok("sandbox")) == (False, False)
+    assert answer.text("sandbox") == "none with a network can be created; see network"
+
+
+def test_a_network_that_sandboxes_may_lack_is_not_ok_either(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    answer = ask_root(tmp_path, APART, first=NO_NFTABLES, OPENMODAL_ALLOW_DEGRADED="limits,network")
+    assert "this kernel has no nf_tables" in answer.text("network")
+    assert (answer.ok("network"), answer.ok("sandbox"), answer.ok("isolation")) == (False, True, False)
 
 
 # ---------------------------------------------------------------------- what not all sandboxes need

@@ -11,7 +11,10 @@ from openmodal.engines.embedded import Embedded, cgroup, host
 from openmodal.sandbox import Sandbox
 from tests.security import attack
 
-NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+_KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+NAMESPACES = tuple(kind for kind in _KINDS if os.path.exists(f"/proc/self/ns/{kind}"))
+"""Those that this kernel has: some have no namespaces of time."""
+
 SHOWN = ("/cpuinfo", "/meminfo", "/online")
 _ROLES = {
     "its count of kills for memory": ("/memory.oom_control", "/memory.events"),

@@ -54,6 +54,22 @@ def test_folders_are_private(store: Store) -> None:
     store.prepare()
 
 
+@pytest.mark.parametrize("before", [None, 0o755])
+def test_what_sandboxes_share_in_memory_is_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int | None
+) -> None:
+    """After a boot /run/openmodal was open to all, and anybody could hold the router's lock."""
+    machine = tmp_path / "run" / "openmodal"
+    monkeypatch.setattr(_config, "machine", lambda: machine)
+    if before:
+        machine.mkdir(parents=True)
+        machine.chmod(before)
+    found = Store(tmp_path / "state", brief=True)
+    found.prepare()
+    folders = (machine, *([Path(found.brief).parent] if found.brief else []))
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
+
+
 def test_a_status_of_any_size_is_read_whole(store: Store) -> None:
     """There may be any number of tags. A sandbox with more than 64 KiB of them could not be found."""
     tags = tuple((f"{number:063d}", "v" * 63) for number in range(1200))

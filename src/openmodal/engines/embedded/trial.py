@@ -27,9 +27,13 @@ _LAYER = "trial"
 _PROGRAM = "openmodal-agent"  # all that there is in a sandbox of a trial
 
 
-def full() -> SandboxSpec:
-    """A sandbox as one gets it that asks for nothing."""
-    return SandboxSpec(app="trial", timeout=30.0, resources=_resources(), allow_degraded=_config.allow_degraded())
+def full(*, network: bool = False) -> SandboxSpec:
+    """A sandbox as one gets it that asks for nothing.
+
+    `network`: it may not do without one, whatever the configuration allows.
+    """
+    allowed = tuple(name for name in _config.allow_degraded() if not (network and name == "network"))
+    return SandboxSpec(app="trial", timeout=30.0, resources=_resources(), allow_degraded=allowed)
 
 
 def bare() -> SandboxSpec:

@@ -45,12 +45,28 @@ def run(command: Sequence[str], text: str = "") -> str:
     Raises:
         EngineError: it failed, or took too long: another program holds the firewall's lock.
     """
-    name = os.path.basename(command[0])
     done = _binary.run(command, text.encode())
     if done.returncode:
-        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
-        raise EngineError(f"the sandboxes' network cannot be set up: {name} said: {said}")
+        why = _why(command, (done.stderr or done.stdout).decode("utf-8", "replace"))
+        raise EngineError(f"the sandboxes' network cannot be set up: {why}", aspect="network")
     return done.stdout.decode("utf-8", "replace")
+
+
+_MOST_SAID = 200  # characters; some programs complain of every rule
+_NO_NFTABLES = (
+    "this kernel has no nf_tables, which {program} needs; as root, run `modprobe nf_tables nft_chain_nat`, or boot a "
+    "kernel that has it, or create sandboxes without a network (block_network=True)"
+)
+
+
+def _why(command: Sequence[str], said: str) -> str:
+    """Why such a program failed, in one line."""
+    names = [os.path.basename(word) for word in command]
+    firewall = next((name for name in names if name.startswith(("nft", "iptables"))), "")
+    if firewall and "legacy" not in said and not _generation():
+        return _NO_NFTABLES.format(program=firewall)
+    line = " ".join(said.split())
+    return f"{firewall or names[0]} said: {line[:_MOST_SAID]}" + ("…" if len(line) > _MOST_SAID else "")
 
 
 # ---------------------------------------------------------------------------------------- the rules

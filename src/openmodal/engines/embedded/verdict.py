@@ -44,7 +44,7 @@ def attempt(state: Path, special: Mapping[str, SandboxSpec]) -> dict[str, Tried]
         with trial.place(state) as engine, ThreadPoolExecutor() as pool:
             tried = {"bare": _try(engine, trial.bare())}
             if tried["bare"].info:
-                tried["full"] = _try(engine, trial.full())
+                tried |= _with_network(engine)
                 running = {name: pool.submit(_try, engine, spec) for name, spec in special.items()}
                 if (info := tried["full"].info) and info.network == "outbound":
                     running["names"] = pool.submit(_try, engine, trial.full(), "ask", _NAME)
@@ -52,6 +52,14 @@ def attempt(state: Path, special: Mapping[str, SandboxSpec]) -> dict[str, Tried]
             return tried
     except EngineError as error:
         return {"bare": Tried(said=str(error), aspect=error.aspect)}
+
+
+def _with_network(engine: Embedded) -> dict[str, Tried]:
+    """The sandbox "full", and "network" if that has none: there `said` tells why."""
+    full = _try(engine, trial.full())
+    if full.info and "network" in full.info.degraded:
+        return {"full": full, "network": _try(engine, trial.full(network=True))}
+    return {"full": full, "network": full} if full.aspect == "network" else {"full": full}
 
 
 def _try(engine: Embedded, spec: SandboxSpec, *argv: str) -> Tried:
@@ -68,9 +76,10 @@ def judged(check: Check, tried: Mapping[str, Tried]) -> Check:
     if check.name in PROVED:
         return _by_any(check, tried["bare"])
     special = tried.get(check.name)
-    if check.name in SPECIAL and check.ok and not special:  # there were no sandboxes at all
-        return replace(check, text=f"{check.text} (not tried)")
-    return replace(check, ok=False, text=special.said, remedy="") if special and special.said else check
+    if special:
+        return replace(check, ok=False, text=special.said, remedy="") if special.said else check
+    untried = check.name in SPECIAL or (check.name == "network" and "full" not in tried)
+    return replace(check, text=f"{check.text} (not tried)") if untried and check.ok else check
 
 
 def _by_any(check: Check, bare: Tried) -> Check:
@@ -91,7 +100,8 @@ def sandboxes(tried: Mapping[str, Tried]) -> list[Check]:
         text = f"none can be created; see {bare.aspect}" if bare.aspect else bare.said
         return [Check("sandbox", False, text, required=True)]
     if full.info is None:
-        return [Check("sandbox", False, full.said, required=True), isolation(bare.info)]
+        text = f"none with a network can be created; see {full.aspect}" if full.aspect == "network" else full.said
+        return [Check("sandbox", False, text, required=True), isolation(bare.info)]
     text = f"created, asked and ended in {full.seconds * 1000:.0f} ms"
     return [Check("sandbox", True, text, required=True), isolation(full.info), *names(tried)]
 
