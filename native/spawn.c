@@ -273,13 +273,16 @@ static const char *exec_trouble(const struct job *job) {
 static void end_unstarted(struct job *job, struct report *exited) {
     if (job->failed == STEP_WORKDIR) /* the caller's mistake, unless what serves the files fails: gVisor's, when it dies */
         refuse(job->error == EIO ? ERROR_ERRNO + EIO : ERROR_INVALID, "workdir", job->workdir,
-               must_format("cannot be entered: %s", strerror(job->error)));
+               must_format("cannot be entered: %s; make that folder before, or name another", strerror(job->error)));
     if (job->failed == STEP_USER)
         refuse(ERROR_INVALID, "user", job->start->user,
                must_format("cannot be changed to: the sandbox has no ids %u:%u, or no right to change to them", job->user.uid, job->user.gid));
     if (job->failed == STEP_TERMINAL)
         refuse(ERROR_UNSUPPORTED, "a terminal", "", strerror(job->error));
-    dprintf(STDERR_FILENO, "openmodal: %.3000s: %s\n", job->name, exec_trouble(job));
+    /* Who writes a whole line means a shell. */
+    bool line = job->error == ENOENT && !job->start->argv[1] && strpbrk(job->name, " \t\n");
+    dprintf(STDERR_FILENO, "openmodal: %.3000s: %s%s\n", job->name, exec_trouble(job),
+            line ? "; a line for a shell is run by one, as in \"sh\", \"-c\", \"the line\"" : "");
     exited->status = (job->error == ENOENT || job->error == ENOTDIR ? 127 : 126) << 8;
 }
 

@@ -113,7 +113,7 @@ static void find_memberships(const char *group, struct user *user) {
 
 static bool find_person(const char *name, const char *passwd, struct user *user, const char **why) {
     if (!all_digits(name)) {
-        *why = "is not in the sandbox's /etc/passwd";
+        *why = "is not in the sandbox's /etc/passwd; add the user in the image, or give a number";
         return *name && find_passwd(passwd, name, 0, user);
     }
     *why = "is not a user id from 0 to 4294967294";
@@ -130,7 +130,7 @@ static bool choose_group(const char *name, const char *group, struct user *user,
         *why = "has a group id that is not from 0 to 4294967294";
         return id_of(name, &user->gid);
     }
-    *why = "has a group that is not in the sandbox's /etc/group";
+    *why = "has a group that is not in the sandbox's /etc/group; add the group in the image, or give a number";
     return find_group(group, name, &user->gid);
 }
 

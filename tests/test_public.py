@@ -19,8 +19,8 @@ from openmodal._command import Command, Spool
 from openmodal._sources import Kept
 from openmodal._spec import Layered
 from openmodal.engines import load
-from openmodal.errors import ExecTimeoutError, SandboxFilesystemError, file_error
-from openmodal.process import StreamReader, StreamWriter, timed_out
+from openmodal.errors import CommandFailedError, ExecTimeoutError, SandboxFilesystemError, file_error
+from openmodal.process import StreamReader, StreamWriter, failed, timed_out
 from openmodal.tunnel import _Child
 
 PUBLIC = [
@@ -28,6 +28,7 @@ PUBLIC = [
     "App",
     "Checkpoint",
     "CodeError",
+    "CommandFailedError",
     "Connection",
     "DiskFullError",
     "EngineError",
@@ -126,6 +127,7 @@ def an_instance(name: str) -> Any:
     made: dict[str, Callable[[], object]] = {
         "App": lambda: value("name"),
         "Checkpoint": lambda: value("app-00000000", Layered("key", layers=("key",))),
+        "CommandFailedError": lambda: failed(an_instance("Process"), b"said"),
         "Connection": lambda: value(Command(sandbox._agent, b"i" * 16), 80),
         "ExecTimeoutError": lambda: timed_out(an_instance("Process")),
         "FileEvent": lambda: value("moved", "/a/b", False, "/a/c"),
@@ -184,7 +186,7 @@ def test_everything_public_survives_being(name: str, how: str) -> None:
         before.add_note("a note")
     after = COPIES[how](before)
     assert type(after) is type(before)
-    if not isinstance(before, ExecTimeoutError | StreamReader | StreamWriter):
+    if not isinstance(before, CommandFailedError | ExecTimeoutError | StreamReader | StreamWriter):
         assert repr(after) == repr(before) or " object at 0x" in repr(before)
     if isinstance(before, BaseException):
         assert str(after) == str(before)

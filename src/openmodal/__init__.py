@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openmodal.app import App as App
     from openmodal.connection import Connection as Connection
     from openmodal.errors import AlreadyExistsError as AlreadyExistsError
+    from openmodal.errors import CommandFailedError as CommandFailedError
     from openmodal.errors import DiskFullError as DiskFullError
     from openmodal.errors import EngineError as EngineError
     from openmodal.errors import Error as Error
@@ -83,6 +84,7 @@ _HOMES = {
     "app": ("App",),
     "errors": (
         "AlreadyExistsError",
+        "CommandFailedError",
         "DiskFullError",
         "EngineError",
         "Error",

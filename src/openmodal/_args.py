@@ -350,13 +350,47 @@ def command_size(function: str, argv: tuple[str, ...], env: Pairs) -> None:
     raise InvalidError(f"{what}, which Linux does not take; give the data by stdin= or a file")
 
 
+_ELSEWHERE = {
+    **dict.fromkeys(("cwd", "working_dir", "work_dir", "directory"), "workdir="),
+    **dict.fromkeys(("environment", "environ", "envs", "env_vars"), "env="),
+    **dict.fromkeys(("labels", "label", "metadata"), "tags="),
+    **dict.fromkeys(("template", "docker_image", "dockerfile"), "image="),
+    **dict.fromkeys(("gpus", "gpu_count"), "gpu="),
+    **dict.fromkeys(("cpus", "cpu_count", "nano_cpus"), "cpu="),
+    **dict.fromkeys(("mem", "mem_limit", "memory_mb"), "memory=, in MiB"),
+    **dict.fromkeys(("disk_size", "storage"), "disk=, in MiB"),
+    **dict.fromkeys(("mounts", "mount", "binds", "volume", "cloud_bucket_mounts"), "volumes="),
+    **dict.fromkeys(("publish", "port", "exposed_ports"), "ports="),
+    **dict.fromkeys(("network", "network_mode", "internet", "allow_internet_access"), "block_network="),
+    **dict.fromkeys(("cidr_allowlist", "allow_out"), "outbound_cidr_allowlist="),
+    **dict.fromkeys(("ttl", "timeout_ms", "max_lifetime"), "timeout=, in seconds"),
+    **dict.fromkeys(("lifetime", "auto_stop_interval"), "timeout= or idle_timeout=, in seconds"),
+    **dict.fromkeys(("input", "data"), "stdin="),
+    **dict.fromkeys(("command", "cmd", "args", "argv"), "the call's first arguments, word by word"),
+    "shell": 'a shell as the command: "bash", "-c", "the line"',
+    "capture_output": "not needed: the finished process has .stdout.read() and .stderr.read()",
+    **dict.fromkeys(("universal_newlines", "encoding"), "text="),
+    **dict.fromkeys(("tty", "pty_info"), "pty="),
+    **dict.fromkeys(("region", "cloud", "zone", "i6pn"), "engine=: sandboxes are on the machines that engine has"),
+    **dict.fromkeys(("detach", "wait"), "not needed: a sandbox stays until its timeout or terminate()"),
+}
+"""Keywords of other tools → what says that here."""
+
+
 def unknown(function: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse keywords that do not exist, with the nearest that does."""
+    """Refuse keywords that do not exist, with the one that does what is meant."""
     import difflib
 
     known = tuple(known)
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            ours = _ELSEWHERE.get(key, "")
+            word = ours.partition("=")[0] if "=" in ours else ""
+            near = difflib.get_close_matches(key, known, 1, 0.75)
+            if ours and (not word or word in known):
+                hint = f"here it is {ours}"
+            elif near:
+                hint = f"did you mean {near[0]}?"
+            else:
+                hint = f"help(openmodal.{function if '.' in function else f'Sandbox.{function}'}) tells which there are"
             raise InvalidError(f"{function}() has no argument {key!r}; {hint}")

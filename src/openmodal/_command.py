@@ -81,6 +81,10 @@ class Spool:
         self._file.seek(at)
         return self._file.read(min((most, *(end - at for end in self._after if end > at))))
 
+    def end(self) -> bytes:
+        """The newest bytes, some thousands."""
+        return self.read(max(0, self.size - 4096), 4096)
+
     def __reduce__(self) -> tuple[Any, ...]:
         at = self._file.tell()
         self._file.seek(0)

@@ -147,7 +147,7 @@ def bases() -> dict[str, str]:
 
 def setting(name: str) -> str | None:
     """A top-level string of the configuration file."""
-    value = _file().get(name)
+    value = settings().get(name)
     if value is not None and not isinstance(value, str):
         raise InvalidError(f"{name} in {config_file()} must be a string, not {value!r}")
     return value
@@ -155,14 +155,14 @@ def setting(name: str) -> str | None:
 
 def table(name: str, keys: Iterable[str]) -> dict[str, Any]:
     """A table of the configuration file, over it what OPENMODAL_<NAME>_<KEY> says. Values of the environment are strings."""
-    found = _file().get(name, {})
+    found = settings().get(name, {})
     if not isinstance(found, dict):
         raise InvalidError(f"{name} in {config_file()} must be a table, [{name}]")
     said = {key: os.environ.get(f"OPENMODAL_{name}_{key}".upper()) for key in keys}
     return {**found, **{key: value for key, value in said.items() if value is not None}}
 
 
-def _file() -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """The configuration file; empty if there is none."""
     path = config_file()
     changed = stamp(path)
@@ -172,11 +172,23 @@ def _file() -> dict[str, Any]:
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, changed: Stamp) -> dict[str, Any]:
     """What the file says; the stamp tells whether it is still the one that was read."""
+    try:
+        return parse(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"the configuration {path} cannot be read: {error}") from error
+
+
+def parse(path: Path, text: str) -> dict[str, Any]:
+    """What a text says that is, or will be, in the configuration file.
+
+    Raises:
+        InvalidError: it is no TOML, or has a setting that there is not.
+    """
     import tomllib
 
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = tomllib.loads(text)
+    except ValueError as error:
         raise InvalidError(f"the configuration {path} cannot be read: {error}") from error
     for name in found.keys() - _KEYS:
         raise InvalidError(f"the configuration {path} has {name!r}, which is no setting; {_instead(name)}")

@@ -60,9 +60,11 @@ class ExecOptions(SpawnOptions, total=False):
 
     Attributes:
         stdin: what the command reads: str, bytes, or a file open for reading; None: nothing.
+        check: raise CommandFailedError if its exit code is not 0.
     """
 
     stdin: str | bytes | IO[str] | IO[bytes] | None
+    check: bool
 
 
 class AttachOptions(TypedDict, total=False):
@@ -149,7 +151,7 @@ def feed(stdin: object) -> Feed | None:
 
 def exec_spec(function: str, argv: tuple[str, ...], options: dict[str, Any], flags: int) -> ExecSpec:
     """Check the keywords of exec and spawn."""
-    known = (*SpawnOptions.__annotations__, "text", *(("stdin",) if function == "exec" else ()))
+    known = (*SpawnOptions.__annotations__, "text", *(("stdin", "check") if function == "exec" else ()))
     _args.unknown(function, options, known)
     workdir, user = options.get("workdir"), options.get("user")
     spec = ExecSpec(

@@ -22,6 +22,7 @@
     │       ├── SandboxTerminatedError         it was terminated, perhaps in the middle of this call
     │       └── SandboxTimeoutError (TimeoutError) its lifetime is over
     ├── ExecError
+    │   ├── CommandFailedError                 exec(…, check=True) of a command that failed; `.process`
     │   ├── ExecTimeoutError (TimeoutError)    the command's timeout; `.process` has its output so far
     │   ├── ShellTimeoutError (TimeoutError)   the timeout of a command in a shell; `.result` has its output so far
     │   ├── InterpreterTimeoutError (TimeoutError) the same of code in an interpreter; `.execution`
@@ -211,6 +212,21 @@ class ExecTimeoutError(ExecError, TimeoutError):
 
     Attributes:
         process: the finished process, with its output so far.
+    """
+
+    def __init__(self, text: str, process: Process[Any]) -> None:
+        super().__init__(text)
+        self.process = process
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.process), self.__dict__
+
+
+class CommandFailedError(ExecError):
+    """A command that was run with `check=True` ended with another exit code than 0.
+
+    Attributes:
+        process: the finished process, with its output.
     """
 
     def __init__(self, text: str, process: Process[Any]) -> None:

@@ -22,6 +22,7 @@ from openmodal._sources import Source
 from openmodal._spec import ExitRecord, OutputGap
 from openmodal._wire import State, Want
 from openmodal.errors import (
+    CommandFailedError,
     ExecError,
     ExecTimeoutError,
     InvalidError,
@@ -398,4 +399,12 @@ def timed_out(process: Process[Any]) -> ExecTimeoutError:
     return ExecTimeoutError(f"the command {name!r} was killed because its timeout expired", process)
 
 
-__all__ = ["Process", "StreamReader", "StreamType", "StreamWriter", "timed_out"]
+def failed(process: Process[Any], said: bytes) -> CommandFailedError:
+    """The error for a command that `check=True` is asked of; `said`: the end of what it wrote."""
+    lines = said.decode("utf-8", "replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    why = f": {last[-300:]}" if last else ""
+    return CommandFailedError(f"the command {process.args[0]!r} ended with {process.returncode}{why}", process)
+
+
+__all__ = ["Process", "StreamReader", "StreamType", "StreamWriter", "failed", "timed_out"]

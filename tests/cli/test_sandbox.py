@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,75 @@ def test_list_shows_what_runs_as_text_and_as_json(openmodal: CommandLine, sandbo
     assert found["id"] == sandbox
     assert found["tags"] == {"for": "cli"}
     assert found["expires"] > found["created"]
+
+
+def test_names_and_the_first_letters_of_an_id_mean_a_sandbox(openmodal: CommandLine, sandbox: str) -> None:
+    for word in ("main", sandbox[:-2]):
+        assert openmodal("--local", "exec", word, "echo", "hi") == "hi\n"
+    assert openmodal("--local", "sandbox", "cp", "main:/bin/busybox", "copied") == ""
+    other = openmodal("--local", "create", "--app", "cli", "--image", f"{openmodal.program('')}::image").strip()
+    try:
+        assert sandbox in openmodal.error("--local", "exec", "cli-", "true")
+        assert "no sandbox 'cli-x'" in openmodal.error("--local", "exec", "cli-x", "true")
+    finally:
+        assert openmodal("--local", "rm", other) == f"{other}\n"
+
+
+def test_short_forms_and_what_programs_read(openmodal: CommandLine, sandbox: str) -> None:
+    assert openmodal("--local", "ps", "--app", "cli", "-q") == f"{sandbox}\n"
+    (found,) = json.loads(openmodal("--local", "inspect", "main"))
+    assert (found["id"], found["ended"]) == (sandbox, None)
+    assert found["usage"]["processes"] >= 1
+    assert found["held"]["seccomp"]
+    top = openmodal("--local", "top", "main").splitlines()
+    assert top[0].split("\t")[:3] == ["ID", "NAME", "CPU"]
+    assert top[1].split("\t")[:2] == [sandbox, "main"]
+    assert "--app" in openmodal.run("--local", "ps", "--app", "nothing").stderr
+    openmodal("--local", "sandbox", "stop", sandbox)
+    (found,) = json.loads(openmodal("--local", "sandbox", "inspect", sandbox))
+    assert found["ended"]["reason"] == "terminated"
+
+
+def test_a_sandbox_is_created_kept_as_an_image_and_forked(openmodal: CommandLine) -> None:
+    image = f"{openmodal.program('')}::image"
+    made = ("--app", "cli", "--timeout", "2m", "--memory", "64m", "--tag", "a=b", "-e", "A=1")
+    id = openmodal("--local", "create", *made, "--image", image, "--", "sleep", "60").strip()
+    openmodal("--local", "exec", id, "sh", "-c", "echo $A > /kept")
+    (forked,) = openmodal("--local", "sandbox", "fork", id).splitlines()
+    openmodal("--local", "sandbox", "snapshot", id, "cli-kept")
+    try:
+        assert openmodal("--local", "exec", forked, "cat", "/kept") == "1\n"
+        assert openmodal("--local", "shell", "--image", "cli-kept", "cat", "/kept") == "1\n"
+        assert json.loads(openmodal("--local", "image", "inspect", "cli-kept"))[0]["names"] == ["cli-kept"]
+    finally:
+        openmodal("--local", "image", "rm", "cli-kept")
+        assert openmodal("--local", "rm", id, forked).split() == [id, forked]
+    assert "no image 'cli-kept'" in openmodal.error("--local", "image", "inspect", "cli-kept")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--timeout", "5 minutes"), ("--memory", "much"), ("--timeout", "")])
+def test_durations_and_sizes_that_cannot_be_are_told(openmodal: CommandLine, option: str, value: str) -> None:
+    assert "write" in openmodal.error("--local", "create", option, value, code=2)
+
+
+def test_the_configuration_is_set_and_shown(openmodal: CommandLine, tmp_path: Path) -> None:
+    home = {"OPENMODAL_HOME": str(tmp_path / "home")}
+    openmodal("config", "set", "kubernetes.namespace", "agents", env=home)
+    assert json.loads(openmodal("config", "show", "--json", env=home)) == {"kubernetes.namespace": "agents"}
+    assert openmodal("config", "path", env=home).strip() == str(tmp_path / "home/config.toml")
+    assert "did you mean 'engine'" in openmodal.error("config", "set", "engin", "docker", env=home)
+    assert json.loads(openmodal("config", "show", "--json", env=home)) == {"kubernetes.namespace": "agents"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_sandboxes(openmodal: CommandLine, sandbox: str, shell: str) -> None:
+    assert "_OPENMODAL_COMPLETE" in openmodal("completion", shell)
+    asked = {
+        "bash": {"COMP_WORDS": "openmodal --local exec ma", "COMP_CWORD": "3"},
+        "zsh": {"COMP_WORDS": "openmodal --local exec ma", "COMP_CWORD": "3"},
+        "fish": {"COMP_WORDS": "openmodal --local exec ma", "COMP_CWORD": "ma"},
+    }[shell]
+    assert "main" in openmodal(env={"_OPENMODAL_COMPLETE": f"{shell}_complete", **asked})
 
 
 def test_list_of_nothing_is_an_empty_list(openmodal: CommandLine) -> None:
@@ -194,7 +264,7 @@ def test_images_are_built_listed_and_pruned_but_not_under_a_running_sandbox(open
     id = openmodal("--local", "run", "--detach", program).strip()
     key = openmodal("--local", "image", "build", f"{openmodal.program('', 'images.py')}::image").strip()
     assert key in {image["key"] for image in json.loads(openmodal("--local", "image", "list", "--json"))}
-    openmodal("--local", "image", "prune", "--older", "0.0001")  # 9 seconds: what other tests use stays
+    openmodal("--local", "image", "prune", "--older", "9s")  # what other tests use stays
     assert openmodal("--local", "sandbox", "exec", id, "echo", "alive") == "alive\n"
     openmodal("--local", "sandbox", "stop", id)
     assert "has no image 'x'" in openmodal.error("--local", "image", "build", "images.py::x")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TextIO
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TextIO
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def tell(text: str, *, newline: bool = True) -> None:
@@ -45,8 +49,29 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) 
             print(encodable("\t".join(row), sys.stdout))
 
 
+def watch(columns: Sequence[str], rows: Callable[[], Iterable[Sequence[str]]], period: float) -> None:
+    """Show a table anew every so many seconds, until Ctrl-C; in a pipe one table after the other."""
+    from rich.console import Console
+    from rich.live import Live
+
+    if not sys.stdout.isatty():
+        while True:
+            table(columns, rows(), empty="")
+            sys.stdout.flush()
+            time.sleep(period)
+    with Live(_drawn(columns, rows()), console=Console(), auto_refresh=False, screen=True) as live:
+        while True:
+            time.sleep(period)
+            live.update(_drawn(columns, rows()), refresh=True)
+
+
 def _draw(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
+
+    Console().print(_drawn(columns, rows))
+
+
+def _drawn(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -54,8 +79,9 @@ def _draw(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for number, column in enumerate(columns):
         drawn.add_column(column, no_wrap=number == 0, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))  # Text: a tag or name is no markup
-    Console().print(drawn)
+        # Text: a tag or a name is no markup.
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
+    return drawn
 
 
 def printable(text: str) -> str:

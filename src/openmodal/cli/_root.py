@@ -15,13 +15,12 @@ from openmodal.cli._output import tell
 from openmodal.cli._session import Session
 
 _ELSEWHERE = {
-    **dict.fromkeys(("ls", "ps", "inspect", "info"), ("list",)),
+    **dict.fromkeys(("ls", "info"), ("inspect", "list")),
     **dict.fromkeys(("rm", "terminate", "kill", "delete", "remove", "end"), ("stop", "delete", "prune")),
     **dict.fromkeys(("ssh", "attach", "enter", "sh"), ("shell",)),
-    "images": ("image",),
     "copy": ("cp",),
     "start": ("run",),
-    "create": ("build", "shell"),
+    "commit": ("snapshot",),
 }
 """Words of other command lines → ours, the first one that there is."""
 
@@ -30,16 +29,25 @@ class Commands(click.Group):
     """Commands that are imported when they are used: their help lines stand in a table, as "module:name" → line."""
 
     def __init__(
-        self, table: Mapping[str, tuple[str, str]], groups: tuple[Commands, ...] = (), **attributes: Any
+        self,
+        table: Mapping[str, tuple[str, str]],
+        groups: tuple[Commands, ...] = (),
+        also: Mapping[str, str] | None = None,
+        **attributes: Any,
     ) -> None:
+        """`also`: more words for commands of the table, as "group command" for those of a group."""
         super().__init__(**attributes)
         self._table = table
+        self._also = also or {}
         self._groups = {str(group.name): group for group in groups}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        group, _, deeper = self._also.get(cmd_name, "").rpartition(" ")
+        if deeper:
+            return (self._groups[group] if group else self).get_command(ctx, deeper)
         if cmd_name not in self._table:
             return None
         module, _, name = self._table[cmd_name][0].partition(":")
@@ -48,7 +56,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self._table and (meant := self.meant(args[0])):
+        if args[0] not in {*self._table, *self._also} and (meant := self.meant(args[0])):
             raise click.UsageError(f"there is no command {args[0]!r}, but `{ctx.command_path} {meant}`", ctx)
         return super().resolve_command(ctx, args)
 
@@ -70,13 +78,18 @@ class Commands(click.Group):
 
 
 _SANDBOX = {
-    "list": ("openmodal.cli.sandbox:list_", "Show the running sandboxes."),
+    "create": ("openmodal.cli.create:create", "Create a sandbox that stays."),
+    "list": ("openmodal.cli.status:list_", "Show the running sandboxes."),
+    "inspect": ("openmodal.cli.status:inspect", "Print all that is known of sandboxes, as JSON."),
+    "top": ("openmodal.cli.status:top", "Show what sandboxes use now."),
     "exec": ("openmodal.cli.sandbox:exec_", "Run a command in a sandbox."),
     "shell": ("openmodal.cli.shell:attach", "Open a terminal in a sandbox."),
-    "commands": ("openmodal.cli.sandbox:commands", "Show the commands of a sandbox."),
+    "commands": ("openmodal.cli.status:commands", "Show the commands of a sandbox."),
     "logs": ("openmodal.cli.sandbox:logs", "Show what a sandbox's main command printed."),
     "usage": ("openmodal.cli.live:usage", "Show what a sandbox has used."),
     "diff": ("openmodal.cli.live:diff", "Show which files differ from the image."),
+    "snapshot": ("openmodal.cli.state:snapshot", "Make an image of a sandbox's files."),
+    "fork": ("openmodal.cli.state:fork", "Create sandboxes that go on from a sandbox's files."),
     "pause": ("openmodal.cli.live:pause", "Stop everything in a sandbox."),
     "resume": ("openmodal.cli.live:resume", "Let a paused sandbox go on."),
     "forward": ("openmodal.cli.sandbox:forward", "Reach a port of a sandbox from this machine."),
@@ -85,6 +98,7 @@ _SANDBOX = {
 }
 _IMAGE = {
     "list": ("openmodal.cli.image:list_", "Show the images that are built."),
+    "inspect": ("openmodal.cli.image:inspect", "Print what is known of images, as JSON."),
     "build": ("openmodal.cli.image:build", "Build an image of a Python file or a Dockerfile."),
     "publish": ("openmodal.cli.image:publish", "Give an image a name, under which it is kept."),
     "delete": ("openmodal.cli.image:delete", "Delete the name of a published image."),
@@ -113,10 +127,28 @@ _SETUP = {
     ),
     "gcp": ("openmodal.cli.gcp:gcp", "Make a cluster and a registry on Google Cloud, and use them."),
 }
-sandbox = Commands(_SANDBOX, name="sandbox", help="List, enter and end sandboxes.", no_args_is_help=True)
-image = Commands(_IMAGE, name="image", help="List, build and remove images.", no_args_is_help=True)
+_CONFIG = {
+    "show": ("openmodal.cli.config:show", "Show what the configuration file sets."),
+    "set": ("openmodal.cli.config:set_", "Set something in it."),
+    "path": ("openmodal.cli.config:path", "Print where it is."),
+}
+sandbox = Commands(
+    _SANDBOX,
+    also={"ps": "list", "rm": "stop", "stats": "top"},
+    name="sandbox",
+    help="List, enter and end sandboxes.",
+    no_args_is_help=True,
+)
+image = Commands(
+    _IMAGE,
+    also={"tag": "publish", "rm": "delete", "untag": "delete"},
+    name="image",
+    help="List, build and remove images.",
+    no_args_is_help=True,
+)
 pool = Commands(_POOL, name="pool", help="Keep sandboxes ready on a cluster.", no_args_is_help=True)
 volume = Commands(_VOLUME, name="volume", help="Make, fill and delete volumes.", no_args_is_help=True)
+config = Commands(_CONFIG, name="config", help="Show and change the configuration file.", no_args_is_help=True)
 setup = Commands(_SETUP, name="setup", help="Prepare a cluster for sandboxes.", no_args_is_help=True)
 
 _COMMANDS = {
@@ -126,11 +158,13 @@ _COMMANDS = {
     "image": ("openmodal.cli._root:image", "List, build and remove images."),
     "pool": ("openmodal.cli._root:pool", "Keep sandboxes ready on a cluster."),
     "volume": ("openmodal.cli._root:volume", "Make, fill and delete volumes."),
+    "config": ("openmodal.cli._root:config", "Show and change the configuration file."),
     "setup": ("openmodal.cli._root:setup", "Prepare a cluster for sandboxes."),
     "serve": ("openmodal.cli.serve:serve", "Serve programs that say `import modal`."),
     "doctor": ("openmodal.cli.doctor:doctor", "Tell what this machine can do, and how to add what is missing."),
     "gc": ("openmodal.cli.gc:gc", "Remove what crashes left behind."),
     "bench": ("openmodal.cli.bench:bench", "Measure this machine: create, exec, terminate."),
+    "completion": ("openmodal.cli.completion:completion", "Print what makes a shell complete this command."),
 }
 
 
@@ -148,9 +182,19 @@ def _global_options(ctx: click.Context, *, local: bool, engine: str | None, debu
     session.choose(local=local, engine=engine)
 
 
+_SHORT = {
+    **{word: f"sandbox {word}" for word in ("create", "exec", "logs", "cp", "stop", "top", "inspect")},
+    "ps": "sandbox list",
+    "rm": "sandbox stop",
+    "images": "image list",
+    "build": "image build",
+}
+"""Short forms of commands that are used all day."""
+
 root = Commands(
     _COMMANDS,
     (sandbox, image),
+    _SHORT,
     name="openmodal",
     help="Sandboxes for agents on your own machines.",
     callback=click.pass_context(_global_options),

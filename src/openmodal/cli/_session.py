@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from openmodal import Sandbox
     from openmodal.engines import Engine
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,6 +41,29 @@ class Session:
             return choose(self.engine_name)
         except InvalidError as error:
             raise click.UsageError(str(error)) from error
+
+    def sandbox(self, word: str) -> Sandbox:
+        """The sandbox that is meant: by its id, its name, or the first letters of its id.
+
+        Raises:
+            NotFoundError: none is.
+            InvalidError: several are.
+        """
+        from openmodal import Sandbox
+        from openmodal.errors import InvalidError, NotFoundError
+
+        try:
+            return Sandbox.from_id(word, engine=self.engine)
+        except NotFoundError:
+            running = {sandbox: sandbox.last_status for sandbox in Sandbox.list(engine=self.engine)}
+            named = [sandbox for sandbox, status in running.items() if status and status.name == word]
+            meant = named or [sandbox for sandbox in running if word and sandbox.id.startswith(word)]
+            if not meant:
+                raise
+        if len(meant) > 1:
+            ids = ", ".join(sandbox.id for sandbox in meant[:5])
+            raise InvalidError(f"{word!r} may be {ids}; write more of the id of the one you mean")
+        return meant[0]
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

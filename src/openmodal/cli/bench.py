@@ -40,7 +40,7 @@ def bench(session: Session, rounds: int, image: str | None, as_json: bool) -> No
     """
     from openmodal import App, Sandbox
 
-    app, used = App("bench"), named(image)
+    app, used = App("bench"), named(image, session.engine)
 
     def create() -> Sandbox:
         return Sandbox.create(app=app, image=used, engine=session.engine, timeout=120)

@@ -34,19 +34,18 @@ def cp(session: Session, source: str, target: str, max_bytes: int | None, user: 
     Into a folder that exists, SOURCE is put under its own name; otherwise TARGET is its new name. A
     local link is not followed.
     """
-    from openmodal import Sandbox
     from openmodal.filesystem import COPY_MOST
 
     there, here = split(source), split(target)
     if bool(there) == bool(here):
         raise click.UsageError("one of the two is in a sandbox, written ID:/absolute/path, and the other is local")
     if there:
-        files = Sandbox.from_id(there[0], engine=session.engine).filesystem
+        files = session.sandbox(there[0]).filesystem
         files = files.as_user(user) if user else files
         most = COPY_MOST if max_bytes is None else max_bytes or None
         files.copy_to_local(there[1], _local_target(there[1], target), max_bytes=most)
     elif here:
-        files = Sandbox.from_id(here[0], engine=session.engine).filesystem
+        files = session.sandbox(here[0]).filesystem
         files = files.as_user(user) if user else files
         files.copy_from_local(source, _remote_target(files, source, here[1]))
 

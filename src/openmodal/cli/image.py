@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from openmodal import _args
 from openmodal._dual import run_sync
 from openmodal.cli import _output, _program
 from openmodal.cli._session import Session, engine_options, json_option, pass_session, yes_option
+from openmodal.cli._types import DAYS
 from openmodal.errors import InvalidError
 
 if TYPE_CHECKING:
     from openmodal import Image
+    from openmodal.engines import Engine
     from openmodal.housekeeping import Built
 
 
@@ -29,20 +32,7 @@ def list_(session: Session, as_json: bool) -> None:
 
     found = housekeeping.images(engine=session.engine)
     if as_json:
-        _output.emit(
-            [
-                {
-                    "key": i.key,
-                    "size": i.size,
-                    "layers": i.layers,
-                    "used": i.used,
-                    "step": i.step,
-                    "expires": i.expires or None,
-                    "names": list(i.names),
-                }
-                for i in found
-            ]
-        )
+        _output.emit([_described(image) for image in found])
         return
     now = time.time()
     _output.table(
@@ -62,6 +52,42 @@ def list_(session: Session, as_json: bool) -> None:
     )
 
 
+def _described(image: Built) -> dict[str, object]:
+    return {
+        "key": image.key,
+        "size": image.size,
+        "layers": image.layers,
+        "used": image.used,
+        "step": image.step,
+        "expires": image.expires or None,
+        "names": list(image.names),
+    }
+
+
+@click.command()
+@click.argument("words", metavar="NAME|KEY...", nargs=-1, required=True)
+@engine_options
+@pass_session
+def inspect(session: Session, words: tuple[str, ...]) -> None:
+    """Print what is known of images, by name or the first digits of a key, as JSON."""
+    from openmodal import housekeeping
+
+    found = housekeeping.images(engine=session.engine)
+    _output.emit([_described(_meant(found, word)) for word in words])
+
+
+def _meant(images: Sequence[Built], word: str) -> Built:
+    """The image of that name, or whose key begins so."""
+    from openmodal.errors import NotFoundError
+
+    meant = [i for i in images if word in i.names] or [i for i in images if word and i.key.startswith(word)]
+    if not meant:
+        raise NotFoundError(f"there is no image {word!r}; `openmodal image list` shows those that are built")
+    if len(meant) > 1:
+        raise InvalidError(f"{word!r} may be {_output.count(len(meant), 'image')}; write more of the key")
+    return meant[0]
+
+
 def _kept(image: Built, now: float) -> str:
     """Why an image stays, however long nobody uses it; "" if it does not."""
     if image.names:
@@ -76,7 +102,7 @@ def _kept(image: Built, now: float) -> str:
 @pass_session
 def publish(session: Session, target: str, name: str) -> None:
     """Make an image, and give it a NAME for Image.from_name, under which it is kept."""
-    image = named(target)
+    image = named(target, session.engine)
     if image:
         image.publish(name, engine=session.engine)
 
@@ -120,7 +146,7 @@ def build(session: Session, target: str, context: str | None) -> None:
 
 
 @click.command()
-@click.option("--older", type=float, metavar="DAYS", help="Those not used for so many days; 7.")
+@click.option("--older", type=DAYS, metavar="TIME", help="Those not used for so long: days, or 12h, 2w; 7 days.")
 @click.option("--all", "everything", is_flag=True, help="All that no running sandbox uses.")
 @click.option("--caches", is_flag=True, help="The downloads of apt and pip, and disks kept ready for disk=, too.")
 @yes_option
@@ -136,7 +162,7 @@ def prune(session: Session, older: float | None, everything: bool, caches: bool,
 
     if everything and older is not None:
         raise click.UsageError("--all and --older exclude each other; leave one out")
-    seconds = _args.age("--older", (0.0 if everything else 7.0 if older is None else older) * 86400)
+    seconds = _args.age("--older", 0.0 if everything else 7 * 86400.0 if older is None else older)
     before = time.time() - seconds
     images = reversed(housekeeping.images(engine=session.engine))
     old = [image for image in images if image.used <= before and not _kept(image, time.time())]
@@ -166,14 +192,19 @@ def images_of_file(target: str) -> dict[str, Image]:
     return {name: found[name]} if name else found
 
 
-def named(name: str | None) -> Image | None:
-    """What --image says: an image of a registry, or the one of FILE.py::NAME; None if nothing."""
+def named(name: str | None, engine: Engine) -> Image | None:
+    """What --image says: the one of FILE.py::NAME, one that is published, or one of a registry;
+    None if nothing."""
     from openmodal import Image
+    from openmodal.errors import NotFoundError, UnsupportedError
 
     if name is None:
         return None
     if not name.partition("::")[0].endswith(".py"):
-        return Image.from_registry(name)
+        try:
+            return Image.from_name(name, engine=engine)
+        except (InvalidError, NotFoundError, UnsupportedError):
+            return Image.from_registry(name)
     found = images_of_file(name)
     if len(found) > 1:
         raise InvalidError(f"{name} defines several images: {', '.join(found)}; say which with {name}::NAME")

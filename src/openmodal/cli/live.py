@@ -7,40 +7,35 @@ import msgspec
 
 from openmodal.cli import _output
 from openmodal.cli._session import Session, engine_options, json_option, pass_session
+from openmodal.cli._types import SANDBOX
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", type=SANDBOX)
 @engine_options
 @pass_session
 def pause(session: Session, id: str) -> None:
     """Stop everything in the sandbox ID. It goes on when it is used; its lifetime goes on."""
-    from openmodal import Sandbox
-
-    Sandbox.from_id(id, engine=session.engine).pause()
+    session.sandbox(id).pause()
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", type=SANDBOX)
 @engine_options
 @pass_session
 def resume(session: Session, id: str) -> None:
     """Let the sandbox ID go on after `pause`."""
-    from openmodal import Sandbox
-
-    Sandbox.from_id(id, engine=session.engine).resume()
+    session.sandbox(id).resume()
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", type=SANDBOX)
 @json_option
 @engine_options
 @pass_session
 def usage(session: Session, id: str, as_json: bool) -> None:
     """Show what the sandbox ID has used: CPU time, memory, processes, disk and network."""
-    from openmodal import Sandbox
-
-    found = Sandbox.from_id(id, engine=session.engine).usage()
+    found = session.sandbox(id).usage()
     if as_json:
         _output.emit(msgspec.structs.asdict(found))
         return
@@ -58,15 +53,13 @@ def usage(session: Session, id: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", type=SANDBOX)
 @json_option
 @engine_options
 @pass_session
 def diff(session: Session, id: str, as_json: bool) -> None:
     """Show which files of the sandbox ID differ from its image: A added, C changed, D deleted."""
-    from openmodal import Sandbox
-
-    found = Sandbox.from_id(id, engine=session.engine).diff()
+    found = session.sandbox(id).diff()
     if as_json:
         _output.emit([msgspec.structs.asdict(change) for change in found])
         return

@@ -6,6 +6,7 @@ import click
 
 from openmodal.cli import _output
 from openmodal.cli._session import Session, engine_options, json_option, pass_session
+from openmodal.cli._types import MEBIBYTES
 from openmodal.cli.image import named
 
 
@@ -14,8 +15,8 @@ from openmodal.cli.image import named
 @click.option("--image", metavar="NAME", required=True, help="An image of a registry, or FILE.py::NAME.")
 @click.option("--size", type=int, required=True, metavar="N", help="How many sandboxes are kept ready.")
 @click.option("--cpu", type=float, metavar="CORES", help="How many cores each may use.")
-@click.option("--memory", type=int, metavar="MIB", help="How much memory each may use.")
-@click.option("--disk", type=int, metavar="MIB", help="How much disk each may use.")
+@click.option("--memory", type=MEBIBYTES, metavar="SIZE", help="How much memory each may use: 512, 2g.")
+@click.option("--disk", type=MEBIBYTES, metavar="SIZE", help="How much disk each may use: 512, 10g.")
 @engine_options
 @pass_session
 def create(
@@ -24,7 +25,7 @@ def create(
     """Keep sandboxes of an image ready; Sandbox.create takes one where image and limits are the same."""
     from openmodal import Pool
 
-    chosen = named(image)
+    chosen = named(image, session.engine)
     assert chosen is not None, "--image is required"
     Pool.create(name, image=chosen, size=size, cpu=cpu, memory=memory, disk=disk, engine=session.engine)
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from openmodal.cli._session import Session, engine_options, pass_session
+from openmodal.cli._types import DURATION, SANDBOX
+from openmodal.cli.create import sandbox_options
 from openmodal.cli.image import named
-from openmodal.cli.sandbox import env_option
 
 if TYPE_CHECKING:
     from openmodal import Sandbox
@@ -19,15 +20,8 @@ _BEST_SHELL = "command -v bash >/dev/null && exec bash; exec sh"
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--image", metavar="NAME", help="An image of a registry, or FILE.py::NAME; Debian with Python if left out."
-)
-@click.option("--timeout", type=float, default=8 * 3600.0, metavar="SECONDS", help="Its longest life; 8 hours.")
-@click.option("--cpu", type=float, metavar="CORES", help="How many cores it may use.")
-@click.option("--memory", type=int, metavar="MIB", help="How much memory it may use.")
-@click.option("--workdir", "-w", metavar="PATH", help="Where the shell starts.")
-@click.option("--block-network", is_flag=True, help="No network.")
-@env_option
+@click.option("--timeout", type=DURATION, default=8 * 3600.0, metavar="TIME", help="Its longest life: 90, 1h; 8 hours.")
+@sandbox_options
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @engine_options
 @pass_session
@@ -41,13 +35,15 @@ def shell(session: Session, /, image: str | None, command: tuple[str, ...], **op
 
     with (
         _terminal.ending_signals(),
-        Sandbox.create(app=App("shell"), image=named(image), engine=session.engine, **options) as sandbox,
+        Sandbox.create(
+            app=App("shell"), image=named(image, session.engine), engine=session.engine, **options
+        ) as sandbox,
     ):
         return enter(sandbox, command)
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.argument("id")
+@click.argument("id", type=SANDBOX)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--user", "-u", help="Who you are there: name, uid, name:group or uid:gid.")
 @click.option("--workdir", "-w", metavar="PATH", help="Where the shell starts.")
@@ -55,11 +51,10 @@ def shell(session: Session, /, image: str | None, command: tuple[str, ...], **op
 @pass_session
 def attach(session: Session, /, id: str, command: tuple[str, ...], **options: Any) -> int:
     """Open a terminal in the sandbox ID. Leaving it leaves the sandbox running."""
-    from openmodal import Sandbox
     from openmodal.cli import _terminal
 
     with _terminal.ending_signals():
-        return enter(Sandbox.from_id(id, engine=session.engine), command, **options)
+        return enter(session.sandbox(id), command, **options)
 
 
 def enter(sandbox: Sandbox, command: tuple[str, ...], **options: Any) -> int:

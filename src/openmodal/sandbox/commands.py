@@ -12,7 +12,7 @@ from openmodal._sources import Kept, Live
 from openmodal._spec import CommandStatus
 from openmodal._wire import Flag, Want
 from openmodal.errors import NotFoundError
-from openmodal.process import Process, timed_out
+from openmodal.process import Process, failed, timed_out
 from openmodal.sandbox.handle import Handle
 
 
@@ -26,11 +26,12 @@ class Commands(Handle):
         A background child that outlives the command does not delay the result.
 
         Raises:
+            CommandFailedError: `check=True`, and its exit code is not 0; `.process` has its output.
             ExecTimeoutError: its timeout expired; `.process` has its output so far.
             SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
                 has ended.
         """
-        source = feed(options.pop("stdin", None))
+        source, check = feed(options.pop("stdin", None)), options.pop("check", False)
         spec = exec_spec("exec", argv, options, Flag.ATTACHED | (Flag.STDIN if source else 0))
         most = sum(spec.output) if spec.output else None
         command, stdout, stderr = self._new_command(), Spool(most), Spool(most)
@@ -48,6 +49,8 @@ class Commands(Handle):
         )
         if record.timed_out:
             raise timed_out(process)
+        if record.returncode and check:
+            raise failed(process, stderr.end() or stdout.end())
         return process
 
     async def _spawn(self, /, *argv: str, text: bool = True, **options: Any) -> Process[Any]:

@@ -18,7 +18,7 @@ import pytest
 
 from openmodal._spec import OutputGap
 from openmodal.engines import Engine
-from openmodal.errors import ExecTimeoutError, InvalidError
+from openmodal.errors import CommandFailedError, ExecTimeoutError, InvalidError
 from openmodal.process import StreamType
 from openmodal.sandbox import Sandbox
 from openmodal.secret import Secret
@@ -84,6 +84,19 @@ class TestExec:
         assert path in line
         assert line.count("\n") == 1
         assert line.endswith("\n")
+
+    def test_a_line_that_means_a_shell_is_told_so(self, sandbox: Sandbox) -> None:
+        process = sandbox.exec("echo hi && ls")
+        assert process.returncode == 127
+        assert '"sh", "-c"' in process.stderr.read()
+
+    def test_with_check_a_command_that_fails_raises_and_keeps_its_output(self, sandbox: Sandbox) -> None:
+        assert sandbox.exec("echo", "fine", check=True).stdout.read() == "fine\n"
+        with pytest.raises(CommandFailedError, match=r"'sh' ended with 3: the reason$") as caught:
+            sandbox.exec("sh", "-c", "echo out; echo one >&2; echo the reason >&2; exit 3", check=True)
+        assert caught.value.process.returncode == 3
+        assert caught.value.process.stdout.read() == "out\n"
+        assert caught.value.process.stderr.read() == "one\nthe reason\n"
 
     @pytest.mark.parametrize("path", ["/etc/passwd", "/etc"])
     def test_what_cannot_be_executed_is_126_with_a_line_on_stderr(self, sandbox: Sandbox, path: str) -> None:

@@ -1,0 +1,76 @@
+"""What people write on a command line: durations, sizes, sandboxes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from openmodal.cli._session import Session
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_MEBIBYTES = {"k": 1 / 1024, "m": 1.0, "g": 1024.0, "t": 1024.0**2}
+_PART = r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)"
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, of "90", "5m", "1h30m", "2d"."""
+
+    name = "duration"
+
+    def __init__(self, unit: float = 1.0) -> None:
+        """`unit`: how many seconds a bare number counts."""
+        self._unit = unit
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):  # a default
+            return value
+        text = str(value).strip().lower()
+        if re.fullmatch(f"(?:{_PART})+", text):
+            return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text))
+        try:
+            return float(text) * self._unit
+        except ValueError:
+            self.fail(f"{value!r} is no duration; write 90, 30s, 5m, 1h30m or 2d", param, ctx)
+
+
+class Mebibytes(click.ParamType[int]):
+    """Whole MiB, of "512", "512m", "2g"."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([kmgt])i?b?)?", str(value).strip().lower())
+        if not found:
+            self.fail(f"{value!r} is no size; write MiB as a number, or 512m, 2g", param, ctx)
+        return int(float(found[1]) * _MEBIBYTES[found[2] or "m"])
+
+
+class SandboxWord(click.ParamType[str]):
+    """An id, a name, or the first letters of an id; a shell completes them."""
+
+    name = "sandbox"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from openmodal import Sandbox
+        from openmodal.errors import Error
+
+        try:
+            running = Sandbox.list(engine=ctx.ensure_object(Session).engine)
+        except (Error, click.UsageError):
+            return []
+        found = [each.last_status for each in running if each.last_status]
+        return [
+            CompletionItem(word, help=each.app)
+            for each in found
+            for word in filter(None, (each.id, each.name))
+            if word.startswith(incomplete)
+        ]
+
+
+DURATION = Duration()
+DAYS = Duration(86400.0)
+MEBIBYTES = Mebibytes()
+SANDBOX = SandboxWord()
