@@ -60,6 +60,14 @@ def test_the_agent_inside_keeps_the_deadline(create: Create) -> None:
     assert sandbox.returncode == 124
 
 
+def test_files_that_gvisor_has_to_itself_are_not_lost_without_a_word(create: Create) -> None:
+    sandbox = create(block_network=True)
+    sandbox.exec("sh", "-c", "echo here > /srv/file")
+    for call in (sandbox.snapshot_filesystem, sandbox.checkpoint, sandbox.fork):
+        with pytest.raises(UnsupportedError, match="overlay2=none"):
+            call()
+
+
 def test_it_is_the_firewall_that_keeps_services_of_this_machine_out_of_reach(
     create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,10 +19,10 @@ from openmodal._files import text
 from openmodal._spec import Referenced
 from openmodal.build.layers import Layers, sync_file_system
 from openmodal.build.names import of_snapshot
-from openmodal.engines.docker.container import HOME, ID, STATUS
+from openmodal.engines.docker.container import GVISOR, HOME, ID, STATUS
 from openmodal.engines.docker.daemon import Api, ConflictError, Daemon, MissingError
 from openmodal.engines.docker.images import NAMED, REPOSITORY, imported, tags
-from openmodal.errors import NotFoundError
+from openmodal.errors import NotFoundError, UnsupportedError
 
 SNAPSHOT = "openmodal.snapshot"
 """The label: a tag, and the time on the Unix clock."""
@@ -42,18 +42,36 @@ def commit(
 
     Raises:
         ConnectionError: there is no such container.
+        UnsupportedError: the daemon does not see its files.
         TimeoutError: the daemon has not answered in time.
     """
     key = os.urandom(32).hex()
     name = of_snapshot(key, layers)
     try:
         with daemon.open(timeout) as api:
+            _refuse_hidden(api, id)
             image = str(api.post("/commit", _settings(root, name, expires), container=id, pause=True)["Id"])
             # Not before it is whole: a commit that nobody waits for any more gets no name.
             api.post(f"/images/{image}/tag", repo=REPOSITORY, tag=name)
     except (MissingError, ConflictError) as error:
         raise ConnectionResetError(f"the sandbox {id} has ended") from error
     return key, replace(root, key=name, reference=image)
+
+
+def _refuse_hidden(api: Api, id: str) -> None:
+    """Refuse what has its files where the daemon does not see them: gVisor's overlay, which is a
+    file in the container, since 2023 unless runsc was installed with `--overlay2=none`.
+
+    Raises:
+        UnsupportedError: so it is.
+    """
+    if api.get(f"/containers/{id}/json")["HostConfig"].get("Runtime") not in GVISOR:
+        return
+    if any(str(item["Path"]).startswith("/.gvisor.filestore") for item in api.get(f"/containers/{id}/changes") or ()):
+        raise UnsupportedError(
+            f"the files of sandbox {id} cannot be copied, because gVisor has them to itself; install it with "
+            "`runsc install -- --overlay2=none`, or leave runtime='gvisor' out"
+        )
 
 
 def unpacked(api: Api, layers: Layers, files: IO[bytes], expires: float) -> str:
