@@ -29,7 +29,8 @@ def test_debian_slim_with_git_and_requests(made: Built):
     made(image, PACKAGES)
     print(f"\nbase, git, requests: {time.monotonic() - begun:.1f} s")
     check = (
-        "python3 -c 'import sys, requests; print(sys.version)' > /out; git --version >> /out; python --version >> /out"
+        "python3 -c 'import sys, requests; print(sys.version)' > /out; git --version >> /out; python --version >> /out; "
+        "ps -e && top -bn1 && less --version"
     )
     tree = made(image.run_commands(check, "python3 -m venv /venv").uv_pip_install("six"), PACKAGES)
     assert tree.text("/out").startswith("3.13")

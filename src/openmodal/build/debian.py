@@ -46,7 +46,8 @@ ENV = (
     ("PIP_ROOT_USER_ACTION", "ignore"),
 )
 
-_PACKAGES = ("ca-certificates", "python-is-python3", "python3", "python3-pip", "python3-venv")
+_LOOKING = ("less", "procps")  # to see what goes on in there: ps, top, less
+_PACKAGES = ("ca-certificates", "python-is-python3", "python3", "python3-pip", "python3-venv", *_LOOKING)
 
 # As Debian's own slim images: nobody reads manuals in a sandbox. The licences stay.
 _WITHOUT = ("doc", "groff", "info", "lintian", "locale", "man")

@@ -52,10 +52,10 @@ class Handle(DualContext):
         """Raise why the sandbox ended; return if it runs."""
         try:
             await self._look()
-        except NotFoundError as gone:
-            raise SandboxNotRunningError(f"sandbox {self._id} does not exist any more; create a new one") from gone
+        except NotFoundError:
+            raise SandboxNotRunningError(f"sandbox {self._id} does not exist any more; create a new one") from None
         if self._end:
-            raise ended(self._id, self._end) from error
+            raise ended(self._id, self._end) from None  # how its connection broke tells nobody more
 
 
 _KINDS: dict[str, type[SandboxNotRunningError]] = {

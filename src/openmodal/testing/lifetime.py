@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -276,6 +277,8 @@ class TestEnd:
                 USES[use](sandbox)
             assert isinstance(caught.value, SandboxNotRunningError)
             assert sandbox.id in str(caught.value)
+            told = "".join(traceback.format_exception(caught.value))
+            assert told.count("Traceback (most recent call last)") == 1, "how its connection broke is not told"
 
     def test_use_after_its_timeout(self, create: Create) -> None:
         sandbox = create(timeout=0.5)
