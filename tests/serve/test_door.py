@@ -252,6 +252,14 @@ def test_a_message_has_a_size_that_is_held_in_memory(door: Door) -> None:
     assert asyncio.run(status_of(door, 4 << 20)) == "INVALID_ARGUMENT"
 
 
+def test_silence_is_not_measured_by_the_clock_of_the_wall() -> None:
+    """A machine that slept, or whose clock was set, has not heard its programs for hours by it."""
+    first = apps.listened({}, {"a": 1e9, "b": 1e9}, 10.0)
+    assert first == {"a": (1e9, 10.0), "b": (1e9, 10.0)}
+    assert apps.listened(first, {"a": 1e9, "b": 2e9}, 25.0) == {"a": (1e9, 10.0), "b": (2e9, 25.0)}
+    assert apps.listened(first, {}, 25.0) == {}
+
+
 def test_sandboxes_of_a_run_that_fell_silent_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program of `app.run()` was killed; one whose program beats goes on."""
     monkeypatch.setattr(apps, "_BEAT", 0.1)

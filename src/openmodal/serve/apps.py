@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -165,15 +166,23 @@ async def end_run(door: Door, app_id: str, *, whole_app: bool = False) -> None:
     door.kept.forget_name(RUN, app_id)
 
 
+Heard = Mapping[str, tuple[float, float]]
+"""Of each run its last beat, by the clock of the files, and when this door first saw that beat."""
+
+
+def listened(heard: Heard, beats: Mapping[str, float], now: float) -> Heard:
+    """What was heard, with the beats of now."""
+    return {id: heard[id] if id in heard and heard[id][0] == beat else (beat, now) for id, beat in beats.items()}
+
+
 async def end_lost_runs(door: Door) -> None:
     """For ever: end what runs left whose program was killed, which is known by its silence."""
-    began = time.time()
+    heard: Heard = {}
     while True:
         await asyncio.sleep(_BEAT)
-        for app_id, beat in door.kept.moments(RUN).items():
-            # A door that was not there heard nothing.
-            if time.time() - max(beat, began) < _SILENCE:
-                continue
+        # By the clock that stands still while the machine sleeps, and with it the programs.
+        heard = listened(heard, door.kept.moments(RUN), time.monotonic())
+        for app_id in [id for id, (_, at) in heard.items() if time.monotonic() - at >= _SILENCE]:
             log.info("a run has ended without a word", extra={"app": app_id})
             try:
                 await end_run(door, app_id)
