@@ -7,6 +7,7 @@
         agent.sock control.sock made by the supervisor, which also removes the folder
     <state>/ended/<id>          how it ended and what it was, for a day
     <state>/ended/<id>.stdout   what is kept of its main command; <id>.stderr
+    <state>/ended/<id>.made     made.json of one that has no folder here, as on a cluster
 
 The folder itself is locked by the SDK while it creates the sandbox, so that `gc` in another process leaves it alone.
 """
@@ -142,6 +143,13 @@ class Store:
             if not _put(self.folder(id) / "made.json", msgspec.json.encode(made)):
                 raise disk_full(self.state)
 
+    def keep_made(self, id: str, made: Made[R], until: float) -> None:
+        """Note until a day after that time what a sandbox was made of that has no folder here. On a
+        full disk it is not noted."""
+        file = self.log(id, "made")
+        if _put(file, msgspec.json.encode(made)):
+            os.utime(file, (until, until))
+
     def status(self, id: str) -> Status | None:
         """What a sandbox is, or was; None if nothing (whole) is known of it."""
         folder = self.folder(id)
@@ -153,8 +161,9 @@ class Store:
 
     def made(self, id: str, kind: type[R]) -> Made[R] | None:
         """What a sandbox was made of; None if this machine does not know."""
+        said = text(f"{self.folder(id)}/made.json") or text(self.log(id, "made"))
         with contextlib.suppress(msgspec.DecodeError):
-            found = msgspec.json.decode(text(f"{self.folder(id)}/made.json"), type=Made[msgspec.Raw])
+            found = msgspec.json.decode(said, type=Made[msgspec.Raw])
             return Made(found.spec, msgspec.json.decode(found.root, type=kind))
         return None
 

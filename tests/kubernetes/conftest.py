@@ -98,9 +98,16 @@ DEAR = (
     "test_files_are_",
     "test_nothing_is_written_over",
     "test_links_of_a_hostile",
+    "test_it_is_an_image_like_any_other",
+    "test_a_dockerfile_begins_with_it",
+    "test_a_snapshot_of_a_snapshot",
+    "test_it_stays_until_it_expires",
+    "test_secrets_are_not_passed_on",
+    "test_forks_outlive",
+    "test_all_or_none",
 )
-"""Of volumes: each takes many pods that no pool has ready, and what they show is the agent's part, as on every
-engine, or the kubelet's."""
+"""Each takes many pods that no pool has ready, and what they show is the agent's part, as on every engine, the
+kubelet's, or above the engines."""
 
 BLOCKING = {"TestLifetime"}
 """Those of the engine's own verbs run in the blocking face, the others in the async one, where each

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,17 +12,14 @@ import pytest
 
 from openmodal import _wire
 from openmodal._dual import run_sync
-from openmodal._spec import SandboxSpec
-from openmodal.engines.kubernetes import Kubernetes, policies
+from openmodal._spec import Recipe, Referenced, SandboxSpec, Snapshot
+from openmodal.engines.kubernetes import Kubernetes, kept, policies
 from openmodal.engines.kubernetes.admin import doctor
 from openmodal.engines.kubernetes.pods import DOMAIN, name_of
 from openmodal.engines.kubernetes.settings import read
 from openmodal.engines.kubernetes.start import Start
 from openmodal.engines.posture import KEPT
-from openmodal.errors import (
-    SandboxNotRunningError,
-    SandboxTerminatedError,
-)
+from openmodal.errors import NotFoundError, SandboxNotRunningError, SandboxTerminatedError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.secret import Secret
@@ -250,3 +249,17 @@ def test_a_cluster_that_enforces_no_policies_is_known_by_trying(
         found = doctor.policies_enforced(api(), read(), seconds=4)
     assert found.ok == read().network_policy
     assert found.ok or "NetworkPolicies are not enforced: a pod went on reaching" in found.line
+
+
+def test_a_snapshot_goes_when_it_has_expired_and_a_published_image_stays(engine: Kubernetes) -> None:
+    brief, image = secrets.token_hex(32), Referenced("k", reference="host/name@sha256:" + "0" * 64)
+    kept.keep(api(), read(), brief, image, time.time() - 1)
+    named = run_sync(engine.publish("stays", image))
+    try:
+        assert engine.gc(check=True) == [f"snapshot {brief[:12]}"] == engine.gc()
+        assert run_sync(engine.prepare(Recipe((Snapshot(named),)), lambda news: None)) == image
+        with pytest.raises(NotFoundError, match="has expired"):
+            run_sync(engine.prepare(Recipe((Snapshot(brief),)), lambda news: None))
+    finally:
+        assert run_sync(engine.unpublish("stays"))
+    assert not run_sync(engine.unpublish("stays"))

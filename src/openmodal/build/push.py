@@ -13,11 +13,12 @@ import io
 import os
 import stat
 import tarfile
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 from urllib.parse import urljoin
 
 import httpx2
@@ -29,15 +30,25 @@ from openmodal.build import credentials, names
 from openmodal.build.layers import Layers
 from openmodal.build.merged import is_opaque, is_whiteout
 from openmodal.build.names import DEEPEST
+from openmodal.build.pull import Plan
 from openmodal.build.reference import MANIFESTS, Descriptor, ImageConfig, Manifest, Reference, RootFs, RunConfig
 from openmodal.build.registry import Client
 from openmodal.errors import ImageBuildError, RegistryError
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+_DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 _ATTEMPTS = 4
 _SURE = 600.0  # seconds for which a registry is believed to have what it had
 _PIECE = 1 << 20
+
+
+class Base(NamedTuple):
+    """An image of a registry, whose layers another one begins with."""
+
+    client: Client
+    reference: Reference
+    plan: Plan
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -100,13 +111,38 @@ class Pusher(Client):
     def image(self, store: Layers, root: Layered) -> str:
         """Send what is missing of an image; its manifest's digest."""
         blobs = [self._layer(store, key) for key in reversed(root.layers)]
-        config = msgspec.json.encode(_config(root, blobs))
+        layers = tuple(Descriptor(_LAYER, blob.digest, blob.size) for blob in blobs)
+        return self._manifest(root, layers, tuple(blob.content for blob in blobs), f"om-{root.key[:40]}")
+
+    def on_top(self, root: Root, base: Base | None, layer: Blob, file: IO[bytes], cpu: str) -> str:
+        """Send one layer, and an image for a CPU that has it on top of another; its manifest's
+        digest."""
+        layers = tuple(self._copied(base, blob) for blob in base.plan.blobs) if base else ()
+        if not self._has(f"blobs/{layer.digest}"):
+            self._upload(file, layer.digest, layer.size)
+        contents = (*(base.plan.contents if base else ()), layer.content)
+        return self._manifest(
+            root, (*layers, Descriptor(_LAYER, layer.digest, layer.size)), contents, self._target.target, cpu
+        )
+
+    def _copied(self, base: Base, blob: Descriptor) -> Descriptor:
+        """A layer of another image, which may be in another registry."""
+        if not self._has(f"blobs/{blob.digest}"):
+            with tempfile.NamedTemporaryFile() as copy:
+                base.client.download(base.reference, blob, Path(copy.name), lambda size: None)
+                self._upload(cast("IO[bytes]", copy), blob.digest, blob.size)
+        # A registry may refuse a manifest of one kind with layers of the other.
+        return msgspec.structs.replace(blob, media_type=_LAYER) if blob.media_type == _DOCKER_LAYER else blob
+
+    def _manifest(
+        self, root: Root, layers: tuple[Descriptor, ...], contents: tuple[str, ...], tag: str, cpu: str = ""
+    ) -> str:
+        config = msgspec.json.encode(_config(root, contents, cpu or names.architecture()))
         described = _described(_CONFIG, config)
         if not self._has(f"blobs/{described.digest}"):
             self._upload(io.BytesIO(config), described.digest, len(config))
-        layers = tuple(Descriptor(_LAYER, blob.digest, blob.size) for blob in blobs)
         manifest = msgspec.json.encode(_manifest(Manifest(described, layers)))
-        url = f"{self._repository}/manifests/om-{root.key[:40]}"
+        url = f"{self._repository}/manifests/{tag}"
         self._send("PUT", url, io.BytesIO(manifest), {"Content-Type": MANIFESTS[0]}, len(manifest))
         return _described("", manifest).digest
 
@@ -187,9 +223,9 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
         yield data
 
 
-def _config(root: Root, blobs: list[Blob]) -> ImageConfig:
+def _config(root: Root, contents: tuple[str, ...], cpu: str) -> ImageConfig:
     return ImageConfig(
-        architecture=names.architecture(),
+        architecture=cpu,
         os="linux",
         config=RunConfig(
             env=tuple(f"{name}={value}" for name, value in root.env),
@@ -199,7 +235,7 @@ def _config(root: Root, blobs: list[Blob]) -> ImageConfig:
             shell=root.shell or None,
             cmd=root.cmd or None,
         ),
-        rootfs=RootFs(diff_ids=tuple(blob.content for blob in blobs)),
+        rootfs=RootFs(diff_ids=contents),
     )
 
 
@@ -243,16 +279,29 @@ class _Hashing:
 
 def pack(folder: Path, file: IO[bytes]) -> Blob:
     """Write a layer's folder into a file as a compressed tar: the same files, the same bytes."""
+
+    def write(output: IO[bytes]) -> None:
+        seen: dict[tuple[int, int], str] = {}
+        with writing(output) as tar:
+            for name in _walk(folder):
+                _add(tar, folder, name, seen)
+
+    return pack_with(write, file)
+
+
+def pack_with(write: Callable[[IO[bytes]], None], file: IO[bytes]) -> Blob:
+    """Compress into a file what `write` writes, the tar of a layer."""
     compressed = _Hashing(file)
     with gzip.GzipFile("", "wb", compresslevel=1, fileobj=cast("Any", compressed), mtime=0) as stream:
         plain = _Hashing(cast("Any", stream))
-        form, errors = tarfile.PAX_FORMAT, "surrogateescape"
-        with tarfile.open(fileobj=cast("Any", plain), mode="w|", format=form, errors=errors) as tar:
-            seen: dict[tuple[int, int], str] = {}
-            for name in _walk(folder):
-                _add(tar, folder, name, seen)
+        write(cast("Any", plain))
     file.flush()
     return Blob(plain.digest, compressed.digest, file.tell())
+
+
+def writing(output: IO[bytes]) -> tarfile.TarFile:
+    """A tar of a layer, to be written one member after the other."""
+    return tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape")
 
 
 def _walk(folder: Path, prefix: str = "") -> Iterator[str]:

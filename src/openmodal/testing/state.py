@@ -15,7 +15,7 @@ import pytest
 
 from openmodal import housekeeping
 from openmodal.app import App
-from openmodal.engines import Engine
+from openmodal.engines import Engine, lacking
 from openmodal.errors import (
     AlreadyExistsError,
     EngineError,
@@ -177,9 +177,10 @@ class TestPublished:
         made = face(image.run_commands(f"echo {name} > /name").publish)(name, engine=engine)
         try:
             assert face(Image.from_name)(name, engine=engine) == made
-            housekeeping.prune(unused_for=0, engine=engine)
+            if "images" not in lacking(engine):
+                housekeeping.prune(unused_for=0, engine=engine)
+                assert name in {n for built in housekeeping.images(engine=engine) for n in built.names}
             assert sh(create(image=made), "cat /name; echo $FROM_IMAGE; pwd") == f"{name}\nimage\n/srv\n"
-            assert name in {n for built in housekeeping.images(engine=engine) for n in built.names}
             other = face(image.publish)(name, engine=engine)
             assert face(Image.from_name)(name, engine=engine) == other != made, "the later one has it"
         finally:

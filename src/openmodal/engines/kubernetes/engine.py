@@ -31,12 +31,13 @@ from openmodal._spec import (
     Root,
     SandboxSpec,
     Scratch,
+    Snapshot,
     Status,
 )
 from openmodal.engines import asked
 from openmodal.engines.book import Book, new_id
 from openmodal.engines.contract import Created, IdTakenError
-from openmodal.engines.kubernetes import api, pods, policies, pool, posture, report, start, volumes
+from openmodal.engines.kubernetes import api, kept, pods, policies, pool, posture, report, snapshots, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
 from openmodal.engines.kubernetes.links import link_to, open_link
@@ -54,7 +55,7 @@ _NOT_ENFORCED = (
 )
 
 
-class Kubernetes(volumes.Keeper):
+class Kubernetes(snapshots.Snapshots):
     """Sandboxes as pods of the cluster that the kubeconfig names."""
 
     name = "kubernetes"
@@ -78,7 +79,6 @@ class Kubernetes(volumes.Keeper):
             "deadline",
             "diff",
             "disk",
-            "fork",
             "images",
             "loopback6",
             "meminfo",
@@ -92,9 +92,7 @@ class Kubernetes(volumes.Keeper):
             "pause",
             "pids",
             "ports",
-            "published",
             "reset",
-            "snapshot",
             "usage",
             "host_folders",
             "volume_rename",
@@ -107,7 +105,12 @@ class Kubernetes(volumes.Keeper):
         self._book.prepare()
         if image == Recipe((Scratch(),)):  # nothing but the agent, which comes into any image
             return Referenced("", reference=self.settings.probe_image)
-        return await Images(self._state, self.settings).prepare(image, report)
+        cluster, settings = self._api(), self.settings
+        if len(image.steps) == 1 and isinstance(image.steps[0], Snapshot):
+            found: Referenced = await Blocking(kept.find, cluster, settings, image.steps[0].key)
+            return found
+        image = await Blocking(kept.replaced, cluster, settings, image)
+        return await Images(self._state, settings).prepare(image, report)
 
     async def check(self, spec: SandboxSpec) -> None:
         settings = self.settings
@@ -135,6 +138,8 @@ class Kubernetes(volumes.Keeper):
                 await claim(cluster, settings, pod, spec, id, self)
             await created.wait()
             stream = await self._set_up(cluster, created)
+            made = asked.made(spec, asked.prepared(root, Referenced))
+            self._book.keep_made(id, made, time.time() + spec.timeout)
         except IdTakenError:  # the pod is another's
             raise
         except BaseException:
@@ -257,6 +262,9 @@ class Kubernetes(volumes.Keeper):
         left = [found for found in self._listed(cluster) if not found.deleting]
         ended = [found.status.id for found in left if found.phase in ("Succeeded", "Failed")]
         probes = policies.finished_probes(cluster)
+        expired: list[kept.Kept] = []
+        with _trash.going_on(failed):
+            expired = kept.over(cluster, self.settings)
         if not check:
             self._book.prepare()
             for id in ended:
@@ -267,11 +275,17 @@ class Kubernetes(volumes.Keeper):
             for name in probes:
                 with _trash.going_on(failed):
                     cluster.delete(cluster.pods(name))
-        abandoned = run_sync(self._sweep(failed, check=check))
+            for image in expired:
+                with _trash.going_on(failed):
+                    kept.delete(cluster, image)
+        abandoned: list[str] = []
+        with _trash.going_on(failed):
+            abandoned = run_sync(self._sweep(failed, check=check))
         _trash.tell(failed)
         return [
             *(f"volume {name}" for name in abandoned),
             *(f"sandbox {id}" for id in ended),
+            *(f"snapshot {image.key[:12]}" for image in expired),
             *(f"pod {name}" for name in probes),
         ]
 
@@ -337,6 +351,12 @@ class Kubernetes(volumes.Keeper):
                 raise
             return None
         return report.parse(log)
+
+    async def _running(self, id: str) -> Json:
+        if (await self.inspect(id)).ended:
+            raise ConnectionResetError(f"the sandbox {id} has ended")
+        pod: Json = await Blocking(self._pod, self._api(), id)
+        return pod
 
     async def _found(self, cluster: Api, id: str) -> pods.Found:
         found = pods.found(await Blocking(self._pod, cluster, id))

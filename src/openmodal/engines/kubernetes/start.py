@@ -17,7 +17,7 @@ from openmodal._spec import Network, Referenced, SandboxSpec, Status
 from openmodal._wire import Flag
 from openmodal.engines import asked
 from openmodal.engines.contract import IdTakenError
-from openmodal.engines.kubernetes import agent, pods, policies, pool, volumes
+from openmodal.engines.kubernetes import agent, pods, policies, pool, snapshots, volumes
 from openmodal.engines.kubernetes.api import SAY_AFTER, Api, ApiError, Json
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError, ImageError
@@ -164,6 +164,7 @@ class Start:
     def _metadata(self) -> Json:
         fleeting = bool(self._spec.argv or self._spec.lease or self._spec.idle_timeout)
         notes = pods.first_described(self.status(0.0), self.token, fleeting=fleeting)
+        notes |= snapshots.noted(self._root)
         return {"labels": pods.labels(self.id, self._spec, self._settings), "annotations": notes}
 
     def _lifetime(self) -> float:

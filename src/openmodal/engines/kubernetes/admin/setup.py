@@ -14,7 +14,7 @@ _RIGHTS = (
     ("", ["pods"], ["get", "list", "watch", "create", "patch", "delete"]),
     ("", ["pods/exec"], ["get", "create"]),
     ("", ["pods/log"], ["get"]),
-    ("", ["configmaps"], ["get", "create"]),
+    ("", ["configmaps"], ["get", "list", "create", "patch", "delete"]),
     ("", ["persistentvolumeclaims"], ["get", "list", "create", "delete"]),
     ("coordination.k8s.io", ["leases"], ["get", "create", "update"]),
     ("apps", ["replicasets"], ["get", "list", "create", "delete"]),

@@ -24,7 +24,7 @@ from openmodal.engines.kubernetes.images import buildkit, cloudbuild
 from openmodal.engines.kubernetes.settings import Settings
 from openmodal.errors import EngineError
 
-_NO_REGISTRY = (
+NO_REGISTRY = (
     "this image has to be built, and the cluster can only pull it from a registry: set OPENMODAL_REGISTRY=host/path, "
     "or `registry` in the configuration, to one that the builder and the cluster can reach; Image.from_registry needs none"
 )
@@ -44,7 +44,7 @@ class Images:
             return as_it_is
         registry = _config.registry()
         if not registry:
-            raise EngineError(_NO_REGISTRY)
+            raise EngineError(NO_REGISTRY)
         target = parse(f"{registry.rstrip('/')}/openmodal:latest")
         builder = self._settings.builder or ("local" if remote.possible_here() else "cluster")
         if builder != "local":
