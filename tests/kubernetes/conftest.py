@@ -106,8 +106,8 @@ DEAR = (
     "test_forks_outlive",
     "test_all_or_none",
 )
-"""Each takes many pods that no pool has ready, and what they show is the agent's part, as on every engine, the
-kubelet's, or above the engines."""
+"""Each takes many pods that no pool has ready, and what they show is the agent's part, as on every
+engine, the kubelet's, or above the engines."""
 
 BLOCKING = {"TestLifetime"}
 """Those of the engine's own verbs run in the blocking face, the others in the async one, where each

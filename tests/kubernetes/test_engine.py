@@ -14,7 +14,7 @@ from openmodal import _wire
 from openmodal._dual import run_sync
 from openmodal._spec import Recipe, Referenced, SandboxSpec, Snapshot
 from openmodal.engines.kubernetes import Kubernetes, kept, policies
-from openmodal.engines.kubernetes.admin import doctor
+from openmodal.engines.kubernetes.admin import doctor, serving, setup
 from openmodal.engines.kubernetes.pods import DOMAIN, name_of
 from openmodal.engines.kubernetes.settings import read
 from openmodal.engines.kubernetes.start import Start
@@ -263,3 +263,22 @@ def test_a_snapshot_goes_when_it_has_expired_and_a_published_image_stays(engine:
     finally:
         assert run_sync(engine.unpublish("stays"))
     assert not run_sync(engine.unpublish("stays"))
+
+
+def test_the_api_server_takes_the_objects_of_a_door(engine: Kubernetes, namespace: str) -> None:
+    for item in serving.manifests(read(), "host/openmodal:1", "host/images"):
+        path = setup.path(api(), item)
+        made = api().request("POST", path, item, {"dryRun": "All"})
+        assert made["metadata"]["namespace"] == namespace
+
+
+def test_what_is_set_up_again_keeps_its_token(engine: Kubernetes) -> None:
+    token = [item for item in serving.manifests(read(), "x", "") if item["kind"] == "Secret"]
+    try:
+        assert setup.apply(api(), token) == ["Secret openmodal-serve: made"]
+        said = serving.words(api())
+        other = [item for item in serving.manifests(read(), "x", "") if item["kind"] == "Secret"]
+        assert setup.apply(api(), other) == ["Secret openmodal-serve: kept"]
+        assert serving.words(api()) == said
+    finally:
+        api().delete(api().path("secrets", serving.NAME))

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from openmodal import _ends, _wire
 from openmodal._spec import Network, Referenced, Resources, SandboxSpec, Status
 from openmodal.engines.kubernetes import pods, policies, posture, report
-from openmodal.engines.kubernetes.admin import setup
+from openmodal.engines.kubernetes.admin import serving, setup
 from openmodal.engines.kubernetes.images import buildkit
 from openmodal.engines.kubernetes.settings import Settings, label, read
 from openmodal.errors import InvalidError
@@ -359,6 +359,34 @@ def test_the_rights_are_no_more_than_the_engine_uses() -> None:
     used = {"pods", "pods/exec", "pods/log", "configmaps", "leases", "replicasets", "networkpolicies"}
     assert resources == {*used, "persistentvolumeclaims"}
     assert not any("*" in rule["verbs"] for rule in role["rules"])
+
+
+def test_a_door_is_reached_by_a_port_forward_only_and_has_no_more_rights_than_its_users() -> None:
+    near = Settings(owner="me", namespace="boxes", builder="local", inside=("198.51.100.0/24",))
+    found = {item["kind"]: item for item in serving.manifests(near, "host/openmodal:1", "host/images")}
+    assert {item["metadata"]["namespace"] for item in found.values()} == {"boxes"}
+    assert found["RoleBinding"]["roleRef"]["name"] == "openmodal", "the Role that every user has"
+    template = found["Deployment"]["spec"]["template"]
+    container = template["spec"]["containers"][0]
+    assert "--host" not in container["args"], "it listens on loopback, which no other pod reaches"
+    assert not policies.OURS.items() <= template["metadata"]["labels"].items(), (
+        "the policies of sandboxes are not for it"
+    )
+    assert found["Service"]["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    assert template["spec"]["securityContext"]["runAsNonRoot"]
+    told = {each["name"]: each["value"] for each in container["env"]}
+    assert told["OPENMODAL_REGISTRY"] == "host/images"
+    assert told["OPENMODAL_KUBERNETES_BUILDER"] == "cluster", "nothing can be built in its pod"
+    assert told["OPENMODAL_KUBERNETES_INSIDE"] == "198.51.100.0/24"
+    assert "as-" not in json.dumps(found["Deployment"]), "the token is in the Secret alone"
+
+
+def test_a_door_is_told_every_setting_that_a_pod_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = serving.manifests(SETTINGS, "x", "")[-2]["spec"]["template"]["spec"]["containers"][0]
+    for each in container["env"]:
+        monkeypatch.setenv(each["name"], each["value"])
+    monkeypatch.setenv("OPENMODAL_HOME", "/nowhere")
+    assert replace(read(), builder="") == replace(SETTINGS, builder="")
 
 
 def test_builds_have_a_namespace_and_rights_of_their_own() -> None:

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from openmodal import _config
 from openmodal.errors import InvalidError
 
 _SUBJECTS = ("user:", "group:", "serviceaccount:")
@@ -29,7 +30,12 @@ _SUBJECTS = ("user:", "group:", "serviceaccount:")
     help="How many sandboxes there may be at once; 0: no limit.",
 )
 @click.option("--builds", is_flag=True, help="Also a namespace in which images are built; see docs/kubernetes.md.")
-def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool) -> None:
+@click.option(
+    "--serve",
+    metavar="IMAGE",
+    help="Also a door for programs that say `import modal`, of that image; see docs/coming-from-modal.md.",
+)
+def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool, serve: str | None) -> None:
     """Make the namespace of sandboxes, the rights to use it, and its network policies. May be said
     again.
 
@@ -37,7 +43,7 @@ def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool
     namespace `openmodal`.
     """
     from openmodal.engines.kubernetes import api
-    from openmodal.engines.kubernetes.admin import doctor, setup
+    from openmodal.engines.kubernetes.admin import doctor, serving, setup
     from openmodal.engines.kubernetes.settings import read
 
     for who in grant:
@@ -47,6 +53,10 @@ def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool
     spaces = {settings.namespace: setup.manifests(settings, grant, most)}
     if builds:
         spaces[settings.builds] = setup.builds(settings, grant)
+    if serve:
+        spaces[settings.namespace] += serving.manifests(settings, serve, _config.registry())
+    if serve and builds:
+        spaces[settings.builds].append(serving.builds(settings))
     if only_print:
         items = [item for found in spaces.values() for item in found]
         click.echo(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=2))
@@ -54,4 +64,6 @@ def kubernetes(only_print: bool, grant: tuple[str, ...], most: int, builds: bool
     for namespace, found in spaces.items():
         for line in setup.apply(api.connect(settings.context, namespace), found):
             click.echo(line)
+    for line in serving.words(api.connect(settings.context, settings.namespace)) if serve else ():
+        click.echo(line)
     click.echo(doctor.policies_enforced(api.connect(settings.context, settings.namespace), settings).line)

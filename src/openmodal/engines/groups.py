@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,38 +109,37 @@ def amount(name: str, said: str) -> float | None:
     return int(words[0]) / period if name == "cpu" else int(words[0])
 
 
-def used(found: Hierarchies, path: str) -> Usage:
+def used(found: Hierarchies, path: str, read: Callable[[str], str] = text) -> Usage:
     """What the kernel counts for a group: CPU time, memory without what it may drop at once, and
-    processes."""
+    processes. `read`: how its files are read, on whatever machine they are."""
     v1, unified = dict(found.v1), f"{found.v2 or '/nothing'}/{path}"
     memory = f"{v1['memory']}/{path}/memory" if "memory" in v1 else ""
-    now = _number(f"{memory}.usage_in_bytes" if memory else f"{unified}/memory.current")
-    peak = _number(f"{memory}.max_usage_in_bytes" if memory else f"{unified}/memory.peak")
-    droppable = _words(f"{memory}.stat" if memory else f"{unified}/memory.stat")
+    now = _number(read(f"{memory}.usage_in_bytes" if memory else f"{unified}/memory.current"))
+    peak = _number(read(f"{memory}.max_usage_in_bytes" if memory else f"{unified}/memory.peak"))
+    droppable = _words(read(f"{memory}.stat" if memory else f"{unified}/memory.stat"))
     idle = droppable.get("total_inactive_file" if memory else "inactive_file", 0)
-    processes = _number(f"{v1['pids']}/{path}/pids.current" if "pids" in v1 else f"{unified}/pids.current")
+    processes = _number(read(f"{v1['pids']}/{path}/pids.current" if "pids" in v1 else f"{unified}/pids.current"))
     return Usage(
-        cpu=_cpu_seconds(v1, path, unified),
+        cpu=_cpu_seconds(v1, path, unified, read),
         memory=None if now is None else max(0, now - idle) / 2**20,
         memory_peak=None if peak is None else peak / 2**20,
         processes=processes,
     )
 
 
-def _cpu_seconds(v1: Mapping[str, str], path: str, unified: str) -> float | None:
+def _cpu_seconds(v1: Mapping[str, str], path: str, unified: str, read: Callable[[str], str]) -> float | None:
     if "cpuacct" in v1:
-        spent = _number(f"{v1['cpuacct']}/{path}/cpuacct.usage")
+        spent = _number(read(f"{v1['cpuacct']}/{path}/cpuacct.usage"))
         return None if spent is None else spent / 1e9
-    spent = _words(f"{unified}/cpu.stat").get("usage_usec")
+    spent = _words(read(f"{unified}/cpu.stat")).get("usage_usec")
     return None if spent is None else spent / 1e6
 
 
-def _number(path: str) -> int | None:
-    found = text(path).strip()
-    return int(found) if found.isdigit() else None
+def _number(said: str) -> int | None:
+    return int(said) if said.strip().isdigit() else None
 
 
-def _words(path: str) -> dict[str, int]:
-    """A file of lines `name number`."""
-    pairs = (line.split() for line in text(path).splitlines())
+def _words(said: str) -> dict[str, int]:
+    """What a file of lines `name number` says."""
+    pairs = (line.split() for line in said.splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

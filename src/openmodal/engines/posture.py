@@ -111,10 +111,14 @@ def info(
 
 def moved(pid: int) -> tuple[int, int]:
     """How many bytes the network of a process of this machine has received and sent."""
-    lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    return counted(Path(f"/proc/{pid}/net/dev").read_text())
+
+
+def counted(devices: str) -> tuple[int, int]:
+    """How many bytes came and went, by such a file (proc(5)), but for loopback."""
     found = [
         words
-        for name, _, rest in (line.partition(":") for line in lines)
+        for name, _, rest in (line.partition(":") for line in devices.splitlines()[2:])
         if name.strip() != "lo"
         for words in [rest.split()]
     ]

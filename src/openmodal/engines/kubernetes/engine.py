@@ -37,7 +37,7 @@ from openmodal._spec import (
 from openmodal.engines import asked
 from openmodal.engines.book import Book, new_id
 from openmodal.engines.contract import Created, IdTakenError
-from openmodal.engines.kubernetes import api, kept, pods, policies, pool, posture, report, snapshots, start
+from openmodal.engines.kubernetes import api, kept, live, pods, policies, pool, posture, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
 from openmodal.engines.kubernetes.images import Images
 from openmodal.engines.kubernetes.links import link_to, open_link
@@ -55,7 +55,7 @@ _NOT_ENFORCED = (
 )
 
 
-class Kubernetes(snapshots.Snapshots):
+class Kubernetes(live.Live):
     """Sandboxes as pods of the cluster that the kubeconfig names."""
 
     name = "kubernetes"
@@ -76,7 +76,6 @@ class Kubernetes(snapshots.Snapshots):
         network = () if self.settings.network_policy else ("network_block", "network_isolation", "network_lists")
         never = (
             "checkpoint",
-            "deadline",
             "diff",
             "disk",
             "images",
@@ -93,7 +92,6 @@ class Kubernetes(snapshots.Snapshots):
             "pids",
             "ports",
             "reset",
-            "usage",
             "host_folders",
             "volume_rename",
         )

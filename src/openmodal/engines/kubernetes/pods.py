@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 import time
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -33,6 +34,11 @@ _FOR_EVER_MS = 10**12  # 30 years
 
 SETUP_SECONDS = 120
 """How long an agent waits to be told what it shall be: its pod ends by itself when who made it is dead."""
+
+
+EXTENSION = 24 * 3600.0
+"""How much later than it was created to end a sandbox may be told to end: a pod's own deadline can only be brought
+forward."""
 
 
 def name_of(id: str) -> str:
@@ -235,6 +241,13 @@ def _address(pod: Json) -> tuple[str, int] | None:
     return next(
         ((str(status["podIP"]), int(port["containerPort"])) for port in ports if port.get("name") == _PORT_NAME), None
     )
+
+
+def most_left(pod: Json) -> float:
+    """Seconds until the cluster ends it, whatever its agent says."""
+    began = pod.get("status", {}).get("startTime") or pod["metadata"]["creationTimestamp"]
+    ends = datetime.fromisoformat(began).timestamp() + float(pod["spec"].get("activeDeadlineSeconds", math.inf))
+    return ends - SETUP_SECONDS - time.time()
 
 
 def started(pod: Json) -> bool:

@@ -169,7 +169,7 @@ class Start:
 
     def _lifetime(self) -> float:
         """The cluster's own deadline, for a pod whose agent does not keep its."""
-        return self._spec.timeout + self._settings.patience + pods.SETUP_SECONDS
+        return self._spec.timeout + self._settings.patience + pods.SETUP_SECONDS + pods.EXTENSION
 
     def _slice(self) -> float:
         return max(1.0, min(_SLICE if self._told else SAY_AFTER, self._patience_left()))

@@ -65,16 +65,24 @@ def apply(cluster: Api, items: Sequence[Json]) -> list[str]:
     return [f"{item['kind']} {item['metadata']['name']}: {_apply(cluster, item)}" for item in items]
 
 
-def _apply(cluster: Api, item: Json) -> str:
+def path(cluster: Api, item: Json) -> str:
+    """Where objects of that kind are made."""
     kind = f"{item['kind'].lower().removesuffix('y')}{'ies' if item['kind'].endswith('y') else 's'}"
     group = "api/v1" if item["apiVersion"] == "v1" else f"apis/{item['apiVersion']}"
-    path = f"/{group}/{kind}" if item["kind"] == "Namespace" else cluster.path(kind, group=group)
+    return f"/{group}/{kind}" if item["kind"] == "Namespace" else cluster.path(kind, group=group)
+
+
+def _apply(cluster: Api, item: Json) -> str:
+    there = path(cluster, item)
     try:
-        cluster.create(path, item)
+        cluster.create(there, item)
     except ApiError as error:
         if error.status != 409:
             raise
-        cluster.patch(f"{path}/{item['metadata']['name']}", item)
+        # What is in a Secret was given to somebody, and most of a claim cannot be changed.
+        if item["kind"] in ("Secret", "PersistentVolumeClaim"):
+            return "kept"
+        cluster.patch(f"{there}/{item['metadata']['name']}", item)
         return "up to date"
     return "made"
 
