@@ -38,7 +38,9 @@ def images(api: Api, layers: Layers) -> list[Built]:
             history = api.get(f"/images/{item['Id']}/history")
             # The daemon leaves the list out if it is empty.
             count = len(api.get(f"/images/{item['Id']}/json")["RootFS"].get("Layers") or ())
-            step = " ".join(str(history[0]["CreatedBy"]).removeprefix("/bin/sh -c #(nop)").split())
+            # BuildKit leaves none to an image from scratch with nothing in it.
+            made = str(history[0]["CreatedBy"]) if history else ""
+            step = " ".join(made.removeprefix("/bin/sh -c #(nop)").split())
             used, names = _used(layers, item), tuple(sorted(generations.names_of(item)))
             found.append(Built(tags(item)[0], int(item["Size"]), count, used, step, generations.expires(item), names))
     return found
