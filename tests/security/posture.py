@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from openmodal.engines.embedded import Embedded, cgroup, host
 from openmodal.sandbox import Sandbox
@@ -15,6 +17,8 @@ _KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 NAMESPACES = tuple(kind for kind in _KINDS if os.path.exists(f"/proc/self/ns/{kind}"))
 """Those that this kernel has: some have no namespaces of time."""
 
+_CPUS = "/sys/devices/system/cpu/"
+_GOLDEN = Path(__file__).with_name("posture.json")
 SHOWN = ("/cpuinfo", "/meminfo", "/online")
 _ROLES = {
     "its count of kills for memory": ("/memory.oom_control", "/memory.events"),
@@ -29,6 +33,14 @@ LIMITS = {
     "Max processes": "nproc",
     "Max realtime priority": "rtprio",
 }
+
+
+def golden() -> dict[str, Any]:
+    """What the golden file says of this machine. If it has one CPU, none is hidden."""
+    found: dict[str, Any] = json.loads(_GOLDEN.read_text())
+    if len(os.sched_getaffinity(0)) == 1:
+        found["mounts"] = [line for line in found["mounts"] if not line.startswith(_CPUS)]
+    return found
 
 
 def of(engine: Embedded, sandbox: Sandbox) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -23,7 +22,6 @@ from tests.security.attack import sh, works
 from tests.security.conftest import Weaken
 
 Create = Callable[..., Sandbox]
-GOLDEN = Path(__file__).with_name("posture.json")
 
 
 def with_commands(sandbox: Sandbox) -> Sandbox:
@@ -38,7 +36,7 @@ def test_every_task_is_as_the_golden_file_says(engine: Embedded, create: Create)
     """A0: seen from outside; each thread of each process."""
     sandbox = with_commands(create())
     eventually(lambda: sh(sandbox, "ps").count("sleep 54321") == 3)
-    assert posture.of(engine, sandbox) == json.loads(GOLDEN.read_text())
+    assert posture.of(engine, sandbox) == posture.golden()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +52,7 @@ def test_the_golden_file_notices_a_sandbox_without(
     weaken: Weaken, engine: Embedded, controls: tuple[str, ...], fact: str
 ) -> None:
     """A0: the control."""
-    golden = json.loads(GOLDEN.read_text())["every task"]
+    golden = posture.golden()["every task"]
     found = posture.of(engine, with_commands(weaken(*controls)))["every task"]
     assert isinstance(found, dict)
     assert fact in {key for key in golden if golden[key] != found[key]}
@@ -89,7 +87,7 @@ def test_its_root_is_nobody_and_no_two_sandboxes_share_an_id(inside: Sandbox, ba
 
 def test_no_mount_leads_to_the_machine(inside: Sandbox, weaken: Weaken, tmp_path: Path) -> None:
     """A4: no folder of the machine, and nothing that is mounted later comes in."""
-    golden = set(json.loads(GOLDEN.read_text())["mounts"])
+    golden = set(posture.golden()["mounts"])
 
     def foreign(sandbox: Sandbox) -> set[str]:
         return set(posture.mounts(sh(sandbox, "cat /proc/self/mountinfo"))) - golden
