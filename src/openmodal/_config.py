@@ -41,12 +41,14 @@ def state() -> Path:
         return _absolute(home)
     if os.geteuid() == 0:
         return _path("/var/lib/openmodal")
-    return _path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share", "openmodal")
+    return _path(os.environ.get("XDG_DATA_HOME") or _users(".local/share"), "openmodal")
 
 
 def _home() -> str:
     """The folder that OPENMODAL_HOME names, or ""."""
     home = os.environ.get("OPENMODAL_HOME", "")
+    if not home:
+        return ""
     try:
         found = stat_of(home)
     except OSError as error:
@@ -83,7 +85,18 @@ def config_file() -> Path:
     """The user's configuration."""
     if home := _home():
         return _path(_absolute(home), "config.toml")
-    return _path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "openmodal", "config.toml")
+    return _path(os.environ.get("XDG_CONFIG_HOME") or _users(".config"), "openmodal", "config.toml")
+
+
+def _users(name: str) -> Path:
+    """A folder of this user's own."""
+    return _path(_home_of(os.environ.get("HOME")), name)
+
+
+@functools.lru_cache(maxsize=4)
+def _home_of(said: str | None) -> Path:
+    """This user's home. `said` is HOME, which it depends on."""
+    return Path.home()
 
 
 def _absolute(folder: str) -> Path:
@@ -122,7 +135,7 @@ def base() -> str:
 def authorities() -> Path | None:
     """The bundle of certificate authorities that this machine was told to trust, if it was."""
     value = os.environ.get("SSL_CERT_FILE")
-    return Path(value) if value and os.path.isfile(value) else None
+    return _path(value) if value and os.path.isfile(value) else None
 
 
 def registry() -> str:

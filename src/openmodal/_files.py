@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import stat
 from pathlib import Path
 
 _PIECE = 1 << 16
@@ -50,9 +52,24 @@ def stat_of(path: str | os.PathLike[str]) -> os.stat_result | None:
         return None
 
 
+@functools.lru_cache(maxsize=256)
+def within(folder: Path, name: str) -> Path:
+    """A file in a folder. Each creation names the same twenty, and making a Path costs more than
+    looking at its file."""
+    return folder / name
+
+
 def made(folder: Path) -> Path:
     """The folder. It, and those above it, are private to this user if they were not there."""
-    if not os.path.isdir(folder):
-        made(folder.parent)  # `parents=True` would make them with the mode that the umask leaves
-        folder.mkdir(mode=0o700, exist_ok=True)
+    stat_of_made(folder)
     return folder
+
+
+def stat_of_made(folder: Path) -> os.stat_result:
+    """What the kernel says of a folder, which is made as `made` does if it was not there."""
+    found = stat_of(folder)
+    if found and stat.S_ISDIR(found.st_mode):
+        return found
+    made(folder.parent)  # `parents=True` would make them with the mode that the umask leaves
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return os.stat(folder)

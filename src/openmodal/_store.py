@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import re
 import stat
@@ -29,7 +30,7 @@ from typing import TypeVar
 import msgspec
 
 from openmodal import _config, _ends, _trash
-from openmodal._files import made, text
+from openmodal._files import stat_of_made, text, within, write
 from openmodal._spec import EndRecord, Made, Root, Status
 from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_full, no_room, no_state
 
@@ -51,8 +52,8 @@ class Store:
     def __init__(self, state: Path, *, brief: bool = False) -> None:
         """`brief`: the folders of sandboxes are in memory, where this machine has room for them."""
         self.state = state
-        self.sandboxes = state / "sandboxes"
-        self.ended = state / "ended"
+        self.sandboxes = within(state, "sandboxes")
+        self.ended = within(state, "ended")
         self._is_brief = brief
         self._brief = ""
         self._has_room = False
@@ -70,10 +71,9 @@ class Store:
                     "set OPENMODAL_HOME to a folder that only you and root can reach"
                 )
         try:
-            made(self.state)
+            info = stat_of_made(self.state)
             for folder in (self.sandboxes, self.ended):
                 _make_private(folder)
-            info = os.stat(self.state)
             self._has_room = _has_room(self.brief)
         except OSError as error:
             raise no_state(self.state, error) from error
@@ -89,12 +89,12 @@ class Store:
         Raises:
             NotFoundError: this cannot be an id.
         """
-        beside = self.sandboxes / _checked(id)
+        beside = f"{self.sandboxes}/{_checked(id)}"
         if not self.brief:
-            return beside
+            return Path(beside)
         # If there was no room, or an earlier version made it, a sandbox is in the state folder.
-        folder = Path(f"{self.brief}{id}")
-        return folder if os.path.exists(folder) or not beside.exists() else beside
+        folder = f"{self.brief}{id}"
+        return Path(folder if os.path.exists(folder) or not os.path.exists(beside) else beside)
 
     @property
     def brief(self) -> str:
@@ -114,15 +114,15 @@ class Store:
             folder = self.sandboxes / status.id
         unnamed, fd = _unnamed(folder)
         try:
-            (unnamed / "status.json").write_bytes(msgspec.json.encode(status))
+            write(f"{unnamed}/status.json", msgspec.json.encode(status))
             if made:
-                (unnamed / "made.json").write_bytes(msgspec.json.encode(made))
-            if folder.exists():
+                write(f"{unnamed}/made.json", msgspec.json.encode(made))
+            if os.path.exists(folder):
                 raise FileExistsError(errno.EEXIST, "a sandbox has this id", os.fspath(folder))
-            unnamed.rename(folder)
+            os.rename(unnamed, folder)
         except BaseException:
             os.close(fd)  # first: removing needs descriptors, and they may be what is lacking
-            self.remove(unnamed)
+            self.remove(Path(unnamed))
             raise
         try:
             yield folder
@@ -286,18 +286,19 @@ class Store:
         _trash.remove(folder)
 
 
-def _unnamed(folder: Path) -> tuple[Path, int]:
+def _unnamed(folder: Path) -> tuple[str, int]:
     """Make what will be that folder, and lock it; again if `sweep` was faster than the lock."""
+    place, name = os.path.split(folder)
     # No other's: a maker that was killed here may have left one of the same id.
-    path = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}")
+    path = f"{place}/.{name}.{os.urandom(4).hex()}"
     while True:
-        path.mkdir(mode=0o700)
+        os.mkdir(path, mode=0o700)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         except OSError:  # too many open files
-            path.rmdir()
+            os.rmdir(path)
             raise
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
@@ -337,8 +338,13 @@ def _put(file: Path, data: bytes, place: Callable[[Path, Path], None] = os.repla
     return True
 
 
+@functools.lru_cache(maxsize=16)
 def _parents(folder: Path) -> list[str]:
-    """Every folder on the way to this one, with those that links lead through."""
+    """Every folder on the way to this one, with those that links lead through.
+
+    Looked for once: as long as none of them is open to others, which each creation looks at, only
+    this user and root can lead a link elsewhere.
+    """
     found: set[str] = set()
     for path in (os.path.abspath(folder), os.path.realpath(folder)):
         while path != (parent := os.path.dirname(path)):
@@ -379,7 +385,7 @@ def make_folder(folder: Path, mode: int = 0o755) -> Path:
 
 def _make_private(folder: Path) -> None:
     """Make a folder for this user only, or make it so: whoever reaches a socket in it can run commands."""
-    if os.stat(made(folder)).st_mode & 0o077:
+    if stat_of_made(folder).st_mode & 0o077:
         folder.chmod(0o700)
 
 

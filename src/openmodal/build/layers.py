@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 
 from openmodal import _trash
-from openmodal._files import made, text
+from openmodal._files import made, text, within
 from openmodal._spec import Layered
 from openmodal._store import make_folder
 from openmodal._trash import remove as remove_tree
@@ -77,7 +77,7 @@ class Layers:
     """The store in a folder. Making one touches nothing; the folder is made by the first write."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = path if isinstance(path, Path) else Path(path)
 
     # --------------------------------------------------------------------------------------- images
 
@@ -105,7 +105,7 @@ class Layers:
 
     def folders(self, root: Layered) -> tuple[str, ...]:
         """The folders of an image's layers. Keys are what is stored, so that the store can be moved."""
-        return tuple(map(self._root, root.layers))
+        return tuple(map(self.root, root.layers))
 
     def hold(self, root: Layered) -> Lock | None:
         """Keep an image's layers from `prune` until the lock is closed; None if they are gone
@@ -124,14 +124,15 @@ class Layers:
 
     def folder(self, key: str) -> Path:
         """The layer's files."""
-        return Path(self._root(key))
+        return Path(self.root(key))
 
-    def _root(self, key: str) -> str:
+    def root(self, key: str) -> str:
+        """The path of the layer's files."""
         return f"{self.path}/layers/{key}/root"
 
     def has(self, key: str) -> bool:
         """Whether the layer is there, which means: complete."""
-        return os.path.isdir(self._root(key))
+        return os.path.isdir(self.root(key))
 
     def meta(self, key: str) -> Meta:
         """What is known of a layer."""
@@ -292,12 +293,12 @@ class Layers:
         """A lock for something that is no layer."""
         return lock(self._lock_file(name))
 
-    def _lock_file(self, key: str) -> Path:
-        return self._made("locks") / key
+    def _lock_file(self, key: str) -> str:
+        return f"{self._made('locks')}/{key}"
 
     def _made(self, name: str) -> Path:
         try:
-            return made(self.path / name)
+            return made(within(self.path, name))
         except OSError as error:
             raise no_state(self.path, error) from error
 

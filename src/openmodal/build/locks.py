@@ -40,7 +40,7 @@ class Lock:
         self.close()
 
 
-def lock(path: Path, *, shared: bool = False) -> Lock:
+def lock(path: str | Path, *, shared: bool = False) -> Lock:
     """Wait for the lock of that name."""
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while (held := _attempt(path, operation)) is None:
@@ -48,7 +48,7 @@ def lock(path: Path, *, shared: bool = False) -> Lock:
     return held
 
 
-def try_lock(path: Path, *, shared: bool = False) -> Lock | None:
+def try_lock(path: str | Path, *, shared: bool = False) -> Lock | None:
     """The lock of that name if nobody is in the way, else None."""
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -57,7 +57,7 @@ def try_lock(path: Path, *, shared: bool = False) -> Lock | None:
         return None
 
 
-def _attempt(path: Path, operation: int) -> Lock | None:
+def _attempt(path: str | Path, operation: int) -> Lock | None:
     """None if the lock file was unlinked meanwhile: try again, its lock protects nothing."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -87,7 +87,7 @@ def lock_folder(path: Path) -> Lock | None:
     return None
 
 
-def _is_at(fd: int, path: Path) -> bool:
+def _is_at(fd: int, path: str | Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:

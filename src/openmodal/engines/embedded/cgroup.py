@@ -189,14 +189,20 @@ def prepare(found: Hierarchies) -> None:
     Raises:
         EngineError: this user may not, or not in this container.
     """
-    points = dict.fromkeys((*dict(found.v1).values(), *([found.v2] if found.v2 else [])))
     try:
-        _complete(found, tuple((path, _group(path)) for path in (f"{point}/{PARENT}" for point in points)))
+        _complete(found, tuple([_group(path) for path in _parents(found)]))
     except OSError as error:
         raise EngineError(
             f"the limits of a sandbox cannot be applied because the control group {error.filename} cannot be set up: "
             f'{error.strerror}; {_remedy(error)}, or create it without limits: allow_degraded=["limits"]'
         ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _parents(found: Hierarchies) -> tuple[str, ...]:
+    """The groups that all sandboxes share."""
+    points = (*dict(found.v1).values(), *([found.v2] if found.v2 else []))
+    return tuple(f"{point}/{PARENT}" for point in dict.fromkeys(points))
 
 
 def _group(path: str) -> int:
@@ -208,8 +214,8 @@ def _group(path: str) -> int:
     return os.stat(path).st_ino
 
 
-@functools.lru_cache(maxsize=16)  # what was completed stays so, as long as it is the same group
-def _complete(found: Hierarchies, parents: tuple[tuple[str, int], ...]) -> None:
+@functools.lru_cache(maxsize=16)  # what was completed stays so, as long as they are the same groups
+def _complete(found: Hierarchies, numbers: tuple[int, ...]) -> None:
     v1 = dict(found.v1)
     _delegate(Path(found.v2), [name for name in LIMITED if name in found.v2_controllers and name not in v1])
     _bound_together(v1, found)

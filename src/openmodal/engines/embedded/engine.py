@@ -368,7 +368,7 @@ class Embedded(Live, State):
             timeout=spec.timeout,
             limits=limits,
             groups=host.groups(id, _around(spec, limits), degraded="limits" in spec.allow_degraded),
-            record=str(self._book.ended / id),
+            record=f"{self._book.ended}/{id}",
             hold=True,
             idle=spec.idle_timeout,
             lease=spec.lease,

@@ -192,7 +192,7 @@ def over_trust(
     if not bundle:
         return layers, dict(env)
     key, variables = trust_layer(store, bundle)
-    return (str(store.folder(key)), *layers), {**dict(variables), **dict(env)}
+    return (store.root(key), *layers), {**dict(variables), **dict(env)}
 
 
 @functools.cache

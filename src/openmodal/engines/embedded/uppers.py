@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from openmodal import _trash
-from openmodal._files import made, text
+from openmodal._files import made, text, within
 from openmodal._store import make_folder
 from openmodal.build.locks import Lock, lock_folder
 
@@ -33,7 +33,7 @@ class Uppers:
     """Those of one state folder."""
 
     def __init__(self, state: Path) -> None:
-        self._path = state / "uppers"
+        self._path = within(state, "uppers")
 
     def folder(self, id: str) -> Path:
         """That of a sandbox."""
@@ -74,9 +74,9 @@ class Uppers:
     def _taken(self, folder: Path) -> Lock:
         for name in self._unused():
             # Before it has a name that `sweep` looks at, it is locked.
-            if held := _shared(self._path / name):
+            if held := _shared(unused := f"{self._path}/{name}"):
                 try:
-                    os.rename(self._path / name, folder)
+                    os.rename(unused, folder)
                 except FileNotFoundError:  # another sandbox was faster
                     held.close()
                 else:
@@ -102,7 +102,7 @@ def _new(folder: Path) -> Lock:
             return held
 
 
-def _shared(folder: Path) -> Lock | None:
+def _shared(folder: str | Path) -> Lock | None:
     """A shared lock of a folder; None if it is gone."""
     try:
         fd = os.open(folder, _OPEN)

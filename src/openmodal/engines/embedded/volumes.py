@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from openmodal import _trash
-from openmodal._files import made
+from openmodal._files import made, within
 from openmodal._spec import Mount, VolumeInfo
 from openmodal._store import make_folder
 from openmodal.build.locks import lock_folder
@@ -35,7 +35,7 @@ class Volumes:
 
     def __init__(self, state: Path) -> None:
         self._state = state
-        self._path = state / "volumes"
+        self._path = within(state, "volumes")
 
     def make(self, name: str) -> None:
         """Make a volume, if there is none of that name."""
