@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct agent_config {
@@ -34,3 +35,6 @@ struct agent_config {
 /* Runs until the sandbox ends; the caller exits with what it returns. Before it returns it sends one message over control_fd:
  * "REASON RETURNCODE" with REASON exited (the main command did), timeout, idle, lease or terminated (SHUTDOWN). */
 int agent_run(const struct agent_config *config);
+
+/* In small pieces, each after a poll: a pipe that nobody reads must not hold us for long. */
+bool write_patiently(int fd, const char *bytes, size_t size);

@@ -2,6 +2,7 @@
  * amount of memory and nobody else's time: nothing here blocks, no request is begun while too much waits to be sent, and not
  * more is read than the request in hand and a little. */
 #include "link.h"
+#include "output.h"
 #include "request.h"
 #include "util.h"
 

@@ -9,7 +9,6 @@ void links_accept_remote(struct watch *listening, uint32_t events); /* from the 
 /* Looks again at every request that waits and may be answered now, and sends what is to be sent. */
 void links_progress(void);
 uint64_t links_deadline(void);
-void links_tick(void);
 bool links_busy(void);             /* somebody waits for an answer, or a worker is at work */
 void links_part(uint64_t patience_ms); /* end them all, and wait until the other sides have taken what was sent */
 bool links_drained(void);          /* everything that was answered is sent */

@@ -1,6 +1,7 @@
 /* The report at the end, for engines that find the agent's stdout again in a log. Base64, because a log keeps lines, and binary or endless
  * ones change on their way; in lines that no container runtime splits, and no more of them than a log holds before it is rotated (10 MiB). */
 #include "report.h"
+#include "agent.h"
 #include "output.h"
 #include "util.h"
 

@@ -5,6 +5,3 @@
 
 /* `main` is the main command, or NULL. Section 4 of docs/protocol.md says what the lines are. */
 void report_end(const struct command *main);
-
-/* In small pieces, each after a poll: a pipe that nobody reads must not hold us for long. (agent.c) */
-bool write_patiently(int fd, const char *bytes, size_t size);

@@ -3,6 +3,7 @@
 #include "request.h"
 #include "files.h"
 #include "list.h"
+#include "output.h"
 #include "relay.h"
 #include "tree.h"
 #include "util.h"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import platform
-import shutil
 import signal
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openmodal.errors import EngineError
+
+if TYPE_CHECKING:
+    import subprocess
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are: an administrator's, and those of an image that sets no PATH."""
@@ -88,6 +89,9 @@ def _machine(cpu: str) -> str:
 
 def _executable_copy(path: Path, state: Path) -> Path:
     """Some installers lose the mode of package data."""
+    import hashlib
+    import shutil
+
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     copy = state / "bin" / f"{path.name}-{digest}"
     if not copy.exists():
@@ -124,6 +128,8 @@ def run(command: Sequence[str], text: bytes = b"") -> subprocess.CompletedProces
     Raises:
         EngineError: it has not ended in time.
     """
+    import subprocess
+
     try:
         return subprocess.run(command, input=text, capture_output=True, check=False, timeout=MOST_SECONDS)
     except subprocess.TimeoutExpired as error:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from openmodal import _args
-from openmodal._dual import DualContext
-from openmodal.engines import Engine, choose
+from openmodal._dual import Blocking, DualContext
+from openmodal.engines import Engine, choose, runs
 from openmodal.errors import InvalidError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -78,10 +78,7 @@ class Run(DualContext):
         self.app.run_id = ""
         if self._detach:
             return
-        engine = choose(self._engine)
-        for status in await engine.list():
-            if status.run == self.id:
-                await engine.stop(status.id)
+        await Blocking(runs.end, choose(self._engine), self.id)
 
 
 __all__ = ["App", "Run"]

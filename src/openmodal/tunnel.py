@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +104,9 @@ def open_near(door: Door, listener: socket.socket, port: int) -> Forward:
 
 def open_far(sandbox: object, listener: socket.socket, port: int) -> Forward:
     """Forward to a sandbox that is reached in its engine's own way; `sandbox` goes to the child."""
+    import pickle
+    import subprocess
+
     command = [sys.executable, "-c", _CARRIER]
     started = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[listener.fileno()], start_new_session=True

@@ -17,18 +17,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import click
 
 from openmodal import _config
-from openmodal._dual import run_sync
 from openmodal.cli import _parameters, _program, _traceback
 from openmodal.cli._errors import say
 from openmodal.cli._output import count, tell
 from openmodal.cli._session import Session, engine_options, pass_session
-from openmodal.engines import load
+from openmodal.engines import load, runs
 from openmodal.errors import Error, InvalidError
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -152,8 +150,7 @@ class Run:
 
     def _end(self) -> None:
         if not self._detach:
-            with ThreadPoolExecutor(8) as pool:
-                ended = len(list(pool.map(self._stop, self._sandboxes())))
+            ended = self._sweep()
             if ended and not self._signal:
                 what = count(ended, "sandbox")
                 tell(f"openmodal: ended {what} of this run (--detach leaves them running)")
@@ -163,21 +160,15 @@ class Run:
         if self._sweeper:
             self._sweeper.join(10)
         if not self._detach:
-            self._sweep()
+            self._sweep(at_once=1)
 
-    def _sweep(self) -> None:
-        for id in self._sandboxes():
-            self._stop(id)
-
-    def _sandboxes(self) -> list[str]:
-        """The run's running sandboxes. An engine that cannot be asked must not hide what the program itself died of."""
+    def _sweep(self, *, at_once: int = 8) -> int:
+        """End the run's sandboxes; how many. An engine that cannot be asked must not hide what the
+        program itself died of."""
         try:
-            return [status.id for status in run_sync(load(self._engine).list()) if status.run == self._id]
+            return runs.end(load(self._engine), self._id, at_once=at_once)
         except Error as error:
             if not self._told and str(error) != self._died_of:  # else it never came to a sandbox, and says why
                 self._told = True
                 tell(f"openmodal: sandboxes of this run, if any, end at their timeout only: {error}")
-            return []
-
-    def _stop(self, id: str) -> None:
-        run_sync(load(self._engine).stop(id))
+            return 0

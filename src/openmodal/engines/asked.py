@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -107,6 +106,8 @@ def digests(spec: SandboxSpec, root: Root) -> tuple[tuple[str, str], ...]:
 
     Variables count by their names, for their values may be secrets. Who owns it does not count.
     """
+    import hashlib  # its library takes 5 ms, and few choose an id
+
     values: dict[str, Any] = {**asdict(spec), "env": sorted(dict(spec.env)), "image": root.key}
     for name in ("id", "owner", "run"):
         del values[name]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from openmodal import _args
 from openmodal._spec import Mount
 from openmodal.engines import Engine, choose
 from openmodal.errors import InvalidError
-from openmodal.volume import HostDirectory, Volume, no_tab
+
+if TYPE_CHECKING:
+    from openmodal.volume import HostDirectory, Volume
 
 _KERNELS = ("/proc", "/sys", "/dev")
 
@@ -38,6 +41,8 @@ async def make_missing(wanted: Iterable[Mount], engine: Engine) -> None:
 
 
 def _mount(path: object, volume: object, engine: Engine) -> Mount:
+    from openmodal.volume import HostDirectory, Volume
+
     target = _target(path)
     if isinstance(volume, HostDirectory):
         return volume.mount(target)
@@ -55,6 +60,8 @@ def _mount(path: object, volume: object, engine: Engine) -> Mount:
 
 def _target(path: object) -> str:
     """Where it is mounted, in its canonical form."""
+    from openmodal.volume import no_tab
+
     text = no_tab("a path of volumes", _args.absolute("a path of volumes", path))
     if ".." in text.split("/"):
         raise InvalidError(f"volumes cannot be mounted on {text!r}; write the path without '..'")

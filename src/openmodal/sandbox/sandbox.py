@@ -32,10 +32,10 @@ from openmodal.sandbox.readiness import Ready
 from openmodal.sandbox.shells import Shells
 from openmodal.sandbox.state import State
 from openmodal.secret import Secret
-from openmodal.volume import HostDirectory, Volume
 
 if TYPE_CHECKING:
     from openmodal.filesystem import Filesystem
+    from openmodal.volume import HostDirectory, Volume
 
 DEFAULT_TIMEOUT = 300.0
 _LOOK_SECONDS = 0.2

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openmodal import _args
 from openmodal._dual import dual
 from openmodal._options import exec_spec
 from openmodal._wire import Flag
 from openmodal.errors import ExecError
-from openmodal.interpreter import Interpreter
 from openmodal.process import StreamType
 from openmodal.sandbox.commands import Commands
 from openmodal.secret import Secret
-from openmodal.shell import START, VARIABLES, Shell
+
+if TYPE_CHECKING:
+    from openmodal.interpreter import Interpreter
+    from openmodal.shell import Shell
 
 
 class Shells(Commands):
@@ -42,6 +45,8 @@ class Shells(Commands):
             SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
                 has ended.
         """
+        from openmodal.shell import START, VARIABLES, Shell
+
         argv = ("sh", "-c", START, "sh", _args.string("shell", shell))
         options = {
             "workdir": workdir,
@@ -82,6 +87,8 @@ class Shells(Commands):
             SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
                 has ended.
         """
+        from openmodal.interpreter import Interpreter
+
         program = argv or ("python3",)
         options = {
             "workdir": workdir,

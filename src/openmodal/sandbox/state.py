@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -15,7 +14,6 @@ from msgspec.structs import replace
 from openmodal import _args
 from openmodal._dual import Together, dual
 from openmodal._options import environment
-from openmodal._packed import Packer
 from openmodal._spec import Root, SandboxSpec
 from openmodal.engines import Created, require
 from openmodal.errors import InvalidError, NotFoundError, SandboxNotRunningError, file_error
@@ -79,6 +77,9 @@ class State(Handle):
             SandboxFilesystemError: it is no folder, or has more than 16 GiB.
             DiskFullError, SandboxNotRunningError, UnsupportedError: as `snapshot_filesystem`.
         """
+        import tempfile
+
+        from openmodal._packed import Packer
         from openmodal.filesystem import Filesystem
 
         require(self._engine, "snapshot")

@@ -308,8 +308,8 @@ class Docker(Ending, volumes.Keeper):
                 (folder / "pid").write_text(str(found["State"]["Pid"]), "ascii")
             if place.gvisor and denied:
                 await Blocking(host.wall, found, denied, self._layers)
-            # gVisor is the cage, and what it runs has no right to give up, nor a kernel of ours to
-            # load rules into.
+            # gVisor itself confines the container: there are no host capabilities to drop, and no
+            # host firewall to load rules into.
             setup = container.setup(env, () if place.gvisor else denied, caged=not place.gvisor)
             await attached.send(setup)
         finally:
