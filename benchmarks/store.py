@@ -22,7 +22,7 @@ LIVES, REAL = 10_000, 64
 
 
 def measure(create: Callable[[], openmodal.Sandbox], rounds: int) -> Row:
-    """The row: "floor" is the fresh store. Most lives are only their records, as they leave them."""
+    """The row; "floor" is the fresh store. Most lives are only the records that they leave."""
     row = Row(f"create on a store that has seen {LIVES:,} lives, beside a fresh one", times_floor=1.1)
     with _store() as fresh, _store() as seen:
         store = Store(seen)

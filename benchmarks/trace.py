@@ -28,7 +28,7 @@ _LINE = re.compile(r"\d+ +(\d+\.\d+) (\w+)\((.*)")
 
 @dataclass(frozen=True)
 class Phase:
-    """What is done, by whom, until the call that ends it: its name, and what is in its arguments."""
+    """What is done, by whom, until the call that ends it, and what that has in its arguments."""
 
     what: str
     who: str
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def _creates(lines: list[str]) -> Iterator[list[float]]:
-    """How long each phase of each create took, in ms. A create lies between two yields of Python."""
+    """How many ms each phase of each create took. A create lies between two yields of Python."""
     took: list[float] = []
     last, inside = 0.0, False
     for at, call, arguments in _calls(lines):
