@@ -33,6 +33,7 @@ SURROUNDINGS = {
     "limits of its own": "import resource as r; "
     "[r.setrlimit(n, (1 << 31, r.RLIM_INFINITY)) for n in (r.RLIMIT_CPU, r.RLIMIT_FSIZE, r.RLIMIT_DATA)]",
     "umask 0": "os.umask(0)",
+    "a real-time policy": "os.geteuid() or os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))",
     "thousands of descriptors": "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (4096, r.getrlimit(r.RLIMIT_NOFILE)[1])); "
     "held = [os.open('/dev/null', 0) for _ in range(3000)]",
     "few descriptors": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))",
