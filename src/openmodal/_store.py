@@ -275,6 +275,10 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 
+    def ended_ids(self) -> list[str]:
+        """Whose end is known here."""
+        return sorted(name for name in os.listdir(self.ended) if "." not in name and _ID.fullmatch(name))
+
     def forget(self, id: str) -> None:
         """Forget how something ended that is no sandbox of the user's."""
         for name in (id, f"{id}.status"):

@@ -50,6 +50,8 @@ def test_short_forms_and_what_programs_read(openmodal: CommandLine, sandbox: str
     assert top[1].split("\t")[:2] == [sandbox, "main"]
     assert "--app" in openmodal.run("--local", "ps", "--app", "nothing").stderr
     openmodal("--local", "sandbox", "stop", sandbox)
+    ended = openmodal("--local", "ps", "-a", "--app", "cli").splitlines()
+    assert [line.split("\t")[3] for line in ended if sandbox in line] == ["it was terminated"]
     (found,) = json.loads(openmodal("--local", "sandbox", "inspect", sandbox))
     assert found["ended"]["reason"] == "terminated"
 

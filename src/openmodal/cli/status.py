@@ -25,12 +25,13 @@ _PERIOD = 2.0  # seconds between two looks
 
 @click.command("list")
 @click.option("--app", help="Only those of this app.")
+@click.option("--all", "-a", "everything", is_flag=True, help="Those that ended, too: of the last day.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the ids only.")
 @click.option("--watch", is_flag=True, help="Show it anew every two seconds, until Ctrl-C.")
 @json_option
 @engine_options
 @pass_session
-def list_(session: Session, app: str | None, quiet: bool, watch: bool, as_json: bool) -> None:
+def list_(session: Session, app: str | None, everything: bool, quiet: bool, watch: bool, as_json: bool) -> None:
     """Show the running sandboxes, oldest first."""
     from openmodal import Sandbox
 
@@ -38,7 +39,8 @@ def list_(session: Session, app: str | None, quiet: bool, watch: bool, as_json: 
         raise click.UsageError("--quiet, --watch and --json exclude each other; leave all but one out")
 
     def found() -> list[Status]:
-        listed = Sandbox.list(app=app, engine=session.engine)
+        listed = Sandbox.list(app=app, ended=True, engine=session.engine) if everything else []
+        listed += Sandbox.list(app=app, engine=session.engine)
         return [sandbox.last_status for sandbox in listed if sandbox.last_status]
 
     if as_json:
@@ -62,7 +64,7 @@ def _rows(found: Iterable[Status]) -> list[Sequence[str]]:
             status.id,
             status.name,
             _output.duration(now - status.created),
-            _output.duration(status.expires - now),
+            status.ended.text if status.ended else _output.duration(status.expires - now),
             " ".join(f"{key}={value}" for key, value in status.tags),
         )
         for status in found
@@ -80,6 +82,8 @@ def _none(session: Session, app: str | None) -> str:
 
 
 def _described(status: Status) -> dict[str, object]:
+    from msgspec import to_builtins
+
     return {
         "id": status.id,
         "app": status.app,
@@ -93,6 +97,7 @@ def _described(status: Status) -> dict[str, object]:
         "run": status.run or None,
         "paused": status.paused,
         "tunnels": {str(port): local for port, local in status.tunnels},
+        "ended": to_builtins(status.ended),
     }
 
 
@@ -106,12 +111,9 @@ def inspect(session: Session, ids: tuple[str, ...]) -> None:
 
 
 def _inspected(sandbox: Sandbox) -> dict[str, object]:
-    from msgspec import to_builtins
-
     status = sandbox.status()
-    end = status.ended
-    known: dict[str, object] = {**_described(status), "ended": end and to_builtins(end)}
-    if not end:
+    known = _described(status)
+    if not status.ended:
         known |= {"usage": _told(sandbox.usage), "held": _told(sandbox.info)}
     return known
 

@@ -71,6 +71,12 @@ class Book(Store):
         status = status or self.status(id)
         return replace(status or Status(id, id.rpartition("-")[0], "", (), 0.0, 0.0, "", self._engine.name), ended=end)
 
+    def ends(self) -> list[Status]:
+        """The sandboxes that ended lately, the oldest end first; boxes of builds are none."""
+        known = [(id, self.end(id)) for id in self.ended_ids()]
+        found = [self.as_ended(id, end) for id, end in known if end]
+        return sorted((s for s in found if not s.build), key=lambda s: s.ended.ended if s.ended else 0.0)
+
     def write_tags(self, id: str, tags: tuple[tuple[str, str], ...]) -> bool:
         """Replace the tags of a sandbox that has a folder here; False if it has none."""
         status = self.status(id)

@@ -223,6 +223,11 @@ PROMISES = {
         "cannot take snapshots; build the files into an Image instead",
         verb="snapshot",
     ),
+    "ended": Promise(
+        "sandboxes that ended are listed for a day, with how they ended",
+        "cannot list sandboxes that have ended; leave ended= out",
+        verb="ended",
+    ),
     "usage": Promise(
         "`usage` tells the CPU time, memory and processes of a sandbox, and what it wrote and sent",
         "cannot tell what a sandbox has used",
@@ -535,6 +540,11 @@ class Engine(Protocol):
             ConnectionError: as `set_timeout`.
         """
         raise refusal(self, "network_change")
+
+    async def ended(self) -> Sequence[Status]:
+        """Tell of this user's sandboxes that ended lately and whose end was noted here, the oldest
+        end first; boxes of builds are none."""
+        raise refusal(self, "ended")
 
     async def usage(self, id: str) -> Usage:
         """Tell what a running sandbox has used.

@@ -255,18 +255,33 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
     @dual
     @classmethod
     async def list(
-        cls, *, app: App | str | None = None, tags: Mapping[str, str] | None = None, engine: str | Engine | None = None
+        cls,
+        *,
+        app: App | str | None = None,
+        tags: Mapping[str, str] | None = None,
+        ended: bool = False,
+        engine: str | Engine | None = None,
     ) -> list[Sandbox]:
         """Return the running sandboxes, oldest first: of an app, and with all of these tags.
 
         Each has its `last_status`, so that nobody has to ask for them one by one.
+
+        Args:
+            app, tags: which ones.
+            ended: those that ended lately instead, the oldest end first: some thousands, for a day.
+            engine: as in `create`.
+
+        Raises:
+            UnsupportedError: the engine cannot list those that ended.
         """
         chosen = choose(engine)
+        if ended:
+            require(chosen, "ended")
         name = app.name if isinstance(app, App) else app
         wanted = set(_args.tags(tags))
         return [
             cls._seen(status, chosen)
-            for status in await chosen.list()
+            for status in await (chosen.ended() if ended else chosen.list())
             if (name is None or status.app == name) and wanted <= set(status.tags)
         ]
 

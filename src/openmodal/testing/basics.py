@@ -160,6 +160,21 @@ class TestFinding:
         with pytest.raises(SandboxNotRunningError):
             later.exec("true")
 
+    @promise("ended")
+    def test_those_that_ended_lately_are_listed_with_why(
+        self, create: Create, sandboxes: SandboxClass, engine: Engine
+    ) -> None:
+        running, ended = create(tags={"which": "runs"}), create(tags={"which": "ended"})
+        ended.terminate()
+        found = sandboxes.list(tags={"which": "ended"}, ended=True, engine=engine)
+        assert found[-1].id == ended.id, "the newest end comes last"
+        status = found[-1].last_status
+        assert status
+        assert status.ended
+        assert status.ended.reason == "terminated"
+        assert running.id not in [sandbox.id for sandbox in sandboxes.list(ended=True, engine=engine)]
+        assert ended.id not in [sandbox.id for sandbox in sandboxes.list(engine=engine)]
+
     def test_from_name_gives_the_running_sandbox(self, create: Create, sandboxes: SandboxClass, engine: Engine) -> None:
         id = create(name="found").id
         assert sandboxes.from_name("contract", "found", engine=engine).id == id

@@ -142,6 +142,10 @@ class Docker(Ending, volumes.Keeper):
     async def list(self) -> list[Status]:
         return [*await Blocking(self._running)]
 
+    async def ended(self) -> Sequence[Status]:
+        found: Sequence[Status] = await Blocking(self._book.ends)
+        return found
+
     async def stop(self, id: str) -> None:
         keys = checkpoints.of(self._book.folder(id))
         await Blocking(self._stop, id)

@@ -184,6 +184,10 @@ class Embedded(Live, State):
         running = [self._seen(status) for id, status in found if status and not status.build and self._book.alive(id)]
         return sorted(running, key=lambda status: status.created)
 
+    async def ended(self) -> Sequence[Status]:
+        found: Sequence[Status] = await Blocking(self._book.ends)
+        return found
+
     async def stop(self, id: str) -> None:
         keys = checkpoints.of(self._book.folder(id))
         await self._stop(id)

@@ -188,6 +188,10 @@ class Kubernetes(live.Live):
         running = [found.status for found in listed if not self._book.end(found.status.id)]
         return sorted(running, key=lambda status: status.created)
 
+    async def ended(self) -> Sequence[Status]:
+        found: Sequence[Status] = await Blocking(self._book.ends)
+        return found
+
     async def stop(self, id: str) -> None:
         cluster = self._api()
         try:
