@@ -176,7 +176,7 @@ def test_what_sockets_hold_is_bounded(create: Create, neighbour: Sandbox, kind: 
     many.kill()
 
 
-# More than half of 64 MiB, and less than what ends any sandbox on a machine of 4 GiB.
+# More than half of 64 MiB, and less than what ends any sandbox on a machine of 16 GiB.
 HOARD = "400"
 
 
