@@ -362,7 +362,7 @@ def test_the_rights_are_no_more_than_the_engine_uses() -> None:
 
 
 def test_a_door_is_reached_by_a_port_forward_only_and_has_no_more_rights_than_its_users() -> None:
-    near = Settings(owner="me", namespace="boxes", builder="local", inside=("198.51.100.0/24",))
+    near = Settings(owner="me", namespace="boxes", inside=("198.51.100.0/24",))
     found = {item["kind"]: item for item in serving.manifests(near, "host/openmodal:1", "host/images")}
     assert {item["metadata"]["namespace"] for item in found.values()} == {"boxes"}
     assert found["RoleBinding"]["roleRef"]["name"] == "openmodal", "the Role that every user has"

@@ -168,7 +168,7 @@ def _variables(settings: Settings, registry: str) -> dict[str, str]:
         "user_namespaces": str(settings.user_namespaces).lower(),
         "direct": str(settings.direct).lower(),
         "runtime_class": settings.runtime_class,
-        "builder": settings.builder if settings.builder != "local" else "cluster",
+        "builder": settings.builder if settings.builder == "cloudbuild" else "cluster",
         "build_namespace": settings.build_namespace,
         "build_image": settings.build_image,
         "gpu_label": settings.gpu_label,
