@@ -4,7 +4,7 @@
 #   make test      set up what tests need, then run all of them (linters too)
 #   make test-security   the attacks, with a table of the rows that passed
 #   make test-machines   a smoke suite in machines with other kernels, as root and as a plain user; VM_RUN boots them (.ci/machines)
-#   make test-integrations   adapters of frameworks, with the newest release of each framework
+#   make test-integrations   adapters of frameworks, and their Modal modes behind `openmodal serve`, with the newest releases
 #   make lint      the linters only          make bench   the benchmarks
 #   make wheel     one wheel for both CPUs   make clean   forget everything that was built
 
@@ -50,13 +50,16 @@ test-machines:
 	@.ci/machines $(KERNELS)
 
 # Frameworks contradict each other, so each has an environment of its own; a new one has the newest release.
-FRAMEWORKS ?= inspect
+FRAMEWORKS ?= inspect swe_rex harbor
 PACKAGES_inspect := inspect_ai
+PACKAGES_swe_rex := 'swe-rex[modal]'
+PACKAGES_harbor := 'harbor[modal]'
+PYTHON_harbor := python3.12
 
 test-integrations: $(FRAMEWORKS:%=test-integration-%)
 
 test-integration-%: .venv-%/.installed $(STAMPS)/test $(STAMPS)/lint native
-	$(PYTHON_IN) -m mypy --python-executable .venv-$*/bin/python src/openmodal/integrations/$*.py
+	$(if $(wildcard src/openmodal/integrations/$*.py),$(PYTHON_IN) -m mypy --python-executable .venv-$*/bin/python src/openmodal/integrations/$*.py)
 	.venv-$*/bin/python -m pytest $(PYTEST_ARGS) tests/integrations/test_$**.py
 
 lint: $(STAMPS)/lint
@@ -119,7 +122,7 @@ $(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip
 
 .PRECIOUS: .venv-%/.installed
 .venv-%/.installed: pyproject.toml
-	@.ci/venv .venv-$*
+	@PYTHON=$(PYTHON_$*) .ci/venv .venv-$*
 	.venv-$*/bin/python -m pip install -qq 'pip>=25.1'
 	.venv-$*/bin/python -m pip install -qq --editable . --group test $(PACKAGES_$*)
 	@touch $@

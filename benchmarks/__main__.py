@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openmodal
-from benchmarks import machine, ports, state, store, volumes
+from benchmarks import machine, ports, serve, state, store, volumes
 from benchmarks.docker import docker
 from benchmarks.floor import Floor
 from benchmarks.machine import Stopwatch
@@ -72,6 +72,7 @@ def main() -> int:
         found["volume"] = volumes.measure(functools.partial(_create, image), max(3, options.rounds // 10))
         found["store"] = store.measure(functools.partial(_create, image), options.rounds)
         found |= state.measure(functools.partial(_create, image), max(3, options.rounds // 5))
+        found |= serve.measure(root / "bin/busybox", max(3, options.rounds // 5), options.idle)
         _idle(found["idle"], image, options.idle)
     _import(found["import"], found["import_sandbox"])
     if not options.without_example:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from openmodal.engines.docker.daemon import Daemon
 from tests.docker.conftest import daemon  # noqa: F401  (a fixture)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +33,23 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
             patch.setenv("DOCKER_HOST", found.host)
         patch.setenv("OPENMODAL_ENGINE", request.param)
         yield request.param
+
+
+def behind_a_door(program: str) -> str:
+    """What a program says that uses the framework's Modal mode behind a door of the embedded engine.
+
+    The door is of the environment of `make test`, for the framework's has none.
+    """
+    python = ROOT / ".venv" / "bin" / "python"
+    own = {"PYTHONPATH": "", "MODAL_CONFIG_PATH": os.devnull, "PYTHONWARNINGS": "ignore"}
+    variables = [f"{name}={value}" for name, value in own.items()]
+    done = subprocess.run(
+        [python, "-m", "openmodal", "--local", "serve", "--", "env", *variables, sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
+    return done.stdout

@@ -12,6 +12,7 @@ from modal_proto import api_grpc, api_pb2
 from modal_proto import task_command_router_grpc as router_grpc
 from modal_proto import task_command_router_pb2 as router
 
+from openmodal import _args
 from openmodal.errors import InvalidError
 from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call
@@ -87,6 +88,13 @@ def test_all_calls_are_served_or_refused() -> None:
     commands = handlers(router_grpc.TaskCommandRouterBase, (), lambda call, request: None)
     assert len(control) > 200
     assert len(commands) > 20
+
+
+@pytest.mark.parametrize("text", ["__harbor__", "a b", "ä", "n" * 64, "/"])
+def test_names_that_engines_do_not_take_are_given_others(text: str) -> None:
+    assert _args.name("name", ids.name(text)) != text
+    assert ids.name(text) == ids.name(text) != ids.name(f"{text}x")
+    assert ids.name("my-agent.1") == "my-agent.1"
 
 
 @pytest.mark.parametrize("old", [True, False])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2 as api
 
-from openmodal import _args
 from openmodal.errors import AlreadyExistsError, Error, InvalidError, NotFoundError
 from openmodal.serve import ids
 from openmodal.serve.calls import Call, log, serves
@@ -59,17 +57,20 @@ class Apps:
 
     @serves("AppGetOrCreate")
     async def get_or_create(self, request: Any, call: Call) -> Any:
-        name = _args.name("the app's name", request.app_name)
+        name = request.app_name
+        if not name:
+            raise InvalidError('the app\'s name is empty; App.lookup("my-agent") gives it one')
         must_exist = request.object_creation_type == api.OBJECT_CREATION_TYPE_UNSPECIFIED
         if must_exist and self._door.kept.named("app", name) is None:
             raise NotFoundError(f"there is no app {name!r}; App.lookup(…, create_if_missing=True) makes it")
-        self._door.kept.name("app", name, ids.app(name))
-        return api.AppGetOrCreateResponse(app_id=ids.app(name))
+        id = ids.app(ids.name(name))
+        self._door.kept.name("app", name, id)
+        return api.AppGetOrCreateResponse(app_id=id)
 
     @serves("AppCreate")
     async def create(self, request: Any, call: Call) -> Any:
         """A run of an app: what it creates ends with it."""
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", request.description).strip("-._")[:40] or "app"
+        name = ids.name(request.description or "app")
         id = ids.app(name, ids.letters("run", call.key or os.urandom(16), count=16))
         self._door.kept.name(RUN, id, "")
         return api.AppCreateResponse(app_id=id)

@@ -13,6 +13,8 @@ import re
 
 from openmodal.errors import NotFoundError
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_NO_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 _OLD, _NEW = 22, 26
 _OURS = "h"
 _CHOSEN = re.compile(rf"sb-[a-z0-9]{{{_OLD}}}([a-z0-9]{{{_NEW - _OLD}}})?")
@@ -25,6 +27,14 @@ def letters(*parts: str | bytes, count: int = _NEW) -> str:
         data = part.encode() if isinstance(part, str) else part
         whole.update(len(data).to_bytes(8, "big") + data)
     return base64.b32encode(whole.digest()).decode().lower()[:count]
+
+
+def name(text: str) -> str:
+    """How our engines call what the client calls so: the same, unless they do not take it; then
+    what they take of it, and a digest."""
+    if _NAME.fullmatch(text):
+        return text
+    return f"{re.sub(_NO_NAME, '-', text).strip('-._')[:40]}-{letters('name', text, count=12)}".lstrip("-")
 
 
 def new_sandbox(key: str, *, old: bool) -> str:

@@ -253,7 +253,7 @@ class Router:
         taken = {number: Pieces() for number in (1, 2)}
         both = Want.STDOUT | Want.STDERR | Want.PEEK
         await self._door.run(command.io(both, [0, 0, 0], taken, most=1, wait=0))
-        return any(pieces.parts or pieces.gaps for pieces in taken.values())
+        return any(any(pieces.parts) or pieces.gaps for pieces in taken.values())
 
     def _sandbox(self, request: Any) -> Sandbox:
         return self._door.sandbox(_wire_of(request))
@@ -291,7 +291,8 @@ async def written(door: Door, command: Command, offset: int, data: bytes, *, end
 async def output(door: Door, command: Command, number: int, offset: int) -> AsyncIterator[tuple[int, bytes]]:
     """A stream of a command from an offset on, to its end: pieces, and where each begins."""
     want, end = {1: (Want.STDOUT, State.STDOUT_END), 2: (Want.STDERR, State.STDERR_END)}[number]
-    offsets, forgotten = [0, 0, 0], offset
+    # Nobody knows what a reader before this one had the agent forget.
+    offsets, forgotten = [0, 0, 0], 0
     offsets[number] = offset
     while True:
         taken = Pieces()

@@ -131,7 +131,7 @@ class Sandboxes:
             id=_args.sandbox_id(id),
             app=app,
             argv=tuple(definition.entrypoint_args),
-            name=_args.name("name", definition.name) if definition.name else "",
+            name=ids.name(definition.name) if definition.name else "",
             tags=_args.tags({tag.tag_name: tag.tag_value for tag in request.tags}),
             env=_args.variables("env", hidden | shown),
             secrets=tuple(sorted(hidden.keys() - shown.keys())),
@@ -174,9 +174,9 @@ class Sandboxes:
 
     @serves("SandboxGetFromNameV2", "SandboxGetFromName")
     async def from_name(self, request: Any, call: Call) -> Any:
-        door = self._door
+        door, asked = self._door, (ids.name(request.app_name), ids.name(request.sandbox_name))
         for status in await door.run(door.engine.list()):
-            if (status.app, status.name) == (request.app_name, request.sandbox_name):
+            if (status.app, status.name) == asked:
                 return api.SandboxGetFromNameResponse(sandbox_id=ids.sandbox_on_wire(status.id))
         raise NotFoundError(f"no sandbox {request.sandbox_name!r} of app {request.app_name!r} is running")
 
