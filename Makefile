@@ -122,7 +122,7 @@ $(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip
 
 .PRECIOUS: .venv-%/.installed
 .venv-%/.installed: pyproject.toml
-	@PYTHON=$(PYTHON_$*) .ci/venv .venv-$*
+	@PYTHON="$(or $(PYTHON_$*),$(PYTHON))" .ci/venv .venv-$*
 	.venv-$*/bin/python -m pip install -qq 'pip>=25.1'
 	.venv-$*/bin/python -m pip install -qq --editable . --group test $(PACKAGES_$*)
 	@touch $@
