@@ -19,6 +19,10 @@ from openmodal.serve.door import Door
 _BUILDER = "2025.06"
 _ENVIRONMENT = "main"
 RUN = "run"
+_LONGEST_NAME = 120
+_PART_OF_NAME = 40
+"""Bytes of an app's name, and of one with a run: both become names of files, in hexadecimal digits."""
+
 _BEAT = 15.0
 _SILENCE = 120.0
 """Seconds without a heartbeat, of which clients send one each 15 s, after which a run is over."""
@@ -58,8 +62,8 @@ class Apps:
     @serves("AppGetOrCreate")
     async def get_or_create(self, request: Any, call: Call) -> Any:
         name = request.app_name
-        if not name:
-            raise InvalidError('the app\'s name is empty; App.lookup("my-agent") gives it one')
+        if not 0 < len(name.encode()) <= _LONGEST_NAME:
+            raise InvalidError(f"an app's name has 1 to {_LONGEST_NAME} bytes, and not {len(name.encode())}")
         must_exist = request.object_creation_type == api.OBJECT_CREATION_TYPE_UNSPECIFIED
         if must_exist and self._door.kept.named("app", name) is None:
             raise NotFoundError(f"there is no app {name!r}; App.lookup(…, create_if_missing=True) makes it")
@@ -70,7 +74,7 @@ class Apps:
     @serves("AppCreate")
     async def create(self, request: Any, call: Call) -> Any:
         """A run of an app: what it creates ends with it."""
-        name = ids.name(request.description or "app")
+        name = ids.name(request.description or "app")[:_PART_OF_NAME]
         id = ids.app(name, ids.letters("run", call.key or os.urandom(16), count=16))
         self._door.kept.name(RUN, id, "")
         return api.AppCreateResponse(app_id=id)
