@@ -21,7 +21,7 @@ _ENVIRONMENT = "main"
 RUN = "run"
 _LONGEST_NAME = 120
 _PART_OF_NAME = 40
-"""Bytes of an app's name, and of one with a run: both become names of files, in hexadecimal digits."""
+"""Bytes of an app's name, and of one with a run: both become names of files, in hexadecimal."""
 
 _BEAT = 15.0
 _SILENCE = 120.0
