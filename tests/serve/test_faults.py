@@ -1,0 +1,105 @@
+"""What lies between a client and its door breaks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serve.conftest import opened
+from tests.serve.test_door import BEGIN, client
+
+pytestmark = pytest.mark.embedded
+
+RESET = struct.pack("ii", 1, 0)
+CUT_AFTER, CUTS = 7_000_000, 2
+NUMBERS = 2_500_000
+READ = (
+    BEGIN
+    + f"""
+import hashlib
+sandbox = modal.Sandbox.create(app=app, image=image, timeout=600)
+process = sandbox.exec("seq", "1", "{NUMBERS}", text=False)
+whole = hashlib.sha256()
+for piece in process.stdout:
+    whole.update(piece)
+print(whole.hexdigest(), process.wait())
+sandbox.terminate()
+"""
+)
+
+
+class Proxy:
+    """Carries connections, and resets some of them in the middle of what comes back.
+
+    Attributes:
+        cuts: how many it reset.
+    """
+
+    def __init__(self, listener: socket.socket, port: int) -> None:
+        self.cuts = 0
+        self._listener = listener
+        self._port = port
+
+    def serve(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                for source, target, fragile in ((near, far, False), (far, near, True)):
+                    threading.Thread(target=self._carry, args=(source, target, fragile), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, fragile: bool) -> None:
+        count = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                count += len(data)
+                if fragile and count > CUT_AFTER and self.cuts < CUTS:
+                    self.cuts += 1
+                    target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                    break
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@contextlib.contextmanager
+def proxied(port: int) -> Iterator[tuple[Proxy, int]]:
+    """A proxy before a port, and its own port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = Proxy(listener, port)
+        serving = threading.Thread(target=proxy.serve)
+        serving.start()
+        try:
+            yield proxy, listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            serving.join()
+
+
+def free() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_a_proxy_that_resets_connections_loses_nothing(tmp_path: Path) -> None:
+    """A door once had too little forgotten for a reader that began in the middle, and the command
+    waited for ever."""
+    port = free()
+    with (
+        proxied(port) as (proxy, before),
+        opened(tmp_path, port, "--advertise", f"http://127.0.0.1:{before}") as door,
+    ):
+        said, errors = client(READ, door).communicate(timeout=600)
+    numbers = "".join(f"{number}\n" for number in range(1, NUMBERS + 1))
+    assert said.split() == [hashlib.sha256(numbers.encode()).hexdigest(), "0"], errors
+    assert proxy.cuts == CUTS
