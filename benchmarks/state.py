@@ -10,8 +10,9 @@ import openmodal
 from benchmarks.machine import Stopwatch
 from benchmarks.results import Row
 
-FORKS, ROLLOUTS, AT_ONCE = 10, 200, 8
+FORKS, ROLLOUTS, AT_ONCE, DEEP = 10, 200, 8, 40
 _MANY = "i=0; while [ $i -lt {} ]; do echo $i > /tmp/$i; i=$((i+1)); done"
+_LOOK = "i=0; while [ $i -lt 500 ]; do [ -e /tmp/none$i ]; i=$((i+1)); done"
 _WRITER = "while true; do echo line >> /tmp/log; done"
 
 
@@ -23,6 +24,7 @@ def rows() -> dict[str, Row]:
         "reset_to": Row("reset to a checkpoint", target=10),
         "fork": Row(f"fork({FORKS}), until the last has run a command", target=60),
         "snapshot_busy": Row("snapshot of 1,000 small files while a command writes", target=150),
+        "deep": Row(f"exec with 500 look-ups {DEEP} checkpoints deep, beside 1 deep", "x", target=1.2),
         "rollouts": Row(f"{ROLLOUTS} rollouts from one warmed state, {AT_ONCE} at a time", "s", target=4),
     }
 
@@ -37,6 +39,8 @@ def measure(create: Callable[..., openmodal.Sandbox], rounds: int) -> dict[str, 
             lives.ours.append(watch.seconds * 1000)
             _round(found, sandbox)
         _busy(found["snapshot_busy"], sandbox, max(1, rounds // 5))
+    _deep(found["deep"], create, rounds)
+    with create() as sandbox:
         _rollouts(found["rollouts"], sandbox)
     for step in ("checkpoint", "reset", "reset_to"):
         found[step].note = f"{median(found[step].ours) / median(lives.ours):.1f} x create and terminate"
@@ -70,6 +74,22 @@ def _busy(row: Row, sandbox: openmodal.Sandbox, rounds: int) -> None:
             sandbox.snapshot_filesystem(ttl=60)
         row.ours.append(watch.seconds * 1000)
     writer.kill()
+
+
+def _deep(row: Row, create: Callable[..., openmodal.Sandbox], rounds: int) -> None:
+    """One sandbox beside the other, taking turns."""
+    with create() as one, create() as many:
+        for sandbox, count in ((one, 1), (many, DEEP)):
+            for number in range(count):
+                sandbox.exec("sh", "-c", f"echo {number} > /tmp/{number}")
+                sandbox.checkpoint()
+        for _ in range(rounds):
+            times: list[float] = []
+            for sandbox in (many, one):
+                with Stopwatch() as watch:
+                    sandbox.exec("sh", "-c", _LOOK)
+                times.append(watch.seconds)
+            row.ours.append(times[0] / times[1])
 
 
 def _rollouts(row: Row, warmed: openmodal.Sandbox) -> None:

@@ -10,6 +10,7 @@
 #include "output.h"
 #include "passing.h"
 #include "report.h"
+#include "rest.h"
 #include "spawn.h"
 #include "state.h"
 #include "tree.h"
@@ -172,6 +173,8 @@ static void control_ready(struct watch *watch, uint32_t events) {
         fcntl(fd, F_SETFL, O_NONBLOCK);
         links_take(fd);
     }
+    if (n > 0)
+        rest_hear(byte[0]);
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR) || (n < 0 && events & EPOLLHUP))
         agent_end("terminated", 137, 0); /* the supervisor is gone, so nobody reads why */
 }
@@ -269,6 +272,13 @@ static bool is_idle(void) {
     return !links_busy();
 }
 
+static void be_idle(void) {
+    if (agent.config->rests)
+        rest_wish();
+    else
+        agent_end("idle", 124, 0);
+}
+
 /* A lease is renewed by requests alone: what runs in the sandbox may run for ever when its owner is dead. When it is due. */
 static uint64_t lease_due(void) {
     uint64_t lease_ms = agent.config->lease_ms;
@@ -317,11 +327,13 @@ static uint64_t do_what_is_due(uint64_t *sweep_at) {
         sooner(&next, meminfo_refresh(agent.config, agent.now));
     }
     if (idle_ms && agent.now - agent.active >= idle_ms)
-        agent_end("idle", 124, 0);
+        be_idle();
     if (timeout_ms)
         sooner(&next, born + timeout_ms);
-    if (idle_ms)
+    if (idle_ms && rest_counts())
         sooner(&next, agent.active + idle_ms);
+    if (rest_is_asked())
+        next = agent.now;
     sooner(&next, lease_due());
     sooner(&next, agent.end_by);
     return next;
@@ -348,9 +360,11 @@ static void note_pause(uint64_t begun, int timeout) {
         agent.active = agent.asked = agent.now;
 }
 
-static void turn(int timeout) {
+/* Whether anything happened. */
+static bool turn(int timeout) {
     uint64_t begun = agent.now;
     batched = epoll_wait(agent.epoll, batch, BATCH, timeout);
+    bool news = batched != 0;
     agent.now = now_ms();
     note_pause(begun, timeout);
     for (int i = 0; i < batched; i++) {
@@ -359,6 +373,7 @@ static void turn(int timeout) {
             watch->ready(watch, batch[i].events);
     }
     batched = 0;
+    return news;
 }
 
 /* ---- the end ---- */
@@ -476,10 +491,12 @@ int agent_run(const struct agent_config *config) {
     for (uint64_t next = agent.now;;) {
         listen_to(&listening);
         listen_to(&port);
-        turn(sleep_until(next));
+        bool asked = rest_is_asked(), news = turn(sleep_until(next));
         links_progress();
         watch_main();
         next = do_what_is_due(&sweep_at);
+        if (asked)
+            rest_answer(!news, is_idle() && agent.now - agent.active >= config->idle_ms);
         if (agent.now >= agent.end_by)
             return finish();
     }

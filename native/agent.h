@@ -16,6 +16,7 @@ struct agent_config {
     bool report;              /* at the end, tell on stdout what is kept of the main command's output, and how it ended */
     uint64_t timeout_ms;      /* the agent's own deadline, 0: none (embedded: the supervisor keeps it) */
     uint64_t idle_ms;         /* end when nothing ran and nobody asked for so long, 0: never */
+    bool rests;               /* ... ask the supervisor for a pause then, and do not end */
     uint64_t lease_ms;        /* end when nobody asked for so long, whatever runs; 0: never */
     const char *user;         /* default user of commands, NULL or "": root (uid 0) */
     const char *workdir;      /* default working directory, NULL or "": "/" */

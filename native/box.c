@@ -23,6 +23,7 @@
 #include "guard.h"
 #include "helper.h"
 #include "ids.h"
+#include "live.h"
 #include "mounts.h"
 #include "net.h"
 #include "netlink.h"
@@ -186,6 +187,7 @@ static _Noreturn void be_init(struct box *box) {
         .port_fd = -1,
         .control_fd = box->init_link,
         .idle_ms = plan->idle_ms,
+        .rests = plan->rests,
         .lease_ms = plan->lease_ms,
         .user = plan->user,
         .workdir = plan->workdir,
@@ -407,8 +409,10 @@ void hear_init(struct box *box) {
     static const char *const reasons[] = {"exited", "timeout", "idle", "lease", "terminated"};
     char text[96], word[16];
     int code = 0;
-    if (receive_with(box->link, text, sizeof text, NULL, 0, MSG_DONTWAIT) <= 0)
-        return;
+    do
+        if (receive_with(box->link, text, sizeof text, NULL, 0, MSG_DONTWAIT) <= 0)
+            return;
+    while (rest_heard(box, text));
     bool fits = box->told = scan(text, "%15s %d %llu %llu", word, &code, &box->written[0], &box->written[1]) == 4;
     for (size_t i = 0; fits && i < sizeof reasons / sizeof *reasons; i++)
         if (strcmp(word, reasons[i]) == 0)
@@ -447,7 +451,7 @@ static void helper_ended(struct box *box, int status) {
         gate_again(box->plan, &box->gate, &box->helper, status);
 }
 
-static void hear_signals(struct box *box) {
+void hear_signals(struct box *box) {
     struct signalfd_siginfo info;
     while (read(box->signals, &info, sizeof info) == sizeof info)
         if (info.ssi_signo == SIGTERM)
@@ -459,6 +463,8 @@ static void hear_signals(struct box *box) {
             helper_ended(box, status);
         if (pid == box->init)
             box->init = 0;
+        if (pid == box->keeper)
+            box->keeper = 0;
         guard_reaped(&box->guard, pid);
         control_reaped(box, pid, status);
     }
@@ -541,7 +547,7 @@ static void explain(struct box *box) {
 
 /* All that begins with process 1, and ends with it. */
 bool box_run(struct box *box) {
-    const struct plan *plan = box->plan;
+    struct plan *plan = box->plan;
     if (plan->ids == IDS_RANGE && (box->userns = userns_make(box->slot, plan->runtime != NULL ? &box->network : NULL)) < 0)
         return false;
     if (!open_output(box) || !groups_make(plan) || !open_oom(box))

@@ -34,6 +34,7 @@ struct shaping {
     int client;  /* gets the answer */
     int lock;    /* of the newest layer that is to come */
     char *outcome, *target;
+    dev_t *overlay;      /* shared with the child, which writes there what it is about to mount */
     struct strings list; /* of layers */
     unsigned number;     /* of a new graft */
     dev_t root;          /* of the sandbox, as it was before */
@@ -44,6 +45,7 @@ struct shaping {
 struct graft {
     char *path;      /* inside */
     unsigned number; /* names its folder, 0: there is none */
+    dev_t overlay;   /* which it is: root of the sandbox can put something else in its place */
     int lock;        /* of its newest layer */
 };
 
@@ -93,8 +95,12 @@ struct box {
     struct graft graft[MAX_GRAFTS];
     unsigned stops; /* how many want nothing to run: a pause, a copy */
     bool paused;    /* ... and a pause is one of them */
+    bool resting;   /* its agent was asked whether it may be paused */
     bool cut;       /* it is to have no network, whatever the plan says; also after a reset */
-    char record[512];
+    bool keeping; /* nothing runs in it any more, and its files become an image */
+    pid_t keeper; /* ... by this process */
+    char kept[320]; /* a line of the record about that */
+    char record[1024];
     uint64_t answer_by;
 };
 
@@ -103,8 +109,11 @@ struct box {
 /* The first reason wins; the supervisor's loop then ends. */
 void end_with(struct box *box, const char *reason, int returncode);
 
-/* What init says when it ends. */
+/* What init says. */
 void hear_init(struct box *box);
+
+/* Children have ended, or somebody asks us to. */
+void hear_signals(struct box *box);
 
 /* Start process 1 and all that ends with it, and wait until it is ready. */
 bool box_run(struct box *box);

@@ -33,6 +33,11 @@ static const struct {
     {"switch", serve_switch},   {"unmount", serve_unmount},   {"written", serve_written},
 };
 
+/* What can be asked for while the files of a sandbox that has ended become an image. */
+static bool is_late(const char *word) {
+    return strcmp(word, "copy") == 0 || strcmp(word, "layers") == 0 || strcmp(word, "merge") == 0 || strcmp(word, "switch") == 0;
+}
+
 /* ------------------------------------------------------------------------------------------- answers */
 
 /* Who asks reads to the end. Children that have nothing to do with it may have a copy of the connection,
@@ -128,7 +133,8 @@ static void serve(struct box *box, struct request *request, const char *word) {
     fail_forget();
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (strcmp(words[i].word, word) == 0) {
-            words[i].serve(box, request);
+            if (!box->keeping || is_late(word)) /* else the connection ends, as it soon would */
+                words[i].serve(box, request);
             return;
         }
     fail("unsupported", "the sandbox was made by another version of openmodal, whose supervisor does not know %s; create it anew", word);

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
@@ -52,11 +53,28 @@ static bool failed(const struct copier *copier, const char *what, const char *na
 
 /* ---------------------------------------------------------------------------------------- attributes */
 
-static bool copy_attributes(int from, int to) {
+/* An access list names users and groups by ids: a version, and entries of 8 bytes. See posix_acl_xattr.h of linux/. */
+static void shift_ids(char *list, size_t size, uint32_t base) {
+    enum { VERSION = 4, USER = 2, GROUP = 8 };
+    struct {
+        uint16_t tag, rights;
+        uint32_t id;
+    } entry;
+    for (size_t at = VERSION; at + sizeof entry <= size; at += sizeof entry) {
+        memcpy(&entry, list + at, sizeof entry);
+        if (entry.tag == USER || entry.tag == GROUP)
+            entry.id -= base;
+        memcpy(list + at, &entry, sizeof entry);
+    }
+}
+
+static bool copy_attributes(int from, int to, uint32_t base) {
     static char names[MAX_VALUE], value[MAX_VALUE];
     ssize_t size = flistxattr(from, names, sizeof names);
     for (char *name = names; size > 0 && name < names + size; name += strlen(name) + 1) {
         ssize_t length = fgetxattr(from, name, value, sizeof value);
+        if (length > 0 && base != 0 && strncmp(name, "system.posix_acl_", 17) == 0)
+            shift_ids(value, (size_t)length, base);
         if (length < 0 || fsetxattr(to, name, value, (size_t)length, 0) != 0)
             return false;
     }
@@ -66,8 +84,14 @@ static bool copy_attributes(int from, int to) {
 /* Owners first: a change of them takes set-user-id bits and capabilities away. */
 static bool furnish(const struct copier *copier, int from, int to, const struct stat *found) {
     const struct timespec times[] = {found->st_atim, found->st_mtim};
-    return fchown(to, found->st_uid - copier->base, found->st_gid - copier->base) == 0 && fchmod(to, found->st_mode & 07777) == 0 && copy_attributes(from, to) &&
+    return fchown(to, found->st_uid - copier->base, found->st_gid - copier->base) == 0 && fchmod(to, found->st_mode & 07777) == 0 && copy_attributes(from, to, copier->base) &&
            futimens(to, times) == 0;
+}
+
+bool copy_looks(int from, int to) {
+    struct stat found;
+    return fstat(from, &found) == 0 && fchown(to, found.st_uid, found.st_gid) == 0 && fchmod(to, found.st_mode & 07777) == 0 &&
+           copy_attributes(from, to, 0);
 }
 
 /* ---------------------------------------------------------------------------------------------- files */
@@ -207,6 +231,8 @@ static bool copy_folder(struct copier *copier, struct pair in, const char *name)
     AUTO_FD int to = openat(in.to, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (from >= 0 && to < 0 && !made && (errno == ENOTDIR || errno == ELOOP))
         return true; /* what is newer is none */
+    if ((from < 0 || to < 0) && errno == EMFILE)
+        return fail("limit", "the sandbox has folders that lie in each other more than %zu deep, for which there are too few descriptors here; remove them", in.depth);
     if (from < 0 || to < 0 || fstat(made ? from : to, &found) != 0)
         return failed(copier, "copy the folder", name);
     if (!made && is_opaque(to))
@@ -254,7 +280,19 @@ static bool copy_layer(struct copier *copier, const char *layer, bool newest) {
     return copied;
 }
 
+/* Each level of folders takes three. Where that is not allowed, the depth that is told is less. */
+static void have_descriptors(void) {
+    enum { WANTED = 3 * DEEPEST + 64 };
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= WANTED)
+        return;
+    struct rlimit raised = {WANTED, limit.rlim_max > WANTED ? limit.rlim_max : WANTED};
+    if (setrlimit(RLIMIT_NOFILE, &raised) != 0)
+        setrlimit(RLIMIT_NOFILE, &(struct rlimit){limit.rlim_max, limit.rlim_max});
+}
+
 bool copy_layers(const struct strings *layers, uint32_t base, const char *target, uint64_t *bytes) {
+    have_descriptors();
     AUTO_FD int root = mkdir(target, 0755) == 0 ? open(target, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
     if (root < 0)
         return fail(NULL, "cannot make %s: %m", target);

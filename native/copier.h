@@ -11,3 +11,6 @@
  * older, as in an overlay. Owners are shifted down by `base`. Nobody may change the layers meanwhile.
  * `bytes`: what they take. Takes a umask of 0. False: see fail.h, and `target` is not there. */
 bool copy_layers(const struct strings *layers, uint32_t base, const char *target, uint64_t *bytes);
+
+/* Give a folder the owner, mode and attributes of another one. */
+bool copy_looks(int from, int to);

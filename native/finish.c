@@ -5,6 +5,7 @@
 #include "fail.h"
 #include "groups.h"
 #include "ids.h"
+#include "keeping.h"
 #include "kernel.h"
 #include "layers.h"
 #include "live.h"
@@ -67,15 +68,20 @@ void await_detached(const struct box *box) {
 
 /* Everything that runs: when init is reaped, its whole process namespace is dead, and its mounts, with their namespace, are
  * gone. The interface after that: dying sockets tell it to whom they are connected, and to the tables of connections. */
-void stop_all(struct box *box) {
+static void stop_processes(struct box *box) {
     guard_end(&box->guard);
     groups_kill(box->plan);
     if (box->init > 0) {
         signal_init(box);
         reap(&box->init);
     }
-    close_fd(&box->disk); /* it ends with init */
     helper_end(&box->helper);
+}
+
+void stop_all(struct box *box) {
+    stop_processes(box);
+    close_fd(&box->disk);
+    box->disk = -1;
 }
 
 static void take_down(struct box *box) {
@@ -153,9 +159,9 @@ static const char *size_of(const struct box *box, char text[32]) {
 static void make_record(struct box *box) {
     char size[32];
     box->ended = unix_us();
-    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nwritten=%llu %llu\nstarted=%llu.%06u\nended=%llu.%06u\n%s",
+    snprintf(box->record, sizeof box->record, "reason=%s\nreturncode=%d\nwritten=%llu %llu\nstarted=%llu.%06u\nended=%llu.%06u\n%s%s",
              box->reason, box->returncode, box->written[0], box->written[1], (unsigned long long)(box->started / 1000000), (unsigned)(box->started % 1000000),
-             (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000), size_of(box, size));
+             (unsigned long long)(box->ended / 1000000), (unsigned)(box->ended % 1000000), size_of(box, size), box->kept);
 }
 
 /* The record as it is kept: with what the sandbox was, for those who ask later. */
@@ -249,13 +255,17 @@ static void await_last_words(struct box *box) {
 }
 
 void finish(struct box *box) {
-    box->answer_by = now_ms() + ANSWER_MS;
     layers_finish(box);
     control_end_work(box, true);
     stop_end(box);
     close_fd(&box->agent_listener);
     box->agent_listener = -1;
     await_last_words(box);
+    if (keeping_wanted(box)) {
+        stop_processes(box);
+        keeping_run(box);
+    }
+    box->answer_by = now_ms() + ANSWER_MS;
     take_down(box);
     make_record(box);
     bool recorded = write_record(box);

@@ -85,6 +85,20 @@ static void put_dial(struct buffer *out, uint16_t port) {
     frame_end(out, mark);
 }
 
+/* A paused sandbox goes on when it is used. In this order: see rest.c. Not where a
+ * sandbox can write to the folder. */
+static void wake(const struct forward *forward) {
+    struct sockaddr_un address;
+    char path[64];
+    if (forward->agent != 0 || faccessat(forward->folder, "paused", F_OK, AT_SYMLINK_NOFOLLOW) != 0)
+        return;
+    snprintf(path, sizeof path, "/proc/self/fd/%d/control.sock", forward->folder);
+    unsigned length = socket_address(path, &address);
+    AUTO_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd >= 0 && connect(fd, (struct sockaddr *)&address, length) == 0)
+        send(fd, "resume\n", 7, MSG_NOSIGNAL);
+}
+
 static void dial(const struct forward *forward, struct visitor *visitor) {
     struct buffer out = {0};
     int link = connect_link(forward);
@@ -96,6 +110,7 @@ static void dial(const struct forward *forward, struct visitor *visitor) {
     put_dial(&out, visitor->port);
     visitor->gone = send(link, buffer_at(&out), buffer_size(&out), MSG_NOSIGNAL) != (ssize_t)buffer_size(&out);
     buffer_free(&out);
+    wake(forward);
 }
 
 /* What the agent says first: HELLO, and OK. What comes behind that is the connection's. */

@@ -18,9 +18,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
-
-enum { OVERLAY = 0x794c7630 };
+#include <sys/wait.h>
 
 static char *folder_of(const struct box *box, unsigned number) {
     char *name = must_format("mounts/%u", number), *folder = layers_beside(box->plan, name);
@@ -46,6 +44,14 @@ static bool make_folders(const struct box *box, struct plan *plan) {
            fail(NULL, "cannot make %s: %m", folder);
 }
 
+static bool note_overlay(const struct box *box, int tree) {
+    struct stat found;
+    if (fstat(tree, &found) != 0)
+        return fail(NULL, "cannot look at the mount: %m");
+    *box->shaping.overlay = found.st_dev;
+    return true;
+}
+
 static bool attach_inside(const struct box *box, int tree, int sandbox) {
     if (!sandbox_enter(sandbox))
         return false;
@@ -68,16 +74,14 @@ static bool graft(struct box *box, char *said) {
     AUTO_FD int tree = overlay >= 0 ? clone_whole(overlay) : -1;
     if (tree < 0)
         return fail(NULL, "cannot copy the mount: %m");
-    return attach_inside(box, tree, sandbox);
+    return note_overlay(box, tree) && attach_inside(box, tree, sandbox);
 }
 
 /* Root of the sandbox may have put a link to another mount in its place, one of ours perhaps that hides
- * something. No overlay but the root does. */
-static bool is_a_graft(int folder) {
-    struct statfs system;
-    struct stat found, root;
-    return fstatfs(folder, &system) == 0 && system.f_type == OVERLAY && fstat(folder, &found) == 0 && stat("/", &root) == 0 &&
-           found.st_dev != root.st_dev;
+ * something. The number of an overlay is its own as long as it is mounted. */
+static bool is_overlay(int folder, dev_t overlay) {
+    struct stat found;
+    return fstat(folder, &found) == 0 && found.st_dev == overlay;
 }
 
 static bool cut_off(struct box *box, char *said) {
@@ -87,13 +91,22 @@ static bool cut_off(struct box *box, char *said) {
         return false;
     AUTO_FD int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     AUTO_FD int folder = target_in(root, box->shaping.target, true, 0);
-    if (folder < 0 || !is_a_graft(folder))
+    if (folder < 0 || !is_overlay(folder, *box->shaping.overlay))
         return fail("plan", "%s in the sandbox is not what was mounted there: somebody inside has moved it", box->shaping.target);
     return (fchdir(folder) == 0 && umount2(".", MNT_DETACH) == 0) ||
            fail(NULL, "cannot unmount %s in the sandbox: %m", box->shaping.target);
 }
 
 /* ------------------------------------------------------------------------------------- the supervisor */
+
+/* Of what is mounted below a path, the record would stay. */
+static const struct graft *graft_below(const struct box *box, const char *path) {
+    size_t length = strlen(path);
+    for (size_t i = 0; i < MAX_GRAFTS; i++)
+        if (box->graft[i].number != 0 && strncmp(box->graft[i].path, path, length) == 0 && box->graft[i].path[length] == '/')
+            return &box->graft[i];
+    return NULL;
+}
 
 /* What is written there counts as the sandbox's. */
 static void count(struct box *box) {
@@ -109,11 +122,35 @@ static void count(struct box *box) {
     counted->item[counted->count] = NULL;
 }
 
+/* After a child was killed: whether what it was to mount, or to take away, is there. */
+static _Noreturn void look(const struct box *box) {
+    AUTO_FD int sandbox = sandbox_open(box);
+    if (*box->shaping.overlay == 0 || sandbox < 0 || !sandbox_enter(sandbox))
+        _exit(*box->shaping.overlay != 0);
+    AUTO_FD int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    AUTO_FD int folder = target_in(root, box->shaping.target, true, 0);
+    _exit(folder >= 0 && is_overlay(folder, *box->shaping.overlay));
+}
+
+static bool is_mounted(struct box *box) {
+    int status = 0;
+    pid_t child = fork();
+    if (child == 0)
+        look(box);
+    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
+        ;
+    return status != 0 || (child < 0 && *box->shaping.overlay != 0);
+}
+
+static bool is_unmounted(struct box *box) {
+    return !is_mounted(box);
+}
+
 static void grafted(struct box *box) {
     struct graft *graft = graft_at(box, NULL); /* nobody else takes one meanwhile */
     if (graft == NULL)
         return;
-    *graft = (struct graft){must_copy(box->shaping.target), box->shaping.number, box->shaping.lock};
+    *graft = (struct graft){must_copy(box->shaping.target), box->shaping.number, *box->shaping.overlay, box->shaping.lock};
     box->shaping.lock = -1;
     count(box);
 }
@@ -145,7 +182,7 @@ void grafts_forget(struct box *box) {
 }
 
 void serve_mount(struct box *box, struct request *request) {
-    static const struct task grafting = {.lists = true, .work = graft, .done = grafted};
+    static const struct task grafting = {.lists = true, .work = graft, .done = grafted, .killed = is_mounted};
     static unsigned number;
     const struct plan *plan = box->plan;
     if (plan->ids != IDS_RANGE || plan->disk != NULL || plan->runtime != NULL || plan->keep)
@@ -156,18 +193,22 @@ void serve_mount(struct box *box, struct request *request) {
     else if (graft_at(box, NULL) == NULL)
         fail("limit", "the sandbox has %d mounts, and gets no more", MAX_GRAFTS);
     else {
-        layers_begin(box, request, &grafting, ++number);
+        layers_begin(box, request, &grafting, ++number, 0);
         return;
     }
     control_failed(request);
 }
 
 void serve_unmount(struct box *box, struct request *request) {
-    static const struct task cutting = {.work = cut_off, .done = parted};
-    if (graft_at(box, request->arguments) != NULL) {
-        layers_begin(box, request, &cutting, 0);
+    static const struct task cutting = {.work = cut_off, .done = parted, .killed = is_unmounted};
+    const struct graft *graft = graft_at(box, request->arguments), *below = graft_below(box, request->arguments);
+    if (graft != NULL && below == NULL) {
+        layers_begin(box, request, &cutting, 0, graft->overlay);
         return;
     }
-    fail("plan", "nothing was mounted on %s in the sandbox", request->arguments);
+    if (graft == NULL)
+        fail("plan", "nothing was mounted on %s in the sandbox", request->arguments);
+    else
+        fail("plan", "%s is mounted in %s; unmount it first", below->path, request->arguments);
     control_failed(request);
 }

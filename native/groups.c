@@ -23,11 +23,21 @@ static bool put(const char *path, const char *value) {
     return fd >= 0 && write(fd, value, strlen(value)) >= 0;
 }
 
-bool groups_make(const struct plan *plan) {
+/* A sandbox of another state folder may have the id, if its maker chose it. Its groups are not ours, to kill
+ * what is in them or to remove them. */
+static bool not_made(struct plan *plan, size_t made) {
+    fail(errno == EEXIST ? "taken" : NULL, "cannot make the cgroup %s: %m", plan->cgroup.item[made]);
+    plan->cgroup.count = made;
+    plan->kill.count = 0;
+    plan->thaw = NULL;
+    return false;
+}
+
+bool groups_make(struct plan *plan) {
     for (size_t i = 0; i < plan->cgroup.count; i++)
         /* Whatever our umask is: every user of the sandbox may read there how much is left. */
         if (mkdir(plan->cgroup.item[i], 0755) != 0 || chmod(plan->cgroup.item[i], 0755) != 0)
-            return fail(NULL, "cannot make the cgroup %s: %m", plan->cgroup.item[i]);
+            return not_made(plan, i);
     for (size_t i = 0; i < plan->set.count; i++)
         if (!put(plan->set.item[i].path, plan->set.item[i].value))
             return fail("limit", "cannot write %s to %s: %m", plan->set.item[i].value, plan->set.item[i].path);

@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-bool groups_make(const struct plan *plan); /* all folders, then all values */
+bool groups_make(struct plan *plan); /* all folders, then all values */
 
 /* Joining is split, because moving a process into a cgroup makes the kernel wait for all its readers, 10 ms and more, with two
  * exceptions: a process may be born in one (version 2), and a thread may move itself alone (version 1). */

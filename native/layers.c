@@ -28,7 +28,7 @@ enum { OUTCOME = 4096, LAST_COPY_MS = 10000, MAX_LIST = 1 << 20, SAID = 64 };
 /* ---------------------------------------------------------------------------------- one at a time */
 
 void stop_release(struct box *box) {
-    if (box->stops > 0 && --box->stops == 0)
+    if (box->stops > 0 && --box->stops == 0 && !box->keeping) /* nothing runs then */
         groups_thaw(box->plan);
 }
 
@@ -40,7 +40,7 @@ void layers_drop(struct box *box) {
     free(shaping->target);
     close_fd(&shaping->client);
     close_fd(&shaping->lock);
-    *shaping = (struct shaping){.outcome = shaping->outcome, .client = -1, .lock = -1};
+    *shaping = (struct shaping){.outcome = shaping->outcome, .overlay = shaping->overlay, .client = -1, .lock = -1};
 }
 
 static void child_ended(struct box *box, int status) {
@@ -107,16 +107,18 @@ static bool may_begin(struct box *box) {
     if (shaping->child != 0)
         return fail("busy", "another snapshot, reset or mount of the sandbox is under way; try again");
     if (shaping->outcome == NULL)
-        shaping->outcome = mmap(NULL, OUTCOME, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        shaping->outcome = mmap(NULL, 2 * OUTCOME, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shaping->outcome == MAP_FAILED) {
         shaping->outcome = NULL;
         return fail(NULL, "cannot begin: %m");
     }
+    shaping->overlay = (dev_t *)(shaping->outcome + OUTCOME); /* the page behind it */
+    *shaping->overlay = 0;
     shaping->outcome[0] = '\0';
     return true;
 }
 
-void layers_begin(struct box *box, struct request *request, const struct task *task, unsigned number) {
+void layers_begin(struct box *box, struct request *request, const struct task *task, unsigned number, dev_t overlay) {
     struct shaping *shaping = &box->shaping;
     if (!may_begin(box)) {
         control_failed(request);
@@ -124,6 +126,7 @@ void layers_begin(struct box *box, struct request *request, const struct task *t
     }
     shaping->task = task;
     shaping->number = number;
+    *shaping->overlay = overlay;
     shaping->client = fcntl(request->client, F_DUPFD_CLOEXEC, 3);
     shaping->target = must_copy(request->arguments);
     shaping->root = layers_root(box);
@@ -234,7 +237,7 @@ static bool copy(struct box *box, char *said) {
     struct strings upper = {.item = &path, .count = 1};
     uint32_t base = box->disk < 0 ? 0 : slot_base(box->slot);
     uint64_t bytes = 0;
-    if (!groups_freeze(box->plan))
+    if (!box->keeping && !groups_freeze(box->plan))
         return false;
     uint64_t begun = unix_us();
     if (!layers_become_owner(box) || !copy_layers(&upper, base, box->shaping.target, &bytes))
@@ -245,7 +248,7 @@ static bool copy(struct box *box, char *said) {
 
 void serve_copy(struct box *box, struct request *request) {
     static const struct task copying = {.stops = true, .work = copy};
-    layers_begin(box, request, &copying, 0);
+    layers_begin(box, request, &copying, 0, 0);
 }
 
 /* Into the file that the request brings: no file on disk has what commands are given. */
@@ -282,5 +285,5 @@ static bool merge(struct box *box, char *said) {
 
 void serve_merge(struct box *box, struct request *request) {
     static const struct task merging = {.lists = true, .work = merge};
-    layers_begin(box, request, &merging, 0);
+    layers_begin(box, request, &merging, 0, 0);
 }

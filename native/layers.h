@@ -16,8 +16,8 @@ struct task {
     bool (*killed)(struct box *box);             /* instead of `work`, if the child was killed: it was done; or NULL */
 };
 
-/* Leave a request, whose argument is a path, to a child. `number`: for the task. */
-void layers_begin(struct box *box, struct request *request, const struct task *task, unsigned number);
+/* Leave a request, whose argument is a path, to a child. `number` and `overlay`: for the task. */
+void layers_begin(struct box *box, struct request *request, const struct task *task, unsigned number, dev_t overlay);
 
 /* The rows of control.c. */
 void serve_copy(struct box *box, struct request *request);

@@ -15,6 +15,7 @@
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -52,7 +53,7 @@ bool stop_hold(struct box *box) {
 
 void stop_forget(struct box *box) {
     box->stops = 0;
-    box->paused = false;
+    box->paused = box->resting = false;
     unlinkat(box->folder, PAUSED, 0);
 }
 
@@ -67,9 +68,17 @@ static bool mark(const struct box *box) {
     return fd >= 0 || fail(NULL, "cannot note that the sandbox is paused: %m");
 }
 
+/* Its idle time begins anew. */
+static void go_on(struct box *box) {
+    box->paused = box->resting = false;
+    unlinkat(box->folder, PAUSED, 0);
+    if (box->plan->rests)
+        send(box->link, "w", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 void serve_pause(struct box *box, struct request *request) {
     if (!box->paused && !(box->paused = mark(box) && stop_hold(box))) {
-        unlinkat(box->folder, PAUSED, 0);
+        go_on(box);
         control_failed(request);
         return;
     }
@@ -79,9 +88,39 @@ void serve_pause(struct box *box, struct request *request) {
 void serve_resume(struct box *box, struct request *request) {
     if (box->paused)
         stop_release(box);
-    box->paused = false;
-    unlinkat(box->folder, PAUSED, 0);
+    go_on(box);
     control_ok(request, "done");
+}
+
+static void rest_ask(struct box *box) {
+    box->resting = box->paused || mark(box);
+    if (!box->resting || send(box->link, "s", 1, MSG_NOSIGNAL | MSG_DONTWAIT) != 1)
+        go_on(box);
+}
+
+/* It is paused by somebody else, perhaps, or was used meanwhile. */
+static void rest_begin(struct box *box) {
+    if (!box->resting || box->paused)
+        return;
+    box->paused = stop_hold(box);
+    if (!box->paused)
+        go_on(box);
+    box->resting = false;
+    fail_forget();
+}
+
+bool rest_heard(struct box *box, const char *word) {
+    if (!box->plan->rests)
+        return false;
+    if (strcmp(word, "idle") == 0)
+        rest_ask(box);
+    else if (strcmp(word, "rest") == 0)
+        rest_begin(box);
+    else if (strcmp(word, "busy") == 0 && box->resting && !box->paused)
+        go_on(box);
+    else
+        return strcmp(word, "busy") == 0;
+    return true;
 }
 
 /* ------------------------------------------------------------------------- network */

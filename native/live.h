@@ -16,5 +16,8 @@ bool stop_hold(struct box *box);
 /* The processes that were stopped are gone. */
 void stop_forget(struct box *box);
 
+/* What init says of a pause of its own accord (rest.h); false: it says something else. */
+bool rest_heard(struct box *box, const char *word);
+
 /* The sandbox ends: it goes on, whoever wanted it not to, for it has something to say. */
 void stop_end(struct box *box);

@@ -240,7 +240,7 @@ static const struct key {
     KEY(runtime_config, take_text),
     KEY(may_lack, take_may_lack),  KEY(device, take_string),     KEY(weight, take_setting),
     KEY(guard, take_number),      KEY(counted, take_paths),     KEY(reuse, take_flag),
-    KEY(sockets, take_number),
+    KEY(sockets, take_number),    KEY(at_end, take_string),     KEY(rests, take_flag),
 #ifdef OPENMODAL_TEST
     KEY(weaken, take_weaken),
 #endif

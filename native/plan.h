@@ -43,7 +43,7 @@ enum { MAY_LACK_SECCOMP = 1, MAY_LACK_NETWORK = 2 };
 struct plan {
     char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *rules, *resolv, *hosts, *thaw, *user, *workdir, *disk;
     char *runtime, *runtime_config, *cpuinfo;
-    struct strings lower, uid_map, gid_map, lock, net_exec, firewall, unreachable, cgroup, kill, device, env, arg, runtime_arg, counted;
+    struct strings lower, uid_map, gid_map, lock, net_exec, firewall, unreachable, cgroup, kill, device, env, arg, runtime_arg, counted, at_end;
     LIST_OF(struct setting) set, show_cgroup;
     LIST_OF(struct extra_mount) bind;
     LIST_OF(struct resource_limit) rlimit;
@@ -52,7 +52,7 @@ struct plan {
     enum plan_net net;
     uint64_t timeout_ms, idle_ms, lease_ms, memory, main_flags, owner, guard, sockets;
     cpu_set_t cpus; /* empty: all */
-    bool keep, hold, reuse;
+    bool keep, hold, reuse, rests;
     unsigned may_lack; /* controls that are applied if they can be; all others must be */
     unsigned weaken;
 };

@@ -10,6 +10,7 @@
 #include "layers.h"
 
 #include "cage.h"
+#include "copier.h"
 #include "fail.h"
 #include "freezer.h"
 #include "guard.h"
@@ -171,6 +172,8 @@ static bool settle(void) {
     return fail("internal", "the old root is still mounted");
 }
 
+/* Behind pivot_root() nothing is as it was. So who fails there says nothing, and the supervisor does what
+ * it does if we are killed. */
 static bool change_root(int tree, int sandbox) {
     if (!sandbox_enter(sandbox))
         return false;
@@ -182,7 +185,9 @@ static bool change_root(int tree, int sandbox) {
         settle();
         return false;
     }
-    return umount2(".", MNT_DETACH) == 0 ? chdir("/") == 0 && settle() : fail(NULL, "cannot unmount the old root: %m");
+    if (umount2(".", MNT_DETACH) != 0 || chdir("/") != 0 || !settle())
+        _exit(1);
+    return true;
 }
 
 /* The folder that the upper is to become can be made by a rename. */
@@ -200,12 +205,20 @@ static bool make_folder(const char *path) {
            fail(NULL, "cannot make %s: %m", path);
 }
 
+/* As the sandbox has made its "/": both are that. */
+static bool look_alike(const char *upper, const char *next) {
+    AUTO_FD int from = open(upper, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    AUTO_FD int to = open(next, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return (from >= 0 && to >= 0 && copy_looks(from, to)) || fail(NULL, "cannot make %s like %s: %m", next, upper);
+}
+
 static bool make_next(struct plan *next) {
+    const char *upper = next->upper;
     char *folder = layers_beside(next, "next");
     next->upper = must_format("%s%s", folder, strrchr(next->upper, '/'));
     next->work = must_format("%s%s", folder, strrchr(next->work, '/'));
     return (mkdir(folder, 0700) == 0 || errno == EEXIST || fail(NULL, "cannot make %s: %m", folder)) &&
-           make_folder(next->upper) && make_folder(next->work);
+           make_folder(next->upper) && make_folder(next->work) && look_alike(upper, next->upper);
 }
 
 static struct strings stack_up(char *newest, const struct strings *own, const struct strings *base) {
@@ -274,7 +287,29 @@ static bool mended(struct box *box) {
         _exit(settle_as_init(box) ? 0 : 1);
     while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR)
         ;
-    return child > 0 && status == 0 && layers_root(box) != box->shaping.root;
+    if (child > 0 && status == 0)
+        return layers_root(box) != box->shaping.root;
+    end_with(box, "error", 137);
+    return fail("internal", "nobody knows what the sandbox's root is; the sandbox ends");
+}
+
+/* Nothing is mounted any more, so renaming is all. */
+static bool become_layer(struct box *box, const char *frozen) {
+    struct strings own = stack_up((char *)frozen, &box->shaping.list, &(struct strings){.count = 0});
+    bool renamed = rename(box->plan->upper, frozen) == 0;
+    if (renamed)
+        layers_set(box, &own);
+    free(own.item);
+    return renamed ? make_folder(box->plan->upper) : fail(NULL, "cannot rename %s to %s: %m", box->plan->upper, frozen);
+}
+
+static void switch_late(struct box *box, struct request *request) {
+    if (layers_take(box, request) && become_layer(box, request->arguments))
+        control_ok(request, "%s", "");
+    else
+        control_failed(request);
+    if (box->shaping.child == 0)
+        layers_drop(box);
 }
 
 void serve_switch(struct box *box, struct request *request) {
@@ -286,7 +321,10 @@ void serve_switch(struct box *box, struct request *request) {
     else if (plan->lower.count >= MOST_LISTED)
         fail("limit", "the sandbox has %d layers, and gets no more", MOST_LISTED);
     else if (request->arguments[0] == '/' && can_become(plan->upper, request->arguments)) {
-        layers_begin(box, request, &switching, 0);
+        if (box->keeping)
+            switch_late(box, request);
+        else
+            layers_begin(box, request, &switching, 0, 0);
         return;
     } else {
         fail("plan", "expected an absolute path behind the word");

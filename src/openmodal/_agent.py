@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from openmodal._dual import Sleep
-from openmodal._link import Link, Links, Stream
+from openmodal._link import Link, Links, Stream, Wake
 from openmodal.errors import EngineError, SandboxResetError
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Agent:
         connect: Callable[[], Coroutine[Any, Any, Stream]],
         why: Callable[[Exception], Coroutine[Any, Any, None]],
         first: Stream | None = None,
-        wake: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        wake: Wake | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -40,12 +40,13 @@ class Agent:
             why: a link broke: raises why the box ended; returns if it runs, so that asking again
                 makes sense.
             first: a stream that is open already, and used before another is opened.
-            wake: called before each operation: lets a box that is paused go on.
+            wake: called before a stream is opened and behind whatever is sent: lets a box that is
+                paused go on.
         """
         self._connect = connect
         self._why = why
         self._wake = wake
-        self._links = Links(connect, first)
+        self._links = Links(connect, first, wake)
         weakref.finalize(self, self._links.close).atexit = False
 
     async def exchange(self, operation: Callable[[Link], Coroutine[Any, Any, T]], life: Life | None = None) -> T:
@@ -76,8 +77,6 @@ class Agent:
         while True:
             opened = 0.0
             try:
-                if self._wake:
-                    await self._wake()
                 async with take() as link:
                     opened = time.monotonic()
                     async with life.on(link):
@@ -90,8 +89,6 @@ class Agent:
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[Link]:
         """A link for one operation that is not repeated."""
-        if self._wake:
-            await self._wake()
         async with self._links.lease() as link:
             yield link
 

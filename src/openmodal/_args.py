@@ -208,6 +208,17 @@ def runtime(value: object) -> str:
     return "gvisor" if value == "gvisor" else "native"
 
 
+def on_idle(value: object, idle_timeout: float | None, lease: float | None) -> str:
+    """What becomes of an idle sandbox."""
+    if value not in ("end", "pause"):
+        raise InvalidError(f'on_idle must be "end" or "pause", not {value!r}')
+    if value == "pause" and idle_timeout is None:
+        raise InvalidError('on_idle="pause" needs idle_timeout=, the seconds after which it is idle')
+    if value == "pause" and lease is not None:
+        raise InvalidError('a sandbox that is paused keeps no lease; leave lease= out, or on_idle="pause"')
+    return str(value)
+
+
 def _number(argument: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise InvalidError(f"{argument} must be a number, not {_shown(value)}")

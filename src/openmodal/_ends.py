@@ -43,6 +43,7 @@ def encode(end: EndRecord, status: str = "") -> str:
         "written": f"{stdout} {stderr}",
         "ended": end.ended,
         "text": " ".join(end.text.splitlines()),
+        **{name: value for name in ("snapshot", "unkept") if (value := getattr(end, name))},
         **({"status": status} if status else {}),
     }
     return "".join(f"{name}={value}\n" for name, value in fields.items())
@@ -67,7 +68,10 @@ def decode(record: str) -> EndRecord:
         size = int(found.get("size", 0))
     except (KeyError, ValueError):
         return EndRecord("lost", 137, text="its supervisor left a record that cannot be read")
-    return replace(end, text=f"{end.text} (it had {size >> 20} MiB)") if size else end
+    text = f"{end.text} (it had {size >> 20} MiB)" if size else end.text
+    if unkept := found.get("unkept", ""):
+        text += f"; its files were not kept: {unkept}"
+    return replace(end, text=text, snapshot=found.get("snapshot", ""), unkept=unkept)
 
 
 def _pair(text: str) -> tuple[int, int]:

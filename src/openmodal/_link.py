@@ -139,11 +139,19 @@ async def until_end(stream: Streamed, deadline: float | None) -> None:
         stream.close()
 
 
+Wake = Callable[[], Coroutine[Any, Any, None]]
+
+# What fits into any socket, also if nobody reads.
+_PIECE = 64 * 1024
+
+
 class Link:
     """Frames over a stream. After any exception the link is unusable: close it."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, wake: Wake | None = None) -> None:
+        """`wake` lets a box that is paused go on."""
         self._stream = stream
+        self._wake = wake
         self._buffer = bytearray(_FIRST_BUFFER)
         self._start = 0
         self._end = 0
@@ -153,10 +161,22 @@ class Link:
 
     async def send(self, *frames: bytes) -> None:
         """Send frames; raises LinkLost."""
+        data: bytes | memoryview = frames[0] if len(frames) == 1 else b"".join(frames)
         try:
-            await self._stream.send(frames[0] if len(frames) == 1 else b"".join(frames))
+            if self._wake:
+                data = await self._awake(self._wake, data)
+            if data:
+                await self._stream.send(data)
         except OSError as error:
             raise LinkLost(str(error)) from error
+
+    async def _awake(self, wake: Wake, data: bytes | memoryview) -> memoryview:
+        """Send the beginning, and only then see whether the box is paused: one that is about to
+        pause has either seen what was sent, or is seen to pause (native/rest.c). Return the rest."""
+        view = memoryview(data)
+        await self._stream.send(view[:_PIECE])
+        await wake()
+        return view[_PIECE:]
 
     async def receive(self) -> tuple[int, memoryview]:
         """Return the next frame's kind and payload, which is valid until the next call; raises LinkLost, ProtocolError."""
@@ -244,15 +264,21 @@ class Links:
     child never touches its parent's links, whose bytes it would steal.
     """
 
-    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Stream]], first: Stream | None = None) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Coroutine[Any, Any, Stream]],
+        first: Stream | None = None,
+        wake: Wake | None = None,
+    ) -> None:
         self._connect = connect
-        self._idle = deque([Link(first)] if first else ())
+        self._wake = wake
+        self._idle = deque([Link(first, wake)] if first else ())
         self._pid = os.getpid()
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[Link]:
         """Take a free link, or open one. It goes back if the block ends well, and is closed if not."""
-        link = self._take() or Link(await self._connect())
+        link = self._take() or await self._opened()
         with _closing_on_error(link):
             yield link
         self._idle.append(link)
@@ -260,9 +286,14 @@ class Links:
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[Link]:
         """Open a link that does not go back: the caller keeps it, unless the block fails."""
-        link = Link(await self._connect())
+        link = await self._opened()
         with _closing_on_error(link):
             yield link
+
+    async def _opened(self) -> Link:
+        if self._wake:  # an engine may have no way into a box that is paused
+            await self._wake()
+        return Link(await self._connect(), self._wake)
 
     def close(self) -> None:
         """Close the idle links."""

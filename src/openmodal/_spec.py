@@ -11,6 +11,9 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from openmodal._measured import Change as Change  # noqa: PLC0414
+from openmodal._measured import Usage as Usage  # noqa: PLC0414
+
 # ------------------------------------------------------------------------------------------- images
 
 
@@ -259,6 +262,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     lease: float | None = None
     ports: tuple[int, ...] = ()  # that this machine is to reach
     readiness: Readiness | None = None
+    on_idle: str = "end"  # or "pause"
+    snapshot_on_end: str = ""  # the name of the image of its files at its end, "": none is made
 
 
 class ExecSpec(msgspec.Struct, frozen=True):
@@ -325,13 +330,19 @@ class CommandStatus(msgspec.Struct, frozen=True):
 
 
 class EndRecord(msgspec.Struct, frozen=True):
-    """How a sandbox ended. `written`: the bytes, if known, of its main command's two streams."""
+    """How a sandbox ended. `written`: the bytes, if known, of its main command's two streams.
+
+    `snapshot`: the key of the image of its files, if it had `snapshot_on_end`; `unkept`: why there
+    is none.
+    """
 
     reason: str
     returncode: int
     ended: float = 0.0
     text: str = ""
     written: tuple[int, int] = (0, 0)
+    snapshot: str = ""
+    unkept: str = ""
 
 
 class PoolStatus(msgspec.Struct, frozen=True):
@@ -351,6 +362,7 @@ class Status(msgspec.Struct, frozen=True):
     `asked`: digests of what it was asked for, by name, if its maker chose its id.
     `paused`: nothing in it runs until somebody uses it.
     `tunnels`: its ports that this machine reaches, each with the port of 127.0.0.1 for it.
+    `snapshot_on_end`: the name under which its files are published at its end.
     """
 
     id: str
@@ -370,6 +382,7 @@ class Status(msgspec.Struct, frozen=True):
     paused: bool = False
     tunnels: tuple[tuple[int, int], ...] = ()
     readiness: Readiness | None = None
+    snapshot_on_end: str = ""
 
 
 class Made(msgspec.Struct, Generic[T], frozen=True):
@@ -418,33 +431,3 @@ class Info(msgspec.Struct, frozen=True):
     network: Literal["none", "outbound"]
     degraded: tuple[str, ...]
     generation: int = 0
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """What a sandbox has used. None where its engine cannot tell.
-
-    `cpu` in seconds since it began. `memory` now and `memory_peak` are in MiB, `processes` are
-    those and threads now. `written` is what its changed files take on the disk, in bytes;
-    `received` and `sent` are bytes of its network.
-    """
-
-    cpu: float | None = None
-    memory: float | None = None
-    memory_peak: float | None = None
-    processes: int | None = None
-    written: int | None = None
-    received: int | None = None
-    sent: int | None = None
-
-
-class Change(msgspec.Struct, frozen=True):
-    """A file or folder that differs from the sandbox's image.
-
-    `kind` is "added", "changed" or "deleted". `type` is "file", "directory", "symlink" or "other",
-    of what is deleted what it was; `size` is in bytes, 0 for what is no file any more.
-    """
-
-    path: str
-    kind: Literal["added", "changed", "deleted"]
-    type: Literal["file", "directory", "symlink", "other"]
-    size: int

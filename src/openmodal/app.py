@@ -81,4 +81,13 @@ class Run(DualContext):
         await Blocking(runs.end, choose(self._engine), self.id)
 
 
+def checked_app(app: App | None) -> App:
+    """The app of a sandbox; None: one for those that say none."""
+    if app is None:
+        return App("sandbox")
+    if not isinstance(app, App):
+        raise InvalidError(f"app must be an openmodal.App, not {type(app).__name__}; write openmodal.App('my-app')")
+    return app
+
+
 __all__ = ["App", "Run"]

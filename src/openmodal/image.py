@@ -424,3 +424,14 @@ def _recipes(bases: Mapping[str, Image]) -> tuple[tuple[str, Recipe], ...]:
         if not isinstance(image, Image):
             raise InvalidError(f"bases[{name!r}] must be an openmodal.Image, not {type(image).__name__}")
     return tuple((_image_args.word("bases", name), image.recipe) for name, image in sorted(bases.items()))
+
+
+def checked_image(image: Image | None) -> Image:
+    """The image of a sandbox; None: a small Debian."""
+    if image is None:
+        return Image.debian_slim()
+    if not isinstance(image, Image):
+        raise InvalidError(
+            f"image must be an openmodal.Image, not {type(image).__name__}; use Image.from_registry(name)"
+        )
+    return image

@@ -102,8 +102,35 @@ def open_near(door: Door, listener: socket.socket, port: int) -> Forward:
     return _opened(listener, forwarding.start(door, listener, port))
 
 
-def open_far(sandbox: object, listener: socket.socket, port: int) -> Forward:
-    """Forward to a sandbox that is reached in its engine's own way; `sandbox` goes to the child."""
+async def open_far(sandbox: object, listener: socket.socket, port: int) -> Forward:
+    """Forward to a sandbox that is reached in its engine's own way; `sandbox` goes to the child.
+
+    If we are interrupted, the thread that starts the child goes on: then it ends what it has
+    started, unless we are the first to do that.
+    """
+    opened: list[Forward] = []
+    wanted = [True]
+
+    def begin(own: socket.socket) -> None:
+        with own:
+            opened.append(_begin_far(sandbox, own, port))
+        if not wanted:
+            end()
+
+    def end() -> None:
+        with contextlib.suppress(IndexError):
+            opened.pop()._child.end()
+
+    try:
+        await Blocking(begin, listener.dup())
+    except BaseException:
+        wanted.clear()
+        end()
+        raise
+    return opened[0]
+
+
+def _begin_far(sandbox: object, listener: socket.socket, port: int) -> Forward:
     import pickle
     import subprocess
 

@@ -21,6 +21,7 @@ from typing import IO, Any, Self, cast
 from openmodal import _args, _config
 from openmodal._dual import DualContext, DualIterator, dual, run_async, run_sync
 from openmodal._spec import Mount, VolumeInfo
+from openmodal._store import Store
 from openmodal._volumebox import PIECE, PLACE, box, inside, is_folder, listed, put, read_into
 from openmodal.engines import Engine, choose, ephemeral, require
 from openmodal.errors import InvalidError, NotFoundError, SandboxPathAlreadyExistsError
@@ -239,6 +240,12 @@ class Volume:
         return f"<Volume {self.name}{options}>"
 
 
+def _state(engine: Engine) -> Path:
+    """Where that engine's `gc` looks whether an ephemeral volume is in use."""
+    store = getattr(engine, "store", None)
+    return store.state if isinstance(store, Store) else _config.state()
+
+
 class EphemeralVolume(Volume, DualContext):
     """A volume for a `with` block (`Volume.ephemeral`)."""
 
@@ -248,17 +255,18 @@ class EphemeralVolume(Volume, DualContext):
 
     async def _open(self) -> None:
         chosen = _keeping(self._engine)
-        self._held = ephemeral.hold(_config.state(), self.name)
+        self._held = ephemeral.hold(_state(chosen), self.name)
         try:
             await chosen.make_volume(self.name)
         except BaseException:
-            ephemeral.release(_config.state(), self.name, self._held)
+            ephemeral.release(_state(chosen), self.name, self._held)
             raise
 
     async def _close(self) -> None:
+        chosen = _keeping(self._engine)
         with contextlib.suppress(NotFoundError):
-            await _keeping(self._engine).delete_volume(self.name)
-        ephemeral.release(_config.state(), self.name, self._held)
+            await chosen.delete_volume(self.name)
+        ephemeral.release(_state(chosen), self.name, self._held)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied it is the same volume; the block stays here."""

@@ -71,6 +71,43 @@ assert openmodal.Sandbox.list() == []
 print("done")
 """
 
+# What is done with files and ports; without control groups nothing can be paused.
+FEATURES = """
+import urllib.request
+import openmodal
+from openmodal import errors
+
+image = openmodal.Image.from_scratch().add_local_file("/bin/busybox", "/bin/busybox")
+image = image.dockerfile_commands('RUN ["/bin/busybox", "--install", "-s", "/bin"]')
+
+def sh(sandbox, script):
+    return sandbox.exec("sh", "-c", script).stdout.read()
+
+data = openmodal.Volume.from_name("data", create_if_missing=True)
+with openmodal.Sandbox.create(image=image, timeout=60, volumes={"/data": data}, snapshot_on_end="kept") as sandbox:
+    sh(sandbox, "echo one > /file; echo shared > /data/file; mkdir -p /www; echo page > /www/index.html; chown 0 /file")
+    for call in (sandbox.checkpoint, sandbox.fork, sandbox.snapshot_filesystem, sandbox.pause):
+        try:
+            call()
+        except errors.EngineError as error:
+            assert "delegated groups" in str(error), error
+        else:
+            raise AssertionError("nothing can stop it")
+    sandbox.spawn("httpd", "-f", "-p", "127.0.0.1:8000", "-h", "/www")
+    sandbox.connect(8000, timeout=30).close()
+    with sandbox.forward(8000) as tunnel, urllib.request.urlopen(tunnel.url, timeout=30) as answer:
+        assert answer.read() == b"page\\n"
+kept = openmodal.Image.from_name("kept")
+with openmodal.Sandbox.create(image=kept, timeout=60, volumes={"/data": data}) as sandbox:
+    show = "cat /file /www/index.html /data/file 2>/dev/null"
+    assert sh(sandbox, show) == "one\\npage\\nshared\\n"
+    sh(sandbox, "echo two > /file; rm -r /www")
+    sandbox.reset()
+    assert sh(sandbox, show) == "one\\npage\\nshared\\n"
+openmodal.Image.delete("kept")
+print("done")
+"""
+
 # Debian from its packages, as on a machine without a registry.
 DEBIAN = """
 import openmodal
@@ -237,6 +274,14 @@ def test_files_of_a_plain_users_other_ids_are_given_away_by_their_owners_and_rem
 
 @pytest.mark.root
 @pytest.mark.embedded
+@pytest.mark.root
+@pytest.mark.embedded
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("machine", [TUN, RANGES], ids=["single", "sub"])
+def test_a_plain_user_keeps_resets_and_reaches_sandboxes(home: Path, machine: str) -> None:
+    run_as_user(home, FEATURES, machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
+
+
 @pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.timeout(600)

@@ -136,3 +136,11 @@ def test_gc_deletes_the_ephemeral_volumes_of_killed_programs_when_no_sandbox_has
             assert f"volume {name}" in gc(check=check, engine=engine).removed
         assert alive.listdir() == []
     assert not {name, alive.name} & {*os.listdir(folder), *os.listdir(_config.state() / "ephemeral")}
+
+
+def test_an_ephemeral_volume_of_another_state_folder_is_in_use_there(tmp_path: Path) -> None:
+    engine = Embedded(tmp_path / "state")
+    with Volume.ephemeral(engine=engine) as scratch:
+        assert engine.gc() == []
+        assert [found.name for found in run_sync(engine.volumes())] == [scratch.name]
+    assert run_sync(engine.volumes()) == []

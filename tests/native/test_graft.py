@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.native.test_box import BUSYBOX, Box, Host, public_program, root_host
 from tests.native.test_layers import ask, grouped, locked
-from tests.native.test_switch import Stack
+from tests.native.test_switch import Stack, interrupted
 
 __all__ = ["public_program", "root_host"]
 
@@ -95,3 +97,42 @@ def test_links_on_the_way_stay_inside(root_host: Host, box: Box, layers: list[Pa
     assert not (root_host.folder / "here").exists()
     assert ask(box, "mount /real/file", *layers).startswith("error image cannot mount on /real/file ")
     assert ask(box, "mount /bad", Path("/nowhere")).startswith("error image cannot mount /nowhere")
+
+
+def test_another_mount_of_ours_is_not_what_was_mounted_there(box: Box, layers: list[Path]) -> None:
+    """Root of the sandbox puts a link to one image in the place of another."""
+    assert ask(box, "mount /one/here", layers[0]) == "ok"
+    assert ask(box, "mount /other/here", layers[1]) == "ok"
+    box.run("/bin/busybox mv /one /moved; mkdir /one; /bin/busybox ln -s /other/here /one/here")
+    assert ask(box, "unmount /one/here").startswith("error plan /one/here in the sandbox is not what was mounted there")
+    assert box.run("cat /other/here/file /moved/here/file") == "old\nnew\n"
+    assert ask(box, "unmount /other/here") == "ok"
+
+
+def test_what_another_is_mounted_in_stays(box: Box, layers: list[Path]) -> None:
+    assert ask(box, "mount /a", layers[0]) == "ok"
+    assert ask(box, "mount /a/b", layers[1]) == "ok"
+    assert ask(box, "unmount /a") == "error plan /a/b is mounted in /a; unmount it first"
+    assert box.run("cat /a/b/file /a/file") == "old\nnew\n"
+    assert [ask(box, f"unmount {path}") for path in ("/a/b", "/a")] == ["ok", "ok"]
+    assert not locked(layers[0])
+
+
+def test_a_mount_that_is_killed_at_any_time_is_there_and_held_or_neither(box: Box, layers: list[Path]) -> None:
+    """Its process may be killed between the mount and its answer."""
+    chance, outcomes = random.Random(7), set[str]()
+    for _ in range(40):
+        lock = os.open(layers[0], os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        answer = interrupted(box, partial(ask, box, "mount /here", *layers, lock=lock), chance.random() / 200)
+        os.close(lock)
+        outcomes.add(answer)
+        there = box.run("cat /here/file 2>/dev/null; true") == "new\n"
+        assert there == (answer == "ok") == locked(layers[0])
+        if there:
+            answer = interrupted(box, partial(ask, box, "unmount /here"), chance.random() / 400)
+            there = box.run("cat /here/file 2>/dev/null; true") == "new\n"
+            assert there == (answer != "ok") == locked(layers[0])
+        if there:
+            assert ask(box, "unmount /here") == "ok"
+    assert outcomes == {"ok", "error internal"}

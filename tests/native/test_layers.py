@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import threading
 import time
@@ -118,6 +120,50 @@ def test_a_copy_has_all_that_the_upper_folder_has(root_host: Host, box: Box) -> 
     assert stat.S_ISCHR((copy / "etc" / "group").lstat().st_mode)
     assert os.getxattr(copy / "opt", "trusted.overlay.opaque") == b"y"
     assert (copy / "a" / "sparse").stat().st_blocks < 100
+    assert box.run("echo goes on") == "goes on\n"
+
+
+def test_a_deep_tree_is_copied_although_descriptors_are_few(root_host: Host) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    box = grouped(root_host)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    deep = "d/" * 200
+    box.run("".join(3 * [f"/bin/busybox mkdir -p {deep}; cd {deep}; "]) + "echo deep > file")
+    at = copied(box)
+    for _ in range(3):
+        at = at.joinpath(*["d"] * 200)
+    assert (at / "file").read_text() == "deep\n"
+    subprocess.run(["rm", "-r", str(at.parents[598])], check=True)  # Python's own way is not for such depths
+
+
+def test_ids_in_access_lists_are_those_of_the_layer(root_host: Host, tmp_path: Path) -> None:
+    """On a disk of the sandbox's own, ids are as the machine sees them."""
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(disk)], check=True)
+    box = grouped(root_host, disk=str(disk))
+    box.run("echo x > /file; mkdir /folder")
+    base = Path(f"/proc/{box.init}/root").stat().st_uid
+    root = f"/proc/{box.init}/root"
+    entries = [(1, 6, -1), (2, 4, base + 33), (4, 4, -1), (8, 4, base + 44), (16, 4, -1), (32, 4, -1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, mode, id & 0xFFFFFFFF) for tag, mode, id in entries)
+    os.setxattr(f"{root}/file", "system.posix_acl_access", acl)
+    os.setxattr(f"{root}/folder", "system.posix_acl_default", acl)
+    copy = copied(box)
+    for name, kind in (("file", "access"), ("folder", "default")):
+        found = os.getxattr(copy / name, f"system.posix_acl_{kind}")
+        assert [id for tag, _, id in struct.iter_unpack("<HHI", found[4:]) if tag in (2, 8)] == [33, 44]
+
+
+@pytest.mark.skipif(not (UNIFIED / "cgroup.procs").exists(), reason="needs control groups of version 2")
+def test_groups_of_another_sandbox_are_not_touched(root_host: Host) -> None:
+    """Two state folders may choose one id in the same instant."""
+    box = grouped(root_host)
+    taken = {key: box.plan[key] for key in ("cgroup", "kill")}
+    other = root_host.box(**taken).start()
+    assert other.said.startswith("error taken cannot make the cgroup ")
     assert box.run("echo goes on") == "goes on\n"
 
 

@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,13 @@ def test_a_switch_freezes_what_is_there_and_shows_the_same(root_host: Host, box:
     assert again.run("cat /c/one; ls /a/odd /opt/old 2>&1 | /bin/busybox wc -l") == "one\nlate\n2\n"
 
 
+def test_the_root_folder_stays_what_the_sandbox_has_made_of_it(box: Box, stack: Stack) -> None:
+    box.run("/bin/busybox chown 33:44 /; chmod 1751 /")
+    for _ in range(2):
+        assert stack.switch() == "ok"
+        assert box.run("stat -c '%a %u %g' /") == "1751 33 44\n"
+
+
 def shape(box: Box) -> tuple[int, ...]:
     """What must not grow: descriptors, threads, mounts (on this machine: of the box), children."""
     deadline = time.monotonic() + 10
@@ -154,16 +162,16 @@ def test_what_begins_during_a_switch_sees_the_new_root_or_keeps_it_from_happenin
     assert box.run("cat $(ls / | /bin/busybox grep '^n' | /bin/busybox sed 's|^|/|')").count("\n") == 60
 
 
-def interrupted(stack: Stack, after: float) -> str:
-    """Begin a switch, kill its process after so many seconds; the answer's first words."""
-    children, answers = set(_children(stack.box.pid)), list[str]()
-    asking = threading.Thread(target=lambda: answers.append(stack.once()))
+def interrupted(box: Box, begin: Callable[[], str], after: float) -> str:
+    """Begin something, kill its process after so many seconds; the answer's first words."""
+    children, answers = set(_children(box.pid)), list[str]()
+    asking = threading.Thread(target=lambda: answers.append(begin()))
     asking.start()
     new = set[int]()
     while asking.is_alive() and not new:
-        new = set(_children(stack.box.pid)) - children
+        new = set(_children(box.pid)) - children
     time.sleep(after)
-    for pid in new & set(_children(stack.box.pid)):
+    for pid in new & set(_children(box.pid)):
         # It may just have ended by itself.
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -176,7 +184,7 @@ def test_a_switch_that_is_killed_at_any_time_has_happened_or_not(box: Box, stack
     before, chance, outcomes = shape(box), random.Random(8), set[str]()
     for number in range(60):
         box.run(f"echo {number} >> /all")
-        outcomes.add(interrupted(stack, chance.random() * 0.006))
+        outcomes.add(interrupted(box, stack.once, chance.random() * 0.006))
         assert box.run("cat /all").split() == [str(one) for one in range(number + 1)]
     assert "error internal" in outcomes
     assert box.run("ls /.. | /bin/busybox wc -l") == box.run("ls / | /bin/busybox wc -l")

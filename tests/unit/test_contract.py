@@ -72,7 +72,9 @@ def test_an_engine_that_only_says_what_it_lacks_goes_on_working() -> None:
     assert engine.spec.network.cidrs == ("203.0.113.0/24",)
 
 
-@pytest.mark.parametrize("name", ["gpus", "gvisor", "idle_timeout", "network_allowlists", "network_block"])
+@pytest.mark.parametrize(
+    "name", ["gpus", "gvisor", "idle_pause", "idle_timeout", "network_allowlists", "network_block", "snapshot_on_end"]
+)
 def test_what_it_lacks_or_has_never_heard_of_is_refused_before_it_builds(name: str) -> None:
     engine = Outside()
     arguments, word = ASKING[name]
@@ -100,6 +102,9 @@ def test_an_engine_that_checks_says_why_itself_and_is_asked_for_what_it_has() ->
         create(engine, disk=64)
     with pytest.raises(UnsupportedError, match="block_network"):
         create(engine, block_network=True)
+    for argument in ({"id": "mine"}, {"lease": 5}):
+        with pytest.raises(UnsupportedError, match=f"leave {next(iter(argument))}= out"):
+            create(engine, **argument)
     assert engine.called == []
     sandbox = create(engine, gpu=1, runtime="gvisor", outbound_domain_allowlist=["example.com"])
     assert [line.asked for line in sandbox.egress_log()] == ["example.com"]

@@ -93,8 +93,19 @@ def expire(store: Layers, *, check: bool = False, failed: list[str] | None = Non
         for image in over:
             image.file.unlink(missing_ok=True)
         _sweep(store, snapshots, [] if failed is None else failed)
+        _drop_locks(store)
         # By its place: a layer that is just being frozen has no files yet.
         return [key for key in snapshots if not store.place(key).exists()]
+
+
+def _drop_locks(store: Layers) -> None:
+    """Remove the locks of layers that were never made, or are gone, if nobody holds them."""
+    for file in (store.path / "locks").glob("?*"):
+        # What failed is noted in the lock, for those that wait for the same.
+        if not store.place(file.name).exists() and (held := try_lock(file)):
+            with held:
+                if not os.fstat(held.fd).st_size:
+                    file.unlink(missing_ok=True)
 
 
 def drop(store: Layers, keys: Iterable[str]) -> None:

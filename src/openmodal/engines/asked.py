@@ -140,6 +140,7 @@ def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float |
         lease=spec.lease,
         asked=digests(spec, root) if spec.id else (),
         readiness=spec.readiness,
+        snapshot_on_end=spec.snapshot_on_end,
     )
 
 

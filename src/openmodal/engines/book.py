@@ -20,10 +20,10 @@ from msgspec.structs import replace
 from openmodal._dual import Blocking, Sleep
 from openmodal._spec import EndRecord, SandboxSpec, Status
 from openmodal._store import Store
-from openmodal.build.locks import try_lock
+from openmodal.build.locks import lock, try_lock
 from openmodal.engines import asked
 from openmodal.engines.contract import Engine, IdTakenError
-from openmodal.errors import AlreadyExistsError, EngineError, NotFoundError
+from openmodal.errors import AlreadyExistsError, EngineError, NotFoundError, disk_full_named
 
 _PAUSE = 0.01
 
@@ -79,29 +79,25 @@ class Book(Store):
 
     def write_tags(self, id: str, tags: tuple[tuple[str, str], ...]) -> bool:
         """Replace the tags of a sandbox that has a folder here; False if it has none."""
-        status = self.status(id)
-        if not status or not self.folder(id).exists():
-            return False
-        self.write_status(replace(status, tags=tags))
-        return True
+        return self._change(id, lambda status: replace(status, tags=tags))
 
     def write_tunnels(self, id: str, listeners: Mapping[int, socket.socket]) -> bool:
         """Note which listeners lead to a sandbox; False if it has no folder here, or has ended."""
-        status = self.status(id)
-        if not status or not self.folder(id).exists():
-            return False
-        with contextlib.suppress(FileNotFoundError):  # just now
-            self.write_status(asked.forwarded(status, listeners))
-            return True
-        return False
+        return self._change(id, lambda status: asked.forwarded(status, listeners))
 
     def write_expires(self, id: str, seconds: float) -> bool:
         """Note that a sandbox ends so many seconds from now; False if it has no folder here."""
-        status = self.status(id)
-        if not status or not self.folder(id).exists():
-            return False
-        self.write_status(replace(status, expires=time.time() + seconds))
-        return True
+        return self._change(id, lambda status: replace(status, expires=time.time() + seconds))
+
+    def _change(self, id: str, change: Callable[[Status], Status]) -> bool:
+        """Change what is noted of a sandbox, one writer after the other: each changes a part."""
+        place = self.folder(id) / "status.lock"
+        # Without a folder it has ended, perhaps just now.
+        with contextlib.suppress(FileNotFoundError), disk_full_named(self.state), lock(place):
+            if status := self.status(id):
+                self.write_status(change(status))
+                return True
+        return False
 
     async def now_and_then(self, tidy: Callable[[], object]) -> None:
         """Tidy up at one creation of 256: not everybody runs `gc`, which tells what cannot be

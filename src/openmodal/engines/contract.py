@@ -50,6 +50,7 @@ class Promise:
         asked: whether a sandbox as asked for needs it.
         verb: of the engine, which keeps it. An engine without that verb lacks the promise, also if
             it does not say so: what an engine has never heard of must not be ignored.
+        said: no verb tells that the engine has heard of it, so it says so in `keeps`.
     """
 
     text: str
@@ -57,6 +58,7 @@ class Promise:
     argument: str = ""
     asked: Callable[[SandboxSpec], bool] = lambda spec: False
     verb: str = ""
+    said: bool = False
 
 
 _OTHER_LISTS = "use engine='embedded', or block_network=True for no network at all"
@@ -118,7 +120,14 @@ PROMISES = {
         "takes no ids; leave id= out",
         argument="id",
         asked=lambda spec: bool(spec.id),
-        verb="check",
+        said=True,
+    ),
+    "idle_pause": Promise(
+        'with `on_idle="pause"` an idle sandbox is paused, not ended, and goes on when it is used',
+        "cannot pause idle sandboxes; leave on_idle= out",
+        argument="on_idle",
+        asked=lambda spec: spec.on_idle == "pause",
+        said=True,
     ),
     "idle_timeout": Promise(
         "a sandbox ends when nothing happens in it",
@@ -141,7 +150,7 @@ PROMISES = {
         "has no leases; leave lease= out",
         argument="lease",
         asked=lambda spec: spec.lease is not None,
-        verb="check",
+        said=True,
     ),
     "loopback6": Promise("::1, where /etc/hosts names it, can be bound"),
     "many_processes": Promise("any process of the user finds and ends a sandbox by its id"),
@@ -228,6 +237,13 @@ PROMISES = {
         "cannot list sandboxes that have ended; leave ended= out",
         verb="ended",
     ),
+    "snapshot_on_end": Promise(
+        "with `snapshot_on_end` the files of a sandbox that ends are published as an image",
+        "keeps no files of sandboxes that end; leave snapshot_on_end= out, and call snapshot_filesystem() in time",
+        argument="snapshot_on_end",
+        asked=lambda spec: bool(spec.snapshot_on_end),
+        said=True,
+    ),
     "usage": Promise(
         "`usage` tells the CPU time, memory and processes of a sandbox, and what it wrote and sent",
         "cannot tell what a sandbox has used",
@@ -294,6 +310,9 @@ class Engine(Protocol):
 
     name: str
     """The name in `engine=`, `Status.engine` and error texts."""
+
+    keeps: frozenset[str] = frozenset()
+    """The promises that it keeps, of those which `PROMISES` wants to be said."""
 
     @property
     def lacks(self) -> frozenset[str]:
@@ -525,7 +544,7 @@ class Engine(Protocol):
 
     async def resume(self, id: str) -> None:
         """Let a paused sandbox go on. Idempotent, and cheap for one that is not paused: whoever
-        uses a sandbox calls it first.
+        sends something to a sandbox calls it then.
 
         Raises:
             ConnectionError: as `set_timeout`.
@@ -661,8 +680,14 @@ def refusal(engine: Engine, name: str) -> Error:
 
 
 def lacking(engine: Engine) -> frozenset[str]:
-    """The promises that an engine does not keep: those that it names, and those whose verb it does not have."""
-    unknown = {name for name, promise in PROMISES.items() if promise.verb and not _has(engine, promise.verb)}
+    """The promises that an engine does not keep: those that it names, and those that it has never
+    heard of."""
+    said: frozenset[str] = getattr(engine, "keeps", frozenset())
+    unknown = {
+        name
+        for name, promise in PROMISES.items()
+        if (promise.verb and not _has(engine, promise.verb)) or (promise.said and name not in said)
+    }
     return engine.lacks | unknown
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from openmodal import _args, connection, tunnel
-from openmodal._dual import Blocking, dual
+from openmodal._dual import dual
 from openmodal.connection import Connection
 from openmodal.engines import forwarding
 from openmodal.sandbox.handle import Handle, ended
@@ -93,5 +93,4 @@ class Ports(Handle):
         with tunnel.listen(local_port) as listener:
             if door:
                 return tunnel.open_near(door, listener, port)
-            found: Forward = await Blocking(tunnel.open_far, self, listener, port)
-            return found
+            return await tunnel.open_far(self, listener, port)

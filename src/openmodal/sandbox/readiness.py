@@ -8,6 +8,7 @@ from openmodal import _args, connection
 from openmodal._dual import Sleep, dual
 from openmodal._spec import Readiness
 from openmodal.errors import ExecTimeoutError, InvalidError, SandboxConnectionRefusedError
+from openmodal.probe import Probe
 from openmodal.process import StreamType
 from openmodal.sandbox.commands import Commands
 from openmodal.sandbox.handle import ended
@@ -67,3 +68,12 @@ def _question(probe: Readiness) -> str:
     if probe.port:
         return f"nothing listens on port {probe.port}"
     return f"{' '.join(probe.argv)!r} does not exit with 0"
+
+
+def asked(probe: Probe | None) -> Readiness | None:
+    """How a sandbox is asked whether it is ready."""
+    if probe is not None and not isinstance(probe, Probe):
+        raise InvalidError(
+            f"readiness_probe must be an openmodal.Probe, not {type(probe).__name__}; use Probe.with_tcp(port)"
+        )
+    return probe.asked if probe else None

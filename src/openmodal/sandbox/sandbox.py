@@ -13,14 +13,14 @@ from openmodal._dual import Sleep, dual
 from openmodal._link import Stream
 from openmodal._options import environment, secret_names
 from openmodal._sources import Main
-from openmodal._spec import Egress, Info, Readiness, Resources, Root, SandboxSpec, Status
-from openmodal.app import App
+from openmodal._spec import Egress, Info, Resources, Root, SandboxSpec, Status
+from openmodal.app import App, checked_app
 from openmodal.build.progress import terminal_report
 from openmodal.engines import Created, Engine, choose, require
 from openmodal.engines.asked import differences
 from openmodal.engines.contract import IdTakenError, check
-from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
-from openmodal.image import Image, main_command, ready
+from openmodal.errors import AlreadyExistsError, NotFoundError
+from openmodal.image import Image, checked_image, main_command, ready
 from openmodal.probe import Probe
 from openmodal.process import StreamReader, StreamWriter
 from openmodal.sandbox.handle import Handle, ended
@@ -28,7 +28,7 @@ from openmodal.sandbox.leases import Leases
 from openmodal.sandbox.live import Live
 from openmodal.sandbox.mounts import make_missing, mounts
 from openmodal.sandbox.ports import Ports
-from openmodal.sandbox.readiness import Ready
+from openmodal.sandbox.readiness import Ready, asked
 from openmodal.sandbox.shells import Shells
 from openmodal.sandbox.state import State
 from openmodal.secret import Secret
@@ -79,6 +79,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
         secrets: Iterable[Secret] = (),
         timeout: float = DEFAULT_TIMEOUT,
         idle_timeout: float | None = None,
+        on_idle: str = "end",
         lease: float | None = None,
         owner: int | str | None = None,
         workdir: str | None = None,
@@ -97,6 +98,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
         unencrypted_ports: Sequence[int] = (),
         h2_ports: Sequence[int] = (),
         readiness_probe: Probe | None = None,
+        snapshot_on_end: str | None = None,
         runtime: str | None = None,
         **unknown: object,
     ) -> Sandbox:
@@ -115,6 +117,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
             timeout: its lifetime in seconds.
             idle_timeout: seconds without a command, request or file transfer after which it ends. Its main command does not count;
                 reading its output, or writing to it, does.
+            on_idle: "end" it then, or "pause" it until it is used again; its timeout ends it anyway.
             lease: seconds without a call to it after which it ends, whatever runs in it. A call
                 that waits for something renews it all the time, and `renew` does nothing else.
             owner: a process of this machine at whose end it ends: "process" for this one, or a
@@ -133,6 +136,8 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
             encrypted_ports, unencrypted_ports, h2_ports: the same; a tunnel ends on this machine,
                 so it carries plain TCP.
             readiness_probe: how `wait_until_ready` finds out that it is ready.
+            snapshot_on_end: publish its files under this name, as `Image.publish` does, when it
+                ends: by itself, by its timeouts or by `terminate`. See docs/state.md.
             runtime: what runs its processes: "native", the machine's kernel, or "gvisor", a kernel of its own (docs/sandboxes.md).
                 None: "native".
 
@@ -147,8 +152,8 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
             In every case nothing is left behind.
         """
         _args.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
-        app, secrets = _checked_app(app), secrets if isinstance(secrets, Secret) else [*secrets]
-        image = _checked_image(image)
+        app, secrets = checked_app(app), secrets if isinstance(secrets, Secret) else [*secrets]
+        image = checked_image(image)
         gpus, gpu_type = _args.gpu(gpu)
         chosen = choose(engine)
         spec = SandboxSpec(
@@ -179,7 +184,9 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
             ports=_args.ports(
                 ports=ports, encrypted_ports=encrypted_ports, unencrypted_ports=unencrypted_ports, h2_ports=h2_ports
             ),
-            readiness=_checked_probe(readiness_probe),
+            readiness=asked(readiness_probe),
+            on_idle=_args.on_idle(on_idle, idle_timeout, lease),
+            snapshot_on_end="" if snapshot_on_end is None else _args.name("snapshot_on_end", snapshot_on_end),
         )
         _args.command_size("Sandbox.create", spec.argv, spec.env)
         await check(chosen, spec)
@@ -422,32 +429,6 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
 
     def __repr__(self) -> str:
         return f"<Sandbox {self._id} ({self._engine.name})>"
-
-
-def _checked_app(app: App | None) -> App:
-    if app is None:
-        return App("sandbox")
-    if not isinstance(app, App):
-        raise InvalidError(f"app must be an openmodal.App, not {type(app).__name__}; write openmodal.App('my-app')")
-    return app
-
-
-def _checked_probe(probe: Probe | None) -> Readiness | None:
-    if probe is not None and not isinstance(probe, Probe):
-        raise InvalidError(
-            f"readiness_probe must be an openmodal.Probe, not {type(probe).__name__}; use Probe.with_tcp(port)"
-        )
-    return probe.asked if probe else None
-
-
-def _checked_image(image: Image | None) -> Image:
-    if image is None:
-        return Image.debian_slim()
-    if not isinstance(image, Image):
-        raise InvalidError(
-            f"image must be an openmodal.Image, not {type(image).__name__}; use Image.from_registry(name)"
-        )
-    return image
 
 
 def over_image(spec: SandboxSpec, root: Root, command: tuple[str, ...] | None) -> SandboxSpec:

@@ -147,6 +147,7 @@ class State(Handle):
             env=tuple({**dict(root.env), **dict(given), **dict(own)}.items()),
             secrets=tuple(name for name, _ in given),
             timeout=spec.timeout if lifetime is None else lifetime,
+            snapshot_on_end="",  # the image of that name is its parent's
         )
         return await self._forks([replace(spec, name=each) for each in names], root)
 
@@ -223,7 +224,7 @@ class State(Handle):
         """Take away what `mount_image` shows in a folder, and what was written there.
 
         Raises:
-            EngineError: nothing is mounted there.
+            EngineError: nothing is mounted there, or another image in a folder of it.
             SandboxNotRunningError, UnsupportedError: as `mount_image`.
         """
         require(self._engine, "mount_image")

@@ -88,6 +88,7 @@ from openmodal.testing.limits import TestIsolation, TestLimits, TestNetwork  # n
 from openmodal.testing.live import (  # noqa: E402
     TestDeadline,
     TestDiff,
+    TestIdlePause,
     TestNetworkChange,
     TestPause,
     TestUsage,
@@ -102,6 +103,7 @@ from openmodal.testing.shells import TestShell  # noqa: E402
 from openmodal.testing.spawn import TestFlow, TestSpawn, TestStdin, TestTerminal  # noqa: E402
 from openmodal.testing.state import (  # noqa: E402
     TestForks,
+    TestKeptAtTheEnd,
     TestMountedImages,
     TestPublished,
     TestResets,
@@ -141,11 +143,13 @@ __all__ = [
     "TestForward",
     "TestHostDirectories",
     "TestHousekeeping",
+    "TestIdlePause",
     "TestIds",
     "TestImages",
     "TestInterpreter",
     "TestInterrupted",
     "TestIsolation",
+    "TestKeptAtTheEnd",
     "TestLease",
     "TestLifetime",
     "TestLimits",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -117,6 +118,46 @@ class TestPause:
         for call in (sandbox.pause, sandbox.resume):
             with pytest.raises(SandboxTerminatedError):
                 call()
+
+
+@promise("idle_pause")
+class TestIdlePause:
+    def test_it_is_paused_and_goes_on_with_any_call(self, create: Create) -> None:
+        sandbox = create(idle_timeout=0.5, on_idle="pause")
+        sandbox.exec("sh", "-c", "echo in memory > /dev/shm/x")
+        uses: list[Callable[[], object]] = [
+            lambda: sandbox.exec("cat", "/dev/shm/x"),
+            lambda: sandbox.filesystem.read_text("/dev/shm/x"),
+            sandbox.resume,
+        ]
+        for use in uses:
+            eventually(lambda: sandbox.status().paused, seconds=PATIENCE)
+            use()
+            assert sandbox.poll() is None
+        eventually(lambda: sandbox.status().paused, seconds=PATIENCE)
+
+    @promise("ports")
+    def test_a_connection_to_a_port_lets_it_go_on(self, create: Create) -> None:
+        sandbox = create("nc", "-ll", "-p", "8000", "-e", "cat", idle_timeout=0.5, on_idle="pause", ports=[8000])
+        host, port = sandbox.tunnels()[8000].tcp_socket
+        for _ in range(2):
+            eventually(lambda: sandbox.status().paused, seconds=PATIENCE)
+            with socket.create_connection((host, port), PATIENCE) as connection:
+                connection.sendall(b"hello")
+                assert connection.recv(5) == b"hello"
+
+    def test_its_timeout_ends_it_all_the_same(self, create: Create) -> None:
+        sandbox = create(timeout=2.5, idle_timeout=0.3, on_idle="pause")
+        eventually(lambda: sandbox.status().paused, seconds=PATIENCE)
+        with pytest.raises(SandboxTimeoutError):
+            sandbox.wait(timeout=PATIENCE)
+
+    def test_who_comes_in_the_instant_of_the_pause_is_served(self, create: Create) -> None:
+        """A call must not reach an agent that is stopped a moment later, and wait for ever."""
+        sandbox = create(idle_timeout=0.03, on_idle="pause")
+        for number in range(60):
+            time.sleep(0.024 + number % 12 / 1000)
+            assert sandbox.exec("true", timeout=PATIENCE).returncode == 0
 
 
 class TestNetworkChange:
@@ -341,4 +382,4 @@ def _events(watch: Any) -> Iterator[FileEvent]:
     return iter(watch)
 
 
-__all__ = ["TestDeadline", "TestDiff", "TestNetworkChange", "TestPause", "TestUsage", "TestWatch"]
+__all__ = ["TestDeadline", "TestDiff", "TestIdlePause", "TestNetworkChange", "TestPause", "TestUsage", "TestWatch"]

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from openmodal.errors import (
     SandboxFilesystemError,
     SandboxNotRunningError,
     SandboxResetError,
+    SandboxTimeoutError,
 )
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
@@ -192,6 +193,50 @@ class TestPublished:
 
 
 @promise("fork")
+@promise("snapshot_on_end")
+class TestKeptAtTheEnd:
+    @pytest.fixture
+    def name(self, engine: Engine) -> Iterator[str]:
+        made = f"kept-{secrets.token_hex(4)}"
+        yield made
+        with suppress(NotFoundError):
+            Image.delete(made, engine=engine)
+
+    def found(self, create: Create, engine: Engine, name: str) -> str:
+        with create(image=Image.from_name(name, engine=engine)) as other:
+            return sh(other, "cat /kept 2>/dev/null; ls /srv")
+
+    def test_when_it_is_terminated(self, create: Create, engine: Engine, name: str) -> None:
+        sandbox = create(snapshot_on_end=name)
+        sh(sandbox, "echo first > /kept; rmdir /srv; mkdir /srv; echo > /srv/new")
+        sandbox.spawn("sh", "-c", "while :; do echo x >> /log; done")
+        (fork,) = sandbox.fork()
+        sandbox.terminate()
+        end = sandbox.status().ended
+        assert end
+        assert (end.reason, end.unkept) == ("terminated", "")
+        assert end.snapshot
+        assert self.found(create, engine, name) == "first\nnew\n"
+        sh(fork, "echo other > /kept")
+        fork.terminate()
+        assert self.found(create, engine, name) == "first\nnew\n", "a fork has no such name"
+
+    @promise("checkpoint")
+    def test_when_its_time_is_over_with_its_checkpoints(self, create: Create, engine: Engine, name: str) -> None:
+        sandbox = create(snapshot_on_end=name, timeout=3)
+        sh(sandbox, "echo first > /kept")
+        sandbox.checkpoint()
+        sh(sandbox, "echo second >> /kept; echo > /srv/new")
+        with pytest.raises(SandboxTimeoutError):
+            sandbox.wait(timeout=100)
+        assert self.found(create, engine, name) == "first\nsecond\nnew\n"
+
+    def test_when_its_main_command_has_ended(self, create: Create, engine: Engine, name: str) -> None:
+        sandbox = create("sh", "-c", "echo done > /kept; exit 3", snapshot_on_end=name)
+        assert sandbox.wait(timeout=100) == 3
+        assert self.found(create, engine, name).startswith("done\n")
+
+
 class TestForks:
     def test_forks_go_on_from_the_files_and_not_from_each_other(self, create: Create) -> None:
         sandbox = create(env={"OWN": "env"}, workdir="/root", tags={"of": "parent"})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from openmodal._spec import Egress, Network
 from openmodal.engines import machine
 from openmodal.engines.embedded import network
 from openmodal.engines.embedded.plan import Lines
-from openmodal.errors import UnsupportedError
+from openmodal.errors import EngineError, UnsupportedError
 
 POLICY = "egress.json"
 """In the folder of a sandbox that has a gate: what it may reach."""
@@ -43,8 +44,10 @@ def prepare(wanted: Network, folder: Path, log: Path, resolvers: Sequence[str], 
     ]
 
 
-def rewrite(wanted: Network, folder: Path, resolvers: Sequence[str]) -> None:
-    """Replace the policy of a sandbox that has one; its gate reads it when it begins again.
+@contextmanager
+def rewritten(wanted: Network, folder: Path, resolvers: Sequence[str]) -> Iterator[None]:
+    """Replace the policy of a sandbox that has one, for good unless the block fails. Its gate reads
+    it when it begins again, in the block.
 
     Raises:
         UnsupportedError: the whole network is wanted.
@@ -54,8 +57,18 @@ def rewrite(wanted: Network, folder: Path, resolvers: Sequence[str]) -> None:
             "a sandbox that was created with an allow list cannot get the whole network; say what it may reach: "
             'outbound_cidr_allowlist=["0.0.0.0/0"] is every public address over TCP'
         )
+    before = (folder / POLICY).read_text()
+    _replace(folder, policy_text(wanted, network.own_addresses(), resolvers, ()))
+    try:
+        yield
+    except EngineError:  # it goes on as it was, and so does a gate that begins again by itself
+        _replace(folder, before)
+        raise
+
+
+def _replace(folder: Path, policy: str) -> None:
     new = folder / f"{POLICY}.{os.urandom(4).hex()}"  # two processes may do the same
-    new.write_text(policy_text(wanted, network.own_addresses(), resolvers, ()))
+    new.write_text(policy)
     new.replace(folder / POLICY)
 
 

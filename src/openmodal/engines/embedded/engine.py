@@ -44,16 +44,13 @@ from openmodal.engines.contract import Door, IdTakenError
 from openmodal.engines.embedded import cgroup, disk, egress, forward, gvisor, host, launch, network, plan, posture
 from openmodal.engines.embedded.booth import Booth
 from openmodal.engines.embedded.generations import Generations
+from openmodal.engines.embedded.keeping import stop_seconds, tell_unkept, when_over
 from openmodal.engines.embedded.live import Live
 from openmodal.engines.embedded.state import State
 from openmodal.engines.embedded.uppers import Uppers
 from openmodal.engines.embedded.volumes import Volumes
 from openmodal.engines.groups import members
-from openmodal.errors import (
-    EngineError,
-    InvalidError,
-    disk_full_named,
-)
+from openmodal.errors import EngineError, InvalidError, disk_full_named
 
 if TYPE_CHECKING:
     from openmodal.build.prune import Pruned
@@ -70,6 +67,7 @@ class Embedded(Live, State):
     """Sandboxes on this machine."""
 
     name = "embedded"
+    keeps = frozenset({"ids", "idle_pause", "lease", "snapshot_on_end"})
 
     def __init__(self, state: Path | None = None, *, owner: int = 0) -> None:
         """`owner`: a process that no sandbox of this engine outlives."""
@@ -144,7 +142,10 @@ class Embedded(Live, State):
                 box = gvisor.inside(box, runsc)
             try:
                 await launch.start(_binary.find(self._book.state), box, held.fd)
-            except BaseException:  # its supervisor clears up, unless it was killed
+            except BaseException as error:
+                if isinstance(error, EngineError) and error.aspect == "taken":
+                    raise IdTakenError(id) from error
+                # Its supervisor clears up, unless it was killed.
                 cgroup.remove(cgroup.leftovers(host.hierarchies()).get(id, []))
                 raise
         return id
@@ -195,8 +196,9 @@ class Embedded(Live, State):
             await Blocking(self._generations.drop, keys)
 
     async def _stop(self, id: str) -> None:
+        seconds = stop_seconds(self._book.status(id))
         try:
-            await launch.ask(self._book.folder(id), b"t", launch.STOP_SECONDS)
+            tell_unkept(id, await launch.ask(self._book.folder(id), b"t", seconds))
         except (ConnectionError, FileNotFoundError):
             pass  # it has ended, or was never there, or somebody else ends it and its supervisor listens no more
         except TimeoutError:
@@ -386,7 +388,8 @@ class Embedded(Live, State):
             workdir=spec.workdir or root.workdir,
             argv=spec.argv,
             disk=await self._disk(upper, resources.disk),
-            extra=[("may_lack", "seccomp")] if "seccomp" in spec.allow_degraded else [],
+            extra=when_over(self._book.state, id, spec)
+            + ([("may_lack", "seccomp")] if "seccomp" in spec.allow_degraded else []),
         )
 
     async def _disk(self, folder: Path, mebibytes: int | None) -> str:

@@ -31,6 +31,7 @@ LACKS = frozenset(
         "cgroup",
         "cpu_time",
         "holes",
+        "idle_pause",
         "init",
         "memory_offender",
         "mount_image",
@@ -39,6 +40,7 @@ LACKS = frozenset(
         "network_lists",
         "pids",
         "proc",
+        "snapshot_on_end",
     }
 )
 """Promises of the contract that a sandbox in gVisor does not keep; docs/sandboxes.md tells why."""
@@ -87,12 +89,15 @@ def require(spec: SandboxSpec) -> None:
 
     Raises:
         EngineError: as `find`.
-        UnsupportedError: it has an allow list.
+        UnsupportedError: it has an allow list, or is to be paused or kept.
     """
     if spec.network.listed:
         raise UnsupportedError(
             "allow lists cannot be kept with runtime='gvisor' yet, whose network stack does not see the gate; leave out one of them"
         )
+    for argument, wanted in (("on_idle='pause'", spec.on_idle == "pause"), ("snapshot_on_end=", spec.snapshot_on_end)):
+        if wanted:
+            raise UnsupportedError(f"{argument} cannot be kept with runtime='gvisor' yet; leave out one of them")
     find()
 
 

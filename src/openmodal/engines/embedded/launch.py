@@ -30,6 +30,7 @@ _ASPECTS = {
     "overlay": "overlayfs",
     "seccomp": "seccomp",
     "busy": "busy",
+    "taken": "taken",
     "unsupported": "unsupported",
 }
 

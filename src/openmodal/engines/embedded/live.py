@@ -47,8 +47,8 @@ class Live(Engine):
     async def set_network(self, id: str, network: Network) -> None:
         folder = self._book.folder(id)
         if (folder / egress.POLICY).exists():
-            egress.rewrite(network, folder, host.gates_resolvers())
-            await self._request(id, "network on")
+            with egress.rewritten(network, folder, host.gates_resolvers()):
+                await self._request(id, "network on")
             return
         if network.listed:
             raise UnsupportedError(

@@ -59,6 +59,7 @@ class Kubernetes(live.Live):
     """Sandboxes as pods of the cluster that the kubeconfig names."""
 
     name = "kubernetes"
+    keeps = frozenset({"ids", "lease"})
 
     def __init__(self) -> None:
         self._state = _config.state()
@@ -78,6 +79,7 @@ class Kubernetes(live.Live):
             "checkpoint",
             "diff",
             "disk",
+            "idle_pause",
             "images",
             "loopback6",
             "meminfo",
@@ -92,6 +94,7 @@ class Kubernetes(live.Live):
             "pids",
             "ports",
             "reset",
+            "snapshot_on_end",
             "host_folders",
             "volume_rename",
         )

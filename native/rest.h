@@ -1,0 +1,19 @@
+/* An idle sandbox that is paused, not ended: what its agent has to do with that. */
+#pragma once
+
+#include <stdbool.h>
+
+/* It is idle: ask the supervisor for a pause, if that was not done. */
+void rest_wish(void);
+
+/* Whether the idle time counts: no pause is under way. */
+bool rest_counts(void);
+
+/* What the supervisor says: `s`, is that so still; `w`, the sandbox goes on. */
+void rest_hear(char word);
+
+/* Whether the next turn of the loop is to look what is there, and wait for nothing. */
+bool rest_is_asked(void);
+
+/* After such a turn. `quiet`: there was nothing; `idle`: nothing has happened for the idle time. */
+void rest_answer(bool quiet, bool idle);

@@ -1,0 +1,37 @@
+"""Records of what a running sandbox has used and changed: as those of _spec.py."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a sandbox has used. None where its engine cannot tell.
+
+    `cpu` in seconds since it began. `memory` now and `memory_peak` are in MiB, `processes` are
+    those and threads now. `written` is what its changed files take on the disk, in bytes;
+    `received` and `sent` are bytes of its network.
+    """
+
+    cpu: float | None = None
+    memory: float | None = None
+    memory_peak: float | None = None
+    processes: int | None = None
+    written: int | None = None
+    received: int | None = None
+    sent: int | None = None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A file or folder that differs from the sandbox's image.
+
+    `kind` is "added", "changed" or "deleted". `type` is "file", "directory", "symlink" or "other",
+    of what is deleted what it was; `size` is in bytes, 0 for what is no file any more.
+    """
+
+    path: str
+    kind: Literal["added", "changed", "deleted"]
+    type: Literal["file", "directory", "symlink", "other"]
+    size: int
