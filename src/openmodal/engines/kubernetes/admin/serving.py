@@ -81,7 +81,7 @@ def _binding(settings: Settings) -> Json:
 
 
 def _tokens() -> Json:
-    """One token. `apply` leaves the Secret as it is if it is there, with the tokens that were added."""
+    """One token. If the Secret is there, `apply` leaves it as it is, with what was added to it."""
     line = f"ak-{secrets.token_hex(8)} as-{secrets.token_hex(16)}\n"
     return {
         "apiVersion": "v1",
@@ -106,7 +106,7 @@ def _service() -> Json:
 
 
 def _deployment(settings: Settings, image: str, registry: str) -> Json:
-    # Not `managed-by`: by that the policies choose sandboxes, and this pod is to reach the API server.
+    # Not `managed-by`: by that the policies choose sandboxes, and this pod reaches the API server.
     labels = {**_APP, policies.CLIENT: "true"}
     template = {"metadata": {"labels": labels}, "spec": _pod(settings, image, registry)}
     spec = {"replicas": 1, "strategy": {"type": "Recreate"}, "selector": {"matchLabels": _APP}, "template": template}
