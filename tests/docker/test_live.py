@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 
 from openmodal import housekeeping
 from openmodal._dual import run_sync
+from openmodal.engines.docker import generations
 from openmodal.engines.docker.daemon import Daemon
 from openmodal.engines.docker.engine import Docker
-from openmodal.errors import SandboxTerminatedError, SandboxTimeoutError, UnsupportedError
+from openmodal.errors import EngineError, SandboxTerminatedError, SandboxTimeoutError, UnsupportedError
+from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.egress import reaches
 from openmodal.testing.faces import Face, open_face
@@ -131,3 +134,33 @@ def test_a_reset_after_the_owners_end_ends_it(
         with pytest.raises(SandboxTerminatedError, match="owned"):
             sandbox.reset()
     assert sandbox.poll() == 137
+
+
+def test_files_kept_at_an_end_that_nobody_saw_are_found_by_their_name(
+    create: Create, daemon: Daemon, engine: DockerUnderTest
+) -> None:
+    name = f"kept-{os.urandom(4).hex()}"
+    sandbox = create(block_network=True, timeout=3, snapshot_on_end=name)
+    sandbox.filesystem.write_text("/srv/file", "here\n")
+    eventually(lambda: state(daemon, sandbox.id) == "exited")
+    try:
+        image = Image.from_name(name, engine=engine)
+        assert create(image=image, block_network=True).filesystem.read_text("/srv/file") == "here\n"
+        end = sandbox.status().ended
+        assert end
+        assert (end.reason, bool(end.snapshot)) == ("timeout", True)
+    finally:
+        Image.delete(name, engine=engine)
+
+
+def test_files_that_cannot_be_kept_are_told(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise EngineError("no space left on device")
+
+    sandbox = create(block_network=True, snapshot_on_end="kept-never")
+    monkeypatch.setattr(generations, "commit", full)
+    with pytest.raises(EngineError, match="no space left"):
+        sandbox.terminate()
+    end = sandbox.status().ended
+    assert end
+    assert (end.reason, end.unkept) == ("terminated", "no space left on device")

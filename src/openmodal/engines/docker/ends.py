@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from msgspec.structs import replace
+
 from openmodal import _ends
-from openmodal._spec import EndRecord
-from openmodal.engines.docker import container, links
+from openmodal._dual import Blocking
+from openmodal._spec import EndRecord, Referenced
+from openmodal.build.locks import lock_folder
+from openmodal.engines.docker import container, generations, links
 from openmodal.engines.docker.daemon import Api, ConflictError, MissingError
 from openmodal.engines.docker.live import Live
+from openmodal.errors import EngineError
 
 _LAST_WORDS_SECONDS = 5
+_MONTH = 30 * 86400.0  # that an image lives whose name another one gets
 
 
 class Ending(Live):
     """What the verbs that end a sandbox, or see that it has ended, do at the daemon."""
 
+    _home: str
+
+    async def published(self) -> Mapping[str, str]:
+        # What has ended unseen may be the image that somebody looks for.
+        await Blocking(self._asked, self._keep_unseen)
+        return await super().published()
+
     def _stop(self, id: str) -> None:
         if self._book.end(id) and not self._book.folder(id).exists():
             return
         with self._daemon.open() as api:
+            if self._keeps(id):
+                self._stop_and_keep(api, id)
+                return
             found = self._found(api, id)
             if found and container.status_of(found["Config"]["Labels"] or {}) is None:
                 return  # a container of that name that is none of ours
@@ -37,6 +53,20 @@ class Ending(Live):
                     raise self._book.not_noted(id)
             elif found or self._book.folder(id).exists():
                 self._collect(api, id)
+
+    def _stop_and_keep(self, api: Api, id: str) -> None:
+        """End a sandbox whose files become an image.
+
+        Raises:
+            EngineError: they have not.
+        """
+        with self._claimed(id), contextlib.suppress(MissingError, ConflictError):  # somebody else ends it
+            if (self._found(api, id) or {"State": {}})["State"].get("Paused"):
+                self._unpause(api, id)
+            api.post(f"/containers/{id}/stop", t=_LAST_WORDS_SECONDS)
+        end = self._collect(api, id)
+        if end.unkept:
+            raise EngineError(f"sandbox {id} has ended, but its files were not kept: {end.unkept}")
 
     def _last_words(self, api: Api, id: str, found: Mapping[str, Any]) -> EndRecord:
         """Have the agent of a described container end, and keep what nobody has read of its main
@@ -53,7 +83,14 @@ class Ending(Live):
         return _terminated()
 
     def _collect(self, api: Api, id: str) -> EndRecord:
-        """Keep how a container ended, and what it said, and clear it away. Others may do so, too."""
+        """Keep how a container ended, what it said, and its files if so asked, and clear it away.
+        Others may do so, too."""
+        if not self._keeps(id):
+            return self._kept_and_cleared(api, id)
+        with self._claimed(id):
+            return self._book.end(id) or self._kept_and_cleared(api, id)
+
+    def _kept_and_cleared(self, api: Api, id: str) -> EndRecord:
         end, noted = _ends.ended("lost", 137, time.time(), "its container was removed by hand"), True
         if found := self._found(api, id):
             with contextlib.suppress(MissingError, ConflictError):  # who removes it has noted more than we can
@@ -62,10 +99,45 @@ class Ending(Live):
                 end, stderr = container.end_of(found["State"], log[2], at)
                 end = self._with_owner(id, end)
                 noted = self._book.write_outputs(id, log[1], stderr)
+        end = self._with_image(api, id, end) if self._keeps(id) else end
         if not noted or not self._book.write_end(id, end):
             return end  # the container stays, and tells the same again
         self._clear(api, id)
         return self._book.end(id) or end
+
+    def _keeps(self, id: str) -> bool:
+        """Whether a sandbox that is to be cleared away is to become an image."""
+        status = self._book.status(id)
+        return bool(status and status.snapshot_on_end) and self._book.folder(id).exists()
+
+    @contextlib.contextmanager
+    def _claimed(self, id: str) -> Iterator[None]:
+        """Nobody else clears the sandbox away during the block, or resets it; it counts as running."""
+        folder = self._book.folder(id)
+        while not (held := lock_folder(folder)) and folder.exists():
+            time.sleep(0.01)
+        with held or contextlib.nullcontext():
+            yield
+
+    def _with_image(self, api: Api, id: str, end: EndRecord) -> EndRecord:
+        """The record, with the image that a container's files have become, or why there is none."""
+        status, made = self._book.status(id), self._book.made(id, Referenced)
+        try:
+            if not status or not made:
+                raise EngineError("what it was made of is not known here any more")
+            over = time.time() + _MONTH
+            key, root = generations.commit(self._daemon, self._layers, id, made.root, over, None)
+            generations.publish(api, self._layers, status.snapshot_on_end, root)
+            self._settle()
+        except (EngineError, ConnectionError) as error:
+            return replace(end, unkept=" ".join(str(error).split()))
+        return replace(end, snapshot=key)
+
+    def _keep_unseen(self, api: Api) -> None:
+        wanted = {**container.labels(f"{container.HOME}={self._home}"), "status": ["exited"]}
+        for id in container.names(api.get("/containers/json", all=True, filters=wanted)):
+            if self._keeps(id) and not self._book.alive(id):
+                self._collect(api, id)
 
     def _clear(self, api: Api, id: str) -> None:
         self._remove(id, api)

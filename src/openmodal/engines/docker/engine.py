@@ -48,7 +48,7 @@ class Docker(Ending, volumes.Keeper):
     """Sandboxes in containers of a Docker daemon, or of Podman's service for Docker's API."""
 
     name = "docker"
-    keeps = frozenset({"ids", "lease"})
+    keeps = frozenset({"ids", "lease", "snapshot_on_end"})
 
     def __init__(self, state: Path | None = None, daemon: Daemon | None = None) -> None:
         home = state or _config.state()
@@ -63,9 +63,7 @@ class Docker(Ending, volumes.Keeper):
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
         beside = () if self._daemon.path and self._sees_agents() else ("owner", "ports")
         never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "pools")
-        return frozenset(
-            {*limits, *beside, *never, "diff", "idle_pause", "snapshot_on_end", "volume_rename", "volume_sub_paths"}
-        )
+        return frozenset({*limits, *beside, *never, "diff", "idle_pause", "volume_rename", "volume_sub_paths"})
 
     def _sees_agents(self) -> bool:
         """Whether processes of this machine can be beside a sandbox, if any daemon answers."""

@@ -72,6 +72,11 @@ class Host:
             raise no_ports()
         if spec.owner and hidden:
             raise no_owner()
+        if spec.snapshot_on_end and spec.runtime == "gvisor":
+            raise UnsupportedError(
+                "snapshot_on_end= is not kept with runtime='gvisor' on Docker, where gVisor has the files to itself; "
+                "leave one of the two out"
+            )
 
     def gvisor(self, *, network: bool) -> str:
         """The daemon's name for gVisor's runtime.

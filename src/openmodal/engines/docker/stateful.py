@@ -38,18 +38,18 @@ class Stateful(Engine):
 
     async def snapshot(self, id: str, expires: float, timeout: float | None = None) -> str:
         key, _ = await self._commit(id, expires, timeout)
-        await self._settle()
+        await Blocking(self._settle)
         return key
 
     async def import_files(self, files: IO[bytes], title: str, expires: float) -> str:
         key: str = await Blocking(self._asked, generations.unpacked, self._layers, files, expires)
-        await self._settle()
+        await Blocking(self._settle)
         return key
 
-    async def _settle(self) -> None:
-        host: Host = await Blocking(Host.lately, self._daemon)
+    def _settle(self) -> None:
+        host = Host.lately(self._daemon)
         if host.is_here:
-            await Blocking(generations.settle, str(host.info.get("DockerRootDir")))
+            generations.settle(str(host.info.get("DockerRootDir")))
 
     async def checkpoint(self, id: str) -> Referenced:
         key, root = await self._commit(id, (await self.inspect(id)).expires, None)
