@@ -104,12 +104,11 @@ class Volumes:
     def _is_removed(self, name: str, failed: list[str], *, check: bool) -> bool:
         """Remove an ephemeral one that no sandbox has; `check`: only whether that could be."""
         with _trash.going_on(failed), contextlib.suppress(NotFoundError, VolumeInUseError):
-            if not check:
-                self.delete(name)
-                return True
-            if held := lock_folder(self._path / name):
-                held.close()
-                return True
+            if check:
+                with self._locked(name):
+                    return True
+            self.delete(name)
+            return True
         return False
 
     def require(self, name: str) -> Path:
