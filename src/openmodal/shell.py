@@ -39,8 +39,10 @@ VARIABLES = {"PS1": "", "PS2": "", "ENV": "", "TERM": "dumb", "PAGER": "cat", "G
 """So that nothing asks for a key, colours its output or prints a prompt."""
 
 # gVisor cannot open /dev/tty: there the terminal has its own name only.
-_READY = "_om_tty=/dev/tty; (: >$_om_tty) 2>/dev/null || _om_tty=$(tty); readonly _om_tty\n"
-_READY += "PS1= PS2=; unset MAILCHECK HISTFILE; case ${BASH_VERSION-} in ?*) set +H +o history ;; esac\n"
+_READY = (
+    "_om_tty=/dev/tty; (: >$_om_tty) 2>/dev/null || _om_tty=$(tty); readonly _om_tty\n"
+    "PS1= PS2=; unset MAILCHECK HISTFILE; case ${BASH_VERSION-} in ?*) set +H +o history ;; esac\n"
+)
 _REPAIR = "stty sane -echo -onlcr noflsh <$_om_tty 2>/dev/null\n"
 _LINE = 700  # characters of a command in one line: shells and terminals take 1,024
 _LONGEST_LINE = 4095  # what a terminal takes from a program's user
