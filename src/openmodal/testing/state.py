@@ -237,6 +237,7 @@ class TestKeptAtTheEnd:
         assert self.found(create, engine, name).startswith("done\n")
 
 
+@promise("fork")
 class TestForks:
     def test_forks_go_on_from_the_files_and_not_from_each_other(self, create: Create) -> None:
         sandbox = create(env={"OWN": "env"}, workdir="/root", tags={"of": "parent"})
