@@ -31,7 +31,8 @@ static bool is_passing(void) {
     return errno == EAGAIN || errno == EINTR;
 }
 
-/* Who closes the link has seen the end of both directions, unless it was ended before its time. */
+/* Who closes the link has seen the end of both directions, unless it was ended before its time. When we have ended
+ * ours, the end of the other one is a hang-up, too (unix(7)): both are shut down then. */
 static void flow_read(struct pair *pair, int i, short revents) {
     struct flow *flow = &pair->flow[i];
     ssize_t n = recv(pair->end[i], flow->bytes, FLOW_ROOM, MSG_DONTWAIT);
@@ -40,7 +41,7 @@ static void flow_read(struct pair *pair, int i, short revents) {
     flow->start = 0;
     flow->end = n > 0 ? (size_t)n : 0;
     flow->ended = n <= 0;
-    if (n < 0 || (n == 0 && i == PAIR_LINK && revents & POLLHUP))
+    if (n < 0 || (n == 0 && i == PAIR_LINK && revents & POLLHUP && !pair->flow[1 - i].over))
         pair->broken = pair->flow[1 - i].ended = pair->flow[1 - i].over = true;
 }
 

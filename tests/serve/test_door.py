@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import urllib.error
@@ -286,3 +287,24 @@ def test_sandboxes_of_a_run_that_fell_silent_end(tmp_path: Path, monkeypatch: py
         asyncio.run(look())
         assert (silent.poll(), beats.poll()) == (137, None)
     assert list(kept.names(apps.RUN)) == [ids.app("door", "beats")]
+
+
+async def _listed(door: Door, tag: str, *, finished: bool) -> list[str]:
+    channel = Channel("127.0.0.1", door.port)
+    metadata = {"x-modal-token-id": TOKEN[0], "x-modal-token-secret": TOKEN[1]}
+    request = api_pb2.SandboxListRequest(include_finished=finished)
+    request.tags.add(tag_name="which", tag_value=tag)
+    try:
+        answer = await api_grpc.ModalClientStub(channel).SandboxListV2(request, metadata=metadata, timeout=100)
+    finally:
+        channel.close()
+    return [each.id for each in answer.sandboxes]
+
+
+def test_those_that_ended_are_listed_if_they_are_asked_for(door: Door) -> None:
+    image, tag = Image.from_scratch().add_local_file("/bin/busybox", "/bin/busybox"), os.urandom(4).hex()
+    with Sandbox.create(image=image, engine="embedded", timeout=600, tags={"which": tag}) as sandbox:
+        id = ids.sandbox_on_wire(sandbox.id)
+        assert asyncio.run(_listed(door, tag, finished=True)) == [id]
+    assert asyncio.run(_listed(door, tag, finished=False)) == []
+    assert asyncio.run(_listed(door, tag, finished=True)) == [id]

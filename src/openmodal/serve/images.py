@@ -105,6 +105,10 @@ class Images:
         if request.build_function_id:
             raise UnsupportedError("Image.run_function is not supported; use run_commands()")
         fields.check(request.image, fields.IMAGE, call, name="image.")
+        if request.force_build or request.ignore_cache:
+            call.warn(
+                "force_build=True is ignored: steps that are built already are taken; change one to build it anew"
+            )
         id = self._kept.keep_recipe(self._recipe(request.image))
         build = self._build(id, again=request.force_build)
         # What is built already is told at once; the client joins all else.

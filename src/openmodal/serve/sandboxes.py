@@ -19,7 +19,7 @@ from openmodal._command import Command
 from openmodal._spec import Network, Readiness, Resources, Root, SandboxSpec, Status
 from openmodal._wire import Want
 from openmodal.engines.asked import DEFAULT_MEMORY
-from openmodal.engines.contract import check
+from openmodal.engines.contract import check, require
 from openmodal.errors import (
     InvalidError,
     NotFoundError,
@@ -161,9 +161,13 @@ class Sandboxes:
         door = self._door
         app, run = ids.app_and_run(request.app_id) if request.app_id else ("", "")
         tags = {(tag.tag_name, tag.tag_value) for tag in request.tags}
+        listed = await door.run(door.engine.list())
+        if request.include_finished:
+            require(door.engine, "ended")
+            listed = [*await door.run(door.engine.ended()), *listed]
         found = [
             status
-            for status in await door.run(door.engine.list())
+            for status in listed
             if (not app or status.app == app)
             and (not run or status.run == run)
             and tags <= set(status.tags)

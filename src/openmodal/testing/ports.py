@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -100,6 +101,18 @@ class TestForward:
         assert got.startswith(f"{MUCH}\n".encode())
         assert got.endswith(b"\0over\n")
         assert got.count(0) == MUCH
+
+    def test_who_has_said_all_and_reads_late_gets_the_end(self, sandbox: Sandbox) -> None:
+        """The end must not overtake what waits in the kernel's buffers."""
+        with (
+            forwarded(sandbox, "sh", "-c", "cat >/dev/null; head -c 1000000 /dev/zero; echo > /tmp/over") as tunnel,
+            visit(tunnel) as visitor,
+        ):
+            visitor.sendall(b"all")
+            visitor.shutdown(socket.SHUT_WR)
+            eventually(lambda: sandbox.filesystem.exists("/tmp/over"), seconds=PATIENCE)
+            time.sleep(0.3)  # nothing tells when the last byte has left the sandbox
+            assert len(rest(visitor)) == 1_000_000
 
     def test_many_are_in_at_once(self, sandbox: Sandbox) -> None:
         with forwarded(sandbox, "cat") as tunnel, crowd(tunnel, 20) as visitors:

@@ -67,11 +67,8 @@ class Host:
         backing = told.get("Backing Filesystem", "xfs")
         if spec.resources.disk and driver not in _LIMITING and backing != "xfs":
             raise no_disk(f"its driver {driver} is on {backing}")
-        hidden = spec.runtime == "gvisor" or not self.shares_sockets
-        if spec.ports and hidden:
-            raise no_ports()
-        if spec.owner and hidden:
-            raise no_owner()
+        if (spec.ports or spec.owner) and (spec.runtime == "gvisor" or not self.shares_sockets):
+            raise no_ports() if spec.ports else no_owner()
         if spec.snapshot_on_end and spec.runtime == "gvisor":
             raise UnsupportedError(
                 "snapshot_on_end= is not kept with runtime='gvisor' on Docker, where gVisor has the files to itself; "
