@@ -257,6 +257,8 @@ static void await_last_words(struct box *box) {
 void finish(struct box *box) {
     layers_finish(box);
     control_end_work(box, true);
+    shutdown(box->shaping.client, SHUT_RDWR); /* or it would wait, with its lock, as long as files are kept */
+    layers_drop(box);                         /* no child of it is left, but what keeps the files asks for another */
     stop_end(box);
     close_fd(&box->agent_listener);
     box->agent_listener = -1;
