@@ -496,7 +496,7 @@ int agent_run(const struct agent_config *config) {
         watch_main();
         next = do_what_is_due(&sweep_at);
         if (asked)
-            rest_answer(!news, is_idle() && agent.now - agent.active >= config->idle_ms);
+            rest_answer(!news, is_idle() && links_drained() && agent.now - agent.active >= config->idle_ms);
         if (agent.now >= agent.end_by)
             return finish();
     }

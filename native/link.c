@@ -290,9 +290,11 @@ static void link_read(struct link *link) {
             room = whole - size;
     }
     ssize_t n = recv(link->watch.fd, buffer_room(&link->in, room), room, 0);
-    if (n > 0)
+    if (n > 0) {
         link->in.end += (size_t)n;
-    else if (n == 0 || (errno != EAGAIN && errno != EINTR))
+        if (link->trusted)
+            agent.active = agent.now; /* a part of a request, too: whoever sends the rest to a paused agent waits for ever */
+    } else if (n == 0 || (errno != EAGAIN && errno != EINTR))
         link->gone = true;
     if (link->leaving)
         buffer_consume(&link->in, buffer_size(&link->in));
