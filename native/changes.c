@@ -231,20 +231,25 @@ static void put_attributes(int directory, const char *name) {
     free(path);
 }
 
-/* As many bytes as were told: zeros for what a shrinking file lacks. */
-static void put_content(int directory, const char *name, int64_t left) {
+/* As many bytes as were told: zeros for what a shrinking file lacks. False: it cannot be read. */
+static bool put_content(int directory, const char *name, int64_t left) {
     static char piece[PIECE];
     AUTO_FD int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0 && left > 0)
+        return false;
     while (left > 0) {
         size_t most = left < PIECE ? (size_t)left : PIECE;
-        ssize_t n = fd < 0 ? 0 : read(fd, piece, most);
-        if (n <= 0) {
+        ssize_t n = read(fd, piece, most);
+        if (n < 0)
+            return false;
+        if (n == 0) {
             memset(piece, 0, most);
             n = (ssize_t)most;
         }
         fwrite(piece, 1, (size_t)n, stdout);
         left -= n;
     }
+    return true;
 }
 
 static void put_text(const char *text) {
@@ -252,13 +257,19 @@ static void put_text(const char *text) {
 }
 
 /* Behind path, facts and target, of a sandbox: has it changed, when, and of which file is it one of the names; its attributes; its bytes. */
-static void put_change(int directory, const char *name, const struct stat *info, bool changed) {
+static bool put_change(int directory, const char *name, const struct stat *info, bool changed) {
     bool shared = S_ISREG(info->st_mode) && info->st_nlink > 1;
     printf("%d %" PRId64 " %" PRIx64 ":%" PRIx64 "%c", changed, (int64_t)info->st_mtim.tv_sec, shared ? (uint64_t)info->st_dev : 0,
            shared ? (uint64_t)info->st_ino : 0, 0);
     put_attributes(directory, name);
-    if (changed && S_ISREG(info->st_mode))
-        put_content(directory, name, info->st_size);
+    return !changed || !S_ISREG(info->st_mode) || put_content(directory, name, info->st_size);
+}
+
+static _Noreturn void give_up(struct walk *walk, const char *what, const char *path, const char *why) {
+    fprintf(stderr, "the %s /%.200s cannot be read: %s\n", what, path, why);
+    fflush(stdout);
+    go_on(walk);
+    exit(1);
 }
 
 static void look(struct walk *walk, int directory, const char *name, const char *path, int depth);
@@ -299,15 +310,11 @@ static void look(struct walk *walk, int directory, const char *name, const char 
         put_text(path);
         put_text(facts);
         put_text(target);
-        if (!lists)
-            put_change(directory, name, &info, changed);
+        if (!lists && !put_change(directory, name, &info, changed))
+            give_up(walk, "file", path, strerror(errno));
     }
-    if (S_ISDIR(info.st_mode) && (depth >= DEEPEST || !look_into(walk, directory, name, path, depth))) {
-        fprintf(stderr, "the folder /%.200s cannot be read: %s\n", path, depth >= DEEPEST ? "it is too deep" : strerror(errno));
-        fflush(stdout);
-        go_on(walk);
-        exit(1);
-    }
+    if (S_ISDIR(info.st_mode) && (depth >= DEEPEST || !look_into(walk, directory, name, path, depth)))
+        give_up(walk, "folder", path, depth >= DEEPEST ? "it is too deep" : strerror(errno));
 }
 
 static void put_deleted(const struct walk *walk) {
