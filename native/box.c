@@ -574,6 +574,9 @@ bool box_run(struct box *box) {
 static bool make(struct box *box) {
     const struct plan *plan = box->plan;
     box->started = unix_us();
+    if (plan->rests && plan->kill.count == 0 && plan->thaw == NULL)
+        return fail("unsupported", "an idle sandbox cannot be paused here, because it has no control groups: run as root, or as a user with "
+                                   "delegated groups, or leave on_idle= out");
     if (!take_signals(box) || !set_timer(box) || !owner_watch(box, plan->owner) || !take_folder(box))
         return false;
     if (plan->reuse && (box->upper = upper_hold(plan)) < 0)
