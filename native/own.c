@@ -71,9 +71,10 @@ int verb_own(int argc, char **argv) {
     int link = connect_link(&door);
     if (link < 0)
         return 1;
-    if (fork() == 0) {
+    pid_t child = fork();
+    if (child == 0) {
         setsid();
         keep(link, argv[2]);
     }
-    return 0;
+    return child < 0;
 }
