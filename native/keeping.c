@@ -46,6 +46,7 @@ static void serve_clients(struct box *box, int said) {
         over = from[SAID].revents != 0; /* its writers have closed it */
         if (from[SIGNALS].revents)
             hear_signals(box);
+        over |= box->keeper == 0; /* a process that it has left behind may have a copy of the pipe */
         for (size_t i = clients; i-- > 0;)
             if (from[FIXED + i].revents)
                 control_hear(box, i);
@@ -56,7 +57,7 @@ static void serve_clients(struct box *box, int said) {
 
 /* Its last line is `ok KEY` or `error SENTENCE`, or that of an interpreter that could not begin. */
 static void note(struct box *box, int said) {
-    char text[4096], *line = text;
+    char text[(64 << 10) + 1], *line = text; /* as much as a pipe holds: warnings may come first */
     ssize_t size = read(said, text, sizeof text - 1);
     text[size > 0 ? size : 0] = '\0';
     text[strcspn(text, "\r")] = '\0';
