@@ -68,6 +68,17 @@ static void shift_ids(char *list, size_t size, uint32_t base) {
     }
 }
 
+/* Capabilities of version 3 (linux/capability.h) name the root of the user namespace that gave them in their last four bytes. */
+static void shift_root(char *capabilities, size_t size, uint32_t base) {
+    enum { VERSION_3_SIZE = 24, ROOT = 20 };
+    uint32_t root;
+    if (size != VERSION_3_SIZE)
+        return;
+    memcpy(&root, capabilities + ROOT, sizeof root);
+    root -= base;
+    memcpy(capabilities + ROOT, &root, sizeof root);
+}
+
 static bool copy_attributes(int from, int to, uint32_t base) {
     static char names[MAX_VALUE], value[MAX_VALUE];
     ssize_t size = flistxattr(from, names, sizeof names);
@@ -75,6 +86,8 @@ static bool copy_attributes(int from, int to, uint32_t base) {
         ssize_t length = fgetxattr(from, name, value, sizeof value);
         if (length > 0 && base != 0 && strncmp(name, "system.posix_acl_", 17) == 0)
             shift_ids(value, (size_t)length, base);
+        if (length > 0 && base != 0 && strcmp(name, "security.capability") == 0)
+            shift_root(value, (size_t)length, base);
         if (length < 0 || fsetxattr(to, name, value, (size_t)length, 0) != 0)
             return false;
     }
