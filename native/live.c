@@ -61,6 +61,7 @@ void stop_end(struct box *box) {
     if (box->stops > 0)
         groups_thaw(box->plan);
     box->stops = 0;
+    box->resting = false; /* nor does it stop again, if its agent had just said that it may */
 }
 
 static bool mark(const struct box *box) {
