@@ -35,6 +35,8 @@ bool rest_counts(void) {
 void rest_hear(char word) {
     if (word == 's' && now == WISHED)
         now = ASKED;
+    else if (word == 's')
+        say("busy"); /* it was let go on before the supervisor had heard its wish, and the file is there again */
     if (word == 'w') {
         now = AWAKE;
         agent.active = agent.asked = agent.now;
