@@ -75,6 +75,8 @@ static void shift_root(char *capabilities, size_t size, uint32_t base) {
     if (size != VERSION_3_SIZE)
         return;
     memcpy(&root, capabilities + ROOT, sizeof root);
+    if (root < base) /* of nobody in the sandbox */
+        return;
     root -= base;
     memcpy(capabilities + ROOT, &root, sizeof root);
 }
