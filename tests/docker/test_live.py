@@ -164,3 +164,18 @@ def test_files_that_cannot_be_kept_are_told(create: Create, monkeypatch: pytest.
     end = sandbox.status().ended
     assert end
     assert (end.reason, end.unkept) == ("terminated", "no space left on device")
+
+
+def test_gc_clears_away_whose_end_was_noted_before_a_crash(
+    create: Create, engine: DockerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"kept-{os.urandom(4).hex()}"
+    sandbox = create(block_network=True, snapshot_on_end=name)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_clear", lambda api, id: None)
+            sandbox.terminate()
+        assert f"sandbox {sandbox.id}" in engine.gc()
+        assert f"sandbox {sandbox.id}" not in engine.gc()
+    finally:
+        Image.delete(name, engine=engine)

@@ -60,11 +60,13 @@ class Ending(Live):
         Raises:
             EngineError: they have not.
         """
-        with self._claimed(id), contextlib.suppress(MissingError, ConflictError):  # somebody else ends it
-            if (self._found(api, id) or {"State": {}})["State"].get("Paused"):
-                self._unpause(api, id)
-            api.post(f"/containers/{id}/stop", t=_LAST_WORDS_SECONDS)
-        end = self._collect(api, id)
+        # Held until its files are kept: a reset would have others.
+        with self._claimed(id):
+            with contextlib.suppress(MissingError, ConflictError):  # somebody else ends it
+                if (self._found(api, id) or {"State": {}})["State"].get("Paused"):
+                    self._unpause(api, id)
+                api.post(f"/containers/{id}/stop", t=_LAST_WORDS_SECONDS)
+            end = self._kept_once(api, id)
         if end.unkept:
             raise EngineError(f"sandbox {id} has ended, but its files were not kept: {end.unkept}")
 
@@ -88,7 +90,14 @@ class Ending(Live):
         if not self._keeps(id):
             return self._kept_and_cleared(api, id)
         with self._claimed(id):
-            return self._book.end(id) or self._kept_and_cleared(api, id)
+            return self._kept_once(api, id)
+
+    def _kept_once(self, api: Api, id: str) -> EndRecord:
+        """The same of a sandbox that is claimed: who noted its end may have died before it cleared."""
+        if end := self._book.end(id):
+            self._clear(api, id)
+            return end
+        return self._kept_and_cleared(api, id)
 
     def _kept_and_cleared(self, api: Api, id: str) -> EndRecord:
         end, noted = _ends.ended("lost", 137, time.time(), "its container was removed by hand"), True
