@@ -204,6 +204,15 @@ def test_gc_leaves_running_sandboxes_alone(create: Create, engine: DockerUnderTe
     assert sandbox.exec("true").returncode == 0
 
 
+def test_gc_leaves_one_alone_that_has_begun_since_the_list(
+    create: Create, engine: DockerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = create()
+    monkeypatch.setattr("openmodal.engines.docker.container.runs", lambda item: False)
+    assert f"sandbox {sandbox.id}" not in engine.gc()
+    assert sandbox.exec("true").returncode == 0
+
+
 @pytest.fixture
 def as_docker(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where this daemon is Docker."""

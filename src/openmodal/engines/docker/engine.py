@@ -245,9 +245,10 @@ class Docker(Ending, volumes.Keeper):
             left = [name for name in left if ephemeral.is_abandoned(self._layers.path, name)]
             dead = [id for id, item in known.items() if not container.runs(item) and self._may_collect(id, item)]
             orphans = [id for id in self._book.ids() if id not in known and not self._book.alive(id)]
+            gone = [id for id in (*dead, *orphans) if not self._has_begun(api, id)]
             if not check:
                 self._let_paused_end(api, known)
-                for id in (*dead, *orphans):
+                for id in gone:
                     with _trash.going_on(failed):
                         self._collect(api, id)
                 left = [name for name in left if self._removed(api, name, failed)]
@@ -256,7 +257,7 @@ class Docker(Ending, volumes.Keeper):
         _trash.tell(failed)
         return [
             *(f"volume {name}" for name in left),
-            *(f"sandbox {id}" for id in (*dead, *orphans)),
+            *(f"sandbox {id}" for id in gone),
             *(f"snapshot {id[7:19]}" for id in snapshots),
         ]
 
@@ -280,6 +281,12 @@ class Docker(Ending, volumes.Keeper):
             if item["State"] == "paused" and (status := self._book.status(id)):
                 self._seen(api, status, paused=True)
 
+    def _has_begun(self, api: Api, id: str) -> bool:
+        """Whether it runs after all: it may have been created, or reset, since the daemon's list."""
+        alive = self._book.alive(id)  # first: whoever holds it lets it go when its container runs
+        found = self._found(api, id)
+        return alive or bool(found and self._runs(id, found["State"])) or self._book.alive(id)
+
     def _checkpoints(self) -> frozenset[str]:
         """The names of those that sandboxes have, which may live longer than they were to."""
         return frozenset(
@@ -288,7 +295,7 @@ class Docker(Ending, volumes.Keeper):
 
     def _let_go(self, api: Api, found: Mapping[str, Mapping[str, Any]]) -> None:
         for id, item in found.items():
-            if not container.runs(item) and self._may_collect(id, item):
+            if not container.runs(item) and self._may_collect(id, item) and not self._has_begun(api, id):
                 self._collect(api, id)
 
     def _may_collect(self, id: str, item: Mapping[str, Any]) -> bool:
@@ -393,6 +400,7 @@ class Docker(Ending, volumes.Keeper):
         status, end = self._book.status(id), self._book.end(id)
         if end is None:
             with self._daemon.open() as api:
+                alive = self._book.alive(id)  # before: a container may begin behind the look at it
                 found = self._found(api, id)
                 labelled = container.status_of(found["Config"]["Labels"] or {}) if found else None
                 status = status or labelled
@@ -400,7 +408,7 @@ class Docker(Ending, volumes.Keeper):
                     raise unknown(id)
                 if found and labelled and self._runs(id, found["State"]):
                     return self._seen(api, status, paused=bool(found["State"].get("Paused")))
-                if self._book.alive(id):
+                if alive or self._book.alive(id):
                     return status
                 end = self._collect(api, id)
         return self._book.as_ended(id, end, status)
