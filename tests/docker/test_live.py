@@ -11,8 +11,8 @@ import pytest
 
 from openmodal import housekeeping
 from openmodal._dual import run_sync
-from openmodal.engines.docker import generations
-from openmodal.engines.docker.daemon import Daemon
+from openmodal.engines.docker import generations, live
+from openmodal.engines.docker.daemon import Api, Daemon
 from openmodal.engines.docker.engine import Docker
 from openmodal.errors import EngineError, SandboxTerminatedError, SandboxTimeoutError, UnsupportedError
 from openmodal.image import Image
@@ -45,6 +45,23 @@ def test_a_paused_one_is_listed_kept_by_gc_and_copied(create: Create, daemon: Da
     assert state(daemon, sandbox.id) == "paused"
     assert create(image=image, block_network=True).filesystem.read_text("/srv/file") == "here\n"
     assert sandbox.filesystem.read_text("/srv/file") == "here\n"
+    assert state(daemon, sandbox.id) == "running"
+
+
+def test_one_that_is_used_while_it_is_being_paused_can_go_on(
+    create: Create, daemon: Daemon, engine: DockerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who used it took the mark away that says it is paused: then nothing let it go on."""
+    sandbox, freeze = create(block_network=True), live._freeze
+
+    def late(api: Api, id: str) -> None:
+        run_sync(engine.resume(id))
+        freeze(api, id)
+
+    monkeypatch.setattr(live, "_freeze", late)
+    sandbox.pause()
+    assert state(daemon, sandbox.id) == "paused"
+    sandbox.resume()
     assert state(daemon, sandbox.id) == "running"
 
 

@@ -75,7 +75,7 @@ class Ending(Live):
         command's output; how it ended."""
         with contextlib.suppress(MissingError, ConflictError):  # somebody else ends it
             if found["State"].get("Paused"):
-                self._unpause(api, id)
+                self._go_on(api, id)
             api.post(f"/containers/{id}/stop", t=_LAST_WORDS_SECONDS)
             log = links.log(api, id)
             end, stderr = container.end_of({}, log[2], time.time())

@@ -23,6 +23,7 @@ from openmodal._files import text
 from openmodal._link import Link
 from openmodal._spec import Network, Status, Usage
 from openmodal._wire import Kind, milliseconds
+from openmodal.build.locks import lock_folder
 from openmodal.engines.book import Book
 from openmodal.engines.contract import PROMISES
 from openmodal.engines.docker import container, posture
@@ -61,7 +62,7 @@ class Live(Owned):
 
     async def resume(self, id: str) -> None:
         if self._mark(id).exists():
-            await Blocking(self._asked, self._unpause, id)
+            await Blocking(self._asked, self._go_on, id)
 
     async def set_network(self, id: str, network: Network) -> None:
         if network.listed:
@@ -92,14 +93,17 @@ class Live(Owned):
                 raise
 
     def _unpause(self, api: Api, id: str) -> None:
-        try:
-            api.post(f"/containers/{id}/unpause")
-        except MissingError:
-            pass
-        except ApiError:  # it goes on already, which daemons tell in several ways
-            if _is_paused(api, id):
-                raise
+        """For who holds the sandbox's lock."""
+        _thaw(api, id)
         self._mark(id).unlink(missing_ok=True)
+
+    def _go_on(self, api: Api, id: str) -> None:
+        """For others. If somebody is pausing it at the moment, that one needs the mark."""
+        if held := lock_folder(self._book.folder(id)):
+            with held:
+                self._unpause(api, id)
+        else:
+            _thaw(api, id)
 
     def _block(self, api: Api, id: str) -> None:
         """Take it off its networks, and note them. The firewall of its network namespace stays."""
@@ -139,7 +143,7 @@ class Live(Owned):
     def _seen(self, api: Api, status: Status, *, paused: bool) -> Status:
         """The status, with what is only known while it runs."""
         if paused and (status.expires < time.time() or self._lost_owner(status.id)):
-            self._unpause(api, status.id)
+            self._go_on(api, status.id)
         elif paused:
             return replace(status, paused=True)
         return status
@@ -156,6 +160,16 @@ def _freeze(api: Api, id: str) -> None:
             # that computes had its turn to stop.
             if "unable to freeze" not in error.message or time.monotonic() > over:
                 raise
+
+
+def _thaw(api: Api, id: str) -> None:
+    try:
+        api.post(f"/containers/{id}/unpause")
+    except MissingError:
+        pass
+    except ApiError:  # it goes on already, which daemons tell in several ways
+        if _is_paused(api, id):
+            raise
 
 
 def _described(api: Api, id: str) -> Mapping[str, Any]:
