@@ -14,7 +14,7 @@ import pytest
 from openmodal._spec import Config, Copy, Dockerfile, Referenced, Resources, Run, SandboxSpec, Status
 from openmodal.build import context as recipe
 from openmodal.build.told import Listener, News
-from openmodal.engines.docker import container, links
+from openmodal.engines.docker import container, generations, links
 from openmodal.engines.docker.daemon import Daemon, find
 from openmodal.engines.docker.doctor import problems
 from openmodal.engines.docker.host import Host
@@ -251,3 +251,21 @@ def test_the_older_builders_lines_are_understood() -> None:
         News("start", 3, "CMD x"),
     ]
     assert (listener.image, listener.error) == ("sha256:1", "long")
+
+
+@pytest.mark.parametrize(
+    ("names", "is_over"),
+    [
+        (None, True),
+        (["<none>:<none>"], True),
+        (["mine:latest"], False),
+        (["openmodal:name-mine"], False),
+        (["openmodal:snap-1"], True),
+        (["openmodal:snap-1", "mine:latest"], True),
+    ],
+)
+def test_of_what_inherits_a_snapshots_label_only_ours_and_the_nameless_expires(
+    names: list[str] | None, is_over: bool
+) -> None:
+    item = {"Id": "sha256:1", "RepoTags": names, "Created": 1, "Labels": {generations.SNAPSHOT: "snap-1 1.0"}}
+    assert generations._is_over(item) == is_over

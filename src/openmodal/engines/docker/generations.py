@@ -116,7 +116,9 @@ def expire(api: Api, kept: Set[str] = frozenset(), *, check: bool = False) -> li
 
 def _is_over(item: _Item) -> bool:
     if not tags(item):
-        return float(item["Created"]) < time.time() - _HALF_MADE
+        # What has another's name is another's, who has built it on a snapshot or named one.
+        named = any(name != "<none>:<none>" for name in item["RepoTags"] or ())
+        return not named and float(item["Created"]) < time.time() - _HALF_MADE
     return 0.0 < expires(item) < time.time() and not names_of(item)
 
 
