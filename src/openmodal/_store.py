@@ -277,7 +277,12 @@ class Store:
 
     def ended_ids(self) -> list[str]:
         """Whose end is known here."""
-        return sorted(name for name in os.listdir(self.ended) if "." not in name and _ID.fullmatch(name))
+        try:
+            names = os.listdir(self.ended)
+        except FileNotFoundError:  # nothing was ever created here
+            return []
+        # An app's name may have dots. What is behind the last hyphen, or a chosen id, has none.
+        return sorted(name for name in names if "." not in name.rpartition("-")[2] and _ID.fullmatch(name))
 
     def forget(self, id: str) -> None:
         """Forget how something ended that is no sandbox of the user's."""

@@ -338,6 +338,13 @@ class TestNames:
 
 def test_without_a_state_folder_there_is_nothing(tmp_path: Path) -> None:
     assert Store(tmp_path / "nothing").ids() == []
+    assert Store(tmp_path / "nothing").ended_ids() == []
+
+
+def test_of_what_ended_those_are_known_whose_apps_names_have_dots(store: Store) -> None:
+    for name in ("my.app-758f3413", "my.app-758f3413.stdout", "my.app-758f3413.made", "chosen", "chosen.stderr"):
+        (store.ended / name).write_text("")
+    assert store.ended_ids() == ["chosen", "my.app-758f3413"]
 
 
 class TestConfig:
