@@ -68,8 +68,26 @@ def test_a_name_that_means_something_in_a_layer_is_left_out() -> None:
         b"x",
         told("x", "f 644 0 0 -1 7 0:0"),
         b"x\0q\0\0\0\0",
+        told("x", "f 644 0 0 5 7 0:0", data="four"),
+        told("x", "f 644 0 0 0 7 0:0", behind="0 7 0:0"),
+        told("x", "f 10000 0 0 0 7 0:0"),
+        told("x", "f 644 -1 0 0 7 0:0"),
+        told("x", "f 644 0 0 0 7"),
+        told("x", "c 644 0 0 0 7 9999999999:0"),
+        told("a/" * 513 + "a", "f 644 0 0 0 7 0:0"),
     ],
 )
 def test_what_no_agent_tells_is_refused(records: bytes) -> None:
     with pytest.raises(ProtocolError, match="does not tell"):
         members(records)
+
+
+def test_how_much_it_can_make_us_remember_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [file(f"file{number}") for number in range(100)]
+    assert len(members(*records)) == 100, "the control"
+    monkeypatch.setattr(difference, "_MOST", 50_000)
+    with pytest.raises(ProtocolError, match="too many files"):
+        members(*records)
+    gone = [f"gone{number}\0D\0".encode() for number in range(100)]
+    with pytest.raises(ProtocolError, match="too many files"):
+        members(*gone)

@@ -7,6 +7,7 @@ registry: its paths stay below the root, and what it says becomes files of that 
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -24,6 +25,9 @@ _KINDS = {
 }
 _WHITEOUT = ".wh."
 _LONGEST = 1 << 20  # bytes of a field: a path, or all attributes
+_DEEPEST = 512  # as native/changes.c
+_MOST = 2 << 30  # bytes of memory for what is told, without what is in the files
+_RECORD = 1500  # of them for each path, beside its text
 
 
 class Told(NamedTuple):
@@ -48,7 +52,7 @@ def write(told: IO[bytes], output: IO[bytes]) -> None:
         ProtocolError: this is not what an agent tells.
     """
     try:
-        records = list(_records(told))
+        records = list(_records(told, told.seek(0, io.SEEK_END)))
     except (ValueError, IndexError) as error:
         raise ProtocolError(f"the agent of the sandbox does not tell what has changed: {error}") from error
     gone = _topmost([each.path for each in records if each.facts == ["D"]], _no_folders(records))
@@ -64,11 +68,17 @@ def write(told: IO[bytes], output: IO[bytes]) -> None:
             tar.addfile(tarfile.TarInfo(f"{head}{slash}{_WHITEOUT}{tail}"))
 
 
-def _records(told: IO[bytes]) -> Iterator[Told]:
+def _records(told: IO[bytes], end: int) -> Iterator[Told]:
     told.seek(0)
+    taken = 0
     while path := _field(told):
-        if path.startswith("/") or {*path.split("/")} & {"", ".", ".."}:
+        depth = path.count("/")
+        if depth > _DEEPEST or path.startswith("/") or {*path.split("/")} & {"", ".", ".."}:
             raise ValueError(f"the path {path[:80]!r}")
+        taken += _RECORD + (depth + 1) * len(path)  # its folders are looked for by their paths
+        if taken > _MOST:
+            raise ValueError("too many files for a snapshot; use a volume for them")
+        begin = told.tell()
         facts = _field(told).split()
         if facts == ["D"]:
             yield Told(path, facts)
@@ -77,12 +87,27 @@ def _records(told: IO[bytes]) -> Iterator[Told]:
         changed, mtime, inode = _field(told).split()
         attributes = {name: bytes.fromhex(value) for name, _, value in (w.partition("=") for w in _field(told).split())}
         texts = {name: value.decode("utf-8", "surrogateescape") for name, value in attributes.items()}
-        size, at = int(facts[4]), told.tell()
-        if facts[0] not in _KINDS or not 0 <= size < 1 << 50:
-            raise ValueError(f"the facts {facts}")
+        at = told.tell()
+        size = _size(facts)
+        if size > end - at or (facts[0] == "f" and changed != "1"):
+            raise ValueError(f"the size {size} of {path[:80]!r}")
+        taken += at - begin
         yield Told(path, facts, target, int(mtime), "" if inode == "0:0" else inode, changed == "1", texts, at)
-        if facts[0] == "f" and changed == "1":
-            told.seek(at + size)
+        told.seek(at + size)
+
+
+def _size(facts: list[str]) -> int:
+    """How many bytes of a file follow its record.
+
+    Raises:
+        ValueError: no layer can have these facts.
+    """
+    kind, mode, uid, gid, size, _, device = facts
+    major, _, minor = device.partition(":")
+    numbers = (int(mode, 8) >> 12, int(uid) >> 32, int(gid) >> 32, int(major) >> 20, int(minor) >> 20)
+    if kind not in _KINDS or any(numbers) or int(size) < 0:
+        raise ValueError(f"the facts {facts}")
+    return int(size) if kind == "f" else 0
 
 
 def _field(told: IO[bytes]) -> str:
