@@ -10,6 +10,7 @@ from contextlib import closing
 from msgspec.structs import replace
 
 from openmodal import _wire
+from openmodal._command import refusal
 from openmodal._dual import Blocking
 from openmodal._link import Link
 from openmodal._spec import Usage
@@ -40,7 +41,9 @@ class Live(Snapshots):
         with closing(await self.connect(id)) as stream:
             link = Link(stream)
             await link.send(_wire.deadline(_wire.milliseconds(seconds)))
-            await link.expect(Kind.OK)
+            kind, payload = await link.expect(Kind.OK)
+            if kind == Kind.ERROR:
+                raise refusal(payload)
         status = replace(found.status, expires=time.time() + seconds)
         cluster, _, _ = self._access()
         await Blocking(cluster.patch, cluster.pods(found.pod), {"metadata": {"annotations": pods.described(status)}})
