@@ -170,6 +170,13 @@ def test_files_kept_at_an_end_that_nobody_saw_are_found_by_their_name(
         Image.delete(name, engine=engine)
 
 
+def test_of_one_that_has_ended_unseen_no_usage_is_told(create: Create, daemon: Daemon) -> None:
+    sandbox = create(block_network=True, timeout=2)
+    eventually(lambda: state(daemon, sandbox.id) == "exited")
+    with pytest.raises(SandboxTimeoutError):
+        sandbox.usage()
+
+
 def test_files_that_cannot_be_kept_are_told(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise EngineError("no space left on device")

@@ -193,6 +193,8 @@ def _is_paused(api: Api, id: str) -> bool:
 def _usage(api: Api, id: str) -> Usage:
     try:
         found = api.get(f"/containers/{id}/json", size=True)
+        if not found["State"]["Running"]:  # of which the daemon tells nothing but zeros
+            raise ConnectionResetError(f"the sandbox {id} has ended")
         used = posture.used(found) or usage_of(api.get(f"/containers/{id}/stats", stream=False))
     except (MissingError, ConflictError) as error:
         raise ConnectionResetError(f"the sandbox {id} has ended") from error
