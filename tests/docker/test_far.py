@@ -122,6 +122,8 @@ def test_info_tells_what_holds_it(other: Docker, root: Image, monkeypatch: pytes
         monkeypatch.setattr(posture, "here", lambda *_: None)  # that machine's processes are not to be seen
     with Sandbox.create(image=root, engine=other, timeout=60, memory=256, cpu=0.5, block_network=True) as sandbox:
         info = sandbox.info()
+        sandbox.pause()
+        assert sandbox.info() == info
         inside = sandbox.exec("cat", "/proc/self/uid_map").stdout.read().split()
     assert (info.memory, info.cpu, info.pids, info.network) == (256, 0.5, 512, "none")
     assert (info.root, info.ids, len(info.capabilities), info.degraded) == (int(inside[1]), int(inside[2]), 10, ())

@@ -215,6 +215,7 @@ class Docker(Ending, volumes.Keeper):
         with while_it_runs(id):
             if info := posture.here(found, status.runtime):
                 return replace(info, generation=generation)
+            await self.resume(id)  # its agent is asked
             link = Link(await self.connect(id))
             try:
                 return replace(await posture.far(found, link, status.runtime), generation=generation)
