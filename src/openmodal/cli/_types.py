@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from openmodal.cli._session import Session
 
+if TYPE_CHECKING:
+    _Number, _Whole, _Word = click.ParamType[float], click.ParamType[int], click.ParamType[str]
+else:  # before click 8.4 it takes no parameter
+    _Number = _Whole = _Word = click.ParamType
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _MEBIBYTES = {"k": 1 / 1024, "m": 1.0, "g": 1024.0, "t": 1024.0**2}
 _PART = r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)"
 
 
-class Duration(click.ParamType[float]):
+class Duration(_Number):
     """Seconds, of "90", "5m", "1h30m", "2d"."""
 
     name = "duration"
@@ -36,7 +41,7 @@ class Duration(click.ParamType[float]):
             self.fail(f"{value!r} is no duration; write 90, 30s, 5m, 1h30m or 2d", param, ctx)
 
 
-class Mebibytes(click.ParamType[int]):
+class Mebibytes(_Whole):
     """Whole MiB, of "512", "512m", "2g"."""
 
     name = "size"
@@ -48,7 +53,7 @@ class Mebibytes(click.ParamType[int]):
         return int(float(found[1]) * _MEBIBYTES[found[2] or "m"])
 
 
-class SandboxWord(click.ParamType[str]):
+class SandboxWord(_Word):
     """An id, a name, or the first letters of an id; a shell completes them."""
 
     name = "sandbox"
