@@ -139,6 +139,16 @@ def test_a_proof_for_one_sandbox_is_none_for_another(door: Door) -> None:
     assert said.split() == ["served", "UNAUTHENTICATED"], errors
 
 
+def test_tokens_of_a_file_are_in_no_log(tmp_path: Path) -> None:
+    with opened(tmp_path) as door:
+        door.process.terminate()
+        assert door.process.stdout
+        said = door.process.stdout.read() + (tmp_path / "log").read_text()
+    assert "# serving" in said
+    assert TOKEN[0] not in said
+    assert TOKEN[1] not in said
+
+
 def test_it_tells_how_it_is(door: Door) -> None:
     client(BEGIN + "modal.Sandbox.create(app=app, image=image).terminate()", door).communicate()
     with urllib.request.urlopen(f"{door.url}/healthz") as answer:

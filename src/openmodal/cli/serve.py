@@ -91,7 +91,7 @@ def serve(
         sandboxes=max_sandboxes, starts=max_starting, lifetime=max_lifetime, memory=max_memory, upload=max_upload << 20
     )
     door = Place(host, (0 if program else PORT) if port is None else port, advertise, tls)
-    return asyncio.run(_serve(session.engine, door, _tokens(token_file), limits, program))
+    return asyncio.run(_serve(session.engine, door, _tokens(token_file), limits, program, tells=token_file is None))
 
 
 def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
@@ -134,8 +134,15 @@ def _tokens(file: Path | None) -> tuple[tuple[str, str], ...]:
 
 
 async def _serve(
-    engine: Engine, place: Place, tokens: tuple[tuple[str, str], ...], limits: Limits, program: Sequence[str]
+    engine: Engine,
+    place: Place,
+    tokens: tuple[tuple[str, str], ...],
+    limits: Limits,
+    program: Sequence[str],
+    *,
+    tells: bool,
 ) -> int:
+    """`tells`: its token is new, so nobody could know the token otherwise."""
     from openmodal.serve import certificate, logs
     from openmodal.serve.access import Access
     from openmodal.serve.apps import end_lost_runs
@@ -158,7 +165,7 @@ async def _serve(
             looking = asyncio.create_task(end_lost_runs(door))
             if program:
                 return await _run(program, _variables(url, tokens[0]) | trusted)
-            _tell(url, tokens[0], engine.name)
+            _tell(url, tokens[0] if tells else None, engine.name)
             click.echo(
                 f"# programs that use https:// tunnels trust them by SSL_CERT_FILE={trusted['SSL_CERT_FILE']}", err=True
             )
@@ -192,8 +199,9 @@ def _variables(url: str, token: tuple[str, str]) -> dict[str, str]:
     return {"MODAL_SERVER_URL": url, "MODAL_TOKEN_ID": token[0], "MODAL_TOKEN_SECRET": token[1]}
 
 
-def _tell(url: str, token: tuple[str, str], engine: str) -> None:
-    for name, value in _variables(url, token).items():
+def _tell(url: str, token: tuple[str, str] | None, engine: str) -> None:
+    # One of a file is in no log: of a pod, others may read that than may read its Secret.
+    for name, value in (_variables(url, token) if token else {"MODAL_SERVER_URL": url}).items():
         click.echo(f"export {name}={value}")
     click.echo(f"# serving the {engine} engine; Ctrl-C ends the door, and sandboxes run on", err=True)
     sys.stdout.flush()
