@@ -27,6 +27,7 @@ from openmodal.serve.door import Door as InnerDoor
 from openmodal.serve.door import Limits
 from openmodal.serve.images import Images
 from openmodal.serve.kept import Kept
+from openmodal.serve.sandboxes import Sandboxes
 from tests.serve.conftest import TOKEN, Door, environment, opened
 
 pytestmark = pytest.mark.embedded
@@ -261,6 +262,29 @@ def test_a_message_has_a_size_that_is_held_in_memory(door: Door) -> None:
     assert asyncio.run(status_of(door, 40 << 20)) == "RESOURCE_EXHAUSTED"
     # That one is read, and its file is not what its digest says.
     assert asyncio.run(status_of(door, 4 << 20)) == "INVALID_ARGUMENT"
+
+
+def test_more_than_the_queue_takes_are_told_to_ask_again(tmp_path: Path) -> None:
+    engine, kept = engines.choose("embedded"), Kept(tmp_path)
+    limits = Limits(starts=1, queue=1)
+    door = InnerDoor(engine, kept, Access((TOKEN,), b"key"), Images(engine, kept), "http://127.0.0.1:1", limits)
+    sandboxes = Sandboxes(door)
+
+    async def counted(id: str) -> None:
+        async with sandboxes._counted(id):
+            pass
+
+    async def look() -> None:
+        async with sandboxes._counted("first"):
+            waiting = asyncio.create_task(counted("second"))
+            await asyncio.sleep(0)
+            with pytest.raises(GRPCError) as refused:
+                await counted("third")
+            assert refused.value.status is Status.RESOURCE_EXHAUSTED
+        await waiting
+        await counted("third")
+
+    asyncio.run(look())
 
 
 def test_silence_is_not_measured_by_the_clock_of_the_wall() -> None:

@@ -82,7 +82,7 @@ class Sandboxes:
         fields.check(definition, fields.SANDBOX, call)
         spec = self._spec(request, ids.new_sandbox(call.key, old=old))
         await door.run(check(door.engine, spec))
-        async with door.starting, self._counted(spec.id):
+        async with self._counted(spec.id):
             root = await door.images.root(definition.image_id, tuple(definition.mount_ids))
             door.tunnels.ask(spec.id, _ports(definition))
             made = await door.finish(Sandbox._started(_with(spec, root), root, door.engine))
@@ -90,17 +90,25 @@ class Sandboxes:
 
     @asynccontextmanager
     async def _counted(self, id: str) -> AsyncIterator[None]:
-        """Count a sandbox that is being created with those that run, when there is room for it."""
+        """Count a sandbox that is being created with those that run, when it is its turn and there is
+        room for it."""
+        starting = self._door.starting
         if self._queued >= self._door.limits.queue:
             raise _full(f"{self._queued} sandboxes wait to be created")
         self._queued += 1
         try:
-            await self._enter(id)
+            await starting.acquire()
+            try:
+                await self._enter(id)
+            except BaseException:
+                starting.release()
+                raise
         finally:
             self._queued -= 1
         try:
             yield
         finally:
+            starting.release()
             self._starting[id] -= 1
             if not self._starting[id]:
                 del self._starting[id]
