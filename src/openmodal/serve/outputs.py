@@ -65,18 +65,19 @@ class Outputs:
             return
         (status,) = await self._asked(request)
         at, deadline = _offsets(request.last_entry_id), time.monotonic() + min(request.timeout, _LONGEST_WAIT)
-        rests = dict.fromkeys(_STREAMS, b"")
-        while True:
+        rests, going = dict.fromkeys(_STREAMS, b""), {*_STREAMS}
+        while going:
             left = max(0.0, deadline - time.monotonic())
-            came, ended = await self._more(status, at, left)
+            came, over = await self._more(status, at, left, tuple(going))
+            going -= over  # one that has ended is answered at once, and would keep this loop turning
             for number, data in came:
                 text, rests[number] = _decoded(rests[number] + data)
                 if item := self._item(status, number, text, request):
                     told = [at[other] - len(rests[other]) for other in _STREAMS]
                     yield api.TaskLogsBatch(task_id=_task(status), entry_id="-".join(map(str, told)), items=[item])
-            if ended or not left:
+            if not left:
                 break
-        yield api.TaskLogsBatch(task_id=_task(status), app_done=ended, eof=ended)
+        yield api.TaskLogsBatch(task_id=_task(status), app_done=not going, eof=not going)
 
     @serves("AppFetchLogs")
     async def fetch(self, request: Any, call: Call) -> Any:
@@ -138,40 +139,41 @@ class Outputs:
         """What is there now of a stream."""
         at, whole, ended = [0, 0, 0], b"", False
         while not ended:
-            came, ended = await self._more(status, at, 0, (number,))
+            came, over = await self._more(status, at, 0, (number,))
+            ended = number in over
             whole = b"".join((whole, *(data for _, data in came)))[-_MOST:]
             if not came:
                 break
         return whole.decode("utf-8", "replace")
 
     async def _more(
-        self, status: Status, at: list[int], wait: float, numbers: tuple[int, ...] = (1, 2)
-    ) -> tuple[list[tuple[int, bytes]], bool]:
-        """What came behind these offsets, which move on, and whether nothing more comes."""
+        self, status: Status, at: list[int], wait: float, numbers: tuple[int, ...]
+    ) -> tuple[list[tuple[int, bytes]], set[int]]:
+        """What came behind these offsets, which move on, and the streams of which nothing more comes."""
         door = self._door
         command = Command(door.sandbox(ids.sandbox_on_wire(status.id))._agent, _wire.MAIN)
-        want, end = Want.PEEK, State(0)
+        want = Want.PEEK
         for number in numbers:
-            want, end = want | _STREAMS[number][0], end | _STREAMS[number][1]
+            want |= _STREAMS[number][0]
         taken = {number: Pieces() for number in numbers}
         try:
             progress = await door.run(command.io(want, at, taken, wait=int(wait * 1000)))
             came = [(number, b"".join(taken[number].parts)) for number in numbers if taken[number].parts]
-            return came, progress.state & end == end
+            return came, {number for number in numbers if progress.state & _STREAMS[number][1]}
         except (NotFoundError, SandboxNotRunningError):
             pass
         # It has ended, or has no main command: then it is done when it ends.
         try:
             record = await door.run(door.engine.wait(status.id, wait))
         except TimeoutError:
-            return [], False
+            return [], set()
         came = []
         for number in numbers:
             kept = await door.run(door.engine.main_output(status.id, number))
             begins = record.written[number - 1] - len(kept)
             came.append((number, kept[max(0, at[number] - begins) :]))
             at[number] = record.written[number - 1]
-        return came, True
+        return came, {*numbers}
 
 
 def _task(status: Status) -> str:
