@@ -158,6 +158,18 @@ def test_logs_show_the_main_commands_output(openmodal: CommandLine) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "err\n")
 
 
+def test_logs_show_errors_before_anything_is_printed(openmodal: CommandLine) -> None:
+    program = openmodal.program("print(create('sh', '-c', 'echo err >&2; sleep 100').id)\n")
+    id = openmodal("--local", "run", "--detach", program).strip()
+    command = [*COMMAND, "--local", "sandbox", "logs", id]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as done:
+        assert done.stderr
+        assert done.stderr.readline() == "err\n"  # or at the sandbox's end, with what follows it
+        openmodal.running()  # it still runs
+        assert done.poll() is None
+        openmodal("--local", "sandbox", "stop", id)
+
+
 def test_logs_tell_what_is_missing(openmodal: CommandLine) -> None:
     writer = "head -c 9000000 /dev/zero | tr '\\\\0' A"
     program = openmodal.program(f'sandbox = create("sh", "-c", "{writer}"); sandbox.wait(); print(sandbox.id)\n')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import warnings
@@ -82,12 +83,10 @@ def logs(session: Session, id: str, follow: bool) -> None:
     and what nobody has read for a day after the sandbox has ended.
     """
     sandbox = session.sandbox(id)
-    errors = threading.Thread(target=_print, args=(sandbox.stderr, sys.stderr), daemon=True)
+    errors = threading.Thread(target=_print_errors, args=(sandbox,), daemon=True)
     with warnings.catch_warnings():
         warnings.showwarning = _warn
-        first = sandbox.stdout.read_some()  # here, where an exception is seen: there may be no main command
-        errors.start()
-        sys.stdout.write(_output.encodable(first, sys.stdout))
+        errors.start()  # before the first word on stdout: a server may have all its words on stderr
         _print(sandbox.stdout, sys.stdout)
         errors.join()
 
@@ -102,6 +101,13 @@ def _warn(
 ) -> None:
     """A warning without a line of ours, which tells a user of commands nothing."""
     _output.tell(f"Warning: {message}")
+
+
+def _print_errors(sandbox: Sandbox) -> None:
+    from openmodal.errors import Error
+
+    with contextlib.suppress(Error):  # such as that it has no main command: reading stdout says so, too
+        _print(sandbox.stderr, sys.stderr)
 
 
 def _print(reader: StreamReader[str], to: TextIO) -> None:
