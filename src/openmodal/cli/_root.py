@@ -15,7 +15,8 @@ from openmodal.cli._output import tell
 from openmodal.cli._session import Session
 
 _ELSEWHERE = {
-    **dict.fromkeys(("ls", "info"), ("inspect", "list")),
+    "ls": ("list",),
+    "info": ("inspect", "list"),
     **dict.fromkeys(("rm", "terminate", "kill", "delete", "remove", "end"), ("stop", "delete", "prune")),
     **dict.fromkeys(("ssh", "attach", "enter", "sh"), ("shell",)),
     "copy": ("cp",),

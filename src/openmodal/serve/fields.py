@@ -50,7 +50,7 @@ SANDBOX = Table(
         ("cloud_provider", "cloud= is ignored: sandboxes run where this door runs"),
         ("cloud_provider_str", "cloud= is ignored: sandboxes run where this door runs"),
         ("scheduler_placement", "region= is ignored: sandboxes run where this door runs"),
-        ("verbose", "verbose= is ignored: `openmodal sandbox show` tells what happened"),
+        ("verbose", "verbose= is ignored: `openmodal sandbox inspect` tells what happened"),
     ),
     refused=(
         ("proxy_id", "proxy= is not supported; use outbound_domain_allowlist= to say what is reached"),
