@@ -24,7 +24,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from openmodal.errors import InvalidError
 from openmodal.serve.kept import place
 
-_LIFE = dt.timedelta(days=30)
+_LIFE = dt.timedelta(days=800)
+"""A door has the one that it began with as long as it runs."""
 _AUTHORITYS_LIFE = dt.timedelta(days=3650)
 _LOOPBACK = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_network("127.0.0.0/8")))
 _PEM = serialization.Encoding.PEM
