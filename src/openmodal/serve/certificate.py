@@ -58,10 +58,11 @@ def trusted(folder: Path) -> dict[str, str]:
     """The variables by which a program trusts this folder's authority, and all that it would trust
     without them."""
     authority, _ = _authority(folder)
-    system = ssl.get_default_verify_paths().cafile or certifi.where()
-    files = {system, os.environ.get("REQUESTS_CA_BUNDLE", system)}
-    others = [Path(file).read_bytes() for file in sorted(files) if Path(file).is_file()]
     path = folder / "authorities.pem"
+    system = ssl.get_default_verify_paths().cafile or certifi.where()
+    # Not what an earlier door wrote, and told to set: it would grow with each start.
+    told = {system, os.environ.get("REQUESTS_CA_BUNDLE", system)} - {str(path)}
+    others = [Path(file).read_bytes() for file in sorted(told or {certifi.where()}) if Path(file).is_file()]
     place(path, b"\n".join([*others, authority.public_bytes(_PEM)]))
     return dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(path))
 
