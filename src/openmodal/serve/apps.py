@@ -186,7 +186,12 @@ async def end_lost_runs(door: Door) -> None:
     while True:
         await asyncio.sleep(_BEAT)
         # By the clock that stands still while the machine sleeps, and with it the programs.
-        heard = listened(heard, door.kept.moments(RUN), time.monotonic())
+        try:
+            heard = listened(heard, door.kept.moments(RUN), time.monotonic())
+            await door.tunnels.sweep()
+        except (Error, OSError) as error:  # too many open files, or an engine that does not answer
+            log.warning("nobody looked for runs that have ended", extra={"reason": str(error)})
+            continue
         for app_id in [id for id, (_, at) in heard.items() if time.monotonic() - at >= _SILENCE]:
             log.info("a run has ended without a word", extra={"app": app_id})
             try:

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import functools
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -26,6 +27,7 @@ CLEAR, ENCRYPTED, H2 = "clear", "encrypted", "h2"
 
 _PIECE = 256 * 1024
 _KIND = "tunnel"
+_HOUR = 3600.0
 
 Find = Callable[[str], Awaitable[Mapping[int, Tunnel]]]
 Running = Callable[[], Awaitable[set[str]]]
@@ -50,7 +52,7 @@ class Tunnels:
 
     async def of(self, id: str, found: Mapping[int, Tunnel]) -> list[Any]:
         """The tunnels of a sandbox, as the client is told."""
-        await self._sweep()
+        await self.sweep()
         told: list[Any] = []
         for port, tunnel in found.items():
             kind, _ = self._known(id, port)
@@ -75,7 +77,18 @@ class Tunnels:
         """A sandbox has ended."""
         for key in [key for key in self._servers if key[0] == id]:
             self._servers.pop(key).close()
-            self._kept.forget_name(_KIND, f"{id}/{key[1]}")
+        for name in self._kept.moments(_KIND):
+            if name.rpartition("/")[0] == id:
+                self._kept.forget_name(_KIND, name)
+
+    async def sweep(self) -> None:
+        """Close what leads to sandboxes that have ended."""
+        # One that is asked for is not running yet, but soon.
+        oldest = time.time() - _HOUR
+        old = {name.rpartition("/")[0] for name, at in self._kept.moments(_KIND).items() if at < oldest}
+        known = {id for id, _ in self._servers} | old
+        for id in known - await self._running() if known else ():
+            self.close(id)
 
     # --------------------------------------------------------------------------------------- inside
 
@@ -130,7 +143,7 @@ class Tunnels:
         except (Error, OSError, TimeoutError, KeyError) as error:
             log.info("a tunnel does not reach its sandbox", extra={"port": port, "reason": str(error)})
             writer.transport.abort()
-            await self._sweep()
+            await self.sweep()
             return
         try:
             await asyncio.gather(_carry(reader, far_writer), _carry(far_reader, writer))
@@ -139,12 +152,6 @@ class Tunnels:
         finally:
             writer.close()
             far_writer.close()
-
-    async def _sweep(self) -> None:
-        """Close what leads to sandboxes that have ended."""
-        running = await self._running()
-        for id in {id for id, _ in self._servers} - running:
-            self.close(id)
 
     def _known(self, id: str, port: int) -> tuple[str, int]:
         kind, _, number = (self._kept.named(_KIND, f"{id}/{port}") or f"{CLEAR} 0").partition(" ")
