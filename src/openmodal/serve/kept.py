@@ -14,6 +14,7 @@ for what has a name.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -198,8 +199,14 @@ class Kept:
                 copy.rename(executable)
             source = executable
         target.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):  # under another spelling, such as a//b
+        try:
             os.link(source, target)
+        except FileExistsError:  # under another spelling, such as a//b
+            pass
+        except OSError as error:
+            if error.errno != errno.EMLINK:  # ext4 gives a file 65,000 names, and empty ones are in each tree
+                raise
+            shutil.copy(source, target)
 
     def _file(self, digest: str) -> Path:
         if len(digest) != 64 or not all(c in "0123456789abcdef" for c in digest):
@@ -252,9 +259,8 @@ class Kept:
 
     def names(self, kind: str) -> dict[str, str]:
         """Every name, and the id of what has it."""
-        folder = self.folder / "names" / kind
-        found = sorted(folder.iterdir()) if folder.exists() else []
-        return {_unquoted(path.name): path.read_text("utf-8") for path in found if not path.name.startswith(".")}
+        found = {name: self.named(kind, name) for name in sorted(self.moments(kind))}
+        return {name: id for name, id in found.items() if id is not None}  # None: taken away meanwhile
 
     def moments(self, kind: str) -> dict[str, float]:
         """Every name, and when it was given last."""
