@@ -229,7 +229,10 @@ class Router:
                 pass
         except SandboxNotRunningError:
             return router.TaskExecWaitResponse(signal=9)
-        if await self._wrote(command):
+        wrote = False
+        with contextlib.suppress(SandboxNotRunningError):  # it ended meanwhile; how the command did is known
+            wrote = await self._wrote(command)
+        if wrote:
             await self._readers.printed(_wire_of(request), request.exec_id)
         self._readers.told(_wire_of(request), request.exec_id)
         return _ended(router.TaskExecWaitResponse, record)
