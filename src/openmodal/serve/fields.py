@@ -43,13 +43,14 @@ SANDBOX = Table(
         "entrypoint_args image_id mount_ids secret_ids timeout_secs idle_timeout_secs workdir name "
         "block_network environment_variables network_access resources resources.milli_cpu "
         "resources.milli_cpu_max resources.memory_mb resources.memory_mb_max "
-        "resources.ephemeral_disk_mb open_ports pty_info readiness_probe runtime volume_mounts"
+        "resources.ephemeral_disk_mb open_ports readiness_probe runtime volume_mounts"
     ),
     harmless=_words("direct_sandbox_commands_enabled resources.gpu_config runtime_debug worker_id"),
     ignored=(
         ("cloud_provider", "cloud= is ignored: sandboxes run where this door runs"),
         ("cloud_provider_str", "cloud= is ignored: sandboxes run where this door runs"),
         ("scheduler_placement", "region= is ignored: sandboxes run where this door runs"),
+        ("pty_info", "pty= of a main command is ignored: it has pipes; sandbox.exec(…, pty=True) has a terminal"),
         ("verbose", "verbose= is ignored: `openmodal sandbox inspect` tells what happened"),
     ),
     refused=(
