@@ -305,8 +305,8 @@ def test_sandboxes_of_a_run_that_fell_silent_end(tmp_path: Path, monkeypatch: py
     async def look() -> None:
         looking = asyncio.create_task(apps.end_lost_runs(door))
         try:
-            while ids.app("door", "silent") in kept.names(apps.RUN):
-                kept.name(apps.RUN, ids.app("door", "beats"), "")
+            while ids.app("door", "silent") in kept.names(door.own(apps.RUN)):
+                kept.name(door.own(apps.RUN), ids.app("door", "beats"), "")
                 await asyncio.sleep(0.05)
         finally:
             looking.cancel()
@@ -317,10 +317,10 @@ def test_sandboxes_of_a_run_that_fell_silent_end(tmp_path: Path, monkeypatch: py
         return Sandbox.create(image=image, engine=engine, timeout=600)
 
     with created("silent") as silent, created("beats") as beats:
-        kept.name(apps.RUN, ids.app("door", "silent"), "")
+        kept.name(door.own(apps.RUN), ids.app("door", "silent"), "")
         asyncio.run(look())
         assert (silent.poll(), beats.poll()) == (137, None)
-    assert list(kept.names(apps.RUN)) == [ids.app("door", "beats")]
+    assert list(kept.names(door.own(apps.RUN))) == [ids.app("door", "beats")]
 
 
 async def _listed(door: Door, tag: str, *, finished: bool) -> list[str]:

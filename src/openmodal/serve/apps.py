@@ -76,7 +76,7 @@ class Apps:
         """A run of an app: what it creates ends with it."""
         name = ids.name(request.description or "app")[:_PART_OF_NAME]
         id = ids.app(name, ids.letters("run", call.key or os.urandom(16), count=16))
-        self._door.kept.name(RUN, id, "")
+        self._door.kept.name(self._door.own(RUN), id, "")
         return api.AppCreateResponse(app_id=id)
 
     @serves("AppPublish")
@@ -91,7 +91,7 @@ class Apps:
     async def heartbeat(self, request: Any, call: Call) -> Any:
         """The program of a run lives; also of one that begins to beat again."""
         if ids.app_and_run(request.app_id)[1]:
-            self._door.kept.name(RUN, request.app_id, "")
+            self._door.kept.name(self._door.own(RUN), request.app_id, "")
         return Empty()
 
     @serves("VolumeHeartbeat")
@@ -168,7 +168,7 @@ async def end_run(door: Door, app_id: str, *, whole_app: bool = False) -> None:
     for error in ended:
         if isinstance(error, BaseException):
             raise error
-    door.kept.forget_name(RUN, app_id)
+    door.kept.forget_name(door.own(RUN), app_id)
 
 
 Heard = Mapping[str, tuple[float, float]]
@@ -187,7 +187,7 @@ async def end_lost_runs(door: Door) -> None:
         await asyncio.sleep(_BEAT)
         # By the clock that stands still while the machine sleeps, and with it the programs.
         try:
-            heard = listened(heard, door.kept.moments(RUN), time.monotonic())
+            heard = listened(heard, door.kept.moments(door.own(RUN)), time.monotonic())
             await door.tunnels.sweep()
         except (Error, OSError) as error:  # too many open files, or an engine that does not answer
             log.warning("nobody looked for runs that have ended", extra={"reason": str(error)})

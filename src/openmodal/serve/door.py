@@ -87,7 +87,12 @@ class Door:
         async def running() -> set[str]:
             return {status.id for status in await self.run(self.engine.list())}
 
-        return Tunnels(self.kept, find, running)
+        return Tunnels(self.kept, self.own("tunnel"), find, running)
+
+    def own(self, kind: str) -> str:
+        """A kind of names about sandboxes, which the doors of other engines do not see: one of this
+        folder would take them for ended."""
+        return f"{kind}-{self.engine.name}"
 
     def variables(self, secret_ids: Iterable[str], sources: Iterable[Any]) -> dict[str, str]:
         """The variables of secrets and, over them, of sources, of which a later one beats the others."""

@@ -26,7 +26,6 @@ from openmodal.tunnel import LOCAL, Tunnel
 CLEAR, ENCRYPTED, H2 = "clear", "encrypted", "h2"
 
 _PIECE = 256 * 1024
-_KIND = "tunnel"
 _HOUR = 3600.0
 
 Find = Callable[[str], Awaitable[Mapping[int, Tunnel]]]
@@ -36,9 +35,11 @@ Running = Callable[[], Awaitable[set[str]]]
 class Tunnels:
     """The listeners of a door, by sandbox and port."""
 
-    def __init__(self, kept: Kept, find: Find, running: Running) -> None:
-        """`find`: the tunnels of a sandbox; `running`: the ids of the sandboxes that run."""
+    def __init__(self, kept: Kept, kind: str, find: Find, running: Running) -> None:
+        """`kind`: of the names that are kept; `find`: the tunnels of a sandbox; `running`: the ids of
+        the sandboxes that run."""
         self._kept = kept
+        self._kind = kind
         self._find = find
         self._running = running
         self._servers: dict[tuple[str, int], asyncio.Server] = {}
@@ -65,10 +66,10 @@ class Tunnels:
     async def reopen(self) -> None:
         """Listen where the last door of this folder did."""
         running = await self._running()
-        for name, kept in self._kept.names(_KIND).items():
+        for name, kept in self._kept.names(self._kind).items():
             id, _, port = name.rpartition("/")
             if id not in running:
-                self._kept.forget_name(_KIND, name)
+                self._kept.forget_name(self._kind, name)
             elif not kept.endswith(" 0"):
                 with suppress(OSError):
                     await self._listen(id, int(port))
@@ -77,15 +78,15 @@ class Tunnels:
         """A sandbox has ended."""
         for key in [key for key in self._servers if key[0] == id]:
             self._servers.pop(key).close()
-        for name in self._kept.moments(_KIND):
+        for name in self._kept.moments(self._kind):
             if name.rpartition("/")[0] == id:
-                self._kept.forget_name(_KIND, name)
+                self._kept.forget_name(self._kind, name)
 
     async def sweep(self) -> None:
         """Close what leads to sandboxes that have ended."""
         # One that is asked for is not running yet, but soon.
         oldest = time.time() - _HOUR
-        old = {name.rpartition("/")[0] for name, at in self._kept.moments(_KIND).items() if at < oldest}
+        old = {name.rpartition("/")[0] for name, at in self._kept.moments(self._kind).items() if at < oldest}
         known = {id for id, _ in self._servers} | old
         for id in known - await self._running() if known else ():
             self.close(id)
@@ -111,7 +112,7 @@ class Tunnels:
             return int(number)
 
     async def _server(self, id: str, port: int, kind: str, number: int) -> asyncio.Server:
-        taken = {kept.split()[1] for kept in self._kept.names(_KIND).values()}
+        taken = {kept.split()[1] for kept in self._kept.names(self._kind).values()}
         while True:
             server = await asyncio.start_server(
                 functools.partial(self._relay, id, port), LOCAL, number, ssl=self._tls(kind), limit=_PIECE
@@ -154,11 +155,11 @@ class Tunnels:
             far_writer.close()
 
     def _known(self, id: str, port: int) -> tuple[str, int]:
-        kind, _, number = (self._kept.named(_KIND, f"{id}/{port}") or f"{CLEAR} 0").partition(" ")
+        kind, _, number = (self._kept.named(self._kind, f"{id}/{port}") or f"{CLEAR} 0").partition(" ")
         return kind, int(number)
 
     def _keep(self, id: str, port: int, kind: str, number: int) -> None:
-        self._kept.name(_KIND, f"{id}/{port}", f"{kind} {number}")
+        self._kept.name(self._kind, f"{id}/{port}", f"{kind} {number}")
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
