@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,14 @@ def test_the_configuration_is_set_and_shown(openmodal: CommandLine, tmp_path: Pa
     openmodal("config", "set", "kubernetes.namespace", "agents", env=home)
     assert json.loads(openmodal("config", "show", "--json", env=home)) == {"kubernetes.namespace": "agents"}
     assert openmodal("config", "path", env=home).strip() == str(tmp_path / "home/config.toml")
+    assert "there is no engine 'dokcer'" in openmodal.error("config", "set", "engine", "dokcer", env=home)
     assert "did you mean 'engine'" in openmodal.error("config", "set", "engin", "docker", env=home)
     assert json.loads(openmodal("config", "show", "--json", env=home)) == {"kubernetes.namespace": "agents"}
+    openmodal("config", "set", "bases.python:3.12", "mirror.example/python:3.12", env=home)
+    assert "mirror.example/python:3.12" in json.loads(openmodal("config", "show", "--json", env=home)).values()
+    assert tomllib.loads((tmp_path / "home/config.toml").read_text())["bases"] == {
+        "python:3.12": "mirror.example/python:3.12"
+    }
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

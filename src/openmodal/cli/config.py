@@ -9,6 +9,7 @@ import click
 from openmodal import _config
 from openmodal.cli import _configuration, _output
 from openmodal.cli._session import json_option
+from openmodal.engines import place
 
 
 @click.command()
@@ -42,9 +43,11 @@ def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
 def set_(name: str, value: str) -> None:
     """Set NAME, for example engine or kubernetes.namespace, to VALUE in the configuration file."""
     values: Any = value
-    for part in reversed(name.split(".")):
+    for part in reversed(name.split(".", 1)):  # names of [bases] have dots: bases.python:3.12
         values = {part: values}
     file = _config.config_file()
     text = _configuration.merged(file, values, {})
+    if name == "engine":
+        place(value)
     _config.parse(file, text)  # a setting that no command would take is not written
     _configuration.write(file, text)

@@ -32,6 +32,19 @@ _DOCTORS = {
 ON_THIS_MACHINE = ("embedded", "docker")
 
 
+def place(name: str) -> str:
+    """Where the engine of that name is, as "package.module:Class"; nothing is imported.
+
+    Raises:
+        InvalidError: no such engine.
+    """
+    path = _ENGINES.get(_local() if name == "local" else name, name)
+    if ":" not in path:
+        known = ", ".join(("local", *_ENGINES))
+        raise InvalidError(f"there is no engine {name!r}; use one of {known}, or package.module:Class")
+    return path
+
+
 def load(name: str) -> Engine:
     """Return the engine of that name: "local", "embedded", "docker", "kubernetes", or
     "package.module:Class" for one of yours.
@@ -41,11 +54,7 @@ def load(name: str) -> Engine:
     Raises:
         InvalidError: no such engine.
     """
-    path = _ENGINES.get(_local() if name == "local" else name, name)
-    module_name, colon, class_name = path.partition(":")
-    if not colon:
-        known = ", ".join(("local", *_ENGINES))
-        raise InvalidError(f"there is no engine {name!r}; use one of {known}, or package.module:Class")
+    module_name, _, class_name = place(name).partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -95,5 +104,6 @@ __all__ = [
     "here",
     "lacking",
     "load",
+    "place",
     "require",
 ]
