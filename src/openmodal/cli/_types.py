@@ -64,7 +64,7 @@ class SandboxWord(_Word):
 
         try:
             running = Sandbox.list(engine=ctx.ensure_object(Session).engine)
-        except (Error, click.UsageError):
+        except (Error, OSError, click.UsageError):
             return []
         found = [each.last_status for each in running if each.last_status]
         return [

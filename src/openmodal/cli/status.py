@@ -180,8 +180,10 @@ def _look(sandbox: Sandbox) -> _Look | None:
     from openmodal.errors import SandboxNotRunningError
 
     try:
-        usage, commands = sandbox.usage(), sandbox.commands()
-        return _Look(time.time(), sandbox.status(), usage, commands[-1] if commands else None)
+        usage, status = sandbox.usage(), sandbox.status()
+        # To ask for its commands would let one that is paused go on.
+        commands = [] if status.paused else sandbox.commands()
+        return _Look(time.time(), status, usage, commands[-1] if commands else None)
     except SandboxNotRunningError:
         return None
 
