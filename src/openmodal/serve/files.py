@@ -41,6 +41,8 @@ _PIECE = 1 << 20
 _MODE = 0o644
 _ANY_MODE = 0o7777
 _PATIENCE = 60.0
+FORGET = 600.0
+"""Seconds after which a call of the file helper is forgotten that nobody asked about."""
 _MOST = 16 << 20
 """Bytes of changes that wait for who watches."""
 
@@ -128,6 +130,13 @@ class FileCall:
         if ends:
             self._closed.set()
 
+    async def _ends(self) -> None:
+        """Return when its stdin has ended, or its client is gone."""
+        while not self.closed and self.rested < FORGET:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FORGET - self.rested + 1):
+                    await self._closed.wait()
+
     async def wait(self) -> int:
         """Wait until it has ended."""
         return (await asyncio.shield(self._task)).code
@@ -193,7 +202,9 @@ class FileCall:
         return Done(file=path)
 
     async def put(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
-        await self._closed.wait()
+        await self._ends()
+        if not self.closed:
+            raise InvalidError(f"the rest of the file did not come within {FORGET:.0f} s; write it again")
         self._input.flush()
         mode = _MODE
         with contextlib.suppress(SandboxFilesystemError):  # a file that is there keeps its mode
@@ -223,11 +234,12 @@ class FileCall:
         return Done()
 
     async def changes(self, files: Filesystem, options: Mapping[str, Any]) -> Done:
-        """Tell of changes, until the time is over or stdin ends."""
+        """Tell of changes, until the time is over, stdin ends, or nobody is there any more: as long as it
+        watches, its sandbox is not idle."""
         wanted = options.get("filter")
         watch = await files.watch.aio(options["path"], recursive=bool(options.get("recursive")))
         telling = asyncio.ensure_future(self._tell(watch, wanted))
-        closing = asyncio.ensure_future(self._closed.wait())
+        closing = asyncio.ensure_future(self._ends())
         try:
             await asyncio.wait(
                 (telling, closing), timeout=options.get("timeout_secs"), return_when=asyncio.FIRST_COMPLETED
@@ -296,4 +308,4 @@ def _entry(info: FileInfo, names: Names) -> dict[str, Any]:
     }
 
 
-__all__ = ["HELPER", "FileCall"]
+__all__ = ["FORGET", "HELPER", "FileCall"]

@@ -26,7 +26,7 @@ from openmodal.sandbox import Sandbox
 from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door
-from openmodal.serve.files import HELPER, FileCall
+from openmodal.serve.files import FORGET, HELPER, FileCall
 from openmodal.serve.readers import Readers
 from openmodal.serve.sandboxes import network_asked, ready_at_last
 
@@ -44,9 +44,6 @@ _LATER = 0.5
 """Seconds after the client's own end of a command's time that we end the command."""
 
 _WAIT_MS = 30_000
-
-_FORGET = 600.0
-"""Seconds after which a call of the file helper is forgotten that nobody asked about."""
 
 
 @dataclass
@@ -87,7 +84,7 @@ class Router:
 
     def _start_file(self, request: Any, sandbox: Sandbox) -> None:
         """Begin a call of the file helper, once; forget those that nobody asked about for long."""
-        while self._files and (oldest := next(iter(self._files))) and self._files[oldest].rested > _FORGET:
+        while self._files and (oldest := next(iter(self._files))) and self._files[oldest].rested > FORGET:
             self._files.pop(oldest).close()
         if not self._file(request):
             key = (request.task_id, request.exec_id)
