@@ -40,7 +40,7 @@ def attach(process: Process[bytes], *, stdin: bool, pty: bool) -> int:
         try:
             _copy(process.stdout, 1)
             errors.join()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):  # `openmodal exec … | head`
             process.kill()
             raise
         return process.wait()
