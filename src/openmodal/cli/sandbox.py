@@ -86,7 +86,8 @@ def logs(session: Session, id: str, follow: bool) -> None:
     errors = threading.Thread(target=_print_errors, args=(sandbox,), daemon=True)
     with warnings.catch_warnings():
         warnings.showwarning = _warn
-        errors.start()  # before the first word on stdout: a server may have all its words on stderr
+        # Before the first word on stdout: a server may have all its words on stderr.
+        errors.start()
         _print(sandbox.stdout, sys.stdout)
         errors.join()
 

@@ -69,7 +69,8 @@ class Outputs:
         while going:
             left = max(0.0, deadline - time.monotonic())
             came, over = await self._more(status, at, left, tuple(going))
-            going -= over  # one that has ended is answered at once, and would keep this loop turning
+            # One that has ended is answered at once, and would keep this loop turning.
+            going -= over
             for number, data in came:
                 text, rests[number] = _decoded(rests[number] + data)
                 if item := self._item(status, number, text, request):
@@ -149,7 +150,7 @@ class Outputs:
     async def _more(
         self, status: Status, at: list[int], wait: float, numbers: tuple[int, ...]
     ) -> tuple[list[tuple[int, bytes]], set[int]]:
-        """What came behind these offsets, which move on, and the streams of which nothing more comes."""
+        """What came behind these offsets, which move on, and the streams that have ended."""
         door = self._door
         command = Command(door.sandbox(ids.sandbox_on_wire(status.id))._agent, _wire.MAIN)
         want = Want.PEEK
