@@ -68,9 +68,8 @@ class Tunnels:
         running = await self._running()
         for name, kept in self._kept.names(self._kind).items():
             id, _, port = name.rpartition("/")
-            if id not in running:
-                self._kept.forget_name(self._kind, name)
-            elif not kept.endswith(" 0"):
+            # Of one that does not run: another door may be creating it. Later, `sweep` takes the name.
+            if id in running and not kept.endswith(" 0"):
                 with suppress(OSError):
                     await self._listen(id, int(port))
 
