@@ -75,6 +75,21 @@ def test_a_disk_of_its_own_is_copied(create: Create, engine: Embedded, name: str
         assert other.exec("sh", "-c", "cat /kept; stat -c %u /kept").stdout.read() == "kept\n33\n"
 
 
+def test_a_copy_that_is_under_way_does_not_keep_it_from_being_kept(
+    create: Create, engine: Embedded, face: Face, name: str
+) -> None:
+    """The copy is ended, and its lock with it; the files that are kept are the last ones."""
+    sandbox = create(snapshot_on_end=name, disk=512)
+    sandbox.exec("sh", "-c", "dd if=/dev/urandom of=/large bs=1M count=300 2>/dev/null; echo kept > /kept")
+    copying = face.start(sandbox.snapshot_filesystem)
+    eventually(lambda: not copying.done() and (engine.store.folder(sandbox.id) / "changes").exists())
+    sandbox.terminate()
+    with suppress(EngineError, SandboxNotRunningError, ConnectionError):
+        copying.result(100)
+    with create(image=Image.from_name(name, engine=engine)) as other:
+        assert other.exec("cat", "/kept").stdout.read() == "kept\n"
+
+
 def test_nothing_else_is_done_meanwhile(create: Create, engine: Embedded, face: Face, name: str) -> None:
     sandbox = create(snapshot_on_end=name)
     sandbox.exec("sh", "-c", "echo kept > /kept")

@@ -93,6 +93,12 @@ with openmodal.Sandbox.create(image=image, timeout=60, volumes={"/data": data}, 
             assert "delegated groups" in str(error), error
         else:
             raise AssertionError("nothing can stop it")
+    try:
+        openmodal.Sandbox.create(image=image, idle_timeout=5, on_idle="pause")
+    except errors.EngineError as error:
+        assert "delegated groups" in str(error), error
+    else:
+        raise AssertionError("nothing can stop it when it is idle")
     sandbox.spawn("httpd", "-f", "-p", "127.0.0.1:8000", "-h", "/www")
     sandbox.connect(8000, timeout=30).close()
     with sandbox.forward(8000) as tunnel, urllib.request.urlopen(tunnel.url, timeout=30) as answer:

@@ -11,7 +11,9 @@ from click.shell_completion import CompletionItem
 from openmodal.cli._session import Session
 
 if TYPE_CHECKING:
-    _Number, _Whole, _Word = click.ParamType[float], click.ParamType[int], click.ParamType[str]
+    _Number = click.ParamType[float]
+    _Whole = click.ParamType[int]
+    _Word = click.ParamType[str]
 else:  # before click 8.4 it takes no parameter
     _Number = _Whole = _Word = click.ParamType
 
