@@ -273,14 +273,16 @@ async def listed(agent: Agent) -> list[CommandStatus]:
     return await agent.exchange(operation)
 
 
+_ALL = Want.STDOUT | Want.STDERR | Want.EXIT
+
+
 async def _next_io(id: bytes, offsets: list[int], feed: Feed | None) -> bytes:
     """The IO that asks for output and exit, and offers stdin as long as there is some."""
     stdin, stdout, stderr = offsets
-    want = Want.STDOUT | Want.STDERR | Want.EXIT
     if feed is None or feed.done(stdin):
-        return _wire.io(id, want, stdout=stdout, stderr=stderr, stdin=stdin)
+        return _wire.io(id, _ALL, stdout=stdout, stderr=stderr, stdin=stdin)
     data, ends = await feed.piece(stdin)
-    return _wire.io(id, want | Want.STDIN, stdout=stdout, stderr=stderr, stdin=stdin, data=data, ends=ends)
+    return _wire.io(id, _ALL | Want.STDIN, stdout=stdout, stderr=stderr, stdin=stdin, data=data, ends=ends)
 
 
 async def _start(link: Link, request: bytes, *more: bytes) -> int:

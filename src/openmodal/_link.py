@@ -174,7 +174,8 @@ class Link:
         """Send the beginning, and only then see whether the box is paused: one that is about to
         pause has either seen what was sent, or is seen to pause (native/rest.c). Return the rest."""
         view = memoryview(data)
-        await self._stream.send(view[:_PIECE])
+        first = data if len(data) <= _PIECE else view[:_PIECE]
+        await self._stream.send(first)
         await wake()
         return view[_PIECE:]
 

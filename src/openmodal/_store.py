@@ -96,6 +96,13 @@ class Store:
         folder = f"{self.brief}{id}"
         return Path(folder if os.path.exists(folder) or not os.path.exists(beside) else beside)
 
+    def has(self, id: str, name: str) -> bool:
+        """Whether a sandbox's folder has a file of that name. Each call to its agent asks that, so
+        nothing else is looked at."""
+        beside = f"{self.sandboxes}/{_checked(id)}/{name}"
+        brief = self.brief
+        return (bool(brief) and os.path.exists(f"{brief}{id}/{name}")) or os.path.exists(beside)
+
     @property
     def brief(self) -> str:
         """What the folders of sandboxes begin with that are in memory; "" if none are."""

@@ -215,9 +215,13 @@ def decode(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
+# Computed once: an enum's `|` costs more than all the rest of a frame.
+_KEPT = (0, int(Flag.KEEP), int(Flag.KEEP | Flag.LIMIT))
+
+
 def start(command: bytes, spec: ExecSpec) -> bytes:
     sizes = spec.output or ((spec.keep,) if spec.keep else ())
-    flags = (0, Flag.KEEP, Flag.KEEP | Flag.LIMIT)[len(sizes)]
+    flags = _KEPT[len(sizes)]
     env = [encode(f"{name}={value}") for name, value in spec.env]
     return frame(
         Kind.START,

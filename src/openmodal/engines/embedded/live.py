@@ -91,7 +91,7 @@ class Live(Engine):
         return replace(status, paused=True) if self._is_paused(status.id) else status
 
     def _is_paused(self, id: str) -> bool:
-        return os.path.exists(f"{self._book.folder(id)}/{PAUSED}")
+        return self._book.has(id, PAUSED)
 
     async def _request(self, id: str, line: str, fds: Sequence[int] = (), timeout: float | None = _SECONDS) -> str:
         return await launch.request(self._book.folder(id), line, fds, timeout)
