@@ -213,7 +213,8 @@ def _mounts() -> Iterator[str]:
     """Mounts in this namespace that have to do with us: by their place or by what is mounted."""
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         place = line.split()[4]
-        in_pod = "/pods/" in place and "/volumes/kubernetes.io~" in place  # of a cluster, at which others test
+        # Of a cluster, at which others test.
+        in_pod = "/pods/" in place and "/volumes/kubernetes.io~" in place
         if not in_pod and (_is_ours(place) or _home() in line):
             yield place
 

@@ -34,8 +34,8 @@ LEFT_OUT = (
     "test_kill_reaches_the_command_and_all_its_descendants",
     # No pipe that is made in gVisor reaches this kernel's files.
     "TestDiff::test_hostile_names_and_links_lead_nowhere",
-    # gVisor of 2024 opens no /dev/tty, sends Ctrl-C to the shell alone, and tells of no process which
-    # group has the terminal.
+    # gVisor of 2024 opens no /dev/tty, sends Ctrl-C to the shell alone, and does not tell which group
+    # has the terminal.
     "TestShell::test_the_end_of_an_answer_cannot_be_forged_or_moved",
     "TestShell::test_a_command_can_be_interrupted",
     *('trap "" INT; sleep 54321', "test_what_ignores_ctrl_c_is_ended_and_the_shell_stays"),

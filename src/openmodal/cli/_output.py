@@ -50,7 +50,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) 
 
 
 def watch(columns: Sequence[str], rows: Callable[[], Iterable[Sequence[str]]], period: float) -> None:
-    """Show a table anew every so many seconds, until Ctrl-C; in a pipe one table after the other."""
+    """Show a table anew every so many seconds, until Ctrl-C; in a pipe, one after the other."""
     from rich.console import Console
     from rich.live import Live
 

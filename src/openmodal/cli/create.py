@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def sandbox_options(function: F) -> F:
-    """What a new sandbox is asked for, as keywords of `Sandbox.create`; `image` is a word for `named`."""
+    """What a new sandbox is asked for, as keywords of `Sandbox.create`; `image` is for `named`."""
     for option in reversed(
         (
             click.option(

@@ -107,7 +107,8 @@ def _warn(
 def _print_errors(sandbox: Sandbox) -> None:
     from openmodal.errors import Error
 
-    with contextlib.suppress(Error):  # such as that it has no main command: reading stdout says so, too
+    # Such as that it has no main command: reading stdout says so, too.
+    with contextlib.suppress(Error):
         _print(sandbox.stderr, sys.stderr)
 
 

@@ -204,7 +204,8 @@ class Kept:
         except FileExistsError:  # under another spelling, such as a//b
             pass
         except OSError as error:
-            if error.errno != errno.EMLINK:  # ext4 gives a file 65,000 names, and empty ones are in each tree
+            # ext4 gives a file 65,000 names, and empty ones are in each tree.
+            if error.errno != errno.EMLINK:
                 raise
             shutil.copy(source, target)
 
@@ -260,7 +261,8 @@ class Kept:
     def names(self, kind: str) -> dict[str, str]:
         """Every name, and the id of what has it."""
         found = {name: self.named(kind, name) for name in sorted(self.moments(kind))}
-        return {name: id for name, id in found.items() if id is not None}  # None: taken away meanwhile
+        # None: it was taken away meanwhile.
+        return {name: id for name, id in found.items() if id is not None}
 
     def moments(self, kind: str) -> dict[str, float]:
         """Every name, and when it was given last."""

@@ -227,7 +227,8 @@ class Router:
         except SandboxNotRunningError:
             return router.TaskExecWaitResponse(signal=9)
         wrote = False
-        with contextlib.suppress(SandboxNotRunningError):  # it ended meanwhile; how the command did is known
+        # If it ended meanwhile: how the command ended is known.
+        with contextlib.suppress(SandboxNotRunningError):
             wrote = await self._wrote(command)
         if wrote:
             await self._readers.printed(_wire_of(request), request.exec_id)

@@ -93,7 +93,7 @@ class Ending(Live):
             return self._kept_once(api, id)
 
     def _kept_once(self, api: Api, id: str) -> EndRecord:
-        """The same of a sandbox that is claimed: who noted its end may have died before it cleared."""
+        """The same of a claimed sandbox: who noted its end may have died before clearing."""
         if end := self._book.end(id):
             self._clear(api, id)
             return end
@@ -102,7 +102,8 @@ class Ending(Live):
     def _kept_and_cleared(self, api: Api, id: str) -> EndRecord:
         end, noted = _ends.ended("lost", 137, time.time(), "its container was removed by hand"), True
         if found := self._found(api, id):
-            with contextlib.suppress(MissingError, ConflictError):  # who removes it has noted more than we can
+            # Whoever removes it has noted more than we can.
+            with contextlib.suppress(MissingError, ConflictError):
                 log = links.log(api, id)
                 at = datetime.fromisoformat(found["State"]["FinishedAt"]).timestamp()
                 end, stderr = container.end_of(found["State"], log[2], at)

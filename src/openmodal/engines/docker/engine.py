@@ -283,7 +283,7 @@ class Docker(Ending, volumes.Keeper):
                 self._seen(api, status, paused=True)
 
     def _has_begun(self, api: Api, id: str) -> bool:
-        """Whether it runs after all: it may have been created, or reset, since the daemon's list."""
+        """Whether it runs after all: it may have been created, or reset, since the list."""
         alive = self._book.alive(id)  # first: whoever holds it lets it go when its container runs
         found = self._found(api, id)
         return alive or bool(found and self._runs(id, found["State"])) or self._book.alive(id)
