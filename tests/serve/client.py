@@ -270,7 +270,7 @@ def check_networks_and_limits() -> None:
 
 
 def check_changed_networks() -> None:
-    with sandbox(outbound_cidr_allowlist=["192.0.2.0/24"]) if VERSION >= (1, 6) else sandbox() as made:
+    with sandbox(outbound_cidr_allowlist=["192.0.2.0/24"]) as made:
         if not hasattr(made, "_experimental_set_outbound_network_policy"):
             return
         made._experimental_set_outbound_network_policy(outbound_cidr_allowlist=["198.51.100.0/24"])

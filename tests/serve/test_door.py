@@ -52,7 +52,8 @@ import hashlib
 whole = hashlib.sha256()
 for piece in process.stdout:
     whole.update(piece.encode())
-print(whole.hexdigest(), process.wait())
+print(whole.hexdigest(), process.wait(), flush=True)
+sys.stdin.readline()  # until no door is killed any more
 sandbox.terminate()
 """
 )
@@ -62,6 +63,7 @@ def client(program: str, door: Door, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", program],
         env=environment("1.6", door.variables | variables),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
