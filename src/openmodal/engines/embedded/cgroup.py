@@ -190,7 +190,7 @@ def prepare(found: Hierarchies) -> None:
         EngineError: this user may not, or not in this container.
     """
     try:
-        _complete(found, tuple([_group(path) for path in _parents(found)]))
+        _complete(found, tuple([_group(path) for path in _parents(found, PARENT)]))
     except OSError as error:
         raise EngineError(
             f"the limits of a sandbox cannot be applied because the control group {error.filename} cannot be set up: "
@@ -199,10 +199,10 @@ def prepare(found: Hierarchies) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _parents(found: Hierarchies) -> tuple[str, ...]:
-    """The groups that all sandboxes share."""
+def _parents(found: Hierarchies, name: str) -> tuple[str, ...]:
+    """The groups of that name, which all sandboxes share."""
     points = (*dict(found.v1).values(), *([found.v2] if found.v2 else []))
-    return tuple(f"{point}/{PARENT}" for point in dict.fromkeys(points))
+    return tuple(f"{point}/{name}" for point in dict.fromkeys(points))
 
 
 def _group(path: str) -> int:
