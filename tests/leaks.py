@@ -248,10 +248,21 @@ def _cgroups(foreign: set[int]) -> Iterator[str]:
 
 
 def _is_another_workers(folder: str) -> bool:
-    """Whether it is a parent of control groups that another worker's test has now (tests/embedded/test_groups.py)."""
+    """Whether it is a parent of control groups that another worker's test has now
+    (tests/embedded/test_groups.py), or of a sandbox there whose supervisor was killed."""
     _, _, pid = folder.partition("/openmodal-test-")
     pid = pid.partition("/")[0]
-    return pid.isdigit() and int(pid) != os.getpid() and os.path.exists(f"/proc/{pid}")
+    if pid.isdigit():
+        return int(pid) != os.getpid() and os.path.exists(f"/proc/{pid}")
+    id = folder.partition("/openmodal/")[2].partition("/")[0]
+    return bool(id) and any(place.endswith(f".{id}") and not place.startswith(_brief()) for place in _in_memory())
+
+
+def _in_memory() -> list[str]:
+    """The folders of all sandboxes of this machine that are in memory, whoever has them."""
+    with contextlib.suppress(FileNotFoundError):
+        return [entry.path for entry in os.scandir(_config.machine() / "sandboxes")]
+    return []
 
 
 def _groups(folder: str) -> Iterator[str]:
