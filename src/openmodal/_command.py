@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol, cast
 from openmodal import _wire
 from openmodal._agent import Agent, Life
 from openmodal._dual import Blocking, within
-from openmodal._link import Link
+from openmodal._link import Link, Stream
 from openmodal._spec import CommandStatus, ExecSpec, ExitRecord, OutputGap
 from openmodal._wire import Code, Kind, Progress, State, Want
 from openmodal.errors import (
@@ -363,6 +363,23 @@ _REFUSALS: dict[int, type[Error]] = {
     Code.LIMIT: ExecError,
     Code.UNSUPPORTED: UnsupportedError,
 }
+
+
+async def move_deadline(stream: Stream, seconds: float) -> None:
+    """Tell an agent that keeps its sandbox's lifetime that it ends so many seconds from now. The
+    stream is closed.
+
+    Raises:
+        UnsupportedError: the agent is of a version that cannot.
+    """
+    link = Link(stream)
+    try:
+        await link.send(_wire.deadline(_wire.milliseconds(seconds)))
+        kind, payload = await link.expect(Kind.OK)
+    finally:
+        link.close()
+    if kind == Kind.ERROR:
+        raise refusal(payload)
 
 
 def refusal(payload: memoryview) -> Error:

@@ -14,7 +14,7 @@ import click
 
 from openmodal.cli import _output
 from openmodal.cli._session import Session, engine_options, json_option, pass_session
-from openmodal.cli.image import named
+from openmodal.cli.image import image_option, named
 
 if TYPE_CHECKING:
     from openmodal import Sandbox
@@ -26,9 +26,7 @@ Figures = dict[str, list[float]]
 @click.option(
     "--rounds", type=click.IntRange(1, 100_000), default=20, show_default=True, help="How often each step is measured."
 )
-@click.option(
-    "--image", metavar="NAME", help="An image of a registry, or FILE.py::NAME; Debian with Python if left out."
-)
+@image_option
 @json_option
 @engine_options
 @pass_session

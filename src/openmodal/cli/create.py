@@ -9,8 +9,8 @@ import click
 
 from openmodal.cli._session import Session, engine_options, pass_session
 from openmodal.cli._types import DURATION, MEBIBYTES
-from openmodal.cli.image import named
-from openmodal.cli.sandbox import assignments, env_option
+from openmodal.cli.image import image_option, named
+from openmodal.cli.sandbox import assignments, env_option, words
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,11 +19,7 @@ def sandbox_options(function: F) -> F:
     """What a new sandbox is asked for, as keywords of `Sandbox.create`; `image` is for `named`."""
     for option in reversed(
         (
-            click.option(
-                "--image",
-                metavar="NAME",
-                help="An image of a registry, one that is published, or FILE.py::NAME; Debian with Python if left out.",
-            ),
+            image_option,
             click.option("--cpu", type=float, metavar="CORES", help="How many cores it may use."),
             click.option("--memory", type=MEBIBYTES, metavar="SIZE", help="How much memory it may use: 512, 2g."),
             click.option("--workdir", "-w", metavar="PATH", help="Where commands start."),
@@ -54,6 +50,5 @@ def create(session: Session, /, app: str, image: str | None, command: tuple[str,
     """
     from openmodal import App, Sandbox
 
-    argv = command[1:] if command[:1] == ("--",) else command
     chosen = named(image, session.engine)
-    click.echo(Sandbox.create(*argv, app=App(app), image=chosen, engine=session.engine, **options).id)
+    click.echo(Sandbox.create(*words(command), app=App(app), image=chosen, engine=session.engine, **options).id)

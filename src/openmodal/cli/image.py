@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from openmodal.housekeeping import Built
 
 
+image_option = click.option(
+    "--image",
+    metavar="NAME",
+    help="An image of a registry, one that is published, or FILE.py::NAME; Debian with Python if left out.",
+)
+
+
 @click.command("list")
 @json_option
 @engine_options

@@ -12,7 +12,9 @@ from openmodal.cli.image import named
 
 @click.command()
 @click.argument("name")
-@click.option("--image", metavar="NAME", required=True, help="An image of a registry, or FILE.py::NAME.")
+@click.option(
+    "--image", metavar="NAME", required=True, help="An image of a registry, one that is published, or FILE.py::NAME."
+)
 @click.option("--size", type=int, required=True, metavar="N", help="How many sandboxes are kept ready.")
 @click.option("--cpu", type=float, metavar="CORES", help="How many cores each may use.")
 @click.option("--memory", type=MEBIBYTES, metavar="SIZE", help="How much memory each may use: 512, 2g.")

@@ -38,6 +38,11 @@ env_option = click.option(
 )
 
 
+def words(command: tuple[str, ...]) -> tuple[str, ...]:
+    """A command that may stand behind `--`."""
+    return command[1:] if command[:1] == ("--",) else command
+
+
 @click.command("exec", context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
 @click.option("--interactive", "-i", is_flag=True, help="Pass standard input on.")
 @click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")
@@ -60,8 +65,7 @@ def exec_(session: Session, /, id: str, command: tuple[str, ...], interactive: b
     if tty and not sys.stdin.isatty():
         raise click.UsageError("--tty needs a terminal, and standard input is none; use --interactive alone")
     sandbox = session.sandbox(id)
-    argv = command[1:] if command[0] == "--" else command
-    process = sandbox.spawn(*argv, text=False, pty=tty, **options)
+    process = sandbox.spawn(*words(command), text=False, pty=tty, **options)
     if not (interactive or tty):
         process.stdin.close()
     try:

@@ -12,6 +12,7 @@ from openmodal.cli._session import Session, engine_options, pass_session
 from openmodal.cli._types import DURATION, SANDBOX
 from openmodal.cli.create import sandbox_options
 from openmodal.cli.image import named
+from openmodal.cli.sandbox import words
 
 if TYPE_CHECKING:
     from openmodal import Sandbox
@@ -63,6 +64,6 @@ def enter(sandbox: Sandbox, command: tuple[str, ...], **options: Any) -> int:
 
     pty = sys.stdin.isatty() and sys.stdout.isatty()
     env = {"TERM": os.environ.get("TERM", "xterm")} if pty else {}
-    argv = (command[1:] if command[:1] == ("--",) else command) or ("/bin/sh", "-c", _BEST_SHELL)
+    argv = words(command) or ("/bin/sh", "-c", _BEST_SHELL)
     process = sandbox.spawn(*argv, text=False, pty=pty, env=env, **options)
     return _terminal.attach(process, stdin=True, pty=pty)

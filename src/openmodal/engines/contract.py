@@ -299,6 +299,14 @@ class Door(NamedTuple):
     agent: int = 0
 
 
+MONTH = 30 * 86400.0
+"""Seconds for which an image of a sandbox's files is kept if nothing else is said."""
+
+
+FOREVER = 253402300799.0
+"""The end of the year 9999, in seconds of the Unix clock: of an image that does not expire."""
+
+
 class Engine(Protocol):
     """The verbs. They are safe from many threads and processes at once, and coroutines over the
     effects of `_dual`.

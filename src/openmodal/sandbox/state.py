@@ -16,13 +16,11 @@ from openmodal._dual import Together, dual
 from openmodal._options import environment
 from openmodal._spec import Root, SandboxSpec
 from openmodal.engines import Created, require
+from openmodal.engines.contract import FOREVER, MONTH
 from openmodal.errors import InvalidError, NotFoundError, SandboxNotRunningError, file_error
 from openmodal.image import Image, ready, snapshot
 from openmodal.sandbox.handle import Handle
 from openmodal.secret import Secret
-
-MONTH = 30 * 86400.0
-FOREVER = 253402300799.0  # the end of the year 9999, in seconds of the Unix clock
 
 _MOST_FORKS = 1000
 

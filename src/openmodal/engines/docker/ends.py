@@ -14,13 +14,13 @@ from openmodal import _ends
 from openmodal._dual import Blocking
 from openmodal._spec import EndRecord, Referenced
 from openmodal.build.locks import lock_folder
+from openmodal.engines.contract import MONTH
 from openmodal.engines.docker import container, generations, links
 from openmodal.engines.docker.daemon import Api, ConflictError, MissingError
 from openmodal.engines.docker.live import Live
 from openmodal.errors import EngineError
 
 _LAST_WORDS_SECONDS = 5
-_MONTH = 30 * 86400.0  # that an image lives whose name another one gets
 
 
 class Ending(Live):
@@ -135,7 +135,7 @@ class Ending(Live):
         try:
             if not status or not made:
                 raise EngineError("what it was made of is not known here any more")
-            over = time.time() + _MONTH
+            over = time.time() + MONTH
             key, root = generations.commit(self._daemon, self._layers, id, made.root, over, None)
             generations.publish(api, self._layers, status.snapshot_on_end, root)
             self._settle()

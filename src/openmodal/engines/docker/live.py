@@ -16,13 +16,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from openmodal import _wire
-from openmodal._command import refusal
+from openmodal._command import move_deadline
 from openmodal._dual import Blocking
 from openmodal._files import text
-from openmodal._link import Link
 from openmodal._spec import Network, Status, Usage
-from openmodal._wire import Kind, milliseconds
 from openmodal.build.locks import lock_folder
 from openmodal.engines.book import Book
 from openmodal.engines.contract import PROMISES
@@ -46,14 +43,7 @@ class Live(Owned):
     async def set_timeout(self, id: str, seconds: float) -> None:
         with await self._mine(id, "the end"):
             await Blocking(self._asked, self._unpause, id)
-            link = Link(await self.connect(id))
-            try:
-                await link.send(_wire.deadline(milliseconds(seconds)))
-                kind, payload = await link.expect(Kind.OK)
-            finally:
-                link.close()
-            if kind == Kind.ERROR:
-                raise refusal(payload)
+            await move_deadline(await self.connect(id), seconds)
             self._book.write_expires(id, seconds)
 
     async def pause(self, id: str) -> None:

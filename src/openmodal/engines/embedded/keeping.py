@@ -13,12 +13,12 @@ from pathlib import Path
 
 from openmodal._dual import run_sync
 from openmodal._spec import EndRecord, Recipe, SandboxSpec, Snapshot, Status
+from openmodal.engines.contract import MONTH
 from openmodal.engines.embedded import launch
 from openmodal.engines.embedded.plan import Lines
 from openmodal.errors import EngineError, Error
 
 MOST_SECONDS = 300.0  # as native/keeping.c
-_MONTH = 30 * 86400.0  # that an image lives whose name another one gets
 
 _BEGIN = (
     "import sys; sys.path[:0] = sys.argv.pop(1).split(chr(10)); "
@@ -55,7 +55,7 @@ async def _keep(state: Path, id: str, name: str) -> str:
     from openmodal.engines.embedded import Embedded
 
     engine = Embedded(state)
-    key = await engine.snapshot(id, time.time() + _MONTH)
+    key = await engine.snapshot(id, time.time() + MONTH)
     if root := lookup(Recipe((Snapshot(key),)), engine.layers, DEFAULTS):
         await engine.publish(name, root)
         return key

@@ -9,12 +9,10 @@ from contextlib import closing
 
 from msgspec.structs import replace
 
-from openmodal import _wire
-from openmodal._command import refusal
+from openmodal._command import move_deadline
 from openmodal._dual import Blocking
 from openmodal._link import Link
 from openmodal._spec import Usage
-from openmodal._wire import Kind
 from openmodal.engines import groups, posture
 from openmodal.engines.kubernetes import pods
 from openmodal.engines.kubernetes.snapshots import Snapshots
@@ -38,12 +36,7 @@ class Live(Snapshots):
                 f"the pod of sandbox {id} ends in {most:.0f} s at the latest, which a cluster can only bring forward; give "
                 "Sandbox.create a longer timeout="
             )
-        with closing(await self.connect(id)) as stream:
-            link = Link(stream)
-            await link.send(_wire.deadline(_wire.milliseconds(seconds)))
-            kind, payload = await link.expect(Kind.OK)
-            if kind == Kind.ERROR:
-                raise refusal(payload)
+        await move_deadline(await self.connect(id), seconds)
         status = replace(found.status, expires=time.time() + seconds)
         cluster, _, _ = self._access()
         await Blocking(cluster.patch, cluster.pods(found.pod), {"metadata": {"annotations": pods.described(status)}})

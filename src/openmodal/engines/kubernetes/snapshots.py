@@ -29,14 +29,13 @@ from openmodal.build.reference import parse
 from openmodal.build.registry import Client
 from openmodal.engines import asked
 from openmodal.engines.book import Book
-from openmodal.engines.contract import Created
+from openmodal.engines.contract import FOREVER, Created
 from openmodal.engines.kubernetes import difference, kept, pods
 from openmodal.engines.kubernetes.api import Json
 from openmodal.engines.kubernetes.images import NO_REGISTRY
 from openmodal.engines.kubernetes.volumes import Keeper
 from openmodal.errors import EngineError, UnsupportedError, disk_full_named
 
-_FOREVER = 253402300799.0  # the end of the year 9999
 _SECONDS = 600.0  # for the list of an image
 _MOST = 64 << 30  # bytes of what has changed
 _NOTE = f"{pods.DOMAIN}/image"
@@ -81,7 +80,7 @@ class Snapshots(Keeper):
     async def publish(self, name: str, root: Root) -> str:
         image = asked.prepared(root, Referenced)
         key = names.digest("published", name, msgspec.to_builtins(image))
-        await self._keep(key, image, _FOREVER, name)
+        await self._keep(key, image, FOREVER, name)
         return key
 
     async def published(self) -> Mapping[str, str]:
