@@ -332,7 +332,7 @@ static bool connect_network(struct box *box) {
     if (box->netlink < 0)
         return false;
     if (slot_is_marked(box->slot_lock, box->slot)) /* the supervisor of who had it was killed */
-        net_forget(box->machine, box->slot);
+        net_forget(box->netlink, box->machine, box->slot);
     slot_mark(box->slot_lock, box->slot, true);
     return net_attach(box->netlink, box->inside, box->slot, box->network);
 }

@@ -59,9 +59,11 @@ static void child_ended(struct box *box, int status) {
     if (shaping->task->stops)
         stop_release(box);
     char *line = failure() != NULL ? must_format("error %s\n", failure()) : must_copy(shaping->outcome);
-    control_say(shaping->client, line);
+    AUTO_FD int client = shaping->client;
+    shaping->client = -1;
+    layers_drop(box); /* first: the locks of layers that were not taken are free when the client has its answer */
+    control_say(client, line);
     free(line);
-    layers_drop(box);
 }
 
 static _Noreturn void be_child(struct box *box) {

@@ -164,7 +164,7 @@ static bool attach(struct box *box, int machine, const char *router) {
     if (net_is_attached(box->slot))
         return true;
     if (slot_is_marked(box->slot_lock, box->slot))
-        net_forget(box->machine, box->slot);
+        net_forget(box->netlink, box->machine, box->slot);
     slot_mark(box->slot_lock, box->slot, true);
     return net_attach(box->netlink, inside, box->slot, network);
 }

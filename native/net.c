@@ -80,7 +80,9 @@ bool net_attach(int router, int inside, uint32_t slot, int network) {
     return talk(inside, &batch) || fail("network", "cannot configure the sandbox's network: %m");
 }
 
-bool net_forget(int machine, uint32_t slot) {
+bool net_forget(int router, int machine, uint32_t slot) {
+    if (net_is_attached(slot)) /* what its sockets still send would be put into the table again */
+        net_remove(router, slot);
     return conntrack_forget(machine, address_of(slot));
 }
 
@@ -93,7 +95,7 @@ bool net_is_silent(int router, uint32_t slot) {
 bool net_detach(int router, int machine, uint32_t slot) {
     bool silent = net_is_silent(router, slot);
     net_remove(router, slot);
-    return silent || net_forget(machine, slot);
+    return silent || conntrack_forget(machine, address_of(slot));
 }
 
 bool net_is_attached(uint32_t slot) {
@@ -294,15 +296,21 @@ static int router_limit(char **argv) {
     return !(router >= 0 && conntrack_limit());
 }
 
-static bool clean_slot(void *machine, uint32_t slot) {
-    return net_forget(*(int *)machine, slot);
+struct tables {
+    int machine, router;
+};
+
+static bool clean_slot(void *context, uint32_t slot) {
+    const struct tables *tables = context;
+    return net_forget(tables->router, tables->machine, slot);
 }
 
 /* What killed supervisors left in the tables; prints the number of slots. */
 static int router_sweep(char **argv) {
     AUTO_FD int machine = open_netlink(NETLINK_FILTER);
     AUTO_FD int router = machine < 0 ? -1 : net_enter_router(argv[0]);
-    int cleaned = router < 0 ? -1 : slots_clean(argv[1], clean_slot, &machine);
+    struct tables tables = {.machine = machine, .router = router};
+    int cleaned = router < 0 ? -1 : slots_clean(argv[1], clean_slot, &tables);
     return cleaned < 0 || dprintf(1, "%d\n", cleaned) < 0;
 }
 

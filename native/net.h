@@ -37,8 +37,9 @@ bool net_is_silent(int router, uint32_t slot);
 /* In a sandbox's network namespace: end its connections to others, so that both sides know. */
 void net_reset_connections(void);
 
-/* In the router: forget the connections of who had that slot before. */
-bool net_forget(int machine, uint32_t slot);
+/* In the router: forget the connections of the sandbox that had the slot before, whose supervisor was killed. The kernel
+ * removes a killed sandbox's network namespace a bit later: what is left of om<slot> goes first. */
+bool net_forget(int router, int machine, uint32_t slot);
 
 /* In a user's sandbox, whose network comes from a helper and has no rules of its own: put these prefixes out of reach (wall.h), but for
  * the name servers of `resolv`. Nothing inside has the right to change that. */

@@ -136,6 +136,15 @@ def _in_router() -> tuple[str, str]:
     return "nsenter", f"--net={_config.machine() / 'router'}"
 
 
+def is_attached(slot: int) -> bool:
+    """Whether the router has the interface of the sandbox in that slot."""
+    return subprocess.run([*_in_router(), "ip", "link", "show", f"om{slot}"], capture_output=True).returncode == 0
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def end(sandbox: Sandbox, engine: Embedded, *, killed: bool) -> None:
     """By its supervisor, or with it: then nobody is there to clean up."""
     if not killed:
@@ -174,11 +183,19 @@ def test_a_slot_is_as_good_as_new_when_it_is_handed_out_again(
 
 
 def test_what_killed_supervisors_left_is_collected(create: Create, engine: Embedded) -> None:
+    """What its sockets still send was put into the table again: the kernel removes a network
+    namespace, and the interface with it, some time after its last process. Here it is held."""
     sandbox = create()
+    slot = slot_of(sandbox)
     assert connect(sandbox, 100) == 100
-    end(sandbox, engine, killed=True)
-    engine.gc()
-    assert left() == (0, 0)
+    with contextlib.ExitStack() as held:
+        for pid in children(run_sync(launch.supervisor(engine.store.folder(sandbox.id)))):
+            held.enter_context(open(f"/proc/{pid}/ns/net"))
+        end(sandbox, engine, killed=True)
+        assert is_attached(slot), "the control"
+        engine.gc()
+        assert not is_attached(slot)
+        assert left() == (0, 0)
 
 
 def test_one_sandbox_has_a_limited_number_of_connections(create: Create) -> None:
