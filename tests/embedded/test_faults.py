@@ -409,8 +409,12 @@ def small_home(tmp_path: Path, image: Image) -> Iterator[Path]:
     try:
         yield home
     finally:
-        gc.collect()  # a lease of a layer lives as long as the engine that took it
-        eventually(lambda: subprocess.run(["umount", str(home)], check=False).returncode == 0, seconds=5)
+        eventually(lambda: unmounted(home))
+
+
+def unmounted(home: Path) -> bool:
+    gc.collect()  # a lease of a layer lives as long as the engine that took it
+    return subprocess.run(["umount", str(home)], check=False, capture_output=True).returncode == 0
 
 
 def free(path: Path) -> int:

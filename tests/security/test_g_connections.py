@@ -162,7 +162,7 @@ def test_a_sandbox_that_has_ended_has_no_connections(create: Create) -> None:
     assert connect(sandbox, 300) == 300
     assert left() == (300, 300), "the control"
     sandbox.terminate()
-    eventually(lambda: left() == (0, 0), seconds=5)
+    eventually(lambda: left() == (0, 0), seconds=60)
 
 
 @pytest.mark.parametrize("killed", [False, True])
