@@ -79,8 +79,11 @@ class Agent:
             try:
                 async with take() as link:
                     opened = time.monotonic()
-                    async with life.on(link):
+                    await life.check(link)
+                    try:
                         return await operation(link)
+                    finally:
+                        life.note(link)
             except ConnectionError as error:
                 await self._why(error)
                 pause = patience.after(error, opened)
@@ -107,19 +110,14 @@ class Life:
     def __init__(self) -> None:
         self._agent = 0
 
-    @asynccontextmanager
-    async def on(self, link: Link) -> AsyncIterator[None]:
-        """Something is done with it over a link.
-
-        Raises:
-            SandboxResetError: the link is to another agent.
-        """
+    async def check(self, link: Link) -> None:
+        """Raise SandboxResetError if the link is to another agent."""
         if self._agent and await link.meet() != self._agent:
             raise SandboxResetError("the sandbox was reset, and this belongs to the time before; start it again")
-        try:
-            yield
-        finally:
-            self._agent = self._agent or link.agent
+
+    def note(self, link: Link) -> None:
+        """The agent at the other end knows it, if no other did before."""
+        self._agent = self._agent or link.agent
 
 
 class _Patience:

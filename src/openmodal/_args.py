@@ -37,7 +37,7 @@ _HOST = r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z
 _GPU = r"([A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)(?::([1-9][0-9]{0,2}))?"
 _SANDBOX_ID = r"(?=.{1,40}\Z)[a-z0-9]+(-[a-z0-9]+)*"
 _COMMAND_ID = r"[0-9a-f]{32}"
-_SURROGATE = "[\ud800-\udc7f\udd00-\udfff]"
+_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def name(argument: str, value: object) -> str:
@@ -65,7 +65,7 @@ def string(argument: str, value: object) -> str:
         raise InvalidError(f"{argument} must be a string, not {type(value).__name__}; {instead}")
     if "\0" in value:
         raise InvalidError(f"{argument} contains a NUL character, which no argument or path can; remove it")
-    if re.search(_SURROGATE, value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise InvalidError(f"{argument} contains half of a surrogate pair, which cannot be encoded; remove it")
     return value
 

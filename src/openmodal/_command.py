@@ -178,7 +178,7 @@ class Command:
             pid = await _start(link, request, await _next_io(self.id, offsets, feed))
             while not (record := (await _progress(link, offsets, sinks)).record):
                 await link.send(await _next_io(self.id, offsets, feed))
-            await link.send(_wire.release(self.id))
+            await link.post(_wire.release(self.id))
             return pid, record
 
         async with self._killed_if_interrupted():
@@ -210,14 +210,14 @@ class Command:
         """Have the agent forget what it keeps of it, once it has ended."""
 
         async def operation(link: Link) -> None:
-            await link.send(_wire.release(self.id))
+            await link.post(_wire.release(self.id))
 
         await self.agent.exchange(operation, self.life)
 
     async def _kill(self, link: Link) -> None:
         await link.send(_wire.kill(self.id, signal.SIGKILL, tree=True))
         await link.expect(Kind.OK)
-        await link.send(_wire.release(self.id))
+        await link.post(_wire.release(self.id))
 
     async def io(
         self,

@@ -161,10 +161,16 @@ class Link:
 
     async def send(self, *frames: bytes) -> None:
         """Send frames; raises LinkLost."""
-        data: bytes | memoryview = frames[0] if len(frames) == 1 else b"".join(frames)
+        await self._sent(frames[0] if len(frames) == 1 else b"".join(frames), self._wake)
+
+    async def post(self, frame: bytes) -> None:
+        """Send what has time: a box that is paused stays so, and takes it later. Raises LinkLost."""
+        await self._sent(frame, None)
+
+    async def _sent(self, data: bytes | memoryview, wake: Wake | None) -> None:
         try:
-            if self._wake:
-                data = await self._awake(self._wake, data)
+            if wake:
+                data = await self._awake(wake, data)
             if data:
                 await self._stream.send(data)
         except OSError as error:

@@ -101,7 +101,7 @@ class Store:
         nothing else is looked at."""
         beside = f"{self.sandboxes}/{_checked(id)}/{name}"
         brief = self.brief
-        return (bool(brief) and os.path.exists(f"{brief}{id}/{name}")) or os.path.exists(beside)
+        return (bool(brief) and os.access(f"{brief}{id}/{name}", os.F_OK)) or os.access(beside, os.F_OK)
 
     @property
     def brief(self) -> str:
