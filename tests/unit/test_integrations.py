@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from openmodal.errors import InvalidError, SandboxNotRunningError, SandboxTimeoutError, UnsupportedError
 from openmodal.image import Image
-from openmodal.integrations import errors_as
+from openmodal.integrations import errors_as, versions
 from openmodal.integrations.compose import from_compose
 
 
@@ -114,3 +115,35 @@ def test_errors_are_a_frameworks_by_the_first_entry_that_fits(tmp_path: Path) ->
     assert isinstance(caught.value.__cause__, SandboxTimeoutError)
     with pytest.raises(InvalidError), errors_as({SandboxNotRunningError: Theirs}):
         raise InvalidError("other")
+
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("framework", versions.FRAMEWORKS, ids=lambda framework: framework.package)
+def test_the_readme_names_the_version_of_a_framework_that_was_tested(framework: versions.Framework) -> None:
+    rows = [line for line in README.read_text("utf-8").splitlines() if line.startswith("| ")]
+    last_cells = [row.split("|")[-2] for row in rows]
+    assert any(framework.package in cell and framework.tested in cell for cell in last_cells), framework
+
+
+def test_doctor_tells_of_the_frameworks_that_are_here_and_of_those_in_other_versions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = {"inspect_ai": "0.3.285", "harbor": "99.0"}
+
+    def version(package: str) -> str:
+        if package not in here:
+            raise metadata.PackageNotFoundError(package)
+        return here[package]
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = {check.name: check for check in versions.checks()}
+    assert {name: check.ok for name, check in found.items()} == {
+        "framework inspect_ai": True,
+        "framework harbor": False,
+    }
+    harbor = found["framework harbor"]
+    assert "99.0" in harbor.text
+    assert harbor.remedy.startswith("if it does not work: pip install 'harbor==")
+    assert not harbor.required

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 @engine_options
 @pass_session
 def doctor(session: Session, network: bool, as_json: bool) -> int:
-    """Tell what this machine can do, what is missing, and the command that adds it.
+    """Tell what this machine can do, what is missing, and the command that adds it; and which
+    frameworks are here, in versions that were tested or not.
 
     Exit code 1 if sandboxes cannot run on this machine (the embedded engine; Docker is reported,
     too).
     """
     from openmodal import housekeeping
+    from openmodal.integrations import versions
 
-    checks = housekeeping.doctor(network=network, engine=session.engine_name)
+    checks = [*housekeeping.doctor(network=network, engine=session.engine_name), *versions.checks()]
     works = all(check.ok for check in checks if check.required)
     if as_json:
         _output.emit({"version": __version__, "works": works, "checks": [_described(check) for check in checks]})

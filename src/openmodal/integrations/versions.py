@@ -1,0 +1,54 @@
+"""The frameworks that were tested with OpenModal, and in which version: the one table of them.
+
+`openmodal doctor` compares it with what is installed; a test compares the README with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+from typing import NamedTuple
+
+from openmodal.engines.check import Check
+
+
+class Framework(NamedTuple):
+    """A framework: its package in the index, the newest version that was tested, and how it is
+    used with OpenModal."""
+
+    package: str
+    tested: str
+    how: str
+
+
+FRAMEWORKS = (
+    Framework("harbor", "0.26.0", "its Modal mode behind `openmodal serve`"),
+    Framework("inspect_ai", "0.3.285", '`sandbox="openmodal"`'),
+    Framework("modal", "1.6.4", "`openmodal serve`"),
+    Framework("swe-rex", "1.4.0", "its Modal mode behind `openmodal serve`"),
+)
+
+
+def checks() -> Iterator[Check]:
+    """What is said of each framework that is installed beside OpenModal."""
+    for framework in FRAMEWORKS:
+        try:
+            found = metadata.version(framework.package)
+        except metadata.PackageNotFoundError:
+            continue
+        yield _check(framework, found)
+
+
+def _check(framework: Framework, found: str) -> Check:
+    package, tested, how = framework
+    if found == tested:
+        return Check(f"framework {package}", True, f"{found} is the version that was tested; use it by {how}")
+    return Check(
+        f"framework {package}",
+        False,
+        f"{found} is here, and {tested} was tested; use it by {how}",
+        f"if it does not work: pip install '{package}=={tested}'",
+    )
+
+
+__all__ = ["FRAMEWORKS", "Framework", "checks"]
