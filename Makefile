@@ -22,7 +22,7 @@ PYTEST_ARGS ?= -n 3
 # for the other.
 DEBIAN := mmdebstrap $(if $(filter 0,$(shell id -u)),iptables,passt uidmap)
 DEBIAN_TEST := $(DEBIAN) bindfs busybox-static clang curl docker-registry docker.io git iproute2 libclang-rt-dev musl-tools \
-	nftables openssl passt podman slirp4netns stress-ng uidmap util-linux
+	nftables openssl passt podman slirp4netns strace stress-ng uidmap util-linux
 # Debian 12's own is too old for the options that we give it.
 BACKPORTS_TEST := runsc
 

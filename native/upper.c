@@ -10,6 +10,7 @@
 #include "trash.h"
 #include "util.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -62,15 +63,33 @@ static bool make_again(const char *upper) {
     return rmdir(upper) == 0 && mkdir(upper, MODE) == 0 && chmod(upper, MODE) == 0;
 }
 
+/* A checkpoint, reset or mount that could not be finished may have left something, or taken one away. */
+static bool has_just_both(const char *folder) {
+    DIR *listing = opendir(folder);
+    unsigned both = 0, all = 0;
+    for (struct dirent *entry; listing != NULL && (entry = readdir(listing)) != NULL;)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
+            both += strcmp(entry->d_name, "upper") == 0 || strcmp(entry->d_name, "work") == 0;
+            all++;
+        }
+    if (listing != NULL)
+        closedir(listing);
+    return both == 2 && all == 2;
+}
+
+static bool is_as_new(const struct plan *plan, const char *folder, void (*tick)(void *), void *context) {
+    return has_just_both(folder) && trash_remove(plan->work, true, tick, context) && trash_remove(plan->upper, true, tick, context) &&
+           (reset(plan->upper, plan->work) || make_again(plan->upper));
+}
+
 void upper_give_back(const struct plan *plan, void (*tick)(void *), void *context) {
-    if (plan->disk != NULL)
-        unlink(plan->disk);
-    if (!trash_remove(plan->work, true, tick, context) || !trash_remove(plan->upper, true, tick, context) ||
-        (!reset(plan->upper, plan->work) && !make_again(plan->upper)))
-        return;
     char *folder = folder_of(plan), *name = strrchr(folder, '/') + 1;
     char *unused = must_format("%.*s.%s", (int)(name - folder), folder, name);
-    if (rename(folder, unused) != 0)
+    if (plan->disk != NULL)
+        unlink(plan->disk);
+    if (!is_as_new(plan, folder, tick, context))
+        trash_remove(folder, false, tick, context);
+    else if (rename(folder, unused) != 0)
         fail(NULL, "cannot rename %s: %m", folder);
     free(unused);
     free(folder);
