@@ -7,8 +7,9 @@
 #   make test-integrations   adapters of frameworks, and their Modal modes behind `openmodal serve`, with the newest releases
 #   make lint      the linters only          make bench   the benchmarks
 #   make wheel     one wheel for both CPUs   make clean   forget everything that was built
+#   make vendor    fetch the web page's libraries from npm, as src/openmodal/web/vendor/vendor.toml says
 
-.PHONY: help example test test-security test-machines test-integrations lint bench wheel native native-test clean
+.PHONY: help example test test-security test-machines test-integrations lint bench wheel vendor native native-test clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -33,7 +34,7 @@ example: $(STAMPS)/installed native
 	@.ci/apt $(DEBIAN)
 	$(VENV)/bin/openmodal --local run examples/sandbox.py
 
-test: $(STAMPS)/test $(STAMPS)/clients $(STAMPS)/lint native
+test: $(STAMPS)/test $(STAMPS)/clients $(STAMPS)/browser $(STAMPS)/lint native
 	$(PYTHON_IN) -m pytest $(PYTEST_ARGS)
 
 # The attacks, and the tests of rows that are in the folders of what they are about.
@@ -84,6 +85,9 @@ native-test: $(STAMPS)/test native
 wheel: $(STAMPS)/release
 	$(PYTHON_IN) .ci/wheel.py dist
 
+vendor: | $(PYTHON_IN)
+	$(PYTHON_IN) .ci/vendor.py src/openmodal/web/vendor
+
 clean:
 	rm -rf $(VENV) .venv-* dist native/build src/openmodal/_native .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -114,6 +118,12 @@ CLIENTS := 1.4 1.5
 
 $(STAMPS)/clients: $(STAMPS)/test
 	@for version in $(CLIENTS); do $(PIP) --upgrade --target $(VENV)/.clients/$$version "modal==$$version.*" || exit 1; done
+	@touch $@
+
+# The browser that the tests of the web page drive is Debian's; the driver downloads none.
+$(STAMPS)/browser: $(STAMPS)/test
+	@.ci/apt chromium
+	$(PIP) --group browser
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip

@@ -33,6 +33,7 @@ LAYERS = (
     {"_volumebox"},
     {"volume"},
     {"pool", "sandbox"},
+    {"web"},
     {"serve"},
     {"__main__", "cli", "integrations", "testing"},
 )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import stat
 from pathlib import Path
 
+from openmodal.errors import InvalidError
+
 _PIECE = 1 << 16
+_KEY_SIZE = 32
 
 Stamp = tuple[int, int, int]
 
@@ -36,6 +40,41 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
             data = data[os.write(file, data) :]
     finally:
         os.close(file)
+
+
+def place(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Write a file that only we read, whole or not at all.
+
+    Raises:
+        FileExistsError: there is one, and it is not to be replaced.
+    """
+    new = path.with_name(f".{os.urandom(8).hex()}")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        if replace:
+            new.rename(path)
+        else:
+            os.link(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def key(path: Path) -> bytes:
+    """The key in a file that only we read, made once.
+
+    Raises:
+        InvalidError: the file is no key, such as an empty one after a power cut, which everybody
+            could sign with.
+    """
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):  # another process made it meanwhile
+            place(path, os.urandom(_KEY_SIZE), replace=False)
+    found = path.read_bytes()
+    if len(found) != _KEY_SIZE:
+        raise InvalidError(f"{path} is no key; remove it, and the next start makes another")
+    return found
 
 
 def stamp(path: str | os.PathLike[str]) -> Stamp | None:

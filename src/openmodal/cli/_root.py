@@ -162,6 +162,7 @@ _COMMANDS = {
     "config": ("openmodal.cli._root:config", "Show and change the configuration file."),
     "setup": ("openmodal.cli._root:setup", "Prepare a cluster for sandboxes."),
     "serve": ("openmodal.cli.serve:serve", "Serve programs that say `import modal`."),
+    "dashboard": ("openmodal.cli.dashboard:dashboard", "Show sandboxes, images and this machine on a web page."),
     "doctor": ("openmodal.cli.doctor:doctor", "Tell what this machine can do, and how to add what is missing."),
     "gc": ("openmodal.cli.gc:gc", "Remove what crashes left behind."),
     "bench": ("openmodal.cli.bench:bench", "Measure this machine: create, exec, terminate."),

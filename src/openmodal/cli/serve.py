@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
-import secrets
 import signal
 import socket
 import ssl
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from openmodal import _config
+from openmodal.cli import _listen
 from openmodal.cli._session import Session
 from openmodal.errors import InvalidError, extra
 
@@ -42,8 +41,7 @@ class Place:
 
     def url(self, listener: socket.socket) -> str:
         """The URL for MODAL_SERVER_URL."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        own = f"{'https' if self.tls else 'http'}://{host}:{listener.getsockname()[1]}"
+        own = _listen.url(self.host, listener, is_encrypted=self.tls is not None)
         return (self.advertise or own).rstrip("/")
 
 
@@ -85,52 +83,24 @@ def serve(
         from openmodal.serve.door import Limits
     except ModuleNotFoundError as error:
         raise InvalidError(f"`openmodal serve` needs the package {error.name}; {extra('serve')}") from error
-    tls = _tls(tls_cert, tls_key)
+    tls = _listen.encryption(tls_cert, tls_key, "h2", "http/1.1")
     _safe(host, advertise, is_encrypted=tls is not None)
     limits = Limits(
         sandboxes=max_sandboxes, starts=max_starting, lifetime=max_lifetime, memory=max_memory, upload=max_upload << 20
     )
     door = Place(host, (0 if program else PORT) if port is None else port, advertise, tls)
-    return asyncio.run(_serve(session.engine, door, _tokens(token_file), limits, program, tells=token_file is None))
-
-
-def _tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        raise InvalidError("--tls-cert and --tls-key belong together; give both")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidError(f"the certificate {certificate} with the key {key} cannot be used: {error}") from error
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    return context
+    return asyncio.run(
+        _serve(session.engine, door, _listen.tokens(token_file), limits, program, tells=token_file is None)
+    )
 
 
 def _safe(host: str, advertise: str | None, *, is_encrypted: bool) -> None:
     """Refuse to serve other machines in the clear: tokens and files would be read on the way."""
-    try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not (is_loopback or is_encrypted or (advertise or "").startswith("https://")):
+    if not (_listen.is_loopback(host) or is_encrypted or (advertise or "").startswith("https://")):
         raise InvalidError(
             f"{host} is reached by others than this machine, so the door must be encrypted; give --tls-cert and --tls-key, or "
             "--advertise https://… of a proxy that does it"
         )
-
-
-def _tokens(file: Path | None) -> tuple[tuple[str, str], ...]:
-    if file is None:
-        return (("ak-" + secrets.token_hex(8), "as-" + secrets.token_hex(16)),)
-    try:
-        lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InvalidError(f"the token file {file} cannot be read: {error.strerror}") from error
-    if not lines or any(len(line) != 2 for line in lines):
-        raise InvalidError(f"each line of the token file {file} must be an id and a secret: `ak-1 as-2`")
-    return tuple((id, secret) for id, secret in lines)
 
 
 async def _serve(
@@ -155,7 +125,7 @@ async def _serve(
         logs.begin()
     kept = Kept(_config.state() / "serve")
     collecting = asyncio.create_task(_collect(kept))
-    with _listening(place.host, place.port) as listener:
+    with _listen.listening(place.host, place.port) as listener:
         url = place.url(listener)
         door = Door(engine, kept, Access(tokens, kept.key()), Images(engine, kept), url, limits)
         own = certificate.context(kept.folder, "h2", "http/1.1")
@@ -169,7 +139,7 @@ async def _serve(
             click.echo(
                 f"# programs that use https:// tunnels trust them by SSL_CERT_FILE={trusted['SSL_CERT_FILE']}", err=True
             )
-            await _until_ended()
+            await _listen.until_ended()
     collecting.cancel()
     looking.cancel()
     return 0
@@ -185,16 +155,6 @@ async def _collect(kept: Kept) -> None:
         await asyncio.sleep(_DAY)
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise InvalidError(
-            f"port {port} of {host} cannot be used: {error.strerror}; --port 0 takes one that is free"
-        ) from error
-
-
 def _variables(url: str, token: tuple[str, str]) -> dict[str, str]:
     return {"MODAL_SERVER_URL": url, "MODAL_TOKEN_ID": token[0], "MODAL_TOKEN_SECRET": token[1]}
 
@@ -205,13 +165,6 @@ def _tell(url: str, token: tuple[str, str] | None, engine: str) -> None:
         click.echo(f"export {name}={value}")
     click.echo(f"# serving the {engine} engine; Ctrl-C ends the door, and sandboxes run on", err=True)
     sys.stdout.flush()
-
-
-async def _until_ended() -> None:
-    ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    await ended.wait()
 
 
 async def _run(program: Sequence[str], variables: dict[str, str]) -> int:

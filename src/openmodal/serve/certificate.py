@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from openmodal._files import place
 from openmodal.errors import InvalidError
-from openmodal.serve.kept import place
 
 _LIFE = dt.timedelta(days=800)
 """A door has the one that it began with as long as it runs."""

@@ -28,13 +28,12 @@ from typing import IO, Any, cast
 
 import msgspec
 
-from openmodal._files import made
+from openmodal._files import key, made, place
 from openmodal._spec import Recipe
 from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
 from openmodal.serve import ids
 
 _TREE = re.compile(r"\bmo-[a-z2-7]+")
-_KEY_SIZE = 32
 _WEEK = 7 * 24 * 3600.0
 _EXECUTABLE = 0o111
 _READABLE_BY_ALL = 0o644
@@ -59,15 +58,7 @@ class Kept:
 
     def key(self) -> bytes:
         """The key of the doors of this folder, made once."""
-        path = self.folder / "key"
-        if not path.exists():
-            with suppress(FileExistsError):  # another door made it meanwhile
-                place(path, os.urandom(_KEY_SIZE), replace=False)
-        key = path.read_bytes()
-        # Such as an empty one after a power cut, which everybody could sign with.
-        if len(key) != _KEY_SIZE:
-            raise InvalidError(f"{path} is no key of a door; remove it, and the next start makes another")
-        return key
+        return key(self.folder / "key")
 
     # -------------------------------------------------------------------------------------- recipes
 
@@ -302,25 +293,6 @@ class Kept:
         if not id.startswith(prefix) or "/" in id or not path.exists():
             raise NotFoundError(f"there is no {what} {id!r}")
         return path
-
-
-def place(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Write a file that only we read, whole or not at all.
-
-    Raises:
-        FileExistsError: there is one, and it is not to be replaced.
-    """
-    new = path.with_name(f".{os.urandom(8).hex()}")
-    try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        if replace:
-            new.rename(path)
-        else:
-            os.link(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:
