@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from openmodal.engines import Engine
-from openmodal.errors import InvalidError, SandboxNotRunningError, SandboxTerminatedError
+from openmodal.errors import InvalidError, SandboxNotRunningError, SandboxResetError, SandboxTerminatedError
 from openmodal.probe import Probe
 from openmodal.sandbox import Sandbox
 from openmodal.testing.connections import PATIENCE, PORT, serve
@@ -186,7 +186,16 @@ class TestPorts:
     @promise("reset")
     def test_a_reset_leaves_ways_in(self, create: Create) -> None:
         sandbox = create(ports=[PORT])
-        sandbox.reset()
+        listening(sandbox, "cat")
+        with visit(sandbox.tunnels()[PORT]) as visitor, sandbox.connect(PORT) as connection:
+            for each in (visitor.sendall, connection.send):
+                each(b"before")
+            assert visitor.recv(100) == b"before"
+            assert connection.recv(100) == b"before"
+            sandbox.reset()
+            assert rest(visitor) == b""
+            with pytest.raises(SandboxResetError):
+                connection.recv(100)
         listening(sandbox, "echo", "again")
         with visit(sandbox.tunnels()[PORT]) as visitor:
             assert rest(visitor) == b"again\n"
