@@ -110,7 +110,7 @@ $(STAMPS)/pip: | $(PYTHON_IN)
 $(STAMPS)/test: $(STAMPS)/installed $(STAMPS)/pip Makefile
 	@.ci/apt $(DEBIAN_TEST)
 	@.ci/backports $(BACKPORTS_TEST)
-	$(PIP) --editable '.[fast,gke,serve]' --group test
+	$(PIP) --editable '.[fast,gke,mcp,serve]' --group test
 	@touch $@
 
 # Versions of the modal client that people have, beside the one of the extra `serve`.
@@ -127,7 +127,7 @@ $(STAMPS)/browser: $(STAMPS)/test
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip
-	$(PIP) --editable '.[gke,serve]' --group lint
+	$(PIP) --editable '.[gke,mcp,serve]' --group lint
 	@touch $@
 
 .PRECIOUS: .venv-%/.installed

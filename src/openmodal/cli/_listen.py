@@ -1,4 +1,4 @@
-"""What `openmodal serve` and `openmodal dashboard` share: address, encryption, tokens, their end."""
+"""What `openmodal serve`, `dashboard` and `mcp` share: address, encryption, tokens, their end."""
 
 from __future__ import annotations
 

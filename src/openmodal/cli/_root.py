@@ -163,6 +163,7 @@ _COMMANDS = {
     "setup": ("openmodal.cli._root:setup", "Prepare a cluster for sandboxes."),
     "serve": ("openmodal.cli.serve:serve", "Serve programs that say `import modal`."),
     "dashboard": ("openmodal.cli.dashboard:dashboard", "Show sandboxes, images and this machine on a web page."),
+    "mcp": ("openmodal.cli.mcp:mcp", "Give chat clients sandboxes as tools."),
     "doctor": ("openmodal.cli.doctor:doctor", "Tell what this machine can do, and how to add what is missing."),
     "gc": ("openmodal.cli.gc:gc", "Remove what crashes left behind."),
     "bench": ("openmodal.cli.bench:bench", "Measure this machine: create, exec, terminate."),

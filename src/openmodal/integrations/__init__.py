@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+from openmodal.engines import choose, lacking
 from openmodal.image import Image
 
 Errors = Mapping[type[Exception], Callable[[str], Exception]]
@@ -33,4 +35,15 @@ def errors_as(theirs: Errors) -> Iterator[None]:
         raise make(str(error)) from error
 
 
-__all__ = ["Errors", "errors_as", "image_from"]
+def ends_with_us(options: Mapping[str, Any], lease: float) -> dict[str, Any]:
+    """What makes a sandbox of these arguments of `Sandbox.create` end when this process does.
+
+    Where the engine does not see that, it ends so many seconds after the last call to it.
+    """
+    engine = choose(options.get("engine"))
+    # gVisor's agent listens on no socket that is seen outside of its container.
+    unseen = engine.name == "docker" and options.get("runtime") == "gvisor"
+    return {"lease": lease} if unseen or "owner" in lacking(engine) else {"owner": "process"}
+
+
+__all__ = ["Errors", "ends_with_us", "errors_as", "image_from"]

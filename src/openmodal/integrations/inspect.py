@@ -11,11 +11,10 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 from inspect_ai.util import (
     ComposeConfig,
@@ -33,9 +32,8 @@ from inspect_ai.util import (
 
 from openmodal import errors
 from openmodal.app import App
-from openmodal.engines import choose, lacking
 from openmodal.image import Image
-from openmodal.integrations import Errors, errors_as, image_from
+from openmodal.integrations import Errors, ends_with_us, errors_as, image_from
 from openmodal.integrations.compose import Plan, from_compose
 from openmodal.process import StreamReader
 from openmodal.sandbox import Sandbox
@@ -94,7 +92,7 @@ class OpenModalSandboxEnvironment(SandboxEnvironment):
         task = _tasks.get({}).get(_key(config)) or _Task(_plan(config))
         plan = task.plan
         tags = {"task": re.sub(r"[^A-Za-z0-9._-]", "-", task_name)[-63:]} if task_name else {}
-        options = {"timeout": LIFETIME, **_ends_with_us(plan.options), **plan.options}
+        options = {"timeout": LIFETIME, **ends_with_us(plan.options, LEASE), **plan.options}
         sandbox = await Sandbox.create.aio(*plan.argv, app=APP, image=plan.image, tags=tags, **options)
         task.sandboxes[sandbox.id] = sandbox
         return {"default": cls(sandbox)}
@@ -187,14 +185,6 @@ class OpenModalSandboxEnvironment(SandboxEnvironment):
 
     def default_polling_interval(self) -> float:
         return 0.2
-
-
-def _ends_with_us(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a sandbox of these options end when this process does."""
-    engine = choose(options.get("engine"))
-    # gVisor's agent listens on no socket that is seen outside of its container.
-    unseen = engine.name == "docker" and options.get("runtime") == "gvisor"
-    return {"lease": LEASE} if unseen or "owner" in lacking(engine) else {"owner": "process"}
 
 
 async def _text(stream: StreamReader[str]) -> str:

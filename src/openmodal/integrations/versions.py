@@ -24,6 +24,7 @@ class Framework(NamedTuple):
 FRAMEWORKS = (
     Framework("harbor", "0.26.0", "its Modal mode behind `openmodal serve`"),
     Framework("inspect_ai", "0.3.285", '`sandbox="openmodal"`'),
+    Framework("mcp", "2.3.0", "`openmodal mcp`"),
     Framework("modal", "1.6.4", "`openmodal serve`"),
     Framework("swe-rex", "1.4.0", "its Modal mode behind `openmodal serve`"),
 )
