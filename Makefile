@@ -6,10 +6,11 @@
 #   make test-machines   a smoke suite in machines with other kernels, as root and as a plain user; VM_RUN boots them (.ci/machines)
 #   make test-integrations   adapters of frameworks, and their Modal modes behind `openmodal serve`, with the newest releases
 #   make lint      the linters only          make bench   the benchmarks
+#   make docs      the documents as a web site, in site/
 #   make wheel     one wheel for both CPUs   make clean   forget everything that was built
 #   make vendor    fetch the web page's libraries from npm, as src/openmodal/web/vendor/vendor.toml says
 
-.PHONY: help example test test-security test-machines test-integrations lint bench wheel vendor native native-test clean
+.PHONY: help example test test-security test-machines test-integrations lint bench docs wheel vendor native native-test clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -73,6 +74,11 @@ bench: $(STAMPS)/test native
 	$(PYTHON_IN) -m benchmarks $(BENCH_ARGS)
 	@[ -z "$$KUBECONFIG" ] || $(PYTHON_IN) -m benchmarks --kubernetes --rounds 10
 
+# The pages of docs/reference are made of the docstrings; a test tells if they are old.
+docs: $(STAMPS)/docs
+	$(PYTHON_IN) -m tests.docs.reference
+	$(PYTHON_IN) -m mkdocs build --quiet
+
 # The native program, when its sources changed; the same call that the build hook makes.
 native: $(STAMPS)/installed
 	@$(PYTHON_IN) native/build.py
@@ -89,7 +95,7 @@ vendor: | $(PYTHON_IN)
 	$(PYTHON_IN) .ci/vendor.py src/openmodal/web/vendor
 
 clean:
-	rm -rf $(VENV) .venv-* dist native/build src/openmodal/_native .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* dist site native/build src/openmodal/_native .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # ---------------------------------------------------------------------------------------------------- set-up
 
@@ -111,6 +117,7 @@ $(STAMPS)/test: $(STAMPS)/installed $(STAMPS)/pip Makefile
 	@.ci/apt $(DEBIAN_TEST)
 	@.ci/backports $(BACKPORTS_TEST)
 	$(PIP) --editable '.[fast,gke,mcp,serve]' --group test
+	$(PIP) --editable '.[fast,gke,serve]' --group test --group docs
 	@touch $@
 
 # Versions of the modal client that people have, beside the one of the extra `serve`.
@@ -128,6 +135,10 @@ $(STAMPS)/browser: $(STAMPS)/test
 
 $(STAMPS)/lint: $(STAMPS)/installed $(STAMPS)/pip
 	$(PIP) --editable '.[gke,mcp,serve]' --group lint
+	@touch $@
+
+$(STAMPS)/docs: $(STAMPS)/installed $(STAMPS)/pip
+	$(PIP) --group docs
 	@touch $@
 
 .PRECIOUS: .venv-%/.installed

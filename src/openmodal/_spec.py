@@ -330,10 +330,15 @@ class CommandStatus(msgspec.Struct, frozen=True):
 
 
 class EndRecord(msgspec.Struct, frozen=True):
-    """How a sandbox ended. `written`: the bytes, if known, of its main command's two streams.
+    """How a sandbox ended.
 
-    `snapshot`: the key of the image of its files, if it had `snapshot_on_end`; `unkept`: why there
-    is none.
+    Attributes:
+        reason, text: why: a word such as "timeout" or "oom", and a sentence.
+        returncode: as `Sandbox.poll` gives it.
+        ended: seconds of the Unix clock.
+        written: the bytes, if known, of its main command's two streams.
+        snapshot: the key of the image of its files, if it had `snapshot_on_end`.
+        unkept: why there is no such image.
     """
 
     reason: str
@@ -355,14 +360,16 @@ class PoolStatus(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """A sandbox as it is. `ended` is None while it runs; times are seconds of the Unix clock.
+    """A sandbox as it is.
 
-    `build`: it runs a step of an image, or looks into a volume, belongs to whoever does that, and
-    is in nobody's list.
-    `asked`: digests of what it was asked for, by name, if its maker chose its id.
-    `paused`: nothing in it runs until somebody uses it.
-    `tunnels`: its ports that this machine reaches, each with the port of 127.0.0.1 for it.
-    `snapshot_on_end`: the name under which its files are published at its end.
+    Attributes:
+        created, expires: seconds of the Unix clock.
+        ended: how it ended; None while it runs.
+        build: it runs a step of an image, or looks into a volume; it is in nobody's list.
+        asked: digests of what it was asked for, by name, if its maker chose its id.
+        paused: nothing in it runs until somebody uses it.
+        tunnels: its ports that this machine reaches, each with the port of 127.0.0.1 for it.
+        snapshot_on_end: the name under which its files are published at its end.
     """
 
     id: str
@@ -412,10 +419,12 @@ class Built(msgspec.Struct, frozen=True):
 class Info(msgspec.Struct, frozen=True):
     """What holds a running sandbox, as the kernel tells it and not as it was asked for.
 
-    `root` is the id outside that the sandbox's root has, `ids` how many ids it has. Limits are None
-    where none holds: `memory` and `disk` in MiB, `cpu` in cores, `pids` in processes and threads.
-    `network` is "none" or "outbound". `degraded` names the controls that it lacks. `generation`
-    grows with each reset, and where its files are frozen in place, with that.
+    Attributes:
+        root, ids: the id outside that the sandbox's root has, and how many ids it has.
+        memory, disk: limits in MiB; None where none holds.
+        cpu, pids: limits in cores, and in processes and threads; None where none holds.
+        degraded: the controls that it lacks.
+        generation: grows with each reset, and where its files are frozen in place, with that.
     """
 
     runtime: str

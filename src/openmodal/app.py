@@ -30,7 +30,8 @@ class App:
 
     @classmethod
     def lookup(cls, name: str, *, create_if_missing: bool = True) -> App:
-        """The app of that name: App(name), as programs for Modal write it. Apps are not registered."""
+        """`App(name)`, as programs for Modal write it. Apps are not registered, so `create_if_missing`
+        means nothing."""
         return cls(name)
 
     def local_entrypoint(self, name: str | None = None) -> Callable[[F], F]:
@@ -49,7 +50,8 @@ class App:
         return register
 
     def run(self, *, detach: bool = False, engine: str | Engine | None = None) -> Run:
-        """A with-block at whose end every sandbox of the app that was created in it ends, unless `detach`."""
+        """A with-block at whose end every sandbox of the app that was created in it ends, unless
+        `detach`. `engine`: where they are, as in `Sandbox.create`."""
         return Run(self, detach=detach, engine=engine)
 
     def __getstate__(self) -> dict[str, object]:

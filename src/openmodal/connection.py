@@ -50,7 +50,7 @@ class Connection(DualContext):
 
     @dual
     async def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of it; return when the sandbox has taken it.
+        """Send all of `data`; return when the sandbox has taken it.
 
         Raises:
             SandboxConnectionResetError: the other side takes nothing more.

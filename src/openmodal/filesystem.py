@@ -133,7 +133,7 @@ class Filesystem:
 
     @dual
     async def write_text(self, path: str, text: str, encoding: str = "utf-8", *, mode: int | None = None) -> None:
-        """Write a text file, as `write_bytes` does."""
+        """Write a text file in `encoding`; `mode` and all else as `write_bytes`."""
         if not isinstance(text, str):
             raise InvalidError(f"write_text needs a str, not {type(text).__name__}; write_bytes writes bytes")
         await self._write(path, text.encode(encoding), mode)
@@ -221,7 +221,7 @@ class Filesystem:
 
     @dual
     async def stat(self, path: str, *, follow_symlinks: bool = True) -> FileInfo:
-        """Tell about a file, folder or link."""
+        """Tell about a file or folder; of a link what it leads to, or with `follow_symlinks=False` itself."""
         return await self._stat(path, follow=follow_symlinks)
 
     @dual
@@ -235,17 +235,17 @@ class Filesystem:
 
     @dual
     async def make_directory(self, path: str, *, create_parents: bool = True, mode: int | None = None) -> None:
-        """Make a folder, by default with its parents and without an error if it is there; `mode` None: 0o755."""
+        """Make a folder: with `create_parents` its parents, too, and it may be there; `mode` None: 0o755."""
         await self._ask(self._request(FileOp.MKDIR, path, flags=int(create_parents), mode=_bits(mode)), path)
 
     @dual
     async def chmod(self, path: str, mode: int) -> None:
-        """Change the permission bits of a file or folder, such as 0o755."""
+        """Change the permission bits of a file or folder to `mode`, such as 0o755."""
         await self._ask(self._request(FileOp.CHMOD, path, mode=_args.whole("mode", mode, 0, 0o7777)), path)
 
     @dual
     async def chown(self, path: str, owner: str) -> None:
-        """Give a file or folder to another user: "name" or "uid" (its group stays), "name:group" or "uid:gid". Mostly root's to do."""
+        """Give a file or folder to another `owner`: "name" or "uid" (its group stays), "name:group" or "uid:gid". Mostly root's to do."""
         second = _wire.encode(_args.string("owner", owner))
         await self._ask(self._request(FileOp.CHOWN, path, second=second), path)
 
@@ -256,7 +256,7 @@ class Filesystem:
 
     @dual
     async def rename(self, path: str, new_path: str) -> None:
-        """Give a file or folder another name in the same file system, replacing a file of that name."""
+        """Rename a file or folder to `new_path` in the same file system; a file there is replaced."""
         second = _wire.encode(_args.path("new_path", new_path))
         await self._ask(self._request(FileOp.RENAME, path, second=second), path)
 

@@ -183,7 +183,8 @@ class Image:
         """Install Python packages with the image's pip. Downloads and built wheels are kept between
         builds.
 
-        `extra_options` are more arguments for pip, as in a shell.
+        `index_url`, `extra_index_url` and `pre` are options of pip; `extra_options` are more of its
+        arguments, as in a shell.
         """
         names = _image_args.requirements("pip_install", packages)
         options = _image_args.pip_options(index_url, extra_index_url, pre, extra_options)
@@ -198,7 +199,7 @@ class Image:
         pre: bool = False,
         extra_options: str = "",
     ) -> Image:
-        """Install what a requirements file of this machine lists. It may not refer to other local files."""
+        """Install what a file of this machine lists; it may not refer to others. Options as `pip_install`."""
         file = _image_args.local("requirements_txt", requirements_txt)
         options = _image_args.pip_options(index_url, extra_index_url, pre, extra_options)
         target = f"{_REQUIREMENTS}-{len(self.recipe.steps)}.txt"  # several calls do not replace each other's
@@ -212,7 +213,7 @@ class Image:
         pre: bool = False,
         extra_options: str = "",
     ) -> Image:
-        """As `pip_install`, but with uv, which is faster; it is fetched if the image has none, and does not become part of it."""
+        """As `pip_install`, with uv, which is faster; it is fetched if the image has none, and not kept in it."""
         names = _image_args.requirements("uv_pip_install", packages)
         options = _image_args.pip_options(index_url, extra_index_url, False, extra_options)
         options = (*options, "--prerelease=allow") if pre else options
@@ -227,7 +228,7 @@ class Image:
         return image
 
     def dockerfile_commands(self, *commands: Words, context_dir: str | os.PathLike[str] | None = None) -> Image:
-        """Lines of a Dockerfile, without FROM. `context_dir` is what COPY reads from; None: the current folder."""
+        """Add `commands`, lines of a Dockerfile without FROM. `context_dir` is what COPY reads from; None: the current folder."""
         lines = tuple(_image_args.words("dockerfile_commands", commands))
         context = _image_args.local("context_dir", "." if context_dir is None else context_dir)
         return self._add(Dockerfile("", lines, context)) if lines else self
@@ -265,11 +266,11 @@ class Image:
     # ---------------------------------------------------------------------------------- local files
 
     def add_local_file(self, local_path: str | os.PathLike[str], remote_path: str) -> Image:
-        """Put a file of this machine into the image; a `remote_path` that ends in "/" is the folder to put it in."""
+        """Put the file `local_path` of this machine at `remote_path`, or below it, if that ends in "/"."""
         return self._add(Copy(_image_args.local("local_path", local_path), _args.absolute("remote_path", remote_path)))
 
     def add_local_dir(self, local_path: str | os.PathLike[str], remote_path: str, *, ignore: Words = ()) -> Image:
-        """Put what is in a folder of this machine into a folder of the image.
+        """Put what is in the folder `local_path` of this machine into the folder `remote_path`.
 
         Files are owned by root and have mode 0755 if they are executable here, else 0644; links
         stay links.
@@ -285,7 +286,7 @@ class Image:
         """Put modules or packages that can be imported here where Python in the image can import
         them.
 
-        They go below /root, which becomes part of PYTHONPATH. Finding them is the one look that
+        They go below /root, which becomes part of PYTHONPATH; `ignore` as `add_local_dir`. Finding them is the one look that
         this class takes at local files; nothing is imported.
         """
         image = self
@@ -299,7 +300,7 @@ class Image:
 
     @dual
     async def build(self, *, engine: str | Engine | None = None) -> Image:
-        """Make the image now instead of at its first use, and return it.
+        """Make the image now instead of at its first use, on that `engine`, and return it.
 
         Raises:
             ImageBuildError: a step failed; `.step` and `.output` tell. The steps before it stay in

@@ -117,7 +117,7 @@ class Interpreter(DualContext):
 
     @dual
     async def fork(self, count: int = 1) -> list[Interpreter]:
-        """Return so many interpreters with all names of this one, each in a process of its own.
+        """Return `count` interpreters with all names of this one, each in a process of its own.
 
         What was loaded and made is shared until it is changed, so a fork costs milliseconds.
         Threads of the code are not in it. All are made, or none.

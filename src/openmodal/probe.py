@@ -26,7 +26,8 @@ class Probe:
 
     @classmethod
     def with_tcp(cls, port: int, *, interval_ms: int = 100) -> Probe:
-        """Ready when a TCP connection to that port of the sandbox succeeds.
+        """Ready when a TCP connection to that port of the sandbox succeeds. `interval_ms` is not
+        needed for it.
 
         Raises:
             InvalidError: that is no port, or no interval.
@@ -36,7 +37,8 @@ class Probe:
 
     @classmethod
     def with_exec(cls, *argv: str, interval_ms: int = 100) -> Probe:
-        """Ready when that command, run in the sandbox, exits with 0.
+        """Ready when the command `argv`, run in the sandbox, exits with 0. It is run every
+        `interval_ms` milliseconds.
 
         Raises:
             InvalidError: there is no command, or no interval.

@@ -215,7 +215,7 @@ class StreamWriter:
         self._accepted = accepted
 
     def write(self, data: str | bytes | bytearray | memoryview) -> None:
-        """Add to what `drain` sends.
+        """Add `data` to what `drain` sends; str is sent as UTF-8.
 
         Raises:
             StdinClosedError: after `write_eof` or `close`, or when the command has exited.
@@ -373,7 +373,7 @@ class Process(Generic[AnyStr]):
 
     @dual
     async def resize(self, rows: int, columns: int) -> None:
-        """Tell the command's terminal its new size. Needs pty=True."""
+        """Tell the command's terminal its new size in characters: `rows`, `columns`. Needs `pty=True`."""
         rows, columns = _args.whole("rows", rows, 1, 65535), _args.whole("columns", columns, 1, 65535)
         await self._command.ask(_wire.resize(self._command.id, rows, columns))
 

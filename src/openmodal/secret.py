@@ -22,7 +22,7 @@ class Secret:
 
     @classmethod
     def from_local_environ(cls, names: Iterable[str]) -> Secret:
-        """A secret of variables of this process.
+        """A secret of the variables `names` of this process.
 
         Raises:
             InvalidError: one of them is not set.

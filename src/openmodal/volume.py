@@ -97,7 +97,7 @@ class Volume:
     @dual
     @classmethod
     async def rename(cls, old_name: str, new_name: str, *, engine: str | Engine | None = None) -> None:
-        """Give a volume another name.
+        """Give the volume `old_name` the name `new_name`.
 
         Raises:
             NotFoundError, VolumeInUseError: as `delete`.
@@ -159,12 +159,12 @@ class Volume:
 
     @dual
     async def listdir(self, path: str = "/", *, recursive: bool = False) -> builtins.list[FileInfo]:
-        """Return what is in a folder of it, sorted by path; a path that is a file: that file."""
+        """Return what is in a folder of it, with `recursive` also below; a path that is a file: that file."""
         async with self._files() as files:
             return await listed(files, inside(path), recursive=recursive)
 
     def iterdir(self, path: str = "/", *, recursive: bool = True) -> Entries:
-        """What is in a folder of it, one by one: `for`, or `async for`."""
+        """What is in a folder of it and, with `recursive`, below, one by one: `for`, or `async for`."""
         return Entries(self, path, recursive=recursive)
 
     def read_file(self, path: str) -> Pieces:
@@ -173,7 +173,7 @@ class Volume:
 
     @dual
     async def read_file_into_fileobj(self, path: str, fileobj: IO[bytes]) -> int:
-        """Write the bytes of a file into a file of yours; return how many there were."""
+        """Write the bytes of a file into `fileobj`, a file of yours; return how many there were."""
         async with self._files() as files:
             return await read_into(files, inside(path), fileobj)
 
@@ -313,7 +313,7 @@ class VolumeUpload:
     def put_file(
         self, local_file: str | os.PathLike[str] | IO[bytes], remote_path: str, mode: int | None = None
     ) -> None:
-        """Copy a file, or what an open one gives, to that path. `mode`: its permission bits."""
+        """Copy `local_file`, a path or an open file, to `remote_path`. `mode`: its permission bits."""
         if isinstance(local_file, str | os.PathLike):
             if not os.path.isfile(local_file):
                 raise InvalidError(f"{os.fspath(local_file)!r} is no file; put_directory copies folders")
@@ -324,7 +324,7 @@ class VolumeUpload:
             raise InvalidError(f"local_file must be a path or an open file, not {type(local_file).__name__}")
 
     def put_directory(self, local_path: str | os.PathLike[str], remote_path: str, recursive: bool = True) -> None:
-        """Copy what is in a folder to one of the volume; `recursive` False: its files only."""
+        """Copy what is in the folder `local_path` to `remote_path`; `recursive=False`: its files only."""
         folder = Path(local_path)
         if not folder.is_dir():
             raise InvalidError(f"{os.fspath(folder)!r} is no folder; put_file copies files")

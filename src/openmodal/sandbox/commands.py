@@ -22,8 +22,13 @@ class Commands(Handle):
     async def _exec(self, /, *argv: str, text: bool = True, **options: Any) -> Process[Any]:
         """Run a command to its end and return the finished process; no shell, unless you name one.
 
-        See `ExecOptions` for the keywords. The exit code is a value: 127 if there is no such executable, 128 + n for signal n.
-        A background child that outlives the command does not delay the result.
+        The exit code is a value: 127 if there is no such executable, 128 + n for signal n. A
+        background child that outlives the command does not delay the result.
+
+        Args:
+            argv: the program and its arguments.
+            text: whether its streams give str; False: bytes.
+            options: the keywords of `ExecOptions`.
 
         Raises:
             CommandFailedError: `check=True`, and its exit code is not 0; `.process` has its output.
@@ -54,7 +59,17 @@ class Commands(Handle):
         return process
 
     async def _spawn(self, /, *argv: str, text: bool = True, **options: Any) -> Process[Any]:
-        """Start a command and return at once, with live stdin, stdout and stderr. See `SpawnOptions` for the keywords."""
+        """Start a command and return at once, with live stdin, stdout and stderr.
+
+        Args:
+            argv: the program and its arguments; no shell, unless you name one.
+            text: whether its streams give str; False: bytes.
+            options: the keywords of `SpawnOptions`.
+
+        Raises:
+            SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
+                has ended.
+        """
         spec = exec_spec("spawn", argv, options, Flag.STDIN)
         command = self._new_command()
         pid = await command.start(spec)

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Live(Handle):
-    """Deadline, pause, network, usage, changes."""
+    """What can be changed, and looked at, while it runs."""
 
     @dual
     async def set_timeout(self, timeout: float) -> None:
@@ -64,7 +64,8 @@ class Live(Handle):
         outbound_cidr_allowlist: Sequence[str] | None = None,
         outbound_domain_allowlist: Sequence[str] | None = None,
     ) -> None:
-        """Change its network to what `Sandbox.create` gives for these arguments.
+        """Change its network to what `Sandbox.create` gives for these arguments: `block_network`,
+        `outbound_cidr_allowlist`, `outbound_domain_allowlist`; none of them: the whole internet.
 
         Connections to what it may no longer reach end.
 

@@ -13,7 +13,7 @@ from openmodal.tunnel import Forward, Tunnel
 
 
 class Ports(Handle):
-    """Reaching what listens."""
+    """Reaching what listens in it."""
 
     @dual
     async def connect(self, port: int, *, timeout: float = 0.0) -> Connection:

@@ -233,7 +233,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
     @dual
     @classmethod
     async def from_id(cls, id: str, *, engine: str | Engine | None = None) -> Sandbox:
-        """Return the sandbox of that id, from any process.
+        """Return the sandbox of that id, from any process, on the `engine` that `create` was given.
 
         Raises:
             NotFoundError: there is none, and none of that id ended lately.
@@ -245,7 +245,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
     @dual
     @classmethod
     async def from_name(cls, app_name: str, name: str, *, engine: str | Engine | None = None) -> Sandbox:
-        """Return the running sandbox of that name.
+        """Return the running sandbox of that `name` in the app `app_name`, from any process.
 
         Raises:
             NotFoundError: no running sandbox of the app has the name.
@@ -398,7 +398,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
 
     @dual
     async def poll(self) -> int | None:
-        """Return how it ended, or None while it runs."""
+        """Return how it ended, or None while it runs: 124 timeout, 137 terminated, else its main command's."""
         if not self._end:
             await self._look()
         return self.returncode

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Shells(Commands):
-    """Starting them."""
+    """Shells and interpreters that stay."""
 
     @dual
     async def shell(

@@ -177,6 +177,9 @@ class State(Handle):
         main command begins again. Handles of earlier commands raise SandboxResetError. Returns
         the new generation, as `info` tells it.
 
+        Args:
+            to: what `checkpoint` returned; None: as it was created.
+
         Raises:
             InvalidError: the checkpoint is of another sandbox; nothing was done.
             NotFoundError: the checkpoint is not there any more; nothing was done.
@@ -219,7 +222,7 @@ class State(Handle):
 
     @dual
     async def unmount_image(self, path: str) -> None:
-        """Take away what `mount_image` shows in a folder, and what was written there.
+        """Take away what `mount_image` shows in the folder `path`, and what was written there.
 
         Raises:
             EngineError: nothing is mounted there, or another image in a folder of it.
