@@ -30,8 +30,8 @@ class App:
 
     @classmethod
     def lookup(cls, name: str, *, create_if_missing: bool = True) -> App:
-        """`App(name)`, as programs for Modal write it. Apps are not registered, so `create_if_missing`
-        means nothing."""
+        """`App(name)`, as programs for Modal write it. Apps are not registered anywhere, so
+        `create_if_missing` means nothing."""
         return cls(name)
 
     def local_entrypoint(self, name: str | None = None) -> Callable[[F], F]:

@@ -221,7 +221,8 @@ class Filesystem:
 
     @dual
     async def stat(self, path: str, *, follow_symlinks: bool = True) -> FileInfo:
-        """Tell about a file or folder; of a link what it leads to, or with `follow_symlinks=False` itself."""
+        """Tell about a file or folder; of a link, about what it leads to, unless
+        `follow_symlinks=False`."""
         return await self._stat(path, follow=follow_symlinks)
 
     @dual
@@ -235,7 +236,8 @@ class Filesystem:
 
     @dual
     async def make_directory(self, path: str, *, create_parents: bool = True, mode: int | None = None) -> None:
-        """Make a folder: with `create_parents` its parents, too, and it may be there; `mode` None: 0o755."""
+        """Make a folder with permission bits `mode` (None: 0o755). With `create_parents` its
+        parents are made, too, and a folder that is there is no error."""
         await self._ask(self._request(FileOp.MKDIR, path, flags=int(create_parents), mode=_bits(mode)), path)
 
     @dual

@@ -213,7 +213,7 @@ class Image:
         pre: bool = False,
         extra_options: str = "",
     ) -> Image:
-        """As `pip_install`, with uv, which is faster; it is fetched if the image has none, and not kept in it."""
+        """As `pip_install`, but with uv, which is faster. The image needs none and keeps none."""
         names = _image_args.requirements("uv_pip_install", packages)
         options = _image_args.pip_options(index_url, extra_index_url, False, extra_options)
         options = (*options, "--prerelease=allow") if pre else options
@@ -266,7 +266,7 @@ class Image:
     # ---------------------------------------------------------------------------------- local files
 
     def add_local_file(self, local_path: str | os.PathLike[str], remote_path: str) -> Image:
-        """Put the file `local_path` of this machine at `remote_path`, or below it, if that ends in "/"."""
+        """Put the file `local_path` at `remote_path`, or into it, if it ends in "/"."""
         return self._add(Copy(_image_args.local("local_path", local_path), _args.absolute("remote_path", remote_path)))
 
     def add_local_dir(self, local_path: str | os.PathLike[str], remote_path: str, *, ignore: Words = ()) -> Image:

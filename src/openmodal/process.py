@@ -373,7 +373,7 @@ class Process(Generic[AnyStr]):
 
     @dual
     async def resize(self, rows: int, columns: int) -> None:
-        """Tell the command's terminal its new size in characters: `rows`, `columns`. Needs `pty=True`."""
+        """Tell the command's terminal its new size: `rows`, `columns`. Needs `pty=True`."""
         rows, columns = _args.whole("rows", rows, 1, 65535), _args.whole("columns", columns, 1, 65535)
         await self._command.ask(_wire.resize(self._command.id, rows, columns))
 

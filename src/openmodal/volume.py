@@ -159,12 +159,14 @@ class Volume:
 
     @dual
     async def listdir(self, path: str = "/", *, recursive: bool = False) -> builtins.list[FileInfo]:
-        """Return what is in a folder of it, with `recursive` also below; a path that is a file: that file."""
+        """Return what is in a folder of it, sorted by path, with `recursive` also below; of a file:
+        itself."""
         async with self._files() as files:
             return await listed(files, inside(path), recursive=recursive)
 
     def iterdir(self, path: str = "/", *, recursive: bool = True) -> Entries:
-        """What is in a folder of it and, with `recursive`, below, one by one: `for`, or `async for`."""
+        """What is in a folder of it, with `recursive` also below, one by one: `for`, or
+        `async for`."""
         return Entries(self, path, recursive=recursive)
 
     def read_file(self, path: str) -> Pieces:

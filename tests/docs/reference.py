@@ -145,7 +145,7 @@ class Member:
 
 
 def members(cls: type) -> Iterator[Member]:
-    """The public methods and properties of a class, each base's after another, in the order of the source."""
+    """The public methods and properties of a class, in the order of the source."""
     documented = {thing for _, _, things in PAGES.values() for thing in things} - {cls}
     homes = [home for home in cls.__mro__ if home.__module__.startswith("openmodal") and home not in documented]
     seen: set[str] = set()
@@ -209,7 +209,7 @@ def named(thing: Any) -> str:
 
 
 def linked(text: str, own: str) -> str:
-    """The text with links: from names in backquotes to where they are explained, and to other pages."""
+    """The text with links from names in backquotes, and to other pages."""
 
     def place(found: re.Match[str]) -> str:
         name = found[1]

@@ -85,7 +85,7 @@ RUN = [block for block in PYTHON if block.word != "skip"]
 
 
 def program_of(page: Path, repository: Path) -> str:
-    """The page's blocks, each on its lines of the page, so that a traceback points into the page."""
+    """The page's blocks, each on its own lines, so that a traceback points into the page."""
     lines: list[str] = []
     for block in (block for block in RUN if block.page == page):
         lines += [""] * (block.line - 1 - len(lines)) + list(block.lines)

@@ -1,4 +1,4 @@
-"""Links of the documents lead somewhere: to files that are there, and to headings that they have."""
+"""Links of the documents lead to files that are there, and to headings that they have."""
 
 from __future__ import annotations
 

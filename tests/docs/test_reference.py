@@ -54,7 +54,7 @@ def test_every_method_and_its_parameters_are_explained() -> None:
 
 
 def test_the_site_is_built_and_all_its_links_lead_somewhere(tmp_path: Path) -> None:
-    """mkdocs looks at links and anchors as the site has them; with `strict` a broken one is an error."""
+    """mkdocs looks at links and anchors; with `strict` a broken one is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
