@@ -116,8 +116,7 @@ $(STAMPS)/pip: | $(PYTHON_IN)
 $(STAMPS)/test: $(STAMPS)/installed $(STAMPS)/pip Makefile
 	@.ci/apt $(DEBIAN_TEST)
 	@.ci/backports $(BACKPORTS_TEST)
-	$(PIP) --editable '.[fast,gke,mcp,serve]' --group test
-	$(PIP) --editable '.[fast,gke,serve]' --group test --group docs
+	$(PIP) --editable '.[fast,gke,mcp,serve]' --group test --group docs
 	@touch $@
 
 # Versions of the modal client that people have, beside the one of the extra `serve`.

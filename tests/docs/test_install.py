@@ -20,7 +20,7 @@ KINDS = {".py", ".md", ".toml", ".sh", ".yml", ".yaml", ".html", ".js", ".c", ".
 
 INSTALLED = re.compile(
     r"\b(?:uvx|(?:pip3?|pipx|uv|poetry|pdm|conda|rye)\b[^\n`#]*\b(?:install|add|run))\b"
-    r"[^\n`#]*[\s'\"=]openmodal(?:-sandboxes)?(?![\w./-])"
+    r"[^\n`#]*[ '\"=]openmodal(?:-sandboxes)?(?![\w./-])"
 )
 
 
@@ -50,6 +50,7 @@ def test_the_wrong_sentence_is_seen(line: str) -> None:
     "line",
     [
         "pip install .",
+        "pip install .\nopenmodal doctor",
         "pip install '.[serve]'  # openmodal's extra",
         "pip install wheels/openmodal_sandboxes-0.1.0-py3-none-any.whl",
         "`pip install` this checkout (there `openmodal` is another project's name)",
