@@ -7,7 +7,6 @@ import gc
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ from openmodal.errors import (
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Create, eventually
+from tests.disks import small_disk
 
 APP = "faults"
 
@@ -398,23 +398,9 @@ class TestGarbage:
 
 @pytest.fixture
 def small_home(tmp_path: Path, image: Image) -> Iterator[Path]:
-    """A state folder on a disk of its own, 64 MB large. Before Linux 6.3 a tmpfs cannot hold root's."""
-    home, disk = tmp_path / "home", tmp_path / "disk"
-    home.mkdir()
-    with open(disk, "wb") as file:
-        file.truncate(64 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(disk)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(disk), str(home)], check=True)
-    home.chmod(0o700)
-    try:
+    """A state folder on a disk of its own."""
+    with small_disk(tmp_path) as home:
         yield home
-    finally:
-        eventually(lambda: unmounted(home))
-
-
-def unmounted(home: Path) -> bool:
-    gc.collect()  # a lease of a layer lives as long as the engine that took it
-    return subprocess.run(["umount", str(home)], check=False, capture_output=True).returncode == 0
 
 
 def free(path: Path) -> int:

@@ -207,7 +207,7 @@ async def test_the_operators_limits_hold(image: str) -> None:
         }
         assert {id: round(seconds / 10) for id, seconds in lives.items()} == {first: 60, second: 6}
         assert "2 sandboxes run already" in await refused(client, "create_sandbox")
-        assert "blocked the network" in await refused(client, "create_sandbox", image="python:3.13")
+        assert "limited the network" in await refused(client, "create_sandbox", image="python:3.13")
         said = await call(client, "exec_command", id=first, command="ls /sys/class/net; grep MemTotal /proc/meminfo")
         assert said["output"].split() == ["lo", "MemTotal:", str(64 * 1024), "kB"]
         await call(client, "terminate_sandbox", id=first)
@@ -219,6 +219,12 @@ async def test_the_operators_limits_hold(image: str) -> None:
         Sandbox.from_id(own, engine="embedded").terminate()
         assert "terminated" in await refused(client, "exec_command", command="true")
         assert (await call(client, "exec_command", command="hostname"))["output"].strip() != own
+
+
+async def test_a_build_is_no_way_around_a_list_of_domains(image: str) -> None:
+    async with over_stdio("--image", image, "--allow-domain", "example.com") as client:
+        for package in ({"pip_packages": ["a"]}, {"apt_packages": ["a"]}, {"image": "python:3.13"}):
+            assert "limited the network" in await refused(client, "create_sandbox", **package)
 
 
 async def test_sandboxes_of_others_are_not_seen(client: Client, image: str) -> None:

@@ -138,7 +138,10 @@ def _in_router() -> tuple[str, str]:
 
 def is_attached(slot: int) -> bool:
     """Whether the router has the interface of the sandbox in that slot."""
-    return subprocess.run([*_in_router(), "ip", "link", "show", f"om{slot}"], capture_output=True).returncode == 0
+    return (
+        subprocess.run([*_in_router(), "ip", "link", "show", f"om{slot}"], check=False, capture_output=True).returncode
+        == 0
+    )
 
 
 def children(pid: int) -> list[str]:

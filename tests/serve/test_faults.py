@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.conftest import opened
+from tests.disks import small_disk
+from tests.serve.conftest import Door, opened
 from tests.serve.test_door import BEGIN, client
 
 pytestmark = pytest.mark.embedded
@@ -31,6 +32,43 @@ for piece in process.stdout:
     whole.update(piece)
 print(whole.hexdigest(), process.wait())
 sandbox.terminate()
+"""
+)
+
+FULL = (
+    BEGIN
+    + """
+full = image.dockerfile_commands('RUN ["/bin/dd", "if=/dev/zero", "of=/big", "bs=1M", "count=200"]')
+try:
+    modal.Sandbox.create(app=app, image=full, timeout=600)
+except modal.exception.Error as error:
+    print(type(error).__name__, error, flush=True)
+sandbox = modal.Sandbox.create(app=app, image=image, timeout=600)
+print(sandbox.exec("echo", "still here").stdout.read())
+sandbox.terminate()
+"""
+)
+CLIENTS, OF_THEM_CREATE = 200, 10
+CROWD = (
+    BEGIN
+    + f"""
+import asyncio, os
+token = os.environ["MODAL_TOKEN_ID"], os.environ["MODAL_TOKEN_SECRET"]
+async def one(number):
+    client = await modal.Client.from_credentials.aio(*token)
+    app = await modal.App.lookup.aio("door", client=client)
+    if number % {CLIENTS // OF_THEM_CREATE}:
+        async for _ in modal.Sandbox.list.aio(app_id=app.app_id, client=client):
+            pass
+        return 0
+    sandbox = await modal.Sandbox.create.aio(app=app, image=image, timeout=600, client=client)
+    process = await sandbox.exec.aio("echo", str(number))
+    said = await process.stdout.read.aio()
+    await sandbox.terminate.aio()
+    return int(said)
+async def all():
+    return await asyncio.gather(*map(one, range({CLIENTS})))
+print(sum(asyncio.run(all())))
 """
 )
 
@@ -103,3 +141,18 @@ def test_a_proxy_that_resets_connections_loses_nothing(tmp_path: Path) -> None:
     numbers = "".join(f"{number}\n" for number in range(1, NUMBERS + 1))
     assert said.split() == [hashlib.sha256(numbers.encode()).hexdigest(), "0"], errors
     assert proxy.cuts == CUTS
+
+
+@pytest.mark.root
+def test_a_full_disk_in_a_build_is_told_and_the_door_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_disk(tmp_path) as home:
+        monkeypatch.setenv("OPENMODAL_HOME", str(home))
+        with opened(tmp_path) as door:
+            said, errors = client(FULL, door).communicate(timeout=600)
+    assert "is full; free some space" in said, errors
+    assert "still here" in said.splitlines(), errors
+
+
+def test_200_clients_are_served_at_once(door: Door) -> None:
+    said, errors = client(CROWD, door).communicate(timeout=600)
+    assert said.strip() == str(sum(range(0, CLIENTS, CLIENTS // OF_THEM_CREATE))), errors

@@ -39,7 +39,8 @@ class Limits:
         image: of sandboxes for which no other is asked.
         sandboxes: how many run at a time.
         lifetime: seconds that each lives at most.
-        block_network: whether none has a network, which no build of an image has then either.
+        block_network: whether none has a network. Then, and with a list of domains in `options`, no
+            image but `image` is used, and nothing is installed in it.
         local: the folder of this machine below which files are copied; None: none are.
         options: further arguments of `Sandbox.create`.
     """
@@ -184,9 +185,11 @@ class Sandboxes:
             )
 
     def _image(self, image: str, apt_packages: Sequence[str], pip_packages: Sequence[str]) -> Image:
-        if self.limits.block_network and (image or apt_packages or pip_packages):
+        # What a package's installation does has the network of a build, which has no list.
+        is_limited = self.limits.block_network or "outbound_domain_allowlist" in self.limits.options
+        if is_limited and (image or apt_packages or pip_packages):
             raise InvalidError(
-                "the operator of this server has blocked the network, so no image is fetched and no package "
+                "the operator of this server has limited the network, so no image is fetched and no package "
                 "installed; leave out image, apt_packages and pip_packages"
             )
         made = Image.from_registry(image) if image else self.limits.image

@@ -1,0 +1,33 @@
+"""Disks of a size that tests fill."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from openmodal.testing.fixtures import eventually
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Where a disk of 64 MB is mounted, as long as the block; a state folder can be there. Before
+    Linux 6.3 a tmpfs cannot hold root's."""
+    home, disk = folder / "home", folder / "disk"
+    home.mkdir()
+    with open(disk, "wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(disk)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(disk), str(home)], check=True)
+    home.chmod(0o700)
+    try:
+        yield home
+    finally:
+        eventually(lambda: _unmounted(home))
+
+
+def _unmounted(home: Path) -> bool:
+    gc.collect()  # a lease of a layer lives as long as the engine that took it
+    return subprocess.run(["umount", str(home)], check=False, capture_output=True).returncode == 0
