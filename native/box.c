@@ -64,11 +64,11 @@ static bool owns_network(const struct plan *plan) {
     return plan->ids == IDS_RANGE && plan->net != NET_HOST;
 }
 
-/* ----------------------------------------------------------------------------------- what init does */
+/* ---- what init does ---- */
 
 static _Noreturn void init_failed(int link) {
     char text[1100];
-    int size = snprintf(text, sizeof text, "!%s", failure() != NULL ? failure() : "internal of unknown reason");
+    int size = snprintf(text, sizeof text, "!%s", failure() ? failure() : "internal of unknown reason");
     send(link, text, (size_t)size, MSG_NOSIGNAL);
     _exit(1);
 }
@@ -135,7 +135,7 @@ static bool init_build(struct box *box) {
     if (!groups_join(plan)) /* first: whatever is made is charged to the sandbox */
         return false;
     be_killable();
-    if (plan->hostname != NULL && sethostname(plan->hostname, strlen(plan->hostname)) != 0)
+    if (plan->hostname && sethostname(plan->hostname, strlen(plan->hostname)) != 0)
         return fail(plan->ids != IDS_RANGE ? "userns" : NULL,
                     "cannot set the host name: %m; AppArmor, SELinux or the container around keeps rights from user namespaces: give the native "
                     "program a profile with userns, or start the container with --security-opt seccomp=unconfined");
@@ -159,7 +159,7 @@ static bool init_enter(struct box *box) {
         return fail(NULL, "cannot make a cgroup namespace: %m");
     int *for_agent[] = {&box->init_link, &box->agent_listener, &box->oom, &box->output[0], &box->output[1], &box->userns, &box->meminfo};
     int *for_runtime[] = {&box->init_link, &box->program, &box->log, &box->output[0], &box->output[1], &box->userns, &box->meminfo};
-    return keep_only(plan->runtime != NULL ? for_runtime : for_agent, sizeof for_agent / sizeof *for_agent) &&
+    return keep_only(plan->runtime ? for_runtime : for_agent, sizeof for_agent / sizeof *for_agent) &&
            cage_lock(plan, box->userns);
 }
 
@@ -175,7 +175,7 @@ static _Noreturn void be_init(struct box *box) {
     if (!init_build(box) || !init_enter(box))
         init_failed(box->init_link);
     close_fd(&box->userns);
-    if (plan->runtime != NULL) {
+    if (plan->runtime) {
         runtime_become(plan, box->output);
         init_failed(box->init_link);
     }
@@ -191,7 +191,7 @@ static _Noreturn void be_init(struct box *box) {
         .lease_ms = plan->lease_ms,
         .user = plan->user,
         .workdir = plan->workdir,
-        .env = plan->env.item != NULL ? plan->env.item : nothing,
+        .env = plan->env.item ? plan->env.item : nothing,
         .argv = plan->arg.item,
         .main_flags = (uint32_t)plan->main_flags,
         .main_stdout = box->output[0],
@@ -205,7 +205,7 @@ static _Noreturn void be_init(struct box *box) {
     _exit(agent_run(&config));
 }
 
-/* ------------------------------------------------------------------------- what the supervisor makes */
+/* ---- what the supervisor makes ---- */
 
 static bool take_folder(struct box *box) {
     const char *dir = box->plan->dir;
@@ -245,7 +245,7 @@ int listen_at(const char *name) {
 
 static bool open_output(struct box *box) {
     static const char *const names[] = {"stdout", "stderr"};
-    if (box->plan->record == NULL || box->plan->arg.count == 0)
+    if (!box->plan->record || box->plan->arg.count == 0)
         return true;
     for (int i = 0; i < 2; i++) {
         char *path = must_format("%s.%s", box->plan->record, names[i]);
@@ -259,7 +259,7 @@ static bool open_output(struct box *box) {
 
 /* Init reads it too, and could not open it from inside. */
 static bool open_oom(struct box *box) {
-    if (box->plan->oom.path == NULL)
+    if (!box->plan->oom.path)
         return true;
     box->oom = open(box->plan->oom.path, O_RDONLY | O_CLOEXEC);
     box->oom_kills = groups_oom_kills(box->plan);
@@ -267,7 +267,7 @@ static bool open_oom(struct box *box) {
 }
 
 static bool open_for_runtime(struct box *box) {
-    if (box->plan->runtime == NULL)
+    if (!box->plan->runtime)
         return true;
     box->program = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     box->log = memfd_create("runtime-log", MFD_CLOEXEC);
@@ -389,15 +389,15 @@ static bool await_ready(struct box *box) {
             fail_as(text + 1);
     }
     return polled == 0 ? fail("internal", "init did not become ready in %d s", READY_MS / 1000)
-                       : fail("internal", box->plan->runtime != NULL
+                       : fail("internal", box->plan->runtime
                                               ? "runsc ended before the sandbox was ready; `openmodal doctor` tells its version"
                                               : "init died before it was ready");
 }
 
-/* ------------------------------------------------------------------------------------- the long wait */
+/* ---- the long wait ---- */
 
 void end_with(struct box *box, const char *reason, int returncode) {
-    if (box->reason == NULL) {
+    if (!box->reason) {
         box->reason = reason;
         box->returncode = returncode;
     }
@@ -447,7 +447,7 @@ static void pass_connection(const struct box *box) {
 /* Not by us. */
 static void helper_ended(struct box *box, int status) {
     box->helper.pid = 0;
-    if (box->plan->net == NET_GATE && box->reason == NULL)
+    if (box->plan->net == NET_GATE && !box->reason)
         gate_again(box->plan, &box->gate, &box->helper, status);
 }
 
@@ -472,7 +472,7 @@ void hear_signals(struct box *box) {
 
 static void watch(struct box *box) {
     enum { INIT, LINK, CONTROL, AGENT, SIGNALS, TIMER, OWNER, FIXED };
-    while (box->reason == NULL) {
+    while (!box->reason) {
         struct pollfd from[FIXED + MAX_CLIENTS] = {
             [INIT] = {box->init_pidfd, POLLIN, 0},
             [LINK] = {box->link, POLLIN, 0},
@@ -488,7 +488,7 @@ static void watch(struct box *box) {
         if (poll(from, FIXED + clients, guard_wait(&box->guard)) < 0)
             continue;
         const char *found = guard_finds(&box->guard, now_ms());
-        if (found != NULL)
+        if (found)
             end_with(box, found, 137);
         if (from[INIT].revents)
             init_gone(box);
@@ -515,7 +515,7 @@ static void watch(struct box *box) {
     }
 }
 
-/* ------------------------------------------------------------------------------------ the supervisor */
+/* ---- the supervisor ---- */
 
 static bool take_signals(struct box *box) {
     sigset_t set;
@@ -548,13 +548,13 @@ static void explain(struct box *box) {
 /* All that begins with process 1, and ends with it. */
 bool box_run(struct box *box) {
     struct plan *plan = box->plan;
-    if (plan->ids == IDS_RANGE && (box->userns = userns_make(box->slot, plan->runtime != NULL ? &box->network : NULL)) < 0)
+    if (plan->ids == IDS_RANGE && (box->userns = userns_make(box->slot, plan->runtime ? &box->network : NULL)) < 0)
         return false;
     if (!open_output(box) || !groups_make(plan) || !open_oom(box))
         return false;
-    if (plan->disk != NULL && (box->disk = mounts_open_disk(plan, box->userns)) < 0)
+    if (plan->disk && (box->disk = mounts_open_disk(plan, box->userns)) < 0)
         return false;
-    if ((box->maps = folders_maps(plan, slot_base(box->slot))) == NULL)
+    if (!(box->maps = folders_maps(plan, slot_base(box->slot))))
         return false;
     bool started = start_init(box);
     folders_close_maps(plan, box->maps);
@@ -564,7 +564,7 @@ bool box_run(struct box *box) {
         explain(box);
         return false;
     }
-    if (plan->runtime == NULL) { /* init has it; when it is gone, connecting must fail */
+    if (!plan->runtime) { /* init has it; when it is gone, connecting must fail */
         close_fd(&box->agent_listener);
         box->agent_listener = -1;
     }
@@ -574,7 +574,7 @@ bool box_run(struct box *box) {
 static bool make(struct box *box) {
     const struct plan *plan = box->plan;
     box->started = unix_us();
-    if (plan->rests && plan->kill.count == 0 && plan->thaw == NULL)
+    if (plan->rests && plan->kill.count == 0 && !plan->thaw)
         return fail("unsupported", "an idle sandbox cannot be paused here, because it has no control groups: run as root, or as a user with "
                                    "delegated groups, or leave on_idle= out");
     if (!take_signals(box) || !set_timer(box) || !owner_watch(box, plan->owner) || !take_folder(box))
@@ -588,7 +588,7 @@ static bool make(struct box *box) {
     umask(077);
     if (!open_for_runtime(box))
         return false;
-    if (plan->slots != NULL && plan->ids == IDS_RANGE && (box->slot_lock = slot_take(plan->slots, &box->slot)) < 0)
+    if (plan->slots && plan->ids == IDS_RANGE && (box->slot_lock = slot_take(plan->slots, &box->slot)) < 0)
         return false;
     return folders_hold(plan) && box_run(box);
 }
@@ -679,7 +679,7 @@ static _Noreturn void supervise(struct plan *plan, int status) {
     _exit(0);
 }
 
-/* --------------------------------------------------------------------------------------- the launcher */
+/* ---- the launcher ---- */
 
 static char *read_plan(size_t *size) {
     size_t room = 1 << 14;

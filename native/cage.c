@@ -16,7 +16,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-/* --------------------------------------------------------------------------------------- capabilities */
+/* ---- capabilities ---- */
 
 /* chown, dac_override, fowner, fsetid, kill, setgid, setuid, net_bind_service, sys_chroot, setfcap: Docker's without mknod,
  * net_raw, setpcap and audit_write. */
@@ -70,7 +70,7 @@ static bool drop_caps(uint64_t kept) {
     return set_caps(words) || fail(NULL, "cannot reduce the capabilities: %m");
 }
 
-/* ---------------------------------------------------------------------------------------------- limits */
+/* ---- limits ---- */
 
 static bool set_limit(int number, uint64_t soft, uint64_t hard) {
     struct rlimit now, wanted;
@@ -92,7 +92,7 @@ bool cage_limit(const struct plan *plan) {
     return set_limit(RLIMIT_CORE, 1, 1);
 }
 
-/* ---------------------------------------------------------------------------------------------- filter */
+/* ---- filter ---- */
 
 struct filter_step {
     uint16_t code;
@@ -113,7 +113,7 @@ static bool install_filter(bool may_lack) {
                       "create the sandbox without it: allow_degraded=[\"seccomp\"]");
 }
 
-/* ------------------------------------------------------------------------------------------------ lock */
+/* ---- lock ---- */
 
 static bool become_root(const struct plan *plan, int userns) {
     if (userns >= 0 && !(plan->weaken & WEAKEN_IDS) && setns(userns, CLONE_NEWUSER) != 0)
@@ -145,7 +145,7 @@ bool cage_lock(const struct plan *plan, int userns) {
         return false;
     if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION, NULL) < 0 && errno != ENOSYS)
         return fail(NULL, "cannot leave the caller's keyring: %m");
-    if (plan->runtime == NULL && !(plan->weaken & WEAKEN_CAPS) && !drop_caps(KEPT_CAPS))
+    if (!plan->runtime && !(plan->weaken & WEAKEN_CAPS) && !drop_caps(KEPT_CAPS))
         return false;
     if (!(plan->weaken & WEAKEN_NNP) && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return fail(NULL, "cannot set no_new_privs: %m");
@@ -154,5 +154,5 @@ bool cage_lock(const struct plan *plan, int userns) {
     if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0)
         return fail(NULL, "prctl: %m");
     umask(022);
-    return plan->runtime != NULL || (plan->weaken & WEAKEN_SECCOMP) ? true : install_filter(plan->may_lack & MAY_LACK_SECCOMP);
+    return plan->runtime || (plan->weaken & WEAKEN_SECCOMP) ? true : install_filter(plan->may_lack & MAY_LACK_SECCOMP);
 }

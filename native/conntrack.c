@@ -31,14 +31,14 @@ static void begin_delete(struct batch *batch) {
 
 static void copy_attribute(struct batch *batch, uint16_t type, const struct nl_attribute *from, uint16_t wanted) {
     const struct nl_attribute *found = find_nested(from, wanted);
-    if (found != NULL)
+    if (found)
         attribute(batch, type, found + 1, found->length - sizeof *found);
 }
 
 /* The router sent it on under the address and port that its answers come back to. Without ports (ping) it ends by itself, in 30 s. */
 static void forget_on_machine(struct batch *batch, const struct nl_attribute *reply) {
     const struct nl_attribute *ip = find_nested(reply, TUPLE_IP), *protocol = find_nested(reply, TUPLE_PROTOCOL);
-    if (ip == NULL || protocol == NULL || find_nested(protocol, SOURCE_PORT) == NULL)
+    if (!ip || !protocol || !find_nested(protocol, SOURCE_PORT))
         return;
     begin_delete(batch);
     struct nl_attribute *tuple = begin_nested(batch, ORIGINAL), *part = begin_nested(batch, TUPLE_IP);
@@ -63,7 +63,7 @@ static void send_batch(int netlink, struct batch *batch) {
 static void gather(void *context, const void *attributes, size_t size) {
     struct sweep *sweep = context;
     const struct nl_attribute *original = find_attribute(attributes, size, ORIGINAL), *reply = find_attribute(attributes, size, REPLY);
-    if (original == NULL || reply == NULL)
+    if (!original || !reply)
         return;
     begin_delete(&sweep->here);
     attribute(&sweep->here, ORIGINAL | NESTED, original + 1, original->length - sizeof *original);

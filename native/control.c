@@ -38,7 +38,7 @@ static bool is_late(const char *word) {
     return strcmp(word, "copy") == 0 || strcmp(word, "layers") == 0 || strcmp(word, "merge") == 0 || strcmp(word, "switch") == 0;
 }
 
-/* ------------------------------------------------------------------------------------------- answers */
+/* ---- answers ---- */
 
 /* Who asks reads to the end. Children that have nothing to do with it may have a copy of the connection,
  * and for long: closing ours would not end it. */
@@ -67,7 +67,7 @@ void control_failed(struct request *request) {
     free(line);
 }
 
-/* ---------------------------------------------------------------------------------------------- work */
+/* ---- work ---- */
 
 pid_t control_fork(struct box *box, struct request *request, void (*ended)(struct box *box, int status)) {
     pid_t pid = box->works == MAX_WORK ? -1 : fork();
@@ -103,14 +103,14 @@ bool control_reaped(struct box *box, pid_t pid, int status) {
         if (box->work[i].pid == pid) {
             struct work work = box->work[i];
             box->work[i] = box->work[--box->works];
-            if (work.ended != NULL)
+            if (work.ended)
                 work.ended(box, status);
             return true;
         }
     return false;
 }
 
-/* ------------------------------------------------------------------------------------------- clients */
+/* ---- clients ---- */
 
 void control_accept(struct box *box) {
     struct ucred peer;

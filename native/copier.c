@@ -51,7 +51,7 @@ static bool failed(const struct copier *copier, const char *what, const char *na
     return fail(NULL, "cannot %s %s/%s of the sandbox: %m", what, copier->path, name);
 }
 
-/* ---------------------------------------------------------------------------------------- attributes */
+/* ---- attributes ---- */
 
 /* An access list names users and groups by ids: a version, and entries of 8 bytes. See posix_acl_xattr.h of linux/. */
 static void shift_ids(char *list, size_t size, uint32_t base) {
@@ -109,7 +109,7 @@ bool copy_looks(int from, int to) {
            copy_attributes(from, to, 0);
 }
 
-/* ---------------------------------------------------------------------------------------------- files */
+/* ---- files ---- */
 
 static bool copy_bytes(int from, int to, off_t begin, off_t end) {
     static char block[BLOCK];
@@ -172,11 +172,11 @@ static bool copy_other(const struct copier *copier, struct pair in, const char *
            utimensat(in.to, name, times, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
-/* --------------------------------------------------------------------------------------------- names */
+/* ---- names ---- */
 
 static struct first **shelf_of(struct copier *copier, ino_t inode) {
     struct first **at = &copier->first[inode % SHELVES];
-    while (*at != NULL && (*at)->inode != inode)
+    while (*at && (*at)->inode != inode)
         at = &(*at)->next;
     return at;
 }
@@ -192,19 +192,19 @@ static bool remember(struct copier *copier, struct first **first, ino_t inode, c
 
 static bool copy_name(struct copier *copier, struct pair in, const char *name, const struct stat *found) {
     struct first **first = found->st_nlink > 1 ? shelf_of(copier, found->st_ino) : NULL;
-    if (first != NULL && *first != NULL && linkat(copier->root, (*first)->path, in.to, name, 0) == 0)
+    if (first && *first && linkat(copier->root, (*first)->path, in.to, name, 0) == 0)
         return true;
     /* Copied for each of its names, one large file would fill any disk. */
-    if (first != NULL && *first != NULL && errno == ENAMETOOLONG)
+    if (first && *first && errno == ENAMETOOLONG)
         return fail("limit", "the sandbox has a file with several names, and one has a path that is too long; remove it");
     if (!(S_ISREG(found->st_mode) ? copy_file(copier, in, name, found) : copy_other(copier, in, name, found)))
         return failed(copier, "copy", name);
-    return first == NULL || *first != NULL || remember(copier, first, found->st_ino, name);
+    return !first || *first || remember(copier, first, found->st_ino, name);
 }
 
 static void forget_names(struct copier *copier) {
     for (size_t i = 0; i < SHELVES; i++)
-        for (struct first *first = copier->first[i], *next; first != NULL; first = next) {
+        for (struct first *first = copier->first[i], *next; first; first = next) {
             next = first->next;
             free(first->path);
             free(first);
@@ -213,7 +213,7 @@ static void forget_names(struct copier *copier) {
     copier->remembered = 0;
 }
 
-/* ------------------------------------------------------------------------------------------- folders */
+/* ---- folders ---- */
 
 static bool is_opaque(int folder) {
     char value;
@@ -271,9 +271,9 @@ static bool copy_entry(struct copier *copier, struct pair in, const char *name) 
 static bool copy_entries(struct copier *copier, struct pair in) {
     DIR *listing = fdopendir(fcntl(in.from, F_DUPFD_CLOEXEC, 3));
     bool copied = true;
-    if (listing == NULL)
+    if (!listing)
         return failed(copier, "read", "");
-    for (struct dirent *entry; copied && (errno = 0, entry = readdir(listing)) != NULL;)
+    for (struct dirent *entry; copied && (errno = 0, entry = readdir(listing));)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
             copied = copy_entry(copier, in, entry->d_name);
     if (copied && errno != 0)
@@ -282,7 +282,7 @@ static bool copy_entries(struct copier *copier, struct pair in) {
     return copied;
 }
 
-/* -------------------------------------------------------------------------------------------- layers */
+/* ---- layers ---- */
 
 static bool copy_layer(struct copier *copier, const char *layer, bool newest) {
     struct stat found;

@@ -110,7 +110,7 @@ static void names_free(struct names *names) {
 static void names_read(struct names *names, int folder) {
     int again = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *listing = again < 0 ? NULL : fdopendir(again);
-    for (struct dirent *entry; listing != NULL && names->size <= MOST_HELD && (entry = readdir(listing)) != NULL;) {
+    for (struct dirent *entry; listing && names->size <= MOST_HELD && (entry = readdir(listing));) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
             continue;
         if (names->count == names->room) {
@@ -120,7 +120,7 @@ static void names_read(struct names *names, int folder) {
         names->item[names->count++] = must_copy(entry->d_name);
         names->size += sizeof *names->item + strlen(entry->d_name);
     }
-    if (listing != NULL)
+    if (listing)
         closedir(listing);
 }
 

@@ -36,7 +36,7 @@ static const char *kind_of(int error) {
 bool fail(const char *kind, const char *format, ...) {
     if (kept[0] != '\0')
         return false;
-    int used = snprintf(kept, sizeof kept, "%s ", kind != NULL ? kind : kind_of(errno));
+    int used = snprintf(kept, sizeof kept, "%s ", kind ? kind : kind_of(errno));
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(kept + used, sizeof kept - (size_t)used, format, arguments); /* errno is still the caller's: %m */

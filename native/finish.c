@@ -31,7 +31,7 @@
 
 enum { MAX_STATUS = 1 << 20, ANSWER_MS = 1000, LAST_WORDS_MS = 300 };
 
-/* ------------------------------------------------------------------------------- what runs goes away */
+/* ---- what runs goes away ---- */
 
 static void signal_init(const struct box *box) {
     syscall(NR_PIDFD_SEND_SIGNAL, box->init_pidfd, SIGKILL, NULL, 0);
@@ -114,7 +114,7 @@ static void in_userns(struct box *box, void (*work)(struct box *)) {
     }
 }
 
-/* ----------------------------------------------------------------- when it could not be made: back out */
+/* ---- when it could not be made: back out ---- */
 
 static void empty_upper(struct box *box) {
     trash_remove(box->plan->work, true, NULL, NULL);
@@ -132,7 +132,7 @@ void back_out(struct box *box) {
             unlink(path);
             free(path);
         }
-    if (box->plan->net == NET_GATE && box->plan->record != NULL) {
+    if (box->plan->net == NET_GATE && box->plan->record) {
         char *log = must_format("%s.egress", box->plan->record);
         unlink(log);
         free(log);
@@ -147,7 +147,7 @@ void back_out(struct box *box) {
     reap(&box->detacher);
 }
 
-/* ---------------------------------------------------------------- when it has ended: record and remove */
+/* ---- when it has ended: record and remove ---- */
 
 /* How much it had of that for which the guard has ended it. */
 static const char *size_of(const struct box *box, char text[32]) {
@@ -168,14 +168,14 @@ static void make_record(struct box *box) {
 static char *kept_record(const struct box *box) {
     char *path = must_format("%s/status.json", box->plan->dir);
     char *status = read_file(path, MAX_STATUS, NULL);
-    char *record = status != NULL ? must_format("%sstatus=%s\n", box->record, status) : must_copy(box->record);
+    char *record = status ? must_format("%sstatus=%s\n", box->record, status) : must_copy(box->record);
     free(status);
     free(path);
     return record;
 }
 
 static bool write_record(const struct box *box) {
-    if (box->plan->record == NULL)
+    if (!box->plan->record)
         return true;
     char *part = must_format("%s.part", box->plan->record), *record = kept_record(box);
     AUTO_FD int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -247,7 +247,7 @@ static void discard_all(struct box *box) {
 /* What nobody has read of the main command's output is in init's memory. Init kills all others before it writes that down. */
 static void await_last_words(struct box *box) {
     struct pollfd death = {box->init_pidfd, POLLIN, 0};
-    if (box->told || box->plan->arg.count == 0 || box->plan->record == NULL)
+    if (box->told || box->plan->arg.count == 0 || !box->plan->record)
         return;
     shutdown(box->link, SHUT_WR);
     poll(&death, 1, LAST_WORDS_MS);

@@ -21,7 +21,7 @@
 
 enum { HOLD_ATTEMPTS = 200 };
 
-/* ---------------------------------------------------------------------------------------- locks */
+/* ---- locks ---- */
 
 static bool is_at(int folder, const char *path) {
     struct stat held, found;
@@ -50,7 +50,7 @@ bool folders_hold(const struct plan *plan) {
     return true;
 }
 
-/* ----------------------------------------------------------------------------------------- maps */
+/* ---- maps ---- */
 
 int *folders_maps(const struct plan *plan, uint32_t base) {
     int *maps = must_alloc((plan->bind.count + 1) * sizeof *maps);
@@ -70,12 +70,12 @@ int *folders_maps(const struct plan *plan, uint32_t base) {
 }
 
 void folders_close_maps(const struct plan *plan, int *maps) {
-    for (size_t i = 0; maps != NULL && i < plan->bind.count; i++)
+    for (size_t i = 0; maps && i < plan->bind.count; i++)
         close_fd(&maps[i]);
     free(maps);
 }
 
-/* -------------------------------------------------------------------------------------- sources */
+/* ---- sources ---- */
 
 /* A folder in a folder of a volume, made if there is none: it is the owner's then, as if root of a sandbox had made it. */
 static int enter(const struct extra_mount *extra, int parent, const char *name, bool shifted) {
@@ -99,7 +99,7 @@ static int open_sub(const struct extra_mount *extra, bool shifted) {
         return fail("volume", "the owner of %s has changed a moment ago; create the sandbox again", extra->source), -1;
     }
     char *path = must_copy(extra->sub);
-    for (char *rest = path, *name; at >= 0 && (name = strsep(&rest, "/")) != NULL;) {
+    for (char *rest = path, *name; at >= 0 && (name = strsep(&rest, "/"));) {
         if (*name == '\0' || strcmp(name, ".") == 0)
             continue;
         int next = strcmp(name, "..") == 0 ? -1 : enter(extra, at, name, shifted);
@@ -127,11 +127,11 @@ static bool refused(const struct extra_mount *extra) {
 static int open_source(const struct extra_mount *extra, int userns, bool *is_folder) {
     const uint64_t set = PLAIN | (extra->writable ? 0 : ATTR_RDONLY);
     struct stat source;
-    AUTO_FD int shown = extra->sub != NULL ? open_sub(extra, userns >= 0) : -1;
-    if (extra->sub != NULL && shown < 0)
+    AUTO_FD int shown = extra->sub ? open_sub(extra, userns >= 0) : -1;
+    if (extra->sub && shown < 0)
         return -1;
     int tree = shown >= 0 ? clone_tree(shown, "", set, userns, EMPTY_PATH) : clone_tree(AT_FDCWD, extra->source, set, userns, 0);
-    if (tree < 0 && extra->sub != NULL)
+    if (tree < 0 && extra->sub)
         return refused(extra), -1;
     if (tree < 0 || fstat(tree, &source) != 0) {
         fail(NULL, "cannot mount %s: %m; it must exist, on a file system with idmapped mounts", extra->source);
@@ -141,25 +141,25 @@ static int open_source(const struct extra_mount *extra, int userns, bool *is_fol
     return tree;
 }
 
-/* ------------------------------------------------------------------------------------- targets */
+/* ---- targets ---- */
 
 int target_in(int root, const char *path, bool is_folder, uint64_t resolve) {
     char *prefix = must_copy(path + strspn(path, "/"));
     AUTO_FD int parent = open_in(root, "/", O_PATH | O_DIRECTORY, 0);
     int found = -1;
-    for (char *end = prefix; parent >= 0 && end != NULL;) {
+    for (char *end = prefix; parent >= 0 && end;) {
         char *name = end + strspn(end, "/");
         end = strchr(name, '/');
-        if (end != NULL && end[strspn(end, "/")] == '\0')
+        if (end && end[strspn(end, "/")] == '\0')
             end = NULL;
         name[strcspn(name, "/")] = '\0';
         found = open_in(root, prefix, O_PATH, resolve);
         if (found < 0 && errno == ENOENT) {
-            if ((end != NULL || is_folder ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0)) != 0)
+            if ((end || is_folder ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0)) != 0)
                 break;
             found = open_in(root, prefix, O_PATH, resolve);
         }
-        if (found < 0 || end == NULL)
+        if (found < 0 || !end)
             break;
         close_fd(&parent);
         parent = found;
@@ -171,10 +171,10 @@ int target_in(int root, const char *path, bool is_folder, uint64_t resolve) {
 }
 
 static bool mount_in(const struct extra_mount *extra, int root, int tree, bool is_folder) {
-    AUTO_FD int target = target_in(root, extra->target, is_folder, extra->sub != NULL ? NO_SYMLINKS : 0);
+    AUTO_FD int target = target_in(root, extra->target, is_folder, extra->sub ? NO_SYMLINKS : 0);
     if (target >= 0 && attach(tree, target))
         return true;
-    if (extra->sub != NULL && (errno == ELOOP || errno == ENOTDIR))
+    if (extra->sub && (errno == ELOOP || errno == ENOTDIR))
         return fail("image", "cannot mount on %s in the sandbox: a part of it is a link or a file in the image; give the folder that it leads to",
                     extra->target);
     return fail("image", "cannot mount on %s in the sandbox: %m", extra->target);
@@ -194,7 +194,7 @@ bool folders_mount(const struct plan *plan, int root, int userns, const int *map
         const struct extra_mount *extra = &plan->bind.item[i];
         bool is_folder = false;
         AUTO_FD int tree = open_source(extra, maps[i] >= 0 ? maps[i] : userns, &is_folder);
-        if (tree < 0 || !(plan->runtime != NULL ? mount_for_runtime(i, tree) : mount_in(extra, root, tree, is_folder)))
+        if (tree < 0 || !(plan->runtime ? mount_for_runtime(i, tree) : mount_in(extra, root, tree, is_folder)))
             return false;
     }
     return true;

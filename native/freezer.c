@@ -20,14 +20,14 @@ enum { FREEZE_MS = 2000, MAX_MEMBERS = 1 << 20 };
  * else as `v1`. */
 static char *freezer_file(const struct plan *plan, const char *v2, const char *v1) {
     const char *file = plan->kill.count > 0 ? plan->kill.item[0] : plan->thaw;
-    if (file == NULL)
+    if (!file)
         return NULL;
     return must_format("%.*s/%s", (int)(strrchr(file, '/') - file), file, plan->kill.count > 0 ? v2 : v1);
 }
 
 char *groups_members(const struct plan *plan) {
     char *file = freezer_file(plan, "cgroup.procs", "cgroup.procs");
-    char *members = file != NULL ? read_file(file, MAX_MEMBERS, NULL) : NULL;
+    char *members = file ? read_file(file, MAX_MEMBERS, NULL) : NULL;
     free(file);
     return members;
 }
@@ -35,9 +35,9 @@ char *groups_members(const struct plan *plan) {
 static bool command(const struct plan *plan, const char *v2, const char *v1) {
     char *path = freezer_file(plan, "cgroup.freeze", "freezer.state");
     const char *word = plan->kill.count > 0 ? v2 : v1;
-    AUTO_FD int fd = path != NULL ? open(path, O_WRONLY | O_CLOEXEC) : -1;
+    AUTO_FD int fd = path ? open(path, O_WRONLY | O_CLOEXEC) : -1;
     bool given = fd >= 0 && write(fd, word, strlen(word)) > 0;
-    if (path == NULL)
+    if (!path)
         fail("unsupported", "nothing can stop the sandbox's processes, because it has no control groups: run as root, or as a user with "
                             "delegated groups, and create it anew");
     else if (!given)
@@ -49,8 +49,8 @@ static bool command(const struct plan *plan, const char *v2, const char *v1) {
 /* By the letter behind the name, which is the thread's own choice: "PID (name) D …". */
 static bool waits_for_device(const char *thread, char **name) {
     char *path = must_format("/proc/%.10s/stat", thread);
-    char *text = read_file(path, 4096, NULL), *end = text != NULL ? strrchr(text, ')') : NULL;
-    bool waits = end != NULL && strncmp(end, ") D", 3) == 0;
+    char *text = read_file(path, 4096, NULL), *end = text ? strrchr(text, ')') : NULL;
+    bool waits = end && strncmp(end, ") D", 3) == 0;
     if (waits) {
         *end = '\0';
         *name = must_copy(strchr(text, '(') + 1);
@@ -65,10 +65,10 @@ static bool blame(const struct plan *plan) {
     char *file = freezer_file(plan, "cgroup.threads", "tasks"), *name = NULL, *thread = NULL;
     groups_thaw(plan);
     nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
-    char *threads = file != NULL ? read_file(file, MAX_MEMBERS, NULL) : NULL;
-    for (char *rest = threads; rest != NULL && name == NULL && (thread = strsep(&rest, "\n")) != NULL && *thread;)
+    char *threads = file ? read_file(file, MAX_MEMBERS, NULL) : NULL;
+    for (char *rest = threads; rest && !name && (thread = strsep(&rest, "\n")) && *thread;)
         waits_for_device(thread, &name);
-    if (name != NULL)
+    if (name)
         fail("busy", "process %s (%s) of the sandbox does not stop, because it waits for a disk or a device; try again when it goes on",
              thread, name);
     else
@@ -81,14 +81,14 @@ static bool blame(const struct plan *plan) {
 
 static bool await_event(const struct plan *plan) {
     char *path = freezer_file(plan, "cgroup.events", "");
-    AUTO_FD int fd = path != NULL ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    AUTO_FD int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     char text[256];
     uint64_t until = now_ms() + FREEZE_MS, now;
     free(path);
     while (fd >= 0 && (now = now_ms()) < until) {
         ssize_t size = pread(fd, text, sizeof text - 1, 0);
         text[size > 0 ? size : 0] = '\0';
-        if (strstr(text, "frozen 1") != NULL)
+        if (strstr(text, "frozen 1"))
             return true;
         poll(&(struct pollfd){fd, POLLPRI, 0}, 1, (int)(until - now));
     }
@@ -97,9 +97,9 @@ static bool await_event(const struct plan *plan) {
 
 static bool await_state(const struct plan *plan) {
     bool frozen = false;
-    for (uint64_t until = now_ms() + FREEZE_MS; plan->thaw != NULL && !frozen && now_ms() < until;) {
+    for (uint64_t until = now_ms() + FREEZE_MS; plan->thaw && !frozen && now_ms() < until;) {
         char *state = read_file(plan->thaw, 64, NULL);
-        frozen = state != NULL && strncmp(state, "FROZEN", 6) == 0;
+        frozen = state && strncmp(state, "FROZEN", 6) == 0;
         free(state);
         if (!frozen)
             nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);

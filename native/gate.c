@@ -37,7 +37,7 @@ static bool not_made(ssize_t size, const char *said, const char *otherwise) {
     return fail("network", "%s", otherwise);
 }
 
-/* ------------------------------------------------------------------------------------- the sandbox's side */
+/* ---- the sandbox's side ---- */
 
 /* Every address is the sandbox's own: so connecting has a route, although there is no way out. */
 static bool route_all_to_lo(void) {
@@ -102,7 +102,7 @@ static _Noreturn void make_inside(const struct plan *plan, int network, int user
     begin_child();
     bool made = enter(network, userns) && route_all_to_lo() && load_rules(plan) &&
                 (sockets[TCP] = listen_on(SOCK_STREAM)) >= 0 && (sockets[UDP] = listen_on(SOCK_DGRAM)) >= 0;
-    const char *text = made ? "made" : failure() != NULL ? failure() : "internal of unknown reason";
+    const char *text = made ? "made" : failure() ? failure() : "internal of unknown reason";
     _exit(!send_with(link, text, strlen(text), sockets, made ? SOCKETS : 0, 0));
 }
 
@@ -125,7 +125,7 @@ static bool open_sockets(const struct plan *plan, int network, int userns, int s
     return not_made(size, text, "the sandbox's side of its gate could not be made");
 }
 
-/* ---------------------------------------------------------------------------------------------- the gate */
+/* ---- the gate ---- */
 
 /* What it may use. It counts as the sandbox's, but is the last that the kernel kills there when memory is short. */
 static void limit_gate(void) {
@@ -156,8 +156,8 @@ static void choose_id(const struct plan *plan, const struct gate *gate, char id[
 
 /* A plain user's is in the sandbox's user namespace, for other ids than the user's own are only there. */
 static void enter_own_places(const struct plan *plan, const struct gate *gate, int lifeline) {
-    AUTO_FD int router = plan->router != NULL ? open(plan->router, O_RDONLY | O_CLOEXEC) : -1;
-    if (plan->router != NULL && (router < 0 || setns(router, CLONE_NEWNET) != 0))
+    AUTO_FD int router = plan->router ? open(plan->router, O_RDONLY | O_CLOEXEC) : -1;
+    if (plan->router && (router < 0 || setns(router, CLONE_NEWNET) != 0))
         give_up(lifeline, "enter the network namespace", plan->router);
     if (plan->ids == IDS_SUB && !userns_enter(gate->userns))
         give_up(lifeline, "enter", "the sandbox's user namespace");
@@ -227,8 +227,8 @@ bool gate_restart(const struct plan *plan, struct gate *gate, struct helper *hel
 /* A line of the gate's log, by who outlives it. */
 static void tell(const struct plan *plan, const char *died) {
     uint64_t now = unix_us();
-    char *log = must_format("%s.egress", plan->record != NULL ? plan->record : "");
-    AUTO_FD int fd = plan->record != NULL ? open(log, O_WRONLY | O_APPEND | O_NOFOLLOW | O_CLOEXEC) : -1;
+    char *log = must_format("%s.egress", plan->record ? plan->record : "");
+    AUTO_FD int fd = plan->record ? open(log, O_WRONLY | O_APPEND | O_NOFOLLOW | O_CLOEXEC) : -1;
     if (fd >= 0)
         dprintf(fd,
                 "{\"time\": %llu.%03u, \"kind\": \"gate\", \"asked\": \"\", \"address\": \"\", \"allowed\": false, "

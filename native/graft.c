@@ -28,12 +28,12 @@ static char *folder_of(const struct box *box, unsigned number) {
 
 static struct graft *graft_at(struct box *box, const char *path) {
     for (size_t i = 0; i < MAX_GRAFTS; i++)
-        if (path == NULL ? box->graft[i].number == 0 : box->graft[i].number != 0 && strcmp(box->graft[i].path, path) == 0)
+        if (!path ? box->graft[i].number == 0 : box->graft[i].number != 0 && strcmp(box->graft[i].path, path) == 0)
             return &box->graft[i];
     return NULL;
 }
 
-/* ------------------------------------------------------------------------------------------ in the child */
+/* ---- in the child ---- */
 
 static bool make_folders(const struct box *box, struct plan *plan) {
     char *all = layers_beside(box->plan, "mounts"), *folder = folder_of(box, box->shaping.number);
@@ -97,7 +97,7 @@ static bool cut_off(struct box *box, char *said) {
            fail(NULL, "cannot unmount %s in the sandbox: %m", box->shaping.target);
 }
 
-/* ------------------------------------------------------------------------------------- the supervisor */
+/* ---- the supervisor ---- */
 
 /* Of what is mounted below a path, the record would stay. */
 static const struct graft *graft_below(const struct box *box, const char *path) {
@@ -148,7 +148,7 @@ static bool is_unmounted(struct box *box) {
 
 static void grafted(struct box *box) {
     struct graft *graft = graft_at(box, NULL); /* nobody else takes one meanwhile */
-    if (graft == NULL)
+    if (!graft)
         return;
     *graft = (struct graft){must_copy(box->shaping.target), box->shaping.number, *box->shaping.overlay, box->shaping.lock};
     box->shaping.lock = -1;
@@ -163,7 +163,7 @@ static void forget(struct graft *graft) {
 
 static void parted(struct box *box) {
     struct graft *graft = graft_at(box, box->shaping.target);
-    if (graft == NULL)
+    if (!graft)
         return;
     char *folder = folder_of(box, graft->number);
     forget(graft); /* first: who removes the folder would hold the lock, too */
@@ -185,12 +185,12 @@ void serve_mount(struct box *box, struct request *request) {
     static const struct task grafting = {.lists = true, .work = graft, .done = grafted, .killed = is_mounted};
     static unsigned number;
     const struct plan *plan = box->plan;
-    if (plan->ids != IDS_RANGE || plan->disk != NULL || plan->runtime != NULL || plan->keep)
+    if (plan->ids != IDS_RANGE || plan->disk || plan->runtime || plan->keep)
         fail("unsupported", "nothing can be mounted in this sandbox while it runs: it has a disk or a kernel of its own, or belongs to a user "
                             "without root");
-    else if (graft_at(box, request->arguments) != NULL)
+    else if (graft_at(box, request->arguments))
         fail("plan", "something is mounted on %s in the sandbox already; unmount it first", request->arguments);
-    else if (graft_at(box, NULL) == NULL)
+    else if (!graft_at(box, NULL))
         fail("limit", "the sandbox has %d mounts, and gets no more", MAX_GRAFTS);
     else {
         layers_begin(box, request, &grafting, ++number, 0);
@@ -202,11 +202,11 @@ void serve_mount(struct box *box, struct request *request) {
 void serve_unmount(struct box *box, struct request *request) {
     static const struct task cutting = {.work = cut_off, .done = parted, .killed = is_unmounted};
     const struct graft *graft = graft_at(box, request->arguments), *below = graft_below(box, request->arguments);
-    if (graft != NULL && below == NULL) {
+    if (graft && !below) {
         layers_begin(box, request, &cutting, 0, graft->overlay);
         return;
     }
-    if (graft == NULL)
+    if (!graft)
         fail("plan", "nothing was mounted on %s in the sandbox", request->arguments);
     else
         fail("plan", "%s is mounted in %s; unmount it first", below->path, request->arguments);

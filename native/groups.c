@@ -99,7 +99,7 @@ bool groups_join(const struct plan *plan) {
 }
 
 void groups_kill(const struct plan *plan) {
-    if (plan->thaw != NULL)
+    if (plan->thaw)
         put(plan->thaw, "THAWED");
     for (size_t i = 0; i < plan->kill.count; i++)
         put(plan->kill.item[i], "1");
@@ -121,10 +121,10 @@ bool groups_remove(const struct plan *plan) {
 }
 
 uint64_t groups_oom_kills(const struct plan *plan) {
-    char *text = plan->oom.path != NULL ? read_file(plan->oom.path, 4096, NULL) : NULL;
+    char *text = plan->oom.path ? read_file(plan->oom.path, 4096, NULL) : NULL;
     uint64_t kills = 0;
-    size_t length = text != NULL ? strlen(plan->oom.value) : 0;
-    for (char *line = text; line != NULL; line = strchr(line, '\n')) {
+    size_t length = text ? strlen(plan->oom.value) : 0;
+    for (char *line = text; line; line = strchr(line, '\n')) {
         line += strspn(line, "\n");
         if (strncmp(line, plan->oom.value, length) == 0 && line[length] == ' ')
             kills = strtoull(line + length, NULL, 10);
@@ -137,16 +137,16 @@ uint64_t groups_oom_kills(const struct plan *plan) {
 static uint64_t sum_of(const char *parent, const char *name) {
     uint64_t sum = 0;
     DIR *folder = opendir(parent);
-    for (struct dirent *entry; folder != NULL && (entry = readdir(folder)) != NULL;) {
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
         if (entry->d_type != DT_DIR || entry->d_name[0] == '.')
             continue;
         char *path = must_format("%s/%s/%s", parent, entry->d_name, name);
         char *text = read_file(path, 64, NULL);
-        sum += text != NULL ? strtoull(text, NULL, 10) : 0;
+        sum += text ? strtoull(text, NULL, 10) : 0;
         free(text);
         free(path);
     }
-    if (folder != NULL)
+    if (folder)
         closedir(folder);
     return sum;
 }
@@ -159,7 +159,7 @@ static nlink_t folders_in(const char *parent) {
 
 /* Without a lock, which one that is stopped would keep from all: who was overtaken while it counted counts again. */
 void groups_weigh(const struct plan *plan) {
-    if (plan->weight.path == NULL)
+    if (!plan->weight.path)
         return;
     char *parent = must_copy(plan->weight.path), *name = strrchr(parent, '/');
     *name++ = '\0';

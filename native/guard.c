@@ -34,7 +34,7 @@ enum { DEEPEST = 2100, STEPS = 10, GUARD_MS = 1000, DEATH_MS = 1000 };
 /* Beyond what the kernel charges: twice net.core.rmem_max, which is 208 KiB on most machines, for what nobody reads. */
 enum { MOST_IN_A_SOCKET = 512 << 10 };
 
-/* -------------------------------------------------------------------------------------- the counters */
+/* ---- the counters ---- */
 
 struct scope { /* which files count: those on a device, changed since then (no sandbox can set the time of a change) */
     dev_t device;
@@ -57,11 +57,11 @@ static uint64_t count_entry(int folder, const char *name, const struct scope *sc
 static uint64_t count_folder(int folder, const struct scope *scope, int depth) {
     DIR *listing = fdopendir(folder);
     uint64_t sum = depth > DEEPEST ? UINT64_MAX / 2 : 0;
-    if (listing == NULL) {
+    if (!listing) {
         close(folder);
         return sum;
     }
-    for (struct dirent *entry; sum < UINT64_MAX / 2 && (entry = readdir(listing)) != NULL;)
+    for (struct dirent *entry; sum < UINT64_MAX / 2 && (entry = readdir(listing));)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
             sum += count_entry(dirfd(listing), entry->d_name, scope, depth);
     closedir(listing);
@@ -104,12 +104,12 @@ static uint64_t count_nameless(const char *group, dev_t volumes) {
     struct nameless found = {.volumes = volumes};
     char *file = must_format("%s/cgroup.procs", group), path[32];
     char *pids = read_file(file, 1 << 20, NULL);
-    for (char *rest = pids, *pid; pids != NULL && (pid = strsep(&rest, "\n")) != NULL && *pid;) {
+    for (char *rest = pids, *pid; pids && (pid = strsep(&rest, "\n")) && *pid;) {
         snprintf(path, sizeof path, "/proc/%.10s/fd", pid);
         DIR *listing = opendir(path);
-        for (struct dirent *entry; listing != NULL && (entry = readdir(listing)) != NULL;)
+        for (struct dirent *entry; listing && (entry = readdir(listing));)
             count_open(&found, dirfd(listing), entry->d_name);
-        if (listing != NULL)
+        if (listing)
             closedir(listing);
     }
     free(pids);
@@ -123,7 +123,7 @@ static uint64_t count_volumes(const struct guard *guard, dev_t device) {
     uint64_t sum = 0;
     for (size_t i = 0; i < guard->plan->bind.count; i++) {
         const struct extra_mount *extra = &guard->plan->bind.item[i];
-        if (extra->sub != NULL && extra->writable)
+        if (extra->sub && extra->writable)
             sum += count_entry(AT_FDCWD, extra->source, &scope, 0);
     }
     return sum;
@@ -142,7 +142,7 @@ static bool count_files(const struct guard *guard, uint64_t *sum) {
     const struct scope all = {root.st_dev, 0};
     const struct strings *counted = &guard->plan->counted;
     *sum = count_folder(folder, &all, 0) + (guard->nearly_full ? count_volumes(guard, root.st_dev) : 0);
-    if (guard->group != NULL)
+    if (guard->group)
         *sum += count_nameless(guard->group, guard->nearly_full ? root.st_dev : 0);
     for (size_t i = 0; i < counted->count; i++)
         *sum += count_entry(AT_FDCWD, counted->item[i], &all, 0);
@@ -196,7 +196,7 @@ static void stop_counting(struct counter *counter) {
     counter->told = -1;
 }
 
-/* ------------------------------------------------------------------------------------------ the disk */
+/* ---- the disk ---- */
 
 static void note(const struct guard *guard, uint64_t size, dev_t device) {
     char text[48];
@@ -222,9 +222,9 @@ static bool is_largest(const struct guard *guard, uint64_t size, dev_t device) {
     int parent = openat(guard->dir, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *listing = parent >= 0 ? fdopendir(parent) : NULL;
     bool largest = true;
-    for (struct dirent *entry; listing != NULL && largest && (entry = readdir(listing)) != NULL;)
+    for (struct dirent *entry; listing && largest && (entry = readdir(listing));)
         largest = noted(dirfd(listing), entry->d_name, device) <= size;
-    if (listing != NULL)
+    if (listing)
         closedir(listing);
     return largest;
 }
@@ -262,7 +262,7 @@ static bool fills_disk(struct guard *guard) {
     return false;
 }
 
-/* ----------------------------------------------------------------------------------------- the sockets */
+/* ---- the sockets ---- */
 
 static bool fills_sockets(struct guard *guard) {
     if (guard->sockets < 0)
@@ -274,7 +274,7 @@ static bool fills_sockets(struct guard *guard) {
     return false;
 }
 
-/* ----------------------------------------------------------------------------------------- the guard */
+/* ---- the guard ---- */
 
 int guard_wait(const struct guard *guard) {
     bool counts = guard->files.told >= 0 || guard->queues.told >= 0;

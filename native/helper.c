@@ -66,8 +66,8 @@ static bool has_route(pid_t init) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/net/route", (int)init);
     char *routes = read_file(path, 1 << 16, NULL);
-    char *second = routes != NULL ? strchr(routes, '\n') : NULL;
-    bool found = second != NULL && second[1] != '\0';
+    char *second = routes ? strchr(routes, '\n') : NULL;
+    bool found = second && second[1] != '\0';
     free(routes);
     return found;
 }
@@ -90,7 +90,7 @@ static void tell(char **told, const char *program, int said) {
     char text[MOST_SAID];
     const char *name = strrchr(program, '/');
     read_saying(said, text, sizeof text);
-    char *longer = must_format("%s%s%s: %s", *told, **told != '\0' ? "; " : "", name != NULL ? name + 1 : program, text);
+    char *longer = must_format("%s%s%s: %s", *told, **told != '\0' ? "; " : "", name ? name + 1 : program, text);
     free(*told);
     *told = longer;
 }
@@ -126,8 +126,8 @@ bool helper_start(const struct plan *plan, pid_t init, int userns, struct helper
     snprintf(number, sizeof number, "%d", (int)init);
     for (size_t i = 0, words = 0; i <= plan->net_exec.count && !started && now_ms() < end; i++) {
         char *word = plan->net_exec.item[i];
-        argv[words++] = word != NULL && *word != '\0' ? filled_in(word, number) : NULL;
-        if (argv[words - 1] != NULL)
+        argv[words++] = word && *word != '\0' ? filled_in(word, number) : NULL;
+        if (argv[words - 1])
             continue;
         started = words > 1 && try((struct attempt){argv, netns, userns, -1}, init, helper, end, &told);
         words = 0;

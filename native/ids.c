@@ -80,7 +80,7 @@ int slots_clean(const char *path, bool (*clean)(void *context, uint32_t slot), v
     return fd < 0 ? -1 : cleaned;
 }
 
-/* --------------------------------------------------------------------------------------------- maps */
+/* ---- maps ---- */
 
 static bool write_map(pid_t pid, const char *name, const char *text) {
     char path[64];
@@ -110,7 +110,7 @@ static bool map_with(const char *helper, pid_t pid, const struct strings *lines)
     }
     char **argv = must_alloc((lines->count * 3 + 3) * sizeof *argv);
     size_t argc = 0;
-    for (char *rest = words, *word; (word = strsep(&rest, " ")) != NULL;)
+    for (char *rest = words, *word; (word = strsep(&rest, " "));)
         argv[argc++] = word;
     argv[argc] = NULL;
     int said[2] = {-1, -1}, status = 0;
@@ -140,7 +140,7 @@ bool userns_map(const struct plan *plan, pid_t pid) {
     return write_map(pid, "setgroups", "deny") && map_to(pid, ROOT, geteuid(), getegid(), 1);
 }
 
-/* ---------------------------------------------------------------------------------- a range of its own */
+/* ---- a range of its own ---- */
 
 /* A namespace needs a first process to be made, and to be given its maps through. This one shares our memory, which makes it
  * cheap, so it must do nothing: it dies by our hand, or with us. */
@@ -167,7 +167,7 @@ static pid_t clone_as(uint32_t maker, int flags) {
 
 /* `inside`: the first uid and gid in it, which are those of `base` outside, and so on. */
 static int make_mapped(const uint32_t inside[2], uint32_t base, uint32_t count, int *network) {
-    pid_t first = clone_as(base, network != NULL ? CLONE_NEWNET : 0);
+    pid_t first = clone_as(base, network ? CLONE_NEWNET : 0);
     if (first < 0) {
         fail("userns", "cannot make a user namespace: %m; look at the sysctl user.max_user_namespaces");
         return -1;
@@ -175,7 +175,7 @@ static int make_mapped(const uint32_t inside[2], uint32_t base, uint32_t count, 
     int fd = -1;
     if (map_to(first, inside, base, base, count)) {
         fd = open_namespace(first, "user");
-        if (network != NULL)
+        if (network)
             *network = open_namespace(first, "net");
         if (fd < 0)
             fail(NULL, "cannot open the sandbox's user namespace: %m");

@@ -63,7 +63,7 @@ static void note(struct box *box, int said) {
     text[strcspn(text, "\r")] = '\0';
     for (char *end = text + strlen(text); end > text && end[-1] == '\n';)
         *--end = '\0';
-    if (strrchr(text, '\n') != NULL)
+    if (strrchr(text, '\n'))
         line = strrchr(text, '\n') + 1;
     if (strncmp(line, "ok ", 3) == 0 && strlen(line + 3) == KEY)
         snprintf(box->kept, sizeof box->kept, "snapshot=%s\n", line + 3);

@@ -25,7 +25,7 @@
 
 enum { OUTCOME = 4096, LAST_COPY_MS = 10000, MAX_LIST = 1 << 20, SAID = 64 };
 
-/* ---------------------------------------------------------------------------------- one at a time */
+/* ---- one at a time ---- */
 
 void stop_release(struct box *box) {
     if (box->stops > 0 && --box->stops == 0 && !box->keeping) /* nothing runs then */
@@ -34,7 +34,7 @@ void stop_release(struct box *box) {
 
 void layers_drop(struct box *box) {
     struct shaping *shaping = &box->shaping;
-    if (shaping->list.item != NULL)
+    if (shaping->list.item)
         free(shaping->list.item[0]);
     free(shaping->list.item);
     free(shaping->target);
@@ -49,16 +49,16 @@ static void child_ended(struct box *box, int status) {
     if (shaping->child > 0)
         fail_forget();
     if (shaping->child > 0 && shaping->outcome[0] == '\0') {
-        if (shaping->task->killed != NULL && shaping->task->killed(box))
+        if (shaping->task->killed && shaping->task->killed(box))
             strcpy(shaping->outcome, "ok \n");
         else
             fail("internal", "the process that was to do it was killed; the sandbox is as it was");
     }
-    if (shaping->task->done != NULL && shaping->outcome[0] == 'o')
+    if (shaping->task->done && shaping->outcome[0] == 'o')
         shaping->task->done(box);
     if (shaping->task->stops)
         stop_release(box);
-    char *line = failure() != NULL ? must_format("error %s\n", failure()) : must_copy(shaping->outcome);
+    char *line = failure() ? must_format("error %s\n", failure()) : must_copy(shaping->outcome);
     AUTO_FD int client = shaping->client;
     shaping->client = -1;
     layers_drop(box); /* first: the locks of layers that were not taken are free when the client has its answer */
@@ -108,7 +108,7 @@ static bool may_begin(struct box *box) {
     struct shaping *shaping = &box->shaping;
     if (shaping->child != 0)
         return fail("busy", "another snapshot, reset or mount of the sandbox is under way; try again");
-    if (shaping->outcome == NULL)
+    if (!shaping->outcome)
         shaping->outcome = mmap(NULL, 2 * OUTCOME, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shaping->outcome == MAP_FAILED) {
         shaping->outcome = NULL;
@@ -158,7 +158,7 @@ void layers_finish(struct box *box) {
         control_reaped(box, pid, status);
 }
 
-/* ------------------------------------------------------------------------------------- what lies where */
+/* ---- what lies where ---- */
 
 void layers_set(struct box *box, const struct strings *own) {
     struct strings before = box->plan->lower, *lower = &box->plan->lower;
@@ -223,7 +223,7 @@ bool layers_begin_anew(struct box *box) {
     return make_anew(box, box->plan->upper) && make_anew(box, box->plan->work);
 }
 
-/* ------------------------------------------------------------------------------------------ copying */
+/* ---- copying ---- */
 
 /* Whose files a plain user's sandbox has can be read by the root of its user namespace only. */
 bool layers_become_owner(const struct box *box) {

@@ -21,7 +21,7 @@
 
 #define PAUSED "paused"
 
-/* ------------------------------------------------------------------------ deadline */
+/* ---- deadline ---- */
 
 /* From now on, and by the clock that also runs while the machine is suspended. */
 void serve_deadline(struct box *box, struct request *request) {
@@ -40,7 +40,7 @@ void serve_deadline(struct box *box, struct request *request) {
     control_failed(request);
 }
 
-/* --------------------------------------------------------------------------- pause */
+/* ---- pause ---- */
 
 bool stop_hold(struct box *box) {
     if (!groups_freeze(box->plan)) {
@@ -124,7 +124,7 @@ bool rest_heard(struct box *box, const char *word) {
     return true;
 }
 
-/* ------------------------------------------------------------------------- network */
+/* ---- network ---- */
 
 static int open_network(const struct box *box) {
     int network = open_namespace(box->init, "net");
@@ -196,7 +196,7 @@ static bool change(struct box *box, int machine, const char *word, const char *r
         return fail("busy", "the sandbox is paused, or its files are being copied; try again when it goes on");
     if (plan->net == NET_GATE)
         return gate_restart(plan, &box->gate, &box->helper);
-    if (plan->runtime != NULL)
+    if (plan->runtime)
         return fail("unsupported", "the network of a sandbox with runtime='gvisor' cannot be changed while it runs");
     box->cut = !on;
     if (plan->net == NET_EXEC && on)

@@ -43,7 +43,7 @@ void meminfo_print(const struct memory *memory, char text[MEMINFO_SIZE]) {
 
 static bool read_number(const char *path, uint64_t *number) {
     char *text = read_file(path, 64, NULL);
-    if (text == NULL)
+    if (!text)
         return false;
     *number = strtoull(text, NULL, 10);
     free(text);
@@ -52,7 +52,7 @@ static bool read_number(const char *path, uint64_t *number) {
 
 static uint64_t word(const char *text, const char *name) {
     size_t length = strlen(name);
-    for (const char *line = text; line != NULL; line = strchr(line, '\n')) {
+    for (const char *line = text; line; line = strchr(line, '\n')) {
         line += *line == '\n';
         if (strncmp(line, name, length) == 0 && line[length] == ' ')
             return strtoull(line + length, NULL, 10);

@@ -44,8 +44,8 @@ int new_filesystem(const char *type, const char *source, const char *const *opti
     AUTO_FD int context = (int)syscall(NR_FSOPEN, type, CLOEXEC_FS);
     if (context < 0 || syscall(NR_FSCONFIG, context, SET_STRING, "source", source, 0) != 0) /* /proc/mounts shows it, too */
         return -1;
-    for (; *options != NULL; options += 2)
-        if (syscall(NR_FSCONFIG, context, options[1] != NULL ? SET_STRING : SET_FLAG, options[0], options[1], 0) != 0)
+    for (; *options; options += 2)
+        if (syscall(NR_FSCONFIG, context, options[1] ? SET_STRING : SET_FLAG, options[0], options[1], 0) != 0)
             return -1;
     if (syscall(NR_FSCONFIG, context, CREATE_FS, NULL, NULL, 0) != 0)
         return -1;

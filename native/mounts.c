@@ -40,7 +40,7 @@ struct maker {
     bool bare;    /* nothing of ours is mounted on its folders */
 };
 
-/* --------------------------------------------------------------------------------------- mount points */
+/* ---- mount points ---- */
 
 /* A folder of the image to mount on, made if there is none. What is there and is no folder is the image's fault, or its malice. */
 static int folder_in(int root, const char *name, mode_t mode) {
@@ -74,7 +74,7 @@ static int file_in(int folder, const char *name) {
     return -1;
 }
 
-/* -------------------------------------------------------------------------------------------- the root */
+/* ---- the root ---- */
 
 /* Our workbench: a small file system where all that is needed has a short name, and which holds the files that are shown in the
  * sandbox. It lies over the machine's /proc, where no plan points to, and goes away with the old root. Relative paths start in
@@ -140,7 +140,7 @@ static bool show_skeleton(const struct plan *plan) {
         if (mkdir(folders[i], 0755) != 0)
             return fail(NULL, "tmpfs: %m");
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
-        if (files[i][1] != NULL && mknod(files[i][0], S_IFREG | 0644, 0) != 0)
+        if (files[i][1] && mknod(files[i][0], S_IFREG | 0644, 0) != 0)
             return fail(NULL, "tmpfs: %m");
     return true;
 }
@@ -199,7 +199,7 @@ static bool make_root(struct maker *maker) {
                : true;
 }
 
-/* ----------------------------------------------------------------------------------------- /dev, /proc, /sys */
+/* ---- /dev, /proc, /sys ---- */
 
 static bool mount_new(int target, const char *type, const char *const *options, unsigned set) {
     AUTO_FD int mount = target < 0 ? -1 : new_filesystem(type, type, options, set);
@@ -261,7 +261,7 @@ static bool make_dev(const struct maker *maker) {
            mount_new(mqueue, "mqueue", (const char *const[]){NULL}, INERT);
 }
 
-/* --------------------------------------------------------------------------- what is hidden, shown, fixed */
+/* ---- what is hidden, shown, fixed ---- */
 
 /* Show what lies on the workbench as `name` at `target`. */
 static bool cover(int target, const char *name, uint64_t set) {
@@ -279,7 +279,7 @@ static bool hide(int folder, const char *path) {
 }
 
 static bool hide_all(int folder, const char *const *paths) {
-    for (; *paths != NULL; paths++)
+    for (; *paths; paths++)
         if (!hide(folder, *paths))
             return false;
     return true;
@@ -331,8 +331,8 @@ bool show_memory(const struct plan *plan, int proc, int *shown) {
 
 /* As many processors as there are CPUs to run on: Node and others count them here. */
 static bool show_cpuinfo(const struct plan *plan, int proc) {
-    AUTO_FD int target = plan->cpuinfo == NULL ? -1 : openat(proc, "cpuinfo", O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    return plan->cpuinfo == NULL || (write_file("cpuinfo", plan->cpuinfo) && cover(target, "cpuinfo", INERT | ATTR_RDONLY)) ||
+    AUTO_FD int target = !plan->cpuinfo ? -1 : openat(proc, "cpuinfo", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    return !plan->cpuinfo || (write_file("cpuinfo", plan->cpuinfo) && cover(target, "cpuinfo", INERT | ATTR_RDONLY)) ||
            fail(NULL, "cannot show /proc/cpuinfo: %m");
 }
 
@@ -428,7 +428,7 @@ static bool make_etc(const struct maker *maker) {
     if (etc < 0)
         return false;
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        if (files[i][1] == NULL)
+        if (!files[i][1])
             continue;
         AUTO_FD int target = file_in(etc, files[i][0]);
         if (target < 0 || !write_file(files[i][0], files[i][1]))
@@ -442,12 +442,12 @@ static bool make_etc(const struct maker *maker) {
 static bool make_tmp(const struct maker *maker) {
     if (mkdirat(maker->root, "tmp", 01777) != 0 && errno != EEXIST)
         return fail(NULL, "cannot make /tmp: %m");
-    AUTO_FD int tmp = maker->plan->runtime != NULL ? open_in(maker->root, "tmp", O_PATH | O_DIRECTORY, NO_SYMLINKS) : -1;
+    AUTO_FD int tmp = maker->plan->runtime ? open_in(maker->root, "tmp", O_PATH | O_DIRECTORY, NO_SYMLINKS) : -1;
     return tmp < 0 || mknodat(tmp, RUNTIME_IN_TMP, S_IFREG | 0600, 0) == 0 || errno == EEXIST ||
            fail(NULL, "cannot make a file in /tmp: %m");
 }
 
-/* --------------------------------------------------------------------------------------------- the way */
+/* ---- the way ---- */
 
 /* pivot_root() leaves the old root mounted on top of the new one; "." is the new root, but unmounting "." takes away what is
  * uppermost there, with all that hangs on it. One unmount and not more: each waits for the kernel's readers. That nothing is
@@ -478,11 +478,11 @@ bool mounts_make(const struct plan *plan, int userns, uint32_t base, int disk, c
     umask(0);
     if (!make_workbench() || !make_root(&maker) || !make_etc(&maker) || !make_tmp(&maker))
         return false;
-    bool furnished = plan->runtime != NULL ? before_sys(context) && runtime_furnish(plan)
+    bool furnished = plan->runtime ? before_sys(context) && runtime_furnish(plan)
                                            : make_dev(&maker) && make_proc(&maker) && before_sys(context) && make_sys(&maker);
     if (!furnished)
         return false;
-    return folders_mount(plan, maker.root, userns, maps) && (plan->runtime == NULL || choose_workbench(&maker)) && enter(&maker);
+    return folders_mount(plan, maker.root, userns, maps) && (!plan->runtime || choose_workbench(&maker)) && enter(&maker);
 }
 
 int mounts_make_overlay(const struct plan *plan, int userns, uint32_t base, bool bare) {

@@ -34,7 +34,7 @@ static void name_of(uint32_t slot, char name[IF_NAMESIZE]) {
     snprintf(name, IF_NAMESIZE, "om%u", slot);
 }
 
-/* --------------------------------------------------------------------------------------- one sandbox */
+/* ---- one sandbox ---- */
 
 int net_enter_router(const char *path) {
     AUTO_FD int router = open(path, O_RDONLY | O_CLOEXEC);
@@ -117,7 +117,7 @@ bool net_prepare(int inside, uint32_t first_gid, uint32_t last_gid, bool strict)
     return talk(inside, &batch) || fail("network", "cannot bring up the sandbox's lo: %m");
 }
 
-/* ----------------------------------------------------------------------------------- the verb router */
+/* ---- the verb router ---- */
 
 #define UPLINK "openmodal0"
 
@@ -127,7 +127,7 @@ static uint32_t default_mtu(void) {
     char table[8192], name[IF_NAMESIZE];
     ssize_t size = fd < 0 ? -1 : read(fd, table, sizeof table - 1);
     table[size > 0 ? size : 0] = '\0';
-    for (char *line = table; line != NULL; line = strchr(line, '\n')) {
+    for (char *line = table; line; line = strchr(line, '\n')) {
         line += strspn(line, "\n");
         unsigned destination = 1;
         if (scan(line, "%15s %x", name, &destination) == 2 && destination == 0)
@@ -142,7 +142,7 @@ static bool parse_address(const char *word, uint32_t *address, uint8_t *prefix) 
     uint64_t bits = 32;
     snprintf(copy, sizeof copy, "%s", word);
     char *slash = strchr(copy, '/');
-    if (slash != NULL) {
+    if (slash) {
         *slash = '\0';
         if (!parse_u64(slash + 1, &bits) || bits > 32)
             return false;
@@ -207,7 +207,7 @@ bool net_refuse(const struct strings *prefixes, const char *resolv) {
     for (size_t i = 0; i < prefixes->count; i++)
         if (!wall_deny(&wall, prefixes->item[i]))
             return fail("plan", "unreachable must be like 10.0.0.0/8, %d of them at most, not %.40s", MOST_DENIED, prefixes->item[i]);
-    char *servers = must_copy(resolv != NULL ? resolv : "");
+    char *servers = must_copy(resolv ? resolv : "");
     wall_resolve(&wall, servers);
     free(servers);
     return wall_raise(&wall, false);

@@ -14,7 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-/* ------------------------------------------------------------------------------------ rtnetlink's words */
+/* ---- rtnetlink's words ---- */
 
 struct nl_header {
     uint32_t length;
@@ -148,7 +148,7 @@ void end_transaction(struct batch *batch) {
     frame(batch, TRANSACTION_END);
 }
 
-/* ---------------------------------------------------------------------------------------------- answers */
+/* ---- answers ---- */
 
 const struct nl_attribute *find_attribute(const void *attributes, size_t size, uint16_t type) {
     for (size_t at = 0; at + sizeof(struct nl_attribute) <= size;) {
@@ -199,7 +199,7 @@ bool ask_each(int netlink, const struct batch *question, size_t header, void (*e
     return more == 0;
 }
 
-/* ------------------------------------------------------------------------------------------ sentences */
+/* ---- sentences ---- */
 
 void make_veth(struct batch *batch, struct end here, struct end there, int network) {
     struct nl_link *link = begin_message(batch, NEW_LINK, CREATE | EXCLUSIVE, sizeof *link);
@@ -294,7 +294,7 @@ void delete_link(struct batch *batch, int index) {
 /* rtnl_link_stats64 begins with the number. */
 static void note_received(void *context, const void *attributes, size_t size) {
     const struct nl_attribute *found = find_attribute(attributes, size, OF_LINK);
-    if (found != NULL && found->length >= sizeof *found + sizeof(uint64_t))
+    if (found && found->length >= sizeof *found + sizeof(uint64_t))
         memcpy(context, found + 1, sizeof(uint64_t));
 }
 

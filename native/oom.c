@@ -35,8 +35,8 @@ static uint64_t read_number_in(int folder, const char *path, const char *word) {
     char text[256] = "";
     AUTO_FD int fd = openat(folder, path, O_RDONLY | O_CLOEXEC);
     const char *at = fd >= 0 && read(fd, text, sizeof text - 1) > 0 ? strstr(text, word) : NULL;
-    at += at != NULL ? strlen(word) + strspn(at + strlen(word), " ") : 0;
-    return at != NULL && *at >= '0' && *at <= '9' ? strtoull(at, NULL, 10) : UINT64_MAX;
+    at += at ? strlen(word) + strspn(at + strlen(word), " ") : 0;
+    return at && *at >= '0' && *at <= '9' ? strtoull(at, NULL, 10) : UINT64_MAX;
 }
 
 /* In a pod, and in a container of another machine, /proc/meminfo is the machine's; there the control group knows the limit. */

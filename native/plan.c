@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --------------------------------------------------------------------------------- kinds of values */
+/* ---- kinds of values ---- */
 
 #define APPEND(list, value)                                                                                                    \
     do {                                                                                                                       \
@@ -22,7 +22,7 @@ static bool wrong(const char *key, const char *expected) {
 
 static bool take_text(void *field, const char *key, char *value) {
     char **text = field;
-    if (*text != NULL)
+    if (*text)
         return wrong(key, "it once");
     *text = value;
     return true;
@@ -58,14 +58,14 @@ static bool take_flag(void *field, const char *key, char *value) {
     return strcmp(value, "0") == 0 || strcmp(value, "1") == 0 || wrong(key, "0 or 1");
 }
 
-/* ------------------------------------------------------------------------------ values of more parts */
+/* ---- values of more parts ---- */
 
 /* Cut `value` at `separator` into exactly `count` parts that are not empty. */
 static bool cut(char *value, char separator, char **part, size_t count) {
     for (size_t i = 0; i < count; i++) {
         part[i] = value;
         char *end = i + 1 < count ? strchr(value, separator) : value + strlen(value);
-        if (end == NULL || end == value)
+        if (!end || end == value)
             return false;
         value = *end != '\0' ? end + 1 : end;
         *end = '\0';
@@ -76,7 +76,7 @@ static bool cut(char *value, char separator, char **part, size_t count) {
 static bool take_setting(void *field, const char *key, char *value) {
     struct setting *setting = field;
     char *part[2];
-    if (setting->path != NULL || value[0] != '/' || !cut(value, ' ', part, 2))
+    if (setting->path || value[0] != '/' || !cut(value, ' ', part, 2))
         return wrong(key, "an absolute path, a blank and a word");
     *setting = (struct setting){part[0], part[1]};
     return true;
@@ -162,7 +162,7 @@ static bool take_map(void *field, const char *key, char *value) {
 }
 
 static bool take_cpus(void *field, const char *key, char *value) {
-    for (char *rest = value, *one; (one = strsep(&rest, ",")) != NULL;) {
+    for (char *rest = value, *one; (one = strsep(&rest, ","));) {
         uint64_t cpu = 0;
         if (!parse_u64(one, &cpu) || cpu >= CPU_SETSIZE)
             return wrong(key, "numbers of CPUs with commas between them");
@@ -171,10 +171,10 @@ static bool take_cpus(void *field, const char *key, char *value) {
     return true;
 }
 
-/* -------------------------------------------------------------------------------------------- words */
+/* ---- words ---- */
 
 static bool take_word(int *field, const char *key, const char *value, const char *const words[]) {
-    for (int i = 0; words[i] != NULL; i++)
+    for (int i = 0; words[i]; i++)
         if (strcmp(value, words[i]) == 0) {
             *field = i + 1;
             return true;
@@ -218,7 +218,7 @@ static bool take_weaken(void *field, const char *key, char *value) {
 }
 #endif
 
-/* --------------------------------------------------------------------------------------------- keys */
+/* ---- keys ---- */
 
 static const struct key {
     const char *name;
@@ -249,7 +249,7 @@ static const struct key {
 
 static bool take_entry(struct plan *plan, char *entry) {
     char *equals = strchr(entry, '=');
-    if (equals == NULL)
+    if (!equals)
         return fail("plan", "an entry has no '=': %.40s", entry);
     *equals = '\0';
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
@@ -258,7 +258,7 @@ static bool take_entry(struct plan *plan, char *entry) {
     return fail("plan", "unknown key %.40s; the program and the SDK differ in version", entry);
 }
 
-/* ------------------------------------------------------------------------------------ the whole plan */
+/* ---- the whole plan ---- */
 
 /* Overlay takes both names in an option string, relative to their common folder. */
 static bool is_upper_pair(const char *upper, const char *work) {
@@ -270,7 +270,7 @@ static bool is_upper_pair(const char *upper, const char *work) {
 }
 
 static bool is_whole(const struct plan *plan) {
-    if (plan->id == NULL || plan->dir == NULL || plan->lower.count == 0 || plan->upper == NULL || plan->work == NULL)
+    if (!plan->id || !plan->dir || plan->lower.count == 0 || !plan->upper || !plan->work)
         return fail("plan", "id, dir, lower, upper and work are all needed");
     if (plan->ids == IDS_NONE || plan->net == NET_UNSET)
         return fail("plan", "ids and net are both needed");
@@ -278,18 +278,18 @@ static bool is_whole(const struct plan *plan) {
         return wrong("upper, work", "plain names in one folder");
     if (plan->lower.count > 400)
         return wrong("lower", "at most 400 layers");
-    if ((plan->ids == IDS_RANGE || plan->net == NET_ROUTER) && plan->slots == NULL)
+    if ((plan->ids == IDS_RANGE || plan->net == NET_ROUTER) && !plan->slots)
         return wrong("slots", "a path");
     if (plan->ids == IDS_SUB && (plan->uid_map.count == 0 || plan->gid_map.count == 0))
         return wrong("uid_map, gid_map", "at least one line each with ids=sub");
-    if (plan->net == NET_ROUTER && (plan->router == NULL || plan->ids != IDS_RANGE))
+    if (plan->net == NET_ROUTER && (!plan->router || plan->ids != IDS_RANGE))
         return wrong("router", "a path, and ids=range");
     if ((plan->net == NET_EXEC || plan->net == NET_GATE) && plan->net_exec.count == 0)
         return wrong("net_exec", "a command");
-    if (plan->net == NET_GATE && (plan->firewall.count == 0 || plan->rules == NULL))
+    if (plan->net == NET_GATE && (plan->firewall.count == 0 || !plan->rules))
         return wrong("firewall, rules", "a command, and what it reads");
-    if (plan->runtime != NULL &&
-        (plan->ids != IDS_RANGE || plan->net == NET_HOST || plan->runtime_arg.count == 0 || plan->runtime_config == NULL))
+    if (plan->runtime &&
+        (plan->ids != IDS_RANGE || plan->net == NET_HOST || plan->runtime_arg.count == 0 || !plan->runtime_config))
         return wrong("runtime", "ids=range, a network of its own, runtime_arg and runtime_config");
     return true;
 }

@@ -80,7 +80,7 @@ void serve_reset(struct box *box, struct request *request) {
         fail("unsupported", "a step of an image's build cannot be reset");
     else if (layers_take(box, request) && listen_anew(box) && !begin_again(box))
         end_with(box, "error", 137);
-    if (failure() != NULL)
+    if (failure())
         control_failed(request);
     else
         control_ok(request, "%s", "");

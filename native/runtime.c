@@ -70,10 +70,10 @@ void runtime_explain(int log) {
     ssize_t size = pread(log, text, sizeof text - 1, 0);
     text[size > 0 ? size : 0] = '\0';
     char *message = strstr(text, key);
-    if (message == NULL)
+    if (!message)
         return;
     message += strlen(key);
     char *end = strstr(message, "\",\"");
-    snprintf(told, sizeof told, "kernel runsc cannot start: %.*s", (int)(end != NULL ? end - message : 300), message);
+    snprintf(told, sizeof told, "kernel runsc cannot start: %.*s", (int)(end ? end - message : 300), message);
     fail_as(told);
 }

@@ -51,7 +51,7 @@ static const char *read_number(const char *text, const struct conversion *conver
     unsigned long long number = strtoull(text, &end, conversion->kind == 'x' ? 16 : 10);
     if (end == text || errno != 0 || !fits(conversion, number, negative))
         return NULL;
-    if (to != NULL)
+    if (to)
         store(to, conversion, number);
     return end;
 }
@@ -62,9 +62,9 @@ static const char *read_text(const char *text, const struct conversion *conversi
         size = conversion->width;
     if (size == 0)
         return NULL;
-    if (to != NULL)
+    if (to)
         memcpy(to, text, size);
-    if (to != NULL && conversion->kind == 's')
+    if (to && conversion->kind == 's')
         to[size] = '\0';
     return text + size;
 }
@@ -74,7 +74,7 @@ int scan(const char *text, const char *format, ...) {
     int stored = 0;
     const char *at = text;
     va_start(values, format);
-    while (at != NULL && *format != '\0') {
+    while (at && *format != '\0') {
         struct conversion conversion;
         if (isspace((unsigned char)*format)) {
             at += strspn(at, " \t\n");
@@ -88,14 +88,14 @@ int scan(const char *text, const char *format, ...) {
         format = read_conversion(format + 1, &conversion);
         void *to = conversion.skips ? NULL : va_arg(values, void *);
         if (conversion.kind == 'n') {
-            if (to != NULL)
+            if (to)
                 *(int *)to = (int)(at - text);
             continue;
         }
         if (conversion.kind != 'c')
             at += strspn(at, " \t\n");
-        at = strchr("sc", conversion.kind) != NULL ? read_text(at, &conversion, to) : read_number(at, &conversion, to);
-        stored += at != NULL && to != NULL;
+        at = strchr("sc", conversion.kind) ? read_text(at, &conversion, to) : read_number(at, &conversion, to);
+        stored += at && to;
     }
     va_end(values);
     return stored;

@@ -42,7 +42,7 @@ struct hanging {
     size_t count;
 };
 
-/* -------------------------------------------------------------------------------- what hangs on the root */
+/* ---- what hangs on the root ---- */
 
 /* Of /proc/PID/mountinfo, in place: "\040" is a blank. */
 static void unescape(char *text) {
@@ -63,9 +63,9 @@ static bool read_table(pid_t init, struct hanging *hanging) {
     int root = 0, id = 0, parent = 0;
     snprintf(path, sizeof path, "/proc/%d/mountinfo", (int)init);
     char *table = read_file(path, MAX_TABLE, NULL);
-    if (table == NULL)
+    if (!table)
         return fail(NULL, "cannot read the sandbox's mounts: %m");
-    for (char *rest = table, *line; (line = strsep(&rest, "\n")) != NULL;) {
+    for (char *rest = table, *line; (line = strsep(&rest, "\n"));) {
         if (scan(line, "%d %d %*s %*s %4095s", &id, &parent, point) != 3)
             continue;
         /* Root of the sandbox may move the folder of a mount so deep that the path is cut off: that of another folder. */
@@ -109,15 +109,15 @@ static bool hang(const struct hanging *hanging, int root) {
     return true;
 }
 
-/* ------------------------------------------------------------------------------------------ the child */
+/* ---- the child ---- */
 
 /* Process 1 only, and what serves the sandbox from outside. */
 static bool is_alone(const struct box *box) {
     char *procs = groups_members(box->plan), *pid, path[64], space[64], its[64];
-    bool alone = procs != NULL;
+    bool alone = procs;
     snprintf(path, sizeof path, "/proc/%d/ns/pid", (int)box->init);
     ssize_t size = readlink(path, space, sizeof space);
-    for (char *rest = procs; alone && rest != NULL && (pid = strsep(&rest, "\n")) != NULL && *pid;) {
+    for (char *rest = procs; alone && rest && (pid = strsep(&rest, "\n")) && *pid;) {
         snprintf(path, sizeof path, "/proc/%.10s/ns/pid", pid);
         ssize_t length = readlink(path, its, sizeof its);
         bool inside = size <= 0 || (length == size && memcmp(space, its, (size_t)size) == 0) || (length < 0 && errno != ENOENT);
@@ -247,7 +247,7 @@ static bool shift(struct box *box, char *said) {
     return tree >= 0 && change_root(tree, sandbox);
 }
 
-/* ------------------------------------------------------------------------------------- the supervisor */
+/* ---- the supervisor ---- */
 
 /* The kernel goes by what it has opened: the folders may be given their names under the new overlay. */
 static void shifted(struct box *box) {
@@ -315,7 +315,7 @@ static void switch_late(struct box *box, struct request *request) {
 void serve_switch(struct box *box, struct request *request) {
     static const struct task switching = {.lists = true, .stops = true, .work = shift, .done = shifted, .killed = mended};
     const struct plan *plan = box->plan;
-    if (plan->ids != IDS_RANGE || plan->disk != NULL || plan->runtime != NULL || plan->keep)
+    if (plan->ids != IDS_RANGE || plan->disk || plan->runtime || plan->keep)
         fail("unsupported", "the layers of this sandbox cannot be changed while it runs: it has a disk or a kernel of its own, or belongs "
                             "to a user without root");
     else if (plan->lower.count >= MOST_LISTED)

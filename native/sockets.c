@@ -39,7 +39,7 @@ uint64_t sockets_count(int file) {
 static void add_tcp(void *sum, const void *attributes, size_t size) {
     uint32_t word[MEMORY_WORDS];
     const struct nl_attribute *memory = find_attribute(attributes, size, MEMORY);
-    if (memory == NULL || memory->length < sizeof *memory + sizeof word)
+    if (!memory || memory->length < sizeof *memory + sizeof word)
         return;
     memcpy(word, memory + 1, sizeof word);
     *(uint64_t *)sum += (uint64_t)word[RECEIVED] + word[QUEUED] + word[BACKLOG];
@@ -59,7 +59,7 @@ static uint64_t hold_in(const char *path, const char *form) {
     char *text = read_file(path, MOST_TEXT, NULL);
     uint64_t sum = 0;
     unsigned long long sent, waiting;
-    for (char *rest = text, *line; text != NULL && (line = strsep(&rest, "\n")) != NULL;)
+    for (char *rest = text, *line; text && (line = strsep(&rest, "\n"));)
         if (scan(line, form, &sent, &waiting) == 2)
             sum += sent + waiting;
     free(text);

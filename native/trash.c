@@ -74,7 +74,7 @@ static bool remove_folder(struct removal *removal, int parent, const char *name,
 }
 
 static bool remove_entry(struct removal *removal, int folder, const struct dirent *entry, int depth) {
-    if (removal->tick != NULL)
+    if (removal->tick)
         removal->tick(removal->context);
     if (entry->d_type != DT_DIR && unlinkat(folder, entry->d_name, 0) == 0)
         return true;
@@ -84,18 +84,18 @@ static bool remove_entry(struct removal *removal, int folder, const struct diren
 /* Again, while there is anything: entries may be skipped by a folder that shrinks while it is read. */
 static bool empty_folder(struct removal *removal, int folder, int depth) {
     DIR *listing = fdopendir(fcntl(folder, F_DUPFD_CLOEXEC, 3));
-    bool removed = listing != NULL, any = true;
+    bool removed = listing, any = true;
     while (removed && any) {
         any = false;
         rewinddir(listing);
-        for (struct dirent *entry; removed && (entry = readdir(listing)) != NULL;)
+        for (struct dirent *entry; removed && (entry = readdir(listing));)
             if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
                 any = true;
                 removed = remove_entry(removal, folder, entry, depth);
             }
     }
     int why = errno;
-    if (listing != NULL)
+    if (listing)
         closedir(listing);
     errno = why;
     return removed;
@@ -116,7 +116,7 @@ bool trash_remove(const char *path, bool keep, void (*tick)(void *), void *conte
     return remove_tree(AT_FDCWD, path, keep, tick, context);
 }
 
-/* ------------------------------------------------------------------------------------------ the verb */
+/* ---- the verb ---- */
 
 /* What is just dying may still be writing. */
 static bool remove_patiently(const char *name) {
@@ -141,7 +141,7 @@ static bool remove_as_root(int mapper, const char *name) {
 }
 
 static int report(bool done) {
-    if (!done && failure() != NULL)
+    if (!done && failure())
         dprintf(STDERR_FILENO, "error %s\n", failure());
     return !done;
 }
@@ -178,7 +178,7 @@ int verb_remove(int argc, char **argv) {
     for (int i = 2; i < argc; i++)
         if (!take_map(&map.uid_map, "uid_map=", argv[i]) && !take_map(&map.gid_map, "gid_map=", argv[i]))
             argc = 0;
-    if (argc < 2 || strchr(argv[1], '/') != NULL || argv[1][0] == '\0' || strcmp(argv[1], ".") == 0 || strcmp(argv[1], "..") == 0) {
+    if (argc < 2 || strchr(argv[1], '/') || argv[1][0] == '\0' || strcmp(argv[1], ".") == 0 || strcmp(argv[1], "..") == 0) {
         fprintf(stderr, "openmodal-agent remove: say NAME [uid_map=MAP …] [gid_map=MAP …], with its folder as standard input\n");
         return 2;
     }

@@ -67,12 +67,12 @@ static bool make_again(const char *upper) {
 static bool has_just_both(const char *folder) {
     DIR *listing = opendir(folder);
     unsigned both = 0, all = 0;
-    for (struct dirent *entry; listing != NULL && (entry = readdir(listing)) != NULL;)
+    for (struct dirent *entry; listing && (entry = readdir(listing));)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
             both += strcmp(entry->d_name, "upper") == 0 || strcmp(entry->d_name, "work") == 0;
             all++;
         }
-    if (listing != NULL)
+    if (listing)
         closedir(listing);
     return both == 2 && all == 2;
 }
@@ -85,7 +85,7 @@ static bool is_as_new(const struct plan *plan, const char *folder, void (*tick)(
 void upper_give_back(const struct plan *plan, void (*tick)(void *), void *context) {
     char *folder = folder_of(plan), *name = strrchr(folder, '/') + 1;
     char *unused = must_format("%.*s.%s", (int)(name - folder), folder, name);
-    if (plan->disk != NULL)
+    if (plan->disk)
         unlink(plan->disk);
     if (!is_as_new(plan, folder, tick, context))
         trash_remove(folder, false, tick, context);

@@ -132,7 +132,7 @@ void read_saying(int fd, char *text, size_t room) {
     text[size > 0 ? size : 0] = '\0';
     for (char *end = text + strlen(text); end > text && end[-1] == '\n';)
         *--end = '\0';
-    for (char *at = text; (at = strchr(at, '\n')) != NULL;)
+    for (char *at = text; (at = strchr(at, '\n'));)
         *at = ' ';
     if (*text == '\0')
         snprintf(text, room, "it does not say why");

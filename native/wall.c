@@ -17,7 +17,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---------------------------------------------------------------------------------- nf_tables' words */
+/* ---- nf_tables' words ---- */
 
 /* clang-format off */
 enum {
@@ -53,7 +53,7 @@ static void big(struct batch *batch, uint16_t type, uint32_t value) {
     attribute(batch, type, &value, sizeof value);
 }
 
-/* --------------------------------------------------------------------------------------- expressions */
+/* ---- expressions ---- */
 
 struct expression {
     struct nl_attribute *element, *data;
@@ -137,7 +137,7 @@ static void refuse_it(struct rules *rules) {
     end(batch, made);
 }
 
-/* --------------------------------------------------------------------------------------------- rules */
+/* ---- rules ---- */
 
 static struct nl_attribute *begin_rule(struct rules *rules) {
     filter_message(rules, NEW_RULE, FLAG_CREATE | FLAG_APPEND);
@@ -250,7 +250,7 @@ bool wall_raise(const struct wall *wall, bool around) {
            fail(NULL, "cannot load the rules of the network: %m; the kernel needs nf_tables and %s", around ? "its egress hook (Linux 5.16)" : "nft_reject_inet");
 }
 
-/* ------------------------------------------------------------------------------------------ addresses */
+/* ---- addresses ---- */
 
 bool wall_deny(struct wall *wall, const char *text) {
     char address[INET_ADDRSTRLEN] = "";

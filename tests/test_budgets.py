@@ -144,6 +144,17 @@ def test_comments_stand_above_their_lines() -> None:
     assert not found
 
 
+def test_native_sources_are_in_one_dialect() -> None:
+    """A pointer is true or not, and a heading is `/* ---- name ---- */`."""
+    assert not [
+        f"{place(path)}:{number}: {line.strip()}"
+        for path in NATIVE
+        for number, line in enumerate(lines(path), 1)
+        if re.search(r"[!=]= NULL\b", line)
+        or (line.startswith("/* --") and not re.fullmatch(r"/\* ---- .* ---- \*/", line))
+    ]
+
+
 def test_no_handler_catches_every_exception() -> None:
     """`Exception` would hide our own mistakes; `BaseException` cleans up and raises again (ruff's BLE001)."""
     assert not [

@@ -25,11 +25,11 @@ static bool parse(const char *bytes, size_t size) {
 }
 #define PARSE(text) parse(text, sizeof(text) - 1)
 #define REFUSED(text, word)                                                                                                    \
-    (!PARSE(text) && failure() != NULL && strncmp(failure(), "plan ", 5) == 0 && strstr(failure(), word) != NULL)
+    (!PARSE(text) && failure() && strncmp(failure(), "plan ", 5) == 0 && strstr(failure(), word))
 
 static void understands(void) {
     CHECK(PARSE(BASE));
-    CHECK(plan.lower.count == 2 && strcmp(plan.lower.item[1], "/l2") == 0 && plan.lower.item[2] == NULL);
+    CHECK(plan.lower.count == 2 && strcmp(plan.lower.item[1], "/l2") == 0 && !plan.lower.item[2]);
     CHECK(plan.ids == IDS_RANGE && plan.net == NET_NONE && !plan.keep && plan.timeout_ms == 0);
     CHECK(PARSE(BASE "env=A=b=c\0arg=\0arg=x y\0set=/c/f 1 2\0oom=/c/o oom_kill\0rlimit=7 1 18446744073709551615\0"));
     CHECK(strcmp(plan.env.item[0], "A=b=c") == 0 && plan.arg.count == 2 && plan.arg.item[0][0] == '\0');
@@ -39,7 +39,7 @@ static void understands(void) {
     CHECK(strcmp(plan.bind.item[0].source, "/a b") == 0 && plan.bind.item[0].writable && plan.keep);
     CHECK(CPU_ISSET(3, &plan.cpus) && !CPU_ISSET(1, &plan.cpus) && CPU_COUNT(&plan.cpus) == 2);
     CHECK(PARSE(BASE "runtime=/r\0runtime_arg=r\0runtime_arg=run\0runtime_config={}\0"));
-    CHECK(plan.runtime_arg.count == 2 && plan.runtime_arg.item[2] == NULL && strcmp(plan.runtime_config, "{}") == 0);
+    CHECK(plan.runtime_arg.count == 2 && !plan.runtime_arg.item[2] && strcmp(plan.runtime_config, "{}") == 0);
     CHECK(PARSE("id=a\0dir=/d\0lower=/l\0upper=/d/u\0work=/d/w\0ids=sub\0uid_map=0 1000 1\0gid_map=0 1000 1\0net=none\0"));
     CHECK(PARSE(GATE "net_exec=/g\0net_exec=x\0firewall=/f\0firewall=-w\0rules=*nat\nCOMMIT\n\0"));
     CHECK(plan.net == NET_GATE && plan.firewall.count == 2 && strcmp(plan.rules, "*nat\nCOMMIT\n") == 0);
