@@ -10,6 +10,7 @@ next call on.
 | OPENMODAL_ALLOW_DEGRADED | what sandboxes may lack, where `allow_degraded=` does not say: "limits", "network", "seccomp", with commas |
 | OPENMODAL_REGISTRY | where images for a cluster are pushed, as `host/path` |
 | OPENMODAL_KUBERNETES_… | what the table `[kubernetes]` of the configuration says, by name: OPENMODAL_KUBERNETES_NAMESPACE … |
+| OPENMODAL_PROGRESS | how builds are shown on stderr: "auto", "live", "plain", "quiet" |
 | OPENMODAL_BASE | where `debian_slim` comes from: "registry", "packages", or "auto" |
 | OPENMODAL_MIRRORS | URLs of private mirrors and proxies that steps of images may reach |
 | PIP_…, UV_…, NPM_CONFIG_…, …_PROXY | the same: URLs in them |
@@ -31,6 +32,9 @@ from openmodal.errors import InvalidError
 
 _KEYS = {"allow_degraded", "base", "bases", "engine", "kubernetes", "mirrors", "registry"}
 """What the configuration file may have on its top level; a misspelt setting would be no setting."""
+
+PROGRESS = ("auto", "live", "plain", "quiet")
+"""Ways to show a build; "auto": live in a terminal."""
 
 _PACKAGE_SOURCE = r"(?i)OPENMODAL_MIRRORS|(PIP|UV|NPM_CONFIG)_.+|.+_PROXY"
 
@@ -132,6 +136,14 @@ def base() -> str:
     return value
 
 
+def progress() -> str:
+    """How builds of images are shown on stderr."""
+    value = os.environ.get("OPENMODAL_PROGRESS") or "auto"
+    if value not in PROGRESS:
+        raise InvalidError(f"OPENMODAL_PROGRESS is {value[:80]!r}; use {', '.join(PROGRESS[:-1])} or {PROGRESS[-1]}")
+    return value
+
+
 def authorities() -> Path | None:
     """The bundle of certificate authorities that this machine was told to trust, if it was."""
     value = os.environ.get("SSL_CERT_FILE")
@@ -188,7 +200,8 @@ def _parsed(path: Path, changed: Stamp) -> dict[str, Any]:
     try:
         return parse(path, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidError(f"the configuration {path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error  # an OSError's text names the file once more
+        raise InvalidError(f"the configuration {path} cannot be read: {reason}") from error
 
 
 def parse(path: Path, text: str) -> dict[str, Any]:

@@ -143,11 +143,11 @@ T = TypeVar("T")
 class Progress(msgspec.Struct, frozen=True):
     """News of a build: a step begins, prints, ends, or waits for another build that makes it.
 
-    `event` is "start", "output", "waiting", "done" or "cached"; `step` counts from 1; `text` is the
-    step's title, or what it printed.
+    `event` is "start", "output", "remark" (something that the user should know), "waiting", "done"
+    or "cached"; `step` counts from 1; `text` is the step's title, what it printed, or the remark.
     """
 
-    event: Literal["start", "output", "waiting", "done", "cached"]
+    event: Literal["start", "output", "remark", "waiting", "done", "cached"]
     step: int
     steps: int
     text: str
@@ -414,6 +414,15 @@ class Built(msgspec.Struct, frozen=True):
     step: str
     expires: float = 0.0
     names: tuple[str, ...] = ()
+
+
+class BuiltStep(msgspec.Struct, frozen=True):
+    """A step of an image that is there: its title, the bytes of its layer, and when that was made, in
+    seconds of the Unix clock; 0: nobody knows."""
+
+    step: str
+    size: int
+    made: float
 
 
 class Info(msgspec.Struct, frozen=True):

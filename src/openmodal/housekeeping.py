@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from openmodal import _args, _config, _trash
 from openmodal._dual import Blocking, Call
-from openmodal._spec import Built
+from openmodal._spec import Built, BuiltStep
 from openmodal.build.prune import Pruned
 from openmodal.engines import ON_THIS_MACHINE, Engine, choose, examine, here, load, require
 from openmodal.engines.check import Check
@@ -64,6 +64,23 @@ async def images(*, engine: str | Engine | None = None) -> list[Built]:
     chosen = choose(engine)
     require(chosen, "images")
     return sorted(await Blocking(chosen.images), key=lambda image: -image.used)
+
+
+@Call
+async def history(key: str, *, engine: str | Engine | None = None) -> list[BuiltStep]:
+    """Return the steps of an image that is built, the last one first.
+
+    Args:
+        key: the image's, as `images` tells it.
+        engine: as in `Sandbox.create`.
+
+    Raises:
+        NotFoundError: there is no image of that key.
+        UnsupportedError: the engine keeps no images of its own.
+    """
+    chosen = choose(engine)
+    require(chosen, "images")
+    return list(await Blocking(chosen.history, _args.string("key", key)))
 
 
 @Call
@@ -118,4 +135,4 @@ def _settings(engine: str) -> Check:
     return Check("settings", True, "understood")
 
 
-__all__ = ["Built", "Check", "Collected", "Pruned", "doctor", "gc", "images", "prune"]
+__all__ = ["Built", "BuiltStep", "Check", "Collected", "Pruned", "doctor", "gc", "history", "images", "prune"]

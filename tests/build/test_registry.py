@@ -538,7 +538,7 @@ def test_an_interrupted_download_goes_on_where_it_was(store: Layers):
 
 def test_a_registry_that_is_not_there_is_named(store: Layers, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    with pytest.raises(RegistryError, match=r"cannot be fetched from 127\.0\.0\.1"):
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1\S* cannot be fetched: .*; `openmodal doctor --network`"):
         pull(store, f"127.0.0.1:{free_port()}/team/app")
 
 

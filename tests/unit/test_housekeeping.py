@@ -15,7 +15,13 @@ from openmodal.build.prune import Pruned
 from openmodal.engines.check import Check
 from openmodal.errors import EngineError, UnsupportedError
 
-FUNCTIONS = (housekeeping.gc, housekeeping.images, housekeeping.prune, housekeeping.doctor)
+FUNCTIONS = (
+    housekeeping.gc,
+    housekeeping.history,
+    housekeeping.images,
+    housekeeping.prune,
+    housekeeping.doctor,
+)
 
 
 class Keeping:
@@ -43,7 +49,8 @@ class Keeping:
 
 
 def test_exactly_these_names_are_exported() -> None:
-    assert housekeeping.__all__ == ["Built", "Check", "Collected", "Pruned", "doctor", "gc", "images", "prune"]
+    functions = ["doctor", "gc", "history", "images", "prune"]
+    assert housekeeping.__all__ == ["Built", "BuiltStep", "Check", "Collected", "Pruned", *functions]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -56,8 +56,8 @@ def either(builder: Builder, reference: str, version: str) -> Layered:
         return packages(builder, reference, version)
     text = f"FROM {reference}"
     builder.starts(text)
-    if version and builder.options.base == "auto" and not reachable(builder.store):
-        return _instead(builder, reference, version, "no registry can be reached", None)
+    if version and builder.options.base == "auto" and (why := unreachable(builder.store)):
+        return _instead(builder, reference, version, why, None)
     try:
         root = _pull(builder, reference)
     except RegistryError as error:
@@ -71,8 +71,13 @@ def either(builder: Builder, reference: str, version: str) -> Layered:
 def _instead(builder: Builder, reference: str, version: str, reason: str, cause: RegistryError | None) -> Layered:
     if version not in debian.SUITES:
         raise UnsupportedError(f"{debian.unsupported(version)} ({reason})") from cause
-    builder.prints(f"{reason}; using Debian's packages\n")
+    builder.remarks(instead(reason))
     return packages(builder, reference, version, again=True)
+
+
+def instead(reason: str) -> str:
+    """What a build says when it takes Debian's packages, and why."""
+    return f"{reason}, so Debian's packages are used; OPENMODAL_BASE=registry or packages decides"
 
 
 def packages(builder: Builder, reference: str, version: str, *, again: bool = False) -> Layered:
@@ -83,27 +88,31 @@ def packages(builder: Builder, reference: str, version: str, *, again: bool = Fa
     return msgspec.structs.replace(root, key=digest(root.key, "debian"), env=(("PATH", PATH),), cmd=("bash",))
 
 
-def reachable(store: Layers) -> bool:
-    """Whether Docker Hub answers; asked at most every few minutes, and never waited for long."""
+def unreachable(store: Layers) -> str:
+    """Why Docker Hub does not answer, "" if it does; asked at most every few minutes, and never waited
+    for long."""
     note = store.note("registry")
-    answer, asked = bool(note.get("reachable")), float(note.get("asked", 0.0))
-    if 0 <= time.time() - asked < _REMEMBER[answer]:
-        return answer
-    answer = answers(_PATIENCE)
-    store.set_note("registry", {"reachable": answer, "asked": time.time()})
-    return answer
+    why, asked = str(note.get("why", "")), float(note.get("asked", 0.0))
+    if 0 <= time.time() - asked < _REMEMBER[not why]:
+        return why
+    why = silence(_PATIENCE)
+    store.set_note("registry", {"why": why, "asked": time.time()})
+    return why
 
 
-def answers(patience: float) -> bool:
-    """Whether Docker Hub answers within so many seconds."""
+def silence(patience: float) -> str:
+    """Why Docker Hub does not answer within so many seconds, "" if it does."""
     import httpx2
 
     try:
         with httpx2.Client(timeout=patience) as client:
-            # 401: it wants a token, as always. Anything else is some proxy's page.
-            return client.get(f"https://{_HUB}/v2/").status_code in (200, 401)
-    except (httpx2.HTTPError, OSError):
-        return False
+            status = client.get(f"https://{_HUB}/v2/").status_code
+    except httpx2.TimeoutException:
+        return f"the registry {_HUB} does not answer within {patience:g} s"
+    except (httpx2.HTTPError, OSError) as error:
+        return f"the registry {_HUB} cannot be reached ({str(error) or type(error).__name__})"
+    # 401: it wants a token, as always. Anything else is some proxy's page.
+    return "" if status in (200, 401) else f"what answers for the registry {_HUB} is none (HTTP status {status})"
 
 
 # -------------------------------------------------------------------------------------------- trust

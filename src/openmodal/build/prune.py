@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from openmodal._spec import Built, Layered
+from openmodal._spec import Built, BuiltStep, Layered
 from openmodal._trash import going_on, tell
 from openmodal._trash import remove as remove_tree
 from openmodal.build import published, put
@@ -24,6 +24,7 @@ from openmodal.build.base import TRUST
 from openmodal.build.layers import Layers, Meta, size_of
 from openmodal.build.locks import try_lock
 from openmodal.build.names import of_snapshot
+from openmodal.errors import NotFoundError
 
 
 class Pruned(msgspec.Struct, frozen=True):
@@ -155,6 +156,21 @@ def images(store: Layers) -> list[Built]:
             size, mine = sum(meta.size for meta in metas), tuple(sorted(n for n in names if names[n] == root.key))
             found[root.key] = Built(root.key, size, len(metas), used, metas[0].step, metas[0].expires, mine)
     return list(found.values())
+
+
+def history(store: Layers, key: str) -> list[BuiltStep]:
+    """The layers of an image, the last one first.
+
+    Raises:
+        NotFoundError: there is no image of that key.
+    """
+    for file in _notes(store):
+        with suppress(OSError, msgspec.DecodeError):  # pruned meanwhile, or of another version
+            root = msgspec.json.decode(file.read_bytes(), type=Layered)
+            if root.key == key:
+                metas = [store.meta(layer) for layer in root.layers]
+                return [BuiltStep(meta.step, meta.size, meta.made) for meta in metas]
+    raise NotFoundError(f"there is no image {key!r}; `openmodal image list` shows those that are built")
 
 
 def _notes(store: Layers) -> list[Path]:

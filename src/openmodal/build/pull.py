@@ -7,7 +7,8 @@ compressed with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -41,17 +42,20 @@ if TYPE_CHECKING:
 _MOST_LAYERS = 127  # as Docker; more is no image but an attack
 _LARGEST_BLOB = 32 << 30
 _NESTED = 3
+_TITLE = 200
 _AT_ONCE = 4
 _T = TypeVar("_T")
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is to be fetched: blobs with the digests of their content and the keys of their layers, the lowest first."""
+    """What is to be fetched: blobs with the digests of their content, the keys of their layers and
+    what made them, the lowest first."""
 
     key: str
     blobs: tuple[Descriptor, ...]
     contents: tuple[str, ...]
     keys: tuple[str, ...]
+    titles: tuple[str, ...]
     config: RunConfig
 
 
@@ -89,7 +93,7 @@ def resolve(client: Client, reference: Reference, cpu: str = "") -> Plan:
     if len(contents) != len(manifest.layers):
         raise RegistryError(f"{reference} has {len(manifest.layers)} layers, and digests for {len(contents)}; refused")
     key = digest("registry", FORMAT, cpu, manifest.config.digest)
-    return Plan(key, manifest.layers, contents, _keys(contents), config.config or RunConfig())
+    return Plan(key, manifest.layers, contents, _keys(contents), _titles(config), config.config or RunConfig())
 
 
 def _manifest(client: Client, reference: Reference, cpu: str) -> bytes:
@@ -128,6 +132,14 @@ def _decode(body: bytes, kind: type[_T], reference: Reference) -> _T:
         raise RegistryError(f"what the registry says about {reference} cannot be read: {error}") from error
 
 
+def _titles(config: ImageConfig) -> tuple[str, ...]:
+    """What made each layer, as the image says; its digest if the image does not say it of each."""
+    made = [" ".join((past.created_by or "").split()) for past in config.history or () if not past.empty_layer]
+    contents = config.rootfs.diff_ids
+    known = made if len(made) == len(contents) else [""] * len(contents)
+    return tuple(f"layer {made or content}"[:_TITLE] for made, content in zip(known, contents, strict=True))
+
+
 def _keys(contents: Sequence[str]) -> tuple[str, ...]:
     keys: list[str] = []
     for content in contents:
@@ -160,9 +172,10 @@ def _fetch(builder: Builder, client: Client, reference: Reference, plan: Plan, l
         missing = [n for n, key in enumerate(plan.keys) if not builder.store.has(key)]
         blobs = {plan.blobs[n].digest: plan.blobs[n] for n in missing}
         downloads = {}
+        arriving = _Arriving(builder, blobs.values())
         for name, blob in blobs.items():
             files[name] = folder / name.removeprefix("sha256:")
-            downloads[name] = pool.submit(client.download, reference, blob, files[name], lambda size: None)
+            downloads[name] = pool.submit(client.download, reference, blob, files[name], arriving.of(name))
         try:
             for n, key in enumerate(plan.keys):
                 below = plan.keys[n - 1] if n else ""
@@ -173,6 +186,28 @@ def _fetch(builder: Builder, client: Client, reference: Reference, plan: Plan, l
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+class _Arriving:
+    """Tells about once a second how much of an image has arrived."""
+
+    def __init__(self, builder: Builder, blobs: Collection[Descriptor]) -> None:
+        self._builder = builder
+        self._whole = sum(blob.size for blob in blobs)
+        self._sizes = dict.fromkeys((blob.digest for blob in blobs), 0)
+        self._told = time.monotonic()
+
+    def of(self, blob: str) -> Callable[[int], None]:
+        """Takes the length of each piece of a blob; each blob's comes from one thread."""
+
+        def add(size: int) -> None:
+            self._sizes[blob] += size
+            if time.monotonic() - self._told > 1:
+                self._told = time.monotonic()
+                done = min(self._whole, sum(self._sizes.values()))  # a piece may come twice
+                self._builder.prints(f"downloaded {done / 1e6:.1f} MB of {self._whole / 1e6:.1f} MB\n")
+
+        return add
 
 
 def _make(builder: Builder, plan: Plan, n: int, below: str, files: dict[str, Path], limits: Limits | None) -> None:
@@ -188,4 +223,4 @@ def _make(builder: Builder, plan: Plan, n: int, below: str, files: dict[str, Pat
             if stream.digest != content:
                 raise RegistryError(f"the content of the layer {blob.digest} is not what its image says; refused")
 
-    builder.ensure(plan.keys[n], Meta(below, f"layer {content}"), write)
+    builder.ensure(plan.keys[n], Meta(below, plan.titles[n]), write)

@@ -126,6 +126,13 @@ class RootFs(msgspec.Struct, frozen=True):
     diff_ids: tuple[str, ...] = ()
 
 
+class Past(msgspec.Struct, frozen=True):
+    """What made a layer, or a setting, which has none."""
+
+    created_by: str | None = None
+    empty_layer: bool = False
+
+
 class ImageConfig(msgspec.Struct, frozen=True):
     """An image's configuration."""
 
@@ -133,3 +140,4 @@ class ImageConfig(msgspec.Struct, frozen=True):
     os: str = ""
     config: RunConfig | None = None
     rootfs: RootFs = RootFs()
+    history: tuple[Past, ...] | None = None

@@ -114,6 +114,10 @@ class Builder:
         """The step says something."""
         self._tell("output", text)
 
+    def remarks(self, text: str) -> None:
+        """Say something that the user should know, whatever the step prints."""
+        self._tell("remark", text)
+
     def waits(self) -> None:
         """Another build is making the step."""
         self._tell("waiting", "another build is making this; waiting for it\n")

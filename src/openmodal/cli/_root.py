@@ -100,6 +100,7 @@ _SANDBOX = {
 _IMAGE = {
     "list": ("openmodal.cli.image:list_", "Show the images that are built."),
     "inspect": ("openmodal.cli.image:inspect", "Print what is known of images, as JSON."),
+    "history": ("openmodal.cli.image:history", "Show the steps of an image, with sizes."),
     "build": ("openmodal.cli.image:build", "Build an image of a Python file or a Dockerfile."),
     "publish": ("openmodal.cli.image:publish", "Give an image a name, under which it is kept."),
     "delete": ("openmodal.cli.image:delete", "Delete the name of a published image."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,6 +78,35 @@ def engine_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def build_options(function: F) -> F:
+    """--quiet and --progress, of commands that may build an image."""
+    for option in (
+        click.option(
+            "--progress",
+            type=click.Choice(("auto", "live", "plain")),
+            expose_value=False,
+            callback=_progress,
+            help="How builds of images are shown: live in a terminal, else plain.",
+        ),
+        click.option(
+            "--quiet", "-q", is_flag=True, expose_value=False, callback=_quiet, help="Show nothing of builds."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _progress(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    """For the program that is run, too, and what it starts."""
+    if value:
+        os.environ["OPENMODAL_PROGRESS"] = value
+
+
+def _quiet(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        _progress(ctx, parameter, "quiet")
 
 
 def _local(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:

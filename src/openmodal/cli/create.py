@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from openmodal.cli._session import Session, engine_options, pass_session
+from openmodal.cli._session import Session, build_options, engine_options, pass_session
 from openmodal.cli._types import DURATION, MEBIBYTES
 from openmodal.cli.image import image_option, named
 from openmodal.cli.sandbox import assignments, env_option, words
@@ -41,6 +41,7 @@ def sandbox_options(function: F) -> F:
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=assignments, help="A label; repeatable.")
 @sandbox_options
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@build_options
 @engine_options
 @pass_session
 def create(session: Session, /, app: str, image: str | None, command: tuple[str, ...], **options: Any) -> None:

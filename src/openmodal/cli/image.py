@@ -12,7 +12,7 @@ import click
 from openmodal import _args
 from openmodal._dual import run_sync
 from openmodal.cli import _output, _program
-from openmodal.cli._session import Session, engine_options, json_option, pass_session, yes_option
+from openmodal.cli._session import Session, build_options, engine_options, json_option, pass_session, yes_option
 from openmodal.cli._types import DAYS
 from openmodal.errors import InvalidError
 
@@ -83,6 +83,29 @@ def inspect(session: Session, words: tuple[str, ...]) -> None:
     _output.emit([_described(_meant(found, word)) for word in words])
 
 
+@click.command()
+@click.argument("word", metavar="NAME|KEY")
+@json_option
+@engine_options
+@pass_session
+def history(session: Session, word: str, as_json: bool) -> None:
+    """Show the steps of an image, by name or the first digits of a key: the last one first, with what
+    each added."""
+    from openmodal import housekeeping
+
+    key = _meant(housekeeping.images(engine=session.engine), word).key
+    steps = housekeeping.history(key, engine=session.engine)
+    if as_json:
+        _output.emit([{"step": s.step, "size": s.size, "made": s.made or None} for s in steps])
+        return
+    now = time.time()
+    _output.table(
+        ("MADE", "SIZE", "STEP"),
+        ((f"{_output.duration(now - s.made)} ago" if s.made else "", _output.size(s.size), s.step) for s in steps),
+        empty="This image has no steps.",
+    )
+
+
 def _meant(images: Sequence[Built], word: str) -> Built:
     """The image of that name, or whose key begins so."""
     from openmodal.errors import NotFoundError
@@ -105,6 +128,7 @@ def _kept(image: Built, now: float) -> str:
 @click.command()
 @click.argument("target", metavar="FILE.py::NAME | REFERENCE")
 @click.argument("name")
+@build_options
 @engine_options
 @pass_session
 def publish(session: Session, target: str, name: str) -> None:
@@ -130,6 +154,7 @@ def delete(session: Session, name: str) -> None:
 @click.option(
     "--context", type=click.Path(exists=True, file_okay=False), help="The folder that COPY reads; the Dockerfile's."
 )
+@build_options
 @engine_options
 @pass_session
 def build(session: Session, target: str, context: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from openmodal.cli import _output
-from openmodal.cli._session import Session, engine_options, json_option, pass_session
+from openmodal.cli._session import Session, build_options, engine_options, json_option, pass_session
 from openmodal.cli._types import MEBIBYTES
 from openmodal.cli.image import named
 
@@ -19,6 +19,7 @@ from openmodal.cli.image import named
 @click.option("--cpu", type=float, metavar="CORES", help="How many cores each may use.")
 @click.option("--memory", type=MEBIBYTES, metavar="SIZE", help="How much memory each may use: 512, 2g.")
 @click.option("--disk", type=MEBIBYTES, metavar="SIZE", help="How much disk each may use: 512, 10g.")
+@build_options
 @engine_options
 @pass_session
 def create(

@@ -25,7 +25,7 @@ from openmodal import _config
 from openmodal.cli import _parameters, _program, _traceback
 from openmodal.cli._errors import say
 from openmodal.cli._output import count, tell
-from openmodal.cli._session import Session, engine_options, pass_session
+from openmodal.cli._session import Session, build_options, engine_options, pass_session
 from openmodal.engines import load, runs
 from openmodal.errors import Error, InvalidError
 
@@ -34,11 +34,12 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @click.command(
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
-    options_metavar="[--detach]",
+    options_metavar="[--detach] [--quiet] [--progress HOW]",
 )
 @click.option("--detach", is_flag=True, help="Leave the sandboxes running until their own timeout.")
 @click.argument("file", metavar="FILE[::NAME]")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@build_options
 @engine_options
 @pass_session
 def run(session: Session, detach: bool, file: str, arguments: tuple[str, ...]) -> Callable[[], int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openmodal.cli._session import Session, engine_options, pass_session
+from openmodal.cli._session import Session, build_options, engine_options, pass_session
 from openmodal.cli._types import DURATION, SANDBOX
 from openmodal.cli.create import sandbox_options
 from openmodal.cli.image import named
@@ -24,6 +24,7 @@ _BEST_SHELL = "command -v bash >/dev/null && exec bash; exec sh"
 @click.option("--timeout", type=DURATION, default=8 * 3600.0, metavar="TIME", help="Its longest life: 90, 1h; 8 hours.")
 @sandbox_options
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@build_options
 @engine_options
 @pass_session
 def shell(session: Session, /, image: str | None, command: tuple[str, ...], **options: Any) -> int:

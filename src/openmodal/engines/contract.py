@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 from openmodal._link import Stream
 from openmodal._spec import (
     Built,
+    BuiltStep,
     Change,
     Egress,
     EndRecord,
@@ -654,6 +655,14 @@ class Engine(Protocol):
 
     def images(self) -> Sequence[Built]:
         """The images that are built."""
+        raise refusal(self, "images")
+
+    def history(self, key: str) -> Sequence[BuiltStep]:
+        """The steps of an image that is built, the last one first.
+
+        Raises:
+            NotFoundError: there is no image of that key.
+        """
         raise refusal(self, "images")
 
     def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:

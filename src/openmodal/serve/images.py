@@ -47,7 +47,11 @@ class Build:
 
     def report(self, loop: asyncio.AbstractEventLoop, progress: Progress) -> None:
         """News of the build, from the thread that builds."""
-        if text := {"start": f"{progress.text}\n", "output": progress.text}.get(progress.event, ""):
+        if text := {
+            "start": f"{progress.text}\n",
+            "remark": f"{progress.text}\n",
+            "output": progress.text,
+        }.get(progress.event, ""):
             asyncio.run_coroutine_threadsafe(self._add(text), loop)
 
     async def _add(self, text: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import time
 
 import pytest
 
 from openmodal import housekeeping
 from openmodal.engines import Engine, lacking
-from openmodal.errors import UnsupportedError
+from openmodal.errors import NotFoundError, UnsupportedError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import Face
@@ -34,6 +35,21 @@ class TestHousekeeping:
         assert listed == sorted(listed, key=lambda built: -built.used)
         face(housekeeping.prune)(unused_for=86400 * 365, engine=engine)
         assert listed[0].key in {built.key for built in face(housekeeping.images)(engine=engine)}
+
+    @promise("images")
+    def test_an_images_history_tells_its_steps_the_last_one_first(
+        self, face: Face, engine: Engine, image: Image
+    ) -> None:
+        first, last = (secrets.token_hex(8) for _ in range(2))
+        image.run_commands(f"echo {first} > /first", f"head -c 100000 /dev/zero > /{last}").build(engine=engine)
+        key = face(housekeeping.images)(engine=engine)[0].key
+        steps = face(housekeeping.history)(key, engine=engine)
+        assert last in steps[0].step
+        assert first in steps[1].step
+        assert steps[0].size >= 100_000 > steps[1].size
+        assert steps[0].made >= steps[1].made > time.time() - 86400
+        with pytest.raises(NotFoundError, match="openmodal image list"):
+            face(housekeeping.history)("0" * 64, engine=engine)
 
     def test_what_the_engine_lacks_is_refused(self, face: Face, engine: Engine) -> None:
         if "gc" in lacking(engine):

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from openmodal import _args, _config, _ends, _trash
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, Streamed, until_end
-from openmodal._spec import Built, EndRecord, Info, Recipe, Referenced, Report, Root, SandboxSpec, Status
+from openmodal._spec import Built, BuiltStep, EndRecord, Info, Recipe, Referenced, Report, Root, SandboxSpec, Status
 from openmodal._store import KEEP_ENDED_SECONDS
 from openmodal.build import Options
 from openmodal.build.layers import Layers
@@ -268,6 +268,13 @@ class Docker(Ending, volumes.Keeper):
 
         with self._daemon.open() as api:
             return images(api, self._layers)
+
+    def history(self, key: str) -> Sequence[BuiltStep]:
+        """The steps of an image that is built, the last one first."""
+        from openmodal.engines.docker.prune import history
+
+        with self._daemon.open() as api:
+            return history(api, key)
 
     def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:
         """Remove images that were not used for so many seconds. What containers stand on stays."""

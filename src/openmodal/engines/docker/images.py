@@ -185,8 +185,9 @@ class _Making:
 
     def _fetched(self, name: str, python: str, pull: Callable[[str], None]) -> str:
         """An image of a registry; where none can be reached, Debian's packages with that Python ("": nothing instead)."""
-        wanted, reason = self._builder.options.base, "no registry can be reached"
-        if not python or wanted == "registry" or (wanted == "auto" and bases.reachable(self._builder.store)):
+        wanted = self._builder.options.base
+        reason = bases.unreachable(self._builder.store) if python and wanted == "auto" else ""
+        if not python or wanted == "registry" or (wanted == "auto" and not reason):
             try:
                 pull(name)
                 return name
@@ -197,7 +198,7 @@ class _Making:
                     raise UnsupportedError(f"{debian.unsupported(python)} ({error})") from error
                 reason = str(error)
         if wanted == "auto":
-            self._builder.prints(f"{reason}; using Debian's packages\n")
+            self._builder.remarks(bases.instead(reason))
         return f"{REPOSITORY}:{self._packages(name, python)}"
 
     def _packages(self, name: str, python: str) -> str:

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from openmodal._spec import Built
+from openmodal._spec import Built, BuiltStep
 from openmodal.build.layers import Layers
 from openmodal.build.prune import Pruned
 from openmodal.engines.docker import generations
 from openmodal.engines.docker.daemon import Api, ConflictError, MissingError
 from openmodal.engines.docker.images import REPOSITORY, tags
+from openmodal.errors import NotFoundError
 
 _Item = Mapping[str, Any]  # of the daemon's list
 
@@ -35,15 +36,32 @@ def images(api: Api, layers: Layers) -> list[Built]:
     found: list[Built] = []
     for item in _items(api):
         with contextlib.suppress(MissingError):  # pruned meanwhile
-            history = api.get(f"/images/{item['Id']}/history")
+            steps = api.get(f"/images/{item['Id']}/history")
             # The daemon leaves the list out if it is empty.
             count = len(api.get(f"/images/{item['Id']}/json")["RootFS"].get("Layers") or ())
             # BuildKit leaves none to an image from scratch with nothing in it.
-            made = str(history[0]["CreatedBy"]) if history else ""
-            step = " ".join(made.removeprefix("/bin/sh -c #(nop)").split())
+            step = _step(steps[0]) if steps else ""
             used, names = _used(layers, item), tuple(sorted(generations.names_of(item)))
             found.append(Built(tags(item)[0], int(item["Size"]), count, used, step, generations.expires(item), names))
     return found
+
+
+def history(api: Api, key: str) -> list[BuiltStep]:
+    """The steps of an image, the last one first.
+
+    Raises:
+        NotFoundError: there is no image of that key.
+    """
+    try:
+        steps = api.get(f"/images/{REPOSITORY}:{key}/history")
+    except MissingError as error:
+        raise NotFoundError(f"there is no image {key!r}; `openmodal image list` shows those that are built") from error
+    return [BuiltStep(_step(step), int(step["Size"]), float(step["Created"])) for step in steps]
+
+
+def _step(item: _Item) -> str:
+    made = str(item["CreatedBy"]).removeprefix("/bin/sh -c #(nop)")
+    return " ".join(made.split())
 
 
 def prune(api: Api, layers: Layers, kept: Set[str], *, unused_for: float, caches: bool) -> Pruned:

@@ -292,9 +292,10 @@ def base_images(machine: Machine) -> Check:
             wanted, "a registry or Debian's packages"
         )
         return Check("base image", True, f"Image.debian_slim() comes from {places}")
-    if wanted == "auto" and base.answers(_PATIENCE):
+    why = base.silence(_PATIENCE) if wanted == "auto" else ""
+    if wanted == "auto" and not why:
         return Check("base image", True, f"Image.debian_slim() comes from a registry; not from packages: {lacking}")
-    reason = lacking if wanted == "packages" else f"no registry can be reached, and {lacking}"
+    reason = lacking if wanted == "packages" else f"{why}, and {lacking}"
     return Check("base image", False, f"Image.debian_slim() cannot be made: {reason}")
 
 

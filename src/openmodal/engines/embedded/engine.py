@@ -22,6 +22,7 @@ from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
 from openmodal._spec import (
     Built,
+    BuiltStep,
     Egress,
     EndRecord,
     Info,
@@ -314,6 +315,12 @@ class Embedded(Live, State):
         from openmodal.build.prune import images
 
         return images(self._layers)
+
+    def history(self, key: str) -> Sequence[BuiltStep]:
+        """The steps of an image that is built, the last one first."""
+        from openmodal.build.prune import history
+
+        return history(self._layers, key)
 
     def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:
         """Remove images that were not used for so many seconds. What running sandboxes stand on stays."""
