@@ -200,7 +200,8 @@ def _parsed(path: Path, changed: Stamp) -> dict[str, Any]:
     try:
         return parse(path, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error  # an OSError's text names the file once more
+        # An OSError's text names the file once more.
+        reason = getattr(error, "strerror", None) or error
         raise InvalidError(f"the configuration {path} cannot be read: {reason}") from error
 
 

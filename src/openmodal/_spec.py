@@ -417,8 +417,8 @@ class Built(msgspec.Struct, frozen=True):
 
 
 class BuiltStep(msgspec.Struct, frozen=True):
-    """A step of an image that is there: its title, the bytes of its layer, and when that was made, in
-    seconds of the Unix clock; 0: nobody knows."""
+    """A step of an image that is there: its title, the bytes of its layer, and when it was made (in
+    seconds of the Unix clock; 0: nobody knows)."""
 
     step: str
     size: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pty
@@ -104,14 +105,20 @@ def test_a_terminal_sees_a_bar_and_no_color_takes_its_colours(monkeypatch: pytes
     assert not re.search(r"\x1b\[[\d;]*3\d[\d;]*m", text), "a colour"
 
 
-def test_a_remark_is_told_at_once_and_stays():
-    file = io.StringIO()
-    remark = Progress("remark", 1, 1, "no registry, so Debian's packages are used")
-    with terminal_report(file) as report:
+def test_a_remark_is_told_by_the_build_that_makes_the_image():
+    def draw(report: Lines, *, event: str) -> None:
         report(Progress("start", 1, 1, "FROM python"))
-        report(remark)
-    assert file.getvalue() == "image: no registry, so Debian's packages are used\n"
-    assert "so Debian's packages are used" in shown_in_a_terminal(lambda report: report(remark))
+        report(Progress("remark", 1, 1, "no registry, so Debian's packages are used"))
+        report(Progress("start", 1, 1, "FROM packages"))
+        report(Progress("waiting", 1, 1, "") if event == "cached" else Progress("output", 1, 1, "x\n"))
+        report(Progress(event, 1, 1, "FROM packages"))  # type: ignore[arg-type]
+
+    for event, told in {"done": 1, "cached": 0}.items():
+        file = io.StringIO()
+        with terminal_report(file) as report:
+            draw(report, event=event)
+        assert file.getvalue().count("image: no registry, so Debian's packages are used\n") == told
+        assert shown_in_a_terminal(functools.partial(draw, event=event)).count("packages are used") == told
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ _PART = re.compile(rf"downloaded {_SIZE} of {_SIZE}$")
 
 
 class Activity:
-    """`doing` says it in words, "" if nothing is understood; `part` is how much of the step is done,
-    0 to 1, None if that cannot be known."""
+    """`doing` says it in words, "" if nothing is understood; `part` is how much of the step is
+    done, 0 to 1, None if that cannot be known."""
 
     def __init__(self) -> None:
         self.doing = ""
@@ -84,7 +84,7 @@ class Activity:
         return True
 
     def _look(self) -> None:
-        """Downloading, unpacking and setting up count alike. It never goes back: apt may be run twice."""
+        """Fetching, unpacking and setting up count alike. It never goes back: apt may run twice."""
         done = [min(1.0, self._got / self._wanted)] if self._wanted else []
         if self._packages:
             done += [min(1.0, count / self._packages) for count in (self._unpacked, self._set_up)]

@@ -89,8 +89,8 @@ def packages(builder: Builder, reference: str, version: str, *, again: bool = Fa
 
 
 def unreachable(store: Layers) -> str:
-    """Why Docker Hub does not answer, "" if it does; asked at most every few minutes, and never waited
-    for long."""
+    """Why Docker Hub does not answer, "" if it does; asked at most every few minutes, and never
+    waited for long."""
     note = store.note("registry")
     why, asked = str(note.get("why", "")), float(note.get("asked", 0.0))
     if 0 <= time.time() - asked < _REMEMBER[not why]:

@@ -102,6 +102,7 @@ class Lines:
         self._waits = False  # for another build of it
         self._rest = ""
         self._activity = Activity()
+        self._remarks: list[str] = []  # until it is known that the step is not cached
         self._shown: Progress | None = None
         self._said = 0.0
 
@@ -119,11 +120,14 @@ class Lines:
                     self._hear([line for line in lines if line.strip() and not self._activity.hear(line.rstrip())])
                 case "waiting":
                     self._begun, self._waits, self._said = (progress, time.monotonic()), True, 0.0
+                    self._start()
+                    self._give_turn()  # to the build that this one waits for
                 case "remark":
-                    self._remark(progress.text)
+                    self._remarks.append(progress.text)
                 case _:
                     self._end(progress)
                     self._begun = None
+                    self._remarks.clear()
 
     # --------------------------------------------------------------------------- what is made of it
 
@@ -132,9 +136,6 @@ class Lines:
 
     def _hear(self, lines: list[str]) -> None:
         self._announce()
-
-    def _remark(self, text: str) -> None:
-        self._print(f"image: {text}")
 
     def _end(self, progress: Progress) -> None:
         if progress.event == "done":
@@ -161,6 +162,8 @@ class Lines:
         """Only now is it known that the step is not cached."""
         if self._begun is not None and self._shown is not self._begun[0]:
             self._shown = self._begun[0]
+            while self._remarks:
+                self._print(f"image: {self._remarks.pop(0)}")
             self._print(f"image: {_counted(self._shown)} {_short(self._shown.text)}")
 
     def _print(self, text: str) -> None:
@@ -168,7 +171,7 @@ class Lines:
         self._file.write(text + "\n")
         self._file.flush()
 
-    # --------------------------------------------------------------------------------------- helpers
+    # -------------------------------------------------------------------------------------- helpers
 
     @property
     def _seconds(self) -> float:
@@ -185,13 +188,16 @@ class Lines:
         self._turn = self._turn or _TURN.acquire(blocking=False)
         return self._turn
 
+    def _give_turn(self) -> None:
+        if self._turn:
+            self._turn = False
+            _TURN.release()
+
     def close(self) -> None:
         """The build is over, however it ended."""
         if self._clock:
             self._clock.stop()
-        if self._turn:
-            self._turn = False
-            _TURN.release()
+        self._give_turn()
 
     def __enter__(self) -> Lines:
         return self
@@ -228,12 +234,11 @@ class View(Lines):
         if time.monotonic() - self._drawn > 0.1:
             self._draw()
 
-    def _remark(self, text: str) -> None:
+    def _remark(self) -> None:
         from rich.text import Text
 
-        if self._may_speak():
-            self._wipe()
-            self._console.print(Text(_printable(text), style="yellow"))
+        while self._remarks:
+            self._console.print(Text(_printable(self._remarks.pop(0)), style="yellow"))
 
     def _tick(self, step: Progress) -> None:
         self._lines = [_WAITING] if self._waits else self._lines
@@ -245,6 +250,8 @@ class View(Lines):
         self._wipe()
         if not self._may_speak():
             return
+        if progress.event == "done":
+            self._remark()
         end = "cached" if progress.event == "cached" else f"{self._seconds:.1f} s"
         line = Text(f"{_counted(progress)} {_short(progress.text)}  ", no_wrap=True, overflow="ellipsis")
         self._console.print(line.append(end, style="green" if progress.event == "cached" else "dim"))
@@ -255,6 +262,8 @@ class View(Lines):
         if not self._may_speak():
             return
         self._drawn = time.monotonic()
+        if not self._waits:
+            self._remark()
         if self._live is None:
             # It would redirect sys.stdout, too, and what another thread prints to a file meanwhile.
             self._live = Live(

@@ -89,8 +89,8 @@ def inspect(session: Session, words: tuple[str, ...]) -> None:
 @engine_options
 @pass_session
 def history(session: Session, word: str, as_json: bool) -> None:
-    """Show the steps of an image, by name or the first digits of a key: the last one first, with what
-    each added."""
+    """Show the steps of an image, by name or the first digits of a key: the last one first, with
+    the size of what each added."""
     from openmodal import housekeeping
 
     key = _meant(housekeeping.images(engine=session.engine), word).key

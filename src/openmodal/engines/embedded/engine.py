@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from openmodal import _args, _binary, _config, _ends, _trash
+from openmodal import _binary, _config, _ends, _trash
 from openmodal._dual import Blocking, Sleep, run_sync
 from openmodal._link import SocketStream, Stream
 from openmodal._spec import (
-    Built,
-    BuiltStep,
     Egress,
     EndRecord,
     Info,
@@ -54,7 +52,7 @@ from openmodal.engines.groups import members
 from openmodal.errors import EngineError, InvalidError, disk_full_named
 
 if TYPE_CHECKING:
-    from openmodal.build.prune import Pruned
+    pass
 
 
 MOST_ON_DISK = 10 << 30
@@ -309,24 +307,6 @@ class Embedded(Live, State):
         with _trash.going_on(failed):
             return self._reap(id, self._book.status(id)) is not None
         return False
-
-    def images(self) -> Sequence[Built]:
-        """The images that are built."""
-        from openmodal.build.prune import images
-
-        return images(self._layers)
-
-    def history(self, key: str) -> Sequence[BuiltStep]:
-        """The steps of an image that is built, the last one first."""
-        from openmodal.build.prune import history
-
-        return history(self._layers, key)
-
-    def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:
-        """Remove images that were not used for so many seconds. What running sandboxes stand on stays."""
-        from openmodal.build.prune import prune
-
-        return prune(self._layers, unused_for=_args.age("unused_for", unused_for), caches=caches)
 
     def _reap(self, id: str, status: Status | None, *, gone: bool = True) -> EndRecord | None:
         """Clear away a sandbox whose supervisor is dead. None if there is nothing to clear, or it lives."""

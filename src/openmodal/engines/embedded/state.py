@@ -1,18 +1,22 @@
-"""Images of a running sandbox's files, their names, and going back to them."""
+"""Images: of a running sandbox's files, and going back to them; names; which there are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import IO
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING
 
+from openmodal import _args
 from openmodal._dual import Blocking
-from openmodal._spec import Layered, Made, Root
+from openmodal._spec import Built, BuiltStep, Layered, Made, Root
 from openmodal.build import published
 from openmodal.build.layers import Layers
 from openmodal.engines import asked
 from openmodal.engines.book import Book
 from openmodal.engines.contract import Engine
 from openmodal.engines.embedded.generations import Generations
+
+if TYPE_CHECKING:
+    from openmodal.build.prune import Pruned
 
 
 class State(Engine):
@@ -54,3 +58,21 @@ class State(Engine):
 
     async def unpublish(self, name: str) -> bool:
         return published.delete(self._layers, name)
+
+    def images(self) -> Sequence[Built]:
+        """The images that are built."""
+        from openmodal.build.prune import images
+
+        return images(self._layers)
+
+    def history(self, key: str) -> Sequence[BuiltStep]:
+        """The steps of an image that is built, the last one first."""
+        from openmodal.build.prune import history
+
+        return history(self._layers, key)
+
+    def prune(self, *, unused_for: float = 0.0, caches: bool = False) -> Pruned:
+        """Remove images that were not used for so many seconds. What running sandboxes stand on stays."""
+        from openmodal.build.prune import prune
+
+        return prune(self._layers, unused_for=_args.age("unused_for", unused_for), caches=caches)
