@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openmodal
-from benchmarks import machine, ports, serve, state, store, volumes
+from benchmarks import journal, machine, ports, serve, state, store, volumes
 from benchmarks.docker import docker
 from benchmarks.floor import Floor
 from benchmarks.machine import Stopwatch
@@ -70,6 +70,7 @@ def main() -> int:
         _burst(found["burst"], image)
         found |= _gvisor(image, max(3, options.rounds // 5))
         found["volume"] = volumes.measure(functools.partial(_create, image), max(3, options.rounds // 10))
+        found["journal"] = journal.measure(functools.partial(_create, image), options.rounds)
         found["store"] = store.measure(functools.partial(_create, image), options.rounds)
         found |= state.measure(functools.partial(_create, image), max(3, options.rounds // 5))
         found |= serve.measure(root / "bin/busybox", max(3, options.rounds // 5), options.idle)

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = (
     {"errors", "_spec", "_measured", "_wire", "_dual", "_args", "_ends", "_gate", "_files"},
-    {"_binary", "_config", "_idmap", "_planted", "_store", "_trash"},
+    {"_binary", "_config", "_idmap", "_journal", "_planted", "_store", "_trash"},
     {"_link"},
     {"_agent"},
     {"_command"},

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from openmodal._dual import Sleep
+from openmodal._journal import SILENT, Journal
 from openmodal._link import Link, Links, Stream, Wake
 from openmodal.errors import EngineError, SandboxResetError
 
@@ -32,6 +33,7 @@ class Agent:
         why: Callable[[Exception], Coroutine[Any, Any, None]],
         first: Stream | None = None,
         wake: Wake | None = None,
+        journal: Journal = SILENT,
     ) -> None:
         """Nothing is opened yet.
 
@@ -42,10 +44,12 @@ class Agent:
             first: a stream that is open already, and used before another is opened.
             wake: called before a stream is opened and behind whatever is sent: lets a box that is
                 paused go on.
+            journal: where those who use the agent note what they do.
         """
         self._connect = connect
         self._why = why
         self._wake = wake
+        self.journal = journal
         self._links = Links(connect, first, wake)
         weakref.finalize(self, self._links.close).atexit = False
 
@@ -101,7 +105,7 @@ class Agent:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied it is the same agent; links stay here."""
-        return type(self), (self._connect, self._why, None, self._wake)
+        return type(self), (self._connect, self._why, None, self._wake, self.journal)
 
 
 class Life:

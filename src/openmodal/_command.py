@@ -155,6 +155,7 @@ class Command:
         self.agent = agent
         self.id = id
         self.life = Life()
+        self._noted = False
 
     async def start(self, spec: ExecSpec) -> int:
         """Start it, once; return its process id in the sandbox (0: it could not be executed; its
@@ -163,8 +164,9 @@ class Command:
         Who is interrupted has no handle to it, so it is killed.
         """
         request = _wire.start(self.id, spec)
-        async with self._killed_if_interrupted():
-            return await self.agent.exchange(lambda link: _start(link, request), self.life)
+        with self.agent.journal.call("spawn", command=self.id.hex(), argv=spec.argv):
+            async with self._killed_if_interrupted():
+                return await self.agent.exchange(lambda link: _start(link, request), self.life)
 
     async def run(self, spec: ExecSpec, feed: Feed | None, sinks: Mapping[int, Sink]) -> tuple[int, ExitRecord]:
         """Start it and take its output until it has ended; return its process id and its record. Killed if interrupted."""
@@ -242,7 +244,15 @@ class Command:
             )
             return await _progress(link, offsets, sinks)
 
-        return await self.agent.exchange(operation, self.life)
+        progress = await self.agent.exchange(operation, self.life)
+        self._note(progress.record)
+        return progress
+
+    def _note(self, record: ExitRecord | None) -> None:
+        """Note how it ended, once; a main command's end is the sandbox's."""
+        if record and not self._noted and self.id != _wire.MAIN:
+            self._noted = True
+            self.agent.journal.note("exit", at=record.ended, command=self.id.hex(), record=record)
 
     async def ask(self, request: bytes) -> None:
         """Send a request whose answer is OK."""

@@ -8,6 +8,7 @@ next call on.
 | OPENMODAL_RUN | set by `openmodal run` for the program: which run its sandboxes belong to and end with |
 | OPENMODAL_AGENT | the native program to use, instead of the package's |
 | OPENMODAL_ALLOW_DEGRADED | what sandboxes may lack, where `allow_degraded=` does not say: "limits", "network", "seccomp", with commas |
+| OPENMODAL_JOURNAL | "off": calls to sandboxes are not noted (docs/sandboxes.md) |
 | OPENMODAL_REGISTRY | where images for a cluster are pushed, as `host/path` |
 | OPENMODAL_KUBERNETES_… | what the table `[kubernetes]` of the configuration says, by name: OPENMODAL_KUBERNETES_NAMESPACE … |
 | OPENMODAL_PROGRESS | how builds are shown on stderr: "auto", "live", "plain", "quiet" |
@@ -30,7 +31,7 @@ from typing import Any
 from openmodal._files import Stamp, stamp, stat_of
 from openmodal.errors import InvalidError
 
-_KEYS = {"allow_degraded", "base", "bases", "engine", "kubernetes", "mirrors", "registry"}
+_KEYS = {"allow_degraded", "base", "bases", "engine", "journal", "kubernetes", "mirrors", "registry"}
 """What the configuration file may have on its top level; a misspelt setting would be no setting."""
 
 PROGRESS = ("auto", "live", "plain", "quiet")
@@ -121,6 +122,14 @@ def allow_degraded() -> tuple[str, ...]:
     """The controls that a sandbox may lack, unchecked."""
     value = os.environ.get("OPENMODAL_ALLOW_DEGRADED") or setting("allow_degraded") or ""
     return tuple(filter(None, value.replace(" ", "").split(",")))
+
+
+def journal() -> bool:
+    """Whether calls to sandboxes are noted."""
+    value = os.environ.get("OPENMODAL_JOURNAL") or setting("journal") or "on"
+    if value not in ("on", "off"):
+        raise InvalidError(f"OPENMODAL_JOURNAL is {value!r}; use on or off")
+    return value == "on"
 
 
 def run() -> str:

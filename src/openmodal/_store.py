@@ -7,6 +7,8 @@
         agent.sock control.sock made by the supervisor, which also removes the folder
     <state>/ended/<id>          how it ended and what it was, for a day
     <state>/ended/<id>.stdout   what is kept of its main command; <id>.stderr
+    <state>/ended/<id>.journal  a line for each call to it (_journal.py), from its creation to a day
+                                after its end or, if it has no folder here, after the last call
     <state>/ended/<id>.made     made.json of one that has no folder here, as on a cluster
 
 The folder itself is locked by the SDK while it creates the sandbox, so that `gc` in another process leaves it alone.
@@ -278,9 +280,14 @@ class Store:
                     ages.append((entry.stat(follow_symlinks=False).st_mtime, entry.path))
         newest = sorted(ages, reverse=True)
         for number, (age, path) in enumerate(newest):
-            if number >= MOST_ENDED or age < oldest:
+            if (number >= MOST_ENDED or age < oldest) and not self._is_of_a_living(path):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
+
+    def _is_of_a_living(self, path: str) -> bool:
+        """Whether a file is the journal of a sandbox that has a folder."""
+        id, journal, _ = os.path.basename(path).rpartition(".journal")
+        return bool(journal) and self.folder(id).exists()
 
     def ended_ids(self) -> list[str]:
         """Whose end is known here."""

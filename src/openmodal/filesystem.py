@@ -161,7 +161,8 @@ class Filesystem:
             await link.send(_wire.frame(Kind.END))
             await _ok(link, path)
 
-        await self._agent.exchange(operation)
+        with self._agent.journal.call("copy_from_local", path=path):
+            await self._agent.exchange(operation)
 
     @dual
     async def copy_to_local(
@@ -183,7 +184,8 @@ class Filesystem:
         """
         target = Path(local)
         most = None if max_bytes is None else _args.count("max_bytes", max_bytes, _args.OFFSET_MOST)
-        await self._pull(path, lambda: Receiver(target, most, path))
+        with self._agent.journal.call("copy_to_local", path=path):
+            await self._pull(path, lambda: Receiver(target, most, path))
 
     async def _pull(self, path: str, receiver: Callable[[], Receiver | Packer]) -> None:
         """Have a tree sent to a receiver, and to another one if the link breaks."""
@@ -238,29 +240,31 @@ class Filesystem:
     async def make_directory(self, path: str, *, create_parents: bool = True, mode: int | None = None) -> None:
         """Make a folder with permission bits `mode` (None: 0o755). With `create_parents` its
         parents are made, too, and a folder that is there is no error."""
-        await self._ask(self._request(FileOp.MKDIR, path, flags=int(create_parents), mode=_bits(mode)), path)
+        request = self._request(FileOp.MKDIR, path, flags=int(create_parents), mode=_bits(mode))
+        await self._change("make_directory", request, path)
 
     @dual
     async def chmod(self, path: str, mode: int) -> None:
         """Change the permission bits of a file or folder to `mode`, such as 0o755."""
-        await self._ask(self._request(FileOp.CHMOD, path, mode=_args.whole("mode", mode, 0, 0o7777)), path)
+        request = self._request(FileOp.CHMOD, path, mode=_args.whole("mode", mode, 0, 0o7777))
+        await self._change("chmod", request, path, f"{mode:o}")
 
     @dual
     async def chown(self, path: str, owner: str) -> None:
         """Give a file or folder to another `owner`: "name" or "uid" (its group stays), "name:group" or "uid:gid". Mostly root's to do."""
         second = _wire.encode(_args.string("owner", owner))
-        await self._ask(self._request(FileOp.CHOWN, path, second=second), path)
+        await self._change("chown", self._request(FileOp.CHOWN, path, second=second), path, owner)
 
     @dual
     async def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file, a link, or an empty folder; `recursive` also what is in a folder."""
-        await self._ask(self._request(FileOp.REMOVE, path, flags=int(recursive)), path)
+        await self._change("remove", self._request(FileOp.REMOVE, path, flags=int(recursive)), path)
 
     @dual
     async def rename(self, path: str, new_path: str) -> None:
         """Rename a file or folder to `new_path` in the same file system; a file there is replaced."""
         second = _wire.encode(_args.path("new_path", new_path))
-        await self._ask(self._request(FileOp.RENAME, path, second=second), path)
+        await self._change("rename", self._request(FileOp.RENAME, path, second=second), path, new_path)
 
     @dual
     async def watch(self, path: str, *, recursive: bool = False, timeout: float | None = None) -> Watch:
@@ -311,12 +315,13 @@ class Filesystem:
 
         return await self._agent.exchange(operation)
 
-    async def _ask(self, request: bytes, path: str) -> None:
+    async def _change(self, call: str, request: bytes, path: str, detail: str = "") -> None:
         async def operation(link: Link) -> None:
             await link.send(request)
             await _ok(link, path)
 
-        await self._agent.exchange(operation)
+        with self._agent.journal.call(call, path=path, detail=detail):
+            await self._agent.exchange(operation)
 
     async def _write(self, path: str, data: bytes | bytearray | memoryview, mode: int | None) -> None:
         request = self._request(FileOp.WRITE, path, flags=_PARENTS, mode=_bits(mode))
@@ -329,7 +334,8 @@ class Filesystem:
             await link.send(_wire.frame(Kind.END))
             await _ok(link, path)
 
-        await self._agent.exchange(operation)
+        with self._agent.journal.call("write", path=path, size=len(view)):
+            await self._agent.exchange(operation)
 
     async def _read(self, path: str, offset: int, limit: int | None) -> bytes:
         if limit == 0:
@@ -350,7 +356,10 @@ class Filesystem:
             )
             raise too_large(path, READ_MOST, text)
 
-        return await self._agent.exchange(operation)
+        with self._agent.journal.call("read", path=path) as line:
+            data = await self._agent.exchange(operation)
+            line["size"] = len(data)
+            return data
 
 
 def _relayed(kind: Kind, payload: memoryview) -> Iterator[bytes]:

@@ -107,8 +107,11 @@ class Interpreter(DualContext):
         request = {"do": "run", "code": _args.string("code", code)}
         seconds = _args.optional_seconds("timeout", timeout)
         answer = Answer(_args.whole("max_output", max_output, 2, 1 << 30))
-        said = await self._ask(request, answer, seconds)
-        error = CodeError(**said["error"]) if said["error"] else None
+        command = self._talk.command
+        with command.agent.journal.call("python", command=command.id.hex(), argv=(request["code"],)) as line:
+            said = await self._ask(request, answer, seconds)
+            error = CodeError(**said["error"]) if said["error"] else None
+            line["detail"] = error.name if error else ""
         execution = Execution(said["result"], answer.text(), error, answer.omitted)
         if said.get("late"):
             text = f"the code was interrupted because its timeout of {seconds:g} s expired"

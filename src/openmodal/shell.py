@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -141,7 +141,10 @@ class Shell(DualContext):
         answer = Answer(_args.whole("max_output", max_output, 2, 1 << 30))
         async with self._one_at_a_time():
             try:
-                return await _limited(seconds, self._ask(text, answer, pattern))
+                with self._noted(text) as line:
+                    result = await _limited(seconds, self._ask(text, answer, pattern))
+                    line["detail"] = "" if result.returncode is None else f"exit code {result.returncode}"
+                return result
             except TimeoutError as error:
                 if isinstance(error, Error):  # the sandbox's own end
                     raise
@@ -214,6 +217,11 @@ class Shell(DualContext):
             return self._result(answer, self._note(found) if found else await self._note_end())
         await self._close()
         return self._result(answer, self._returncode)
+
+    def _noted(self, text: str) -> AbstractContextManager[dict[str, Any]]:
+        """Note a command. What is said to a program in the shell may be a password."""
+        command = self._talk.command
+        return command.agent.journal.call("shell", command=command.id.hex(), argv=() if self._front else (text,))
 
     @asynccontextmanager
     async def _one_at_a_time(self) -> AsyncIterator[None]:

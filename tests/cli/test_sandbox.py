@@ -383,3 +383,20 @@ def test_what_a_sandbox_uses_and_changed_is_shown_and_it_is_paused(openmodal: Co
     openmodal("--local", "sandbox", "resume", sandbox)
     (found,) = json.loads(openmodal("--local", "sandbox", "list", "--app", "cli", "--json"))
     assert not found["paused"]
+
+
+def test_show_tells_what_was_done_while_it_runs_and_after_its_end(openmodal: CommandLine, sandbox: str) -> None:
+    assert openmodal.run("--local", "exec", "main", "sh", "-c", "exit 3").returncode == 3
+    lines = [line.split("\t") for line in openmodal("--local", "sandbox", "show", "main").splitlines()]
+    assert lines[0] == ["TIME", "TOOK", "CALL", "WHAT", "RESULT"]
+    (told,) = [line for line in lines if "exit 3" in line[3]]
+    assert told[2] == "spawn"
+    assert told[4].startswith("exit 3, CPU ")
+    openmodal("--local", "sandbox", "stop", sandbox)
+    found = json.loads(openmodal("--local", "sandbox", "show", "--json", sandbox))
+    assert found["id"] == sandbox
+    assert found["ended"]["reason"] == "terminated"
+    calls = [event["call"] for event in found["events"]]
+    assert calls[0] == "create"
+    assert {"spawn", "terminate", "end"} <= set(calls)
+    assert [event["returncode"] for event in found["events"] if event["call"] == "spawn"] == [3]

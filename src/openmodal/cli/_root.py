@@ -82,6 +82,7 @@ _SANDBOX = {
     "create": ("openmodal.cli.create:create", "Create a sandbox that stays."),
     "list": ("openmodal.cli.status:list_", "Show the running sandboxes."),
     "inspect": ("openmodal.cli.status:inspect", "Print all that is known of sandboxes, as JSON."),
+    "show": ("openmodal.cli.show:show", "Show what was done with a sandbox."),
     "top": ("openmodal.cli.status:top", "Show what sandboxes use now."),
     "exec": ("openmodal.cli.sandbox:exec_", "Run a command in a sandbox."),
     "shell": ("openmodal.cli.shell:attach", "Open a terminal in a sandbox."),

@@ -44,7 +44,7 @@ def list_(session: Session, app: str | None, everything: bool, quiet: bool, watc
         return [sandbox.last_status for sandbox in listed if sandbox.last_status]
 
     if as_json:
-        _output.emit([_described(status) for status in found()])
+        _output.emit([described(status) for status in found()])
     elif quiet:
         for status in found():
             click.echo(status.id)
@@ -81,7 +81,8 @@ def _none(session: Session, app: str | None) -> str:
     return f"No sandbox of the app {app!r} is running; {_output.count(others, 'other')} run without --app."
 
 
-def _described(status: Status) -> dict[str, object]:
+def described(status: Status) -> dict[str, object]:
+    """A sandbox as JSON has it."""
     from msgspec import to_builtins
 
     return {
@@ -112,7 +113,7 @@ def inspect(session: Session, ids: tuple[str, ...]) -> None:
 
 def _inspected(sandbox: Sandbox) -> dict[str, object]:
     status = sandbox.status()
-    known = _described(status)
+    known = described(status)
     if not status.ended:
         known |= {"usage": _told(sandbox.usage), "held": _told(sandbox.info)}
     return known

@@ -146,6 +146,11 @@ PROMISES = {
         "cannot tell what holds a sandbox",
     ),
     "init": Promise("nothing that runs in a sandbox can end its process 1"),
+    "journal": Promise(
+        "`timeline` tells what was done with a sandbox, for a day after its end, too",
+        "keeps no journal",
+        verb="journal",
+    ),
     "lease": Promise(
         "a sandbox ends when nobody calls it for the time of its lease, whatever runs in it",
         "has no leases; leave lease= out",
@@ -428,6 +433,11 @@ class Engine(Protocol):
             InvalidError: the sandbox has no allow list.
         """
         raise refusal(self, "network_allowlists")
+
+    def journal(self, id: str) -> Path:
+        """Tell the file of this machine where calls to the sandbox are noted; it may not be there
+        yet, and goes a day after the last call."""
+        raise refusal(self, "journal")
 
     async def door(self, id: str) -> Door | None:
         """Tell where the agent listens on this machine; None: `connect` goes another way."""

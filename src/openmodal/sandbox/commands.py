@@ -7,6 +7,7 @@ from typing import Any, cast
 from openmodal import _args
 from openmodal._command import Command, Spool, listed
 from openmodal._dual import dual
+from openmodal._journal import SILENT, Journal
 from openmodal._options import ExecCall, ProcessCall, SpawnCall, exec_spec, feed, why_missing
 from openmodal._sources import Kept, Live
 from openmodal._spec import CommandStatus
@@ -36,11 +37,22 @@ class Commands(Handle):
             SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
                 has ended.
         """
+        return await self._finished(self._journal, argv, text, options)
+
+    async def _exec_unnoted(self, /, *argv: str, **options: Any) -> Process[Any]:
+        """As `exec`, for what serves a call that is noted itself, or is none of the user's."""
+        return await self._finished(SILENT, argv, True, options)
+
+    async def _finished(
+        self, journal: Journal, argv: tuple[str, ...], text: bool, options: dict[str, Any]
+    ) -> Process[Any]:
         source, check = feed(options.pop("stdin", None)), options.pop("check", False)
         spec = exec_spec("exec", argv, options, Flag.ATTACHED | (Flag.STDIN if source else 0))
         most = sum(spec.output) if spec.output else None
         command, stdout, stderr = self._new_command(), Spool(most), Spool(most)
-        pid, record = await command.run(spec, source, {1: stdout, 2: stderr})
+        with journal.call("exec", command=command.id.hex(), argv=spec.argv) as line:
+            pid, record = await command.run(spec, source, {1: stdout, 2: stderr})
+            line["record"] = record
         why = why_missing("exec", options)
         process: Process[Any] = Process(
             command,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 
 from openmodal._agent import Agent
 from openmodal._command import Command
 from openmodal._dual import DualContext
+from openmodal._journal import Journal
 from openmodal._link import Stream
-from openmodal._spec import EndRecord, Status
+from openmodal._spec import EndRecord, SandboxSpec, Status
 from openmodal.engines import Engine
 from openmodal.errors import (
     NotFoundError,
@@ -27,7 +29,9 @@ class Handle(DualContext):
         self._engine = engine
         resume = getattr(engine, "resume", None)  # an engine of others may never have heard of it
         wake = functools.partial(resume, id) if resume else None
-        self._agent = Agent(functools.partial(engine.connect, id), self._why, first, wake)
+        place = getattr(engine, "journal", None)
+        self._journal = Journal(functools.partial(place, id) if place else None)
+        self._agent = Agent(functools.partial(engine.connect, id), self._why, first, wake, self._journal)
         self._status: Status | None = None
         self._end: EndRecord | None = None
 
@@ -39,6 +43,10 @@ class Handle(DualContext):
     def _renew(self) -> None:
         """Forget what belongs to the agent that was there before a reset."""
         self._agent.close()
+
+    def _note_creation(self, at: float, spec: SandboxSpec, detail: str = "") -> None:
+        seconds = round(time.time() - at, 6)
+        self._journal.note("create", at=at, seconds=seconds, argv=spec.argv, detail=detail)
 
     def _new_command(self) -> Command:
         return Command(self._agent, os.urandom(16))

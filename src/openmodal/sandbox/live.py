@@ -28,7 +28,9 @@ class Live(Handle):
                 has ended.
         """
         seconds = _args.seconds("timeout", timeout)
-        await self._ask("deadline", lambda: self._engine.set_timeout(self._id, seconds))
+        await self._change(
+            "set_timeout", "deadline", lambda: self._engine.set_timeout(self._id, seconds), f"{seconds:g} s"
+        )
 
     @dual
     async def pause(self) -> None:
@@ -42,7 +44,7 @@ class Live(Handle):
             SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
                 has ended.
         """
-        await self._ask("pause", lambda: self._engine.pause(self._id))
+        await self._change("pause", "pause", lambda: self._engine.pause(self._id))
 
     @dual
     async def resume(self) -> None:
@@ -52,7 +54,7 @@ class Live(Handle):
             SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
                 has ended.
         """
-        await self._ask("pause", lambda: self._engine.resume(self._id))
+        await self._change("resume", "pause", lambda: self._engine.resume(self._id))
         if end := (await self._look()).ended:
             raise ended(self._id, end)
 
@@ -78,7 +80,7 @@ class Live(Handle):
                 has ended.
         """
         network = _args.network(block_network, outbound_cidr_allowlist, outbound_domain_allowlist)
-        await self._ask("network_change", lambda: self._engine.set_network(self._id, network))
+        await self._change("set_network", "network_change", lambda: self._engine.set_network(self._id, network))
 
     @dual
     async def usage(self) -> Usage:
@@ -102,6 +104,12 @@ class Live(Handle):
                 has ended.
         """
         return [*await self._ask("diff", lambda: self._engine.diff(self._id))]
+
+    async def _change(
+        self, call: str, promise: str, verb: Callable[[], Coroutine[Any, Any, None]], detail: str = ""
+    ) -> None:
+        with self._journal.call(call, detail=detail):
+            await self._ask(promise, verb)
 
     async def _ask(self, promise: str, verb: Callable[[], Coroutine[Any, Any, T]]) -> T:
         require(self._engine, promise)

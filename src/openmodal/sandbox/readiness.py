@@ -55,7 +55,9 @@ class Ready(Commands):
         until = time.monotonic() + timeout
         while (left := until - time.monotonic()) > 0:
             try:
-                done = await self._exec(*probe.argv, timeout=left, stdout=StreamType.DEVNULL, stderr=StreamType.DEVNULL)
+                done = await self._exec_unnoted(
+                    *probe.argv, timeout=left, stdout=StreamType.DEVNULL, stderr=StreamType.DEVNULL
+                )
             except ExecTimeoutError:
                 return False
             if done.returncode == 0:

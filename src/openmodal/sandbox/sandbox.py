@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import posixpath
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from openmodal.sandbox.ports import Ports
 from openmodal.sandbox.readiness import Ready, asked
 from openmodal.sandbox.shells import Shells
 from openmodal.sandbox.state import State
+from openmodal.sandbox.timeline import Timeline
 from openmodal.secret import Secret
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ DEFAULT_TIMEOUT = 300.0
 _LOOK_SECONDS = 0.2
 
 
-class Sandbox(Ready, Shells, Leases, Live, Ports, State):
+class Sandbox(Ready, Shells, Leases, Live, Ports, State, Timeline):
     """An isolated container that you run commands in, like SSH into a fresh machine.
 
     Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its
@@ -198,11 +200,13 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
     @classmethod
     async def _started(cls, spec: SandboxSpec, root: Root, engine: Engine) -> Sandbox:
         """Start a sandbox, or find the one that an earlier call with the same id has started."""
+        at = time.time()
         try:
             made = await engine.create(spec, root)
         except IdTakenError as taken:
             return await cls._made_before(spec, root, engine, taken)
         sandbox = cls(made.id, engine, made.first) if isinstance(made, Created) else cls(made, engine)
+        sandbox._note_creation(at, spec)
         await sandbox._open_tunnels(spec.ports)
         return sandbox
 
@@ -406,12 +410,12 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State):
     @dual
     async def terminate(self) -> None:
         """End it, and return when no process, file or interface of it is left. Does nothing if it has ended."""
-        self._agent.close()
-        await self._engine.stop(self._id)
+        await self._close()
 
     async def _close(self) -> None:
         self._agent.close()
-        await self._engine.stop(self._id)
+        with self._journal.call("terminate"):
+            await self._engine.stop(self._id)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied it is the same sandbox; connections, and how far its main command's streams were read, stay here."""

@@ -57,7 +57,7 @@ class Shells(Commands):
         }
         command = self._new_command()
         pid = await command.start(exec_spec("spawn", argv, options, Flag.STDIN))
-        made = Shell(command, pid, functools.partial(self._exec, user=user))
+        made = Shell(command, pid, functools.partial(self._exec_unnoted, user=user))
         try:
             await made._begin()
         except BaseException:
@@ -100,7 +100,7 @@ class Shells(Commands):
         spec = exec_spec("spawn", (*program, "-u", "-c", _driver()), options, Flag.STDIN)
         command = self._new_command()
         await command.start(spec)
-        made = Interpreter(command, program, self._new_command, functools.partial(self._exec, user=user))
+        made = Interpreter(command, program, self._new_command, functools.partial(self._exec_unnoted, user=user))
         try:
             await made._begin()
             for module in warm:

@@ -57,7 +57,7 @@ class State(Handle):
         """
         require(self._engine, "snapshot")
         expires = _expires(ttl)
-        async with self._while_it_runs():
+        async with self._while_it_runs("snapshot_filesystem"):
             key = await self._engine.snapshot(self._id, expires, _args.optional_seconds("timeout", timeout))
         return snapshot(key)
 
@@ -99,7 +99,7 @@ class State(Handle):
             DiskFullError, SandboxNotRunningError, UnsupportedError: as `snapshot_filesystem`.
         """
         require(self._engine, "checkpoint")
-        async with self._while_it_runs():
+        async with self._while_it_runs("checkpoint"):
             return Checkpoint(self._id, await self._engine.checkpoint(self._id))
 
     @dual
@@ -133,7 +133,7 @@ class State(Handle):
         names = _names(None if name is None else _args.name("name", name), n)
         given, checked = environment(None, secrets), None if tags is None else _args.tags(tags)
         lifetime = _args.optional_seconds("timeout", timeout)
-        async with self._while_it_runs():
+        async with self._while_it_runs("fork", detail=f"into {n}"):
             made = await self._engine.made(self._id)
             root = await self._engine.checkpoint(self._id)
         spec: SandboxSpec = made.spec
@@ -154,9 +154,11 @@ class State(Handle):
         forks: dict[int, Self] = {}
 
         async def make(number: int) -> None:
+            at = time.time()
             made = await self._engine.create(specs[number], root)
             first = made.first if isinstance(made, Created) else None
             forks[number] = type(self)(made.id if isinstance(made, Created) else made, self._engine, first)
+            forks[number]._note_creation(at, specs[number], f"a fork of {self._id}")
 
         numbers = range(len(specs))
         try:
@@ -189,7 +191,7 @@ class State(Handle):
         require(self._engine, "reset")
         if to is not None and (not isinstance(to, Checkpoint) or to.sandbox_id != self._id):
             raise InvalidError(f"reset() takes a checkpoint of sandbox {self._id}; make one with its checkpoint()")
-        async with self._while_it_runs():
+        async with self._while_it_runs("reset", detail="to a checkpoint" if to else ""):
             generation = await self._engine.reset(self._id, to.root if to else None)
         self._renew()
         return generation
@@ -217,7 +219,7 @@ class State(Handle):
             raise InvalidError(f"image must be an openmodal.Image, not {type(image).__name__}")
         with terminal_report() as report:
             root = await ready(image, self._engine, report)
-        async with self._while_it_runs():
+        async with self._while_it_runs("mount_image", path=path):
             await self._engine.mount(self._id, path, root)
 
     @dual
@@ -230,14 +232,15 @@ class State(Handle):
         """
         require(self._engine, "mount_image")
         path = _args.absolute("path", path)
-        async with self._while_it_runs():
+        async with self._while_it_runs("unmount_image", path=path):
             await self._engine.unmount(self._id, path)
 
     @asynccontextmanager
-    async def _while_it_runs(self) -> AsyncIterator[None]:
-        """Say why it has ended, if that is why something failed."""
+    async def _while_it_runs(self, call: str, **what: str) -> AsyncIterator[None]:
+        """Say why it has ended, if that is why something failed; note it as that call."""
         try:
-            yield
+            with self._journal.call(call, **what):
+                yield
         except ConnectionError as error:
             await self._why(error)
             raise SandboxNotRunningError(f"sandbox {self._id} is just ending") from error

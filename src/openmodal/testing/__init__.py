@@ -46,6 +46,7 @@ _MODULES = (
     "shells",
     "spawn",
     "state",
+    "timeline",
     "volumes",
 )
 
@@ -109,6 +110,7 @@ from openmodal.testing.state import (  # noqa: E402
     TestResets,
     TestSnapshots,
 )
+from openmodal.testing.timeline import TestTimeline  # noqa: E402
 from openmodal.testing.volumes import (  # noqa: E402
     TestHostDirectories,
     TestVolumeFiles,
@@ -177,6 +179,7 @@ __all__ = [
     "TestStdin",
     "TestTerminal",
     "TestTermination",
+    "TestTimeline",
     "TestUsage",
     "TestVolumeFiles",
     "TestVolumeMistakes",

@@ -136,6 +136,9 @@ class Docker(Ending, volumes.Keeper):
             forwarding.start_to_stay(door, listener, port)
         self._book.write_tunnels(id, listeners)
 
+    def journal(self, id: str) -> Path:
+        return self._book.log(id, "journal")
+
     async def inspect(self, id: str) -> Status:
         status: Status = await Blocking(self._inspect, id)
         return status

@@ -164,6 +164,9 @@ class Embedded(Live, State):
     async def forward(self, id: str, listeners: Mapping[int, socket.socket]) -> None:
         await forward.to(self._book, id, listeners)
 
+    def journal(self, id: str) -> Path:
+        return self._book.log(id, "journal")
+
     async def inspect(self, id: str) -> Status:
         status = self._book.status(id)
         if status and self._book.alive(id):

@@ -166,6 +166,9 @@ class Kubernetes(live.Live):
             await self._settle(cluster, id)
             raise ConnectionRefusedError(str(error)) from error
 
+    def journal(self, id: str) -> Path:
+        return self._book.log(id, "journal")
+
     async def inspect(self, id: str) -> Status:
         if end := self._book.end(id):
             return self._book.as_ended(id, end)
