@@ -362,9 +362,14 @@ def test_doctor_finds_this_machine_well(openmodal: CommandLine) -> None:
     assert {"kernel", "limits", "network", "store"} <= {check["name"] for check in found["checks"]}
 
 
-def test_bench_measures_each_step(openmodal: CommandLine) -> None:
-    shown = json.loads(openmodal("--local", "bench", "--rounds", "2", "--image", openmodal.program(""), "--json"))
+def test_bench_measures_each_step_and_draws_it(openmodal: CommandLine, tmp_path: Path) -> None:
+    image, plot = openmodal.program(""), tmp_path / "plot.svg"
+    words = ["bench", "--rounds", "2", "--idle", "3", "--plot", str(plot), "--image", image, "--json"]
+    shown = json.loads(openmodal("--local", *words))
     assert {"create", "exec true", "terminate"} <= set(shown)
+    assert shown["idle"]["sandboxes"] == 3 and shown["idle"]["made_s"] > 0
+    drawn = plot.read_text("utf-8")
+    assert all(f">{step}<" in drawn for step in set(shown) - {"idle"})
 
 
 def test_what_a_sandbox_uses_and_changed_is_shown_and_it_is_paused(openmodal: CommandLine, sandbox: str) -> None:

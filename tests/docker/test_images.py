@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -60,3 +61,17 @@ def test_images_are_listed_and_pruned_when_nobody_has_used_them(second: Path, bu
         assert listed() == {}
         with daemon.open() as api:
             assert api.get("/images/others:own/json"), "an image of others"
+
+
+@pytest.mark.timeout(300)
+def test_bench_measures_dockers_own_api_beside_ours(second: Path, busybox: Path, tmp_path: Path) -> None:
+    (tmp_path / "root/bin").mkdir(parents=True)
+    for applet in ("sh", "sleep", "true"):
+        shutil.copy(busybox, tmp_path / "root/bin" / applet)
+    openmodal = CommandLine(tmp_path, tmp_path / "root")
+    words = ["bench", "--docker", "--rounds", "1", "--image", openmodal.program(""), "--plot", "plot.svg", "--json"]
+    with bridge(second) as interface, dockerd(second, interface) as daemon:
+        environment = {"DOCKER_HOST": daemon.host, "OPENMODAL_HOME": str(tmp_path / "state")}
+        shown = json.loads(openmodal("--engine", "docker", *words, env=environment))
+    assert shown["docker"].keys() == shown.keys() - {"docker", "write and read a file"}
+    assert "beside Docker" in (tmp_path / "plot.svg").read_text("utf-8")
