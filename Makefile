@@ -52,17 +52,24 @@ test-machines:
 	@.ci/machines $(KERNELS)
 
 # Frameworks contradict each other, so each has an environment of its own; a new one has the newest release.
-FRAMEWORKS ?= inspect swe_rex harbor
+FRAMEWORKS ?= inspect swe_rex harbor deepagents mini_swe_agent nemo_gym smolagents
 PACKAGES_inspect := inspect_ai
 PACKAGES_swe_rex := 'swe-rex[modal]'
 PACKAGES_harbor := 'harbor[modal]'
 PYTHON_harbor := python3.12
+PACKAGES_deepagents := deepagents langchain-tests
+# Of a plugin that its tests bring along.
+PYTEST_deepagents := -o asyncio_default_fixture_loop_scope=function -o asyncio_mode=auto
+PACKAGES_mini_swe_agent := mini-swe-agent
+PACKAGES_nemo_gym := nemo-gym
+PYTHON_nemo_gym := python3.12
+PACKAGES_smolagents := smolagents
 
 test-integrations: $(FRAMEWORKS:%=test-integration-%)
 
 test-integration-%: .venv-%/.installed $(STAMPS)/test $(STAMPS)/lint native
 	$(if $(wildcard src/openmodal/integrations/$*.py),$(PYTHON_IN) -m mypy --python-executable .venv-$*/bin/python src/openmodal/integrations/$*.py)
-	.venv-$*/bin/python -m pytest $(PYTEST_ARGS) tests/integrations/test_$**.py
+	.venv-$*/bin/python -m pytest $(PYTEST_ARGS) $(PYTEST_$*) tests/integrations/test_$**.py
 
 lint: $(STAMPS)/lint
 	$(PYTHON_IN) -m ruff check

@@ -46,4 +46,9 @@ def ends_with_us(options: Mapping[str, Any], lease: float) -> dict[str, Any]:
     return {"lease": lease} if unseen or "owner" in lacking(engine) else {"owner": "process"}
 
 
-__all__ = ["Errors", "ends_with_us", "errors_as", "image_from"]
+def in_shell(command: str) -> tuple[str, ...]:
+    """What runs a command in bash, or in sh where the image has no bash."""
+    return ("sh", "-c", 'command -v bash >/dev/null && exec bash -c "$1"; exec sh -c "$1"', "sh", command)
+
+
+__all__ = ["Errors", "ends_with_us", "errors_as", "image_from", "in_shell"]

@@ -22,10 +22,14 @@ class Framework(NamedTuple):
 
 
 FRAMEWORKS = (
-    Framework("harbor", "0.26.0", "its Modal mode behind `openmodal serve`"),
+    Framework("deepagents", "0.7.32", "`openmodal.integrations.deepagents`"),
+    Framework("harbor", "0.26.0", "`--env openmodal.integrations.harbor:OpenModalEnvironment`"),
     Framework("inspect_ai", "0.3.285", '`sandbox="openmodal"`'),
     Framework("mcp", "2.3.0", "`openmodal mcp`"),
+    Framework("mini-swe-agent", "2.4.6", "`openmodal.integrations.mini_swe_agent`"),
     Framework("modal", "1.6.4", "`openmodal serve`"),
+    Framework("nemo-gym", "0.4.0", "its sandbox provider `openmodal`"),
+    Framework("smolagents", "1.26.0", "`openmodal.integrations.smolagents`"),
     Framework("swe-rex", "1.4.0", "its Modal mode behind `openmodal serve`"),
 )
 

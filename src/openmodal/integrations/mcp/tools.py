@@ -16,6 +16,7 @@ from mcp.server.mcpserver import Context
 from pydantic import Field
 
 from openmodal.errors import Error, ExecTimeoutError, InterpreterTimeoutError, InvalidError
+from openmodal.integrations import in_shell
 from openmodal.integrations.mcp.sandboxes import Room, Sandboxes
 from openmodal.process import Process, StreamType
 
@@ -29,7 +30,6 @@ COMMAND_SECONDS = 120.0
 WAIT_MOST = 60.0
 
 _MORE_SECONDS = 0.1  # what comes right behind other output belongs to it
-_SHELL = 'command -v bash >/dev/null && exec bash -c "$1"; exec sh -c "$1"'
 
 Id = Annotated[str, Field(description="The sandbox; empty: this session's own, made at its first use.")]
 Path_ = Annotated[str, Field(description="A path in the sandbox; a relative one counts from its working folder.")]
@@ -162,7 +162,7 @@ class Tools:
         shell of its own: folder and variables do not stay. Start what serves or takes long with
         background=true."""
         room = await self._room(id, ctx)
-        argv, folder = ("sh", "-c", _SHELL, "sh", command), workdir or None
+        argv, folder = in_shell(command), workdir or None
         if background:
             process = await room.sandbox.spawn.aio(*argv, stderr=StreamType.STDOUT, workdir=folder)
             return Output("", None, process=self._sandboxes.keep_process(room, process))
