@@ -52,7 +52,7 @@ test-machines:
 	@.ci/machines $(KERNELS)
 
 # Frameworks contradict each other, so each has an environment of its own; a new one has the newest release.
-FRAMEWORKS ?= inspect swe_rex harbor deepagents mini_swe_agent nemo_gym smolagents
+FRAMEWORKS ?= inspect swe_rex harbor deepagents mini_swe_agent nemo_gym openhands smolagents
 PACKAGES_inspect := inspect_ai
 PACKAGES_swe_rex := 'swe-rex[modal]'
 PACKAGES_harbor := 'harbor[modal]'
@@ -63,6 +63,8 @@ PYTEST_deepagents := -o asyncio_default_fixture_loop_scope=function -o asyncio_m
 PACKAGES_mini_swe_agent := mini-swe-agent
 PACKAGES_nemo_gym := nemo-gym
 PYTHON_nemo_gym := python3.12
+PACKAGES_openhands := openhands-sdk
+PYTHON_openhands := python3.12
 PACKAGES_smolagents := smolagents
 
 test-integrations: $(FRAMEWORKS:%=test-integration-%)
