@@ -31,7 +31,7 @@ FRAMEWORKS = (
     Framework("nemo-gym", "0.4.0", "its sandbox provider `openmodal`"),
     Framework("openhands-sdk", "1.58.2", "`openmodal.integrations.openhands`"),
     Framework("smolagents", "1.26.0", "`openmodal.integrations.smolagents`"),
-    Framework("swe-rex", "1.4.0", "its Modal mode behind `openmodal serve`"),
+    Framework("swe-rex", "1.4.0", "`openmodal.integrations.swe_rex`"),
 )
 
 
