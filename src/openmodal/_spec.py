@@ -417,8 +417,7 @@ class Built(msgspec.Struct, frozen=True):
 
 
 class BuiltStep(msgspec.Struct, frozen=True):
-    """A step of an image that is there: its title, the bytes of its layer, and when it was made (in
-    seconds of the Unix clock; 0: nobody knows)."""
+    """A step of an image: its layer's bytes, made then (Unix clock, in seconds; 0: unknown)."""
 
     step: str
     size: int
