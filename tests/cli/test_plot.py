@@ -19,7 +19,7 @@ def drawn(text: str) -> tuple[list[float], list[str]]:
 def test_the_slowest_bar_of_a_step_is_the_longest_and_ratios_are_told() -> None:
     series = {"OpenModal": {"create": 10.0, "exec": 1.0}, "Docker": {"create": 200.0, "exec": 50.0}}
     lengths, words = drawn(bars("a title", series, "a note\nin two lines"))
-    assert lengths == [16.5, 330.0, 6.6, 330.0]
+    assert lengths == [16.0, 320.0, 6.4, 320.0]
     assert words == [
         "a title",
         *("create", "10.0 ms  OpenModal", "200 ms  Docker (20.0 x)"),

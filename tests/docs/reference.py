@@ -21,6 +21,7 @@ import openmodal
 from openmodal import _journal, _options, _spec, errors, housekeeping
 from openmodal._dual import Call, dual
 from openmodal.app import Run
+from openmodal.sandbox.handle import Handle
 from openmodal.volume import EphemeralVolume
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "docs/reference"
@@ -149,6 +150,7 @@ def members(cls: type) -> Iterator[Member]:
     """The public methods and properties of a class, in the order of the source."""
     documented = {thing for _, _, things in PAGES.values() for thing in things} - {cls}
     homes = [home for home in cls.__mro__ if home.__module__.startswith("openmodal") and home not in documented]
+    homes.sort(key=lambda home: (home is not cls, home is not Handle))  # else as they are inherited
     seen: set[str] = set()
     for home in homes:
         for name, value in vars(home).items():
@@ -297,7 +299,7 @@ def of_class(cls: type) -> Iterator[str]:
         yield from rendered(made.value.__doc__, cls.__name__)
     home: type = cls
     for member in members(cls):
-        if member.home is not home and member.home and cls is openmodal.Sandbox:
+        if member.home not in (None, home, Handle) and cls is openmodal.Sandbox:
             home = member.home
             yield f"**{inspect.cleandoc(home.__doc__ or '').splitlines()[0]}**\n"
         yield from of_member(member)

@@ -53,6 +53,13 @@ def test_every_method_and_its_parameters_are_explained() -> None:
     assert not missing
 
 
+def test_what_methods_return_is_explained() -> None:
+    """Classes of ours in what they return; of iterators and aliases the method says all."""
+    said = {name for member in methods() for name in re.findall(r"[A-Z]\w+", reference.returned(member))}
+    plain = {"Any", "AnyStr", "Callable", "Iterable", "None", "Self"}
+    assert not said - reference.places().keys() - plain - {"Entries", "Pieces"}
+
+
 def test_the_site_is_built_and_all_its_links_lead_somewhere(tmp_path: Path) -> None:
     """mkdocs looks at links and anchors; with `strict` a broken one is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]

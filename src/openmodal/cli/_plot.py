@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 Medians = Mapping[str, float]
 
-_WIDTH, _LABELS, _BARS = 760, 250, 330
+_WIDTH, _LABELS, _BARS = 800, 290, 320
 _ROW, _GAP, _TOP = 20, 14, 56
 
 # An image in a page has no styles of the page's: it follows the reader's light or dark itself.
