@@ -35,7 +35,7 @@ LAYERS = (
     {"pool", "sandbox"},
     {"web"},
     {"serve"},
-    {"__main__", "cli", "integrations", "testing"},
+    {"__main__", "cli", "docker_cli", "integrations", "testing"},
 )
 """Each module or package directly in openmodal, from the ground up. A new one must be put here."""
 

@@ -175,6 +175,13 @@ def ports(**arguments: Iterable[object]) -> tuple[int, ...]:
     return tuple(found)
 
 
+def local_ports(value: object) -> dict[int, int]:
+    """The ports of this machine that a dict of ports asks for; 0: any."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {port: whole("each value of ports", local, 0, 65535) for port, local in value.items()}
+
+
 def age(argument: str, value: object) -> float:
     """Seconds ago: what a negative one would mean is everything, and what deletes must not guess."""
     number = _number(argument, value)

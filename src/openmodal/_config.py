@@ -9,6 +9,7 @@ next call on.
 | OPENMODAL_AGENT | the native program to use, instead of the package's |
 | OPENMODAL_ALLOW_DEGRADED | what sandboxes may lack, where `allow_degraded=` does not say: "limits", "network", "seccomp", with commas |
 | OPENMODAL_JOURNAL | "off": calls to sandboxes are not noted (docs/sandboxes.md) |
+| OPENMODAL_DOCKER_LIFETIME | seconds after which a container of `openmodal-docker` ends at the latest; a day |
 | OPENMODAL_REGISTRY | where images for a cluster are pushed, as `host/path` |
 | OPENMODAL_KUBERNETES_… | what the table `[kubernetes]` of the configuration says, by name: OPENMODAL_KUBERNETES_NAMESPACE … |
 | OPENMODAL_PROGRESS | how builds are shown on stderr: "auto", "live", "plain", "quiet" |
@@ -135,6 +136,14 @@ def journal() -> bool:
 def run() -> str:
     """The `openmodal run` that this process is part of, or ""."""
     return os.environ.get("OPENMODAL_RUN", "")
+
+
+def docker_lifetime() -> float:
+    """How many seconds a container of `openmodal-docker` lives at most."""
+    value = os.environ.get("OPENMODAL_DOCKER_LIFETIME") or "86400"
+    if not re.fullmatch(r"\d{1,8}", value):
+        raise InvalidError(f"OPENMODAL_DOCKER_LIFETIME is {value!r}; set it to a number of seconds, such as 86400")
+    return float(value)
 
 
 def base() -> str:

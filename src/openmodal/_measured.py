@@ -35,3 +35,17 @@ class Change(msgspec.Struct, frozen=True):
     kind: Literal["added", "changed", "deleted"]
     type: Literal["file", "directory", "symlink", "other"]
     size: int
+
+
+class LogPiece(msgspec.Struct, frozen=True):
+    """A piece of what a main command wrote.
+
+    Attributes:
+        at: where it begins, in bytes from the start of what was written.
+        data: the bytes; empty if nothing came.
+        ended: nothing follows it.
+    """
+
+    at: int
+    data: bytes
+    ended: bool

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import openmodal
-from openmodal import _journal, _options, _spec, errors, housekeeping
+from openmodal import _journal, _measured, _options, _spec, errors, housekeeping
 from openmodal._dual import Call, dual
 from openmodal.app import Run
 from openmodal.sandbox.handle import Handle
@@ -88,6 +88,7 @@ PAGES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
             _spec.CommandStatus,
             _spec.ExitRecord,
             _journal.Event,
+            _measured.LogPiece,
             _spec.OutputGap,
             _spec.VolumeInfo,
             _spec.PoolStatus,

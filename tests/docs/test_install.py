@@ -77,4 +77,4 @@ def test_remedies_name_the_checkout_or_the_wheel() -> None:
 def test_the_distribution_has_a_name_of_its_own() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert project["name"] == "openmodal-sandboxes"
-    assert project["scripts"] == {"openmodal": "openmodal.cli:main"}
+    assert project["scripts"] == {"openmodal": "openmodal.cli:main", "openmodal-docker": "openmodal.docker_cli:main"}

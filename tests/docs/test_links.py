@@ -61,7 +61,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_a_broken_link_is_seen() -> None:
     """The negative control: one of a file, one of a heading; code and other sites do not count."""
-    text = "[a](no.md) [b](README.md#no) [c](README.md#engines) `[d](no.md)` [e](https://example.com/no)"
+    text = "[a](no.md) [b](README.md#no) [c](README.md#frameworks) `[d](no.md)` [e](https://example.com/no)"
     assert [line.partition(":")[0] for line in broken(ROOT / "x.md", text)] == ["no.md", "README.md#no"]
 
 

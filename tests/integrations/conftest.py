@@ -35,6 +35,19 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The path of `openmodal-docker`, which is what PATH calls docker, on the embedded engine."""
+    command = tmp_path / "bin" / "docker"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m openmodal.docker_cli "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setenv("OPENMODAL_ENGINE", "embedded")
+    return str(command)
+
+
 def behind_a_door(program: str) -> str:
     """What a program says that uses the framework's Modal mode behind a door of the embedded engine.
 

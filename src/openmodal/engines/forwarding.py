@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
 from openmodal import _binary, _config
 from openmodal.engines.contract import Door
@@ -40,10 +40,11 @@ def listen(port: int = 0) -> socket.socket:
 
 
 @contextlib.contextmanager
-def listening(ports: Iterable[int]) -> Iterator[dict[int, socket.socket]]:
-    """A listener for each port of a sandbox, which this process has until the block's end."""
+def listening(ports: Mapping[int, int]) -> Iterator[dict[int, socket.socket]]:
+    """A listener for each port of a sandbox, on the port of this machine that is given for it (0:
+    any). This process has them until the block's end."""
     with contextlib.ExitStack() as stack:
-        yield {port: stack.enter_context(listen()) for port in ports}
+        yield {port: stack.enter_context(listen(local)) for port, local in ports.items()}
 
 
 def start(door: Door, listener: socket.socket, port: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from openmodal import _args, connection, tunnel
 from openmodal._dual import dual
@@ -52,8 +52,9 @@ class Ports(Handle):
             raise ended(self._id, status.ended)
         return {port: Tunnel(tunnel.LOCAL, local) for port, local in status.tunnels}
 
-    async def _open_tunnels(self, ports: Sequence[int]) -> None:
-        """Open those that last as long as the sandbox, or leave no sandbox."""
+    async def _open_tunnels(self, ports: Mapping[int, int]) -> None:
+        """Open those that last as long as the sandbox, or leave no sandbox. Each has its port of
+        this machine, 0 for any."""
         if not ports:
             return
         try:

@@ -27,6 +27,7 @@ from openmodal.process import StreamReader, StreamWriter
 from openmodal.sandbox.handle import Handle, ended
 from openmodal.sandbox.leases import Leases
 from openmodal.sandbox.live import Live
+from openmodal.sandbox.logs import Logs
 from openmodal.sandbox.mounts import make_missing, mounts
 from openmodal.sandbox.ports import Ports
 from openmodal.sandbox.readiness import Ready, asked
@@ -43,7 +44,7 @@ DEFAULT_TIMEOUT = 300.0
 _LOOK_SECONDS = 0.2
 
 
-class Sandbox(Ready, Shells, Leases, Live, Ports, State, Timeline):
+class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
     """An isolated container that you run commands in, like SSH into a fresh machine.
 
     Every method has two faces: `sandbox.exec(...)` blocks, `await sandbox.exec.aio(...)` does not. A sandbox lives until its
@@ -95,7 +96,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State, Timeline):
         outbound_cidr_allowlist: Sequence[str] | None = None,
         outbound_domain_allowlist: Sequence[str] | None = None,
         volumes: Mapping[str, Volume | HostDirectory] | None = None,
-        ports: Sequence[int] = (),
+        ports: Sequence[int] | Mapping[int, int] = (),
         encrypted_ports: Sequence[int] = (),
         unencrypted_ports: Sequence[int] = (),
         h2_ports: Sequence[int] = (),
@@ -134,7 +135,8 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State, Timeline):
                 reached, over HTTPS and HTTP on ports 443 and 80. See docs/network.md.
             volumes: volumes and folders of this machine, by their paths in it (docs/volumes.md).
             engine: "local", "embedded", "docker", "kubernetes", or an Engine; None: as configured.
-            ports: ports in it that this machine reaches until its end; `tunnels` tells where.
+            ports: ports in it that this machine reaches until its end; `tunnels` tells where. A
+                dict says by which port of this machine each is reached; 0: any that is free.
             encrypted_ports, unencrypted_ports, h2_ports: the same; a tunnel ends on this machine,
                 so it carries plain TCP.
             readiness_probe: how `wait_until_ready` finds out that it is ready.
@@ -156,7 +158,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State, Timeline):
         _args.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
         app, secrets = checked_app(app), secrets if isinstance(secrets, Secret) else [*secrets]
         image = checked_image(image)
-        gpus, gpu_type = _args.gpu(gpu)
+        (gpus, gpu_type), local = _args.gpu(gpu), _args.local_ports(ports)
         chosen = choose(engine)
         spec = SandboxSpec(
             app=app.name,
@@ -195,10 +197,10 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State, Timeline):
         with terminal_report() as report:
             root = await ready(image, chosen, report)
         await make_missing(spec.mounts, chosen)
-        return await cls._started(over_image(spec, root, main_command(image)), root, chosen)
+        return await cls._started(over_image(spec, root, main_command(image)), root, chosen, local)
 
     @classmethod
-    async def _started(cls, spec: SandboxSpec, root: Root, engine: Engine) -> Sandbox:
+    async def _started(cls, spec: SandboxSpec, root: Root, engine: Engine, local: dict[int, int]) -> Sandbox:
         """Start a sandbox, or find the one that an earlier call with the same id has started."""
         at = time.time()
         try:
@@ -207,7 +209,7 @@ class Sandbox(Ready, Shells, Leases, Live, Ports, State, Timeline):
             return await cls._made_before(spec, root, engine, taken)
         sandbox = cls(made.id, engine, made.first) if isinstance(made, Created) else cls(made, engine)
         sandbox._note_creation(at, spec)
-        await sandbox._open_tunnels(spec.ports)
+        await sandbox._open_tunnels({**dict.fromkeys(spec.ports, 0), **local})
         return sandbox
 
     @classmethod

@@ -85,7 +85,7 @@ class Sandboxes:
         async with self._counted(spec.id):
             root = await door.images.root(definition.image_id, tuple(definition.mount_ids))
             door.tunnels.ask(spec.id, _ports(definition))
-            made = await door.finish(Sandbox._started(_with(spec, root), root, door.engine))
+            made = await door.finish(Sandbox._started(_with(spec, root), root, door.engine, {}))
         return ids.sandbox_on_wire(door.remember(made).id)
 
     @asynccontextmanager

@@ -24,7 +24,7 @@ from openmodal.errors import (
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import Face, plain
-from openmodal.testing.fixtures import Create, SandboxClass, promise, python
+from openmodal.testing.fixtures import Create, SandboxClass, eventually, promise, python
 
 
 class Asked:
@@ -317,6 +317,20 @@ class TestMainCommand:
     def test_without_one_there_are_no_streams(self, sandbox: Sandbox) -> None:
         with pytest.raises(Error, match="main command"):
             sandbox.stdout.read()
+        with pytest.raises(InvalidError, match="main command"):
+            sandbox.logs()
+
+    def test_its_output_is_looked_at_without_being_taken(self, create: Create) -> None:
+        sandbox = create("sh", "-c", "echo out; echo err >&2; while ! [ -e /tmp/go ]; do :; done; echo more")
+        assert sandbox.logs(2, timeout=60).data == b"err\n"
+        eventually(lambda: sandbox.logs().data == b"out\n")
+        piece = sandbox.logs(1, 4)
+        assert (piece.at, piece.data, piece.ended) == (4, b"", False)
+        sandbox.exec("touch", "/tmp/go")
+        sandbox.wait()
+        piece = sandbox.logs(1, 2)
+        assert (piece.at, piece.data, piece.ended) == (2, b"t\nmore\n", True)
+        assert sandbox.stdout.read() == "out\nmore\n"
 
     def test_output_without_a_reader_keeps_the_newest(self, create: Create) -> None:
         rest = "A" * 120

@@ -183,6 +183,16 @@ class TestPorts:
             sandbox.tunnels()
 
     @promise("ports")
+    def test_a_dict_says_by_which_port_of_this_machine_each_is_reached(self, create: Create) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            taken = other.getsockname()[1]
+            with pytest.raises(InvalidError, match=f"port {taken} of 127.0.0.1"):
+                create(ports={PORT: taken})
+        tunnels = create(ports={PORT: taken, 81: 0}).tunnels()
+        assert tunnels[PORT].tcp_socket == ("127.0.0.1", taken)
+        assert tunnels[81].port not in (0, taken)
+
+    @promise("ports")
     @promise("reset")
     def test_a_reset_leaves_ways_in(self, create: Create) -> None:
         sandbox = create(ports=[PORT])

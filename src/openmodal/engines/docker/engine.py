@@ -176,7 +176,7 @@ class Docker(Ending, volumes.Keeper):
                     raise ConnectionResetError(f"the sandbox {id} has ended")
                 await self._give_again(id)
                 if status.tunnels:  # they have ended with the agent
-                    with forwarding.listening(left.ports) as listeners:
+                    with forwarding.listening(dict.fromkeys(left.ports, 0)) as listeners:
                         await self.forward(id, listeners)
             except BaseException as error:
                 # Whoever ended it meanwhile may have seen no container, and nobody looks again.
