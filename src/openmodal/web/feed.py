@@ -97,8 +97,14 @@ class Feed:
                 self._looking = None
 
     def _wake(self, looking: asyncio.Task[None]) -> None:
+        """The looks have ended: whoever waits is to find out why."""
         self._looked.set()
-        self._changed.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake all that wait for a change; whoever waits from now on waits for the next one."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def _look_again_and_again(self) -> None:
         while True:
@@ -122,8 +128,7 @@ class Feed:
         self._number += 1
         said = b'{"changed":[%s],"gone":%s,"error":%s}' % (b",".join(changed), _json(gone), _json(error))
         self._past.append((self._number, self._event(said)))
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._tell()
 
     def _everything(self) -> bytes:
         return self._event(b'{"all":[%s],"error":%s}' % (b",".join(self._rows.values()), _json(self._error)))
