@@ -1,4 +1,5 @@
-"""Records of what a running sandbox has used and changed: as those of _spec.py."""
+"""Records of what a running sandbox has used and changed, and of what images are made of: as those
+of _spec.py."""
 
 from __future__ import annotations
 
@@ -49,3 +50,22 @@ class LogPiece(msgspec.Struct, frozen=True):
     at: int
     data: bytes
     ended: bool
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """A layer of an image: its size in bytes, the step that made it, and when, in seconds of the
+    Unix clock. Images that begin with the same steps share layers, which have the same key."""
+
+    key: str
+    size: int
+    step: str
+    made: float
+
+
+class BuiltStep(msgspec.Struct, frozen=True):
+    """A step of an image that is there: its title, the bytes of its layer, and when it was made (in
+    seconds of the Unix clock; 0: nobody knows)."""
+
+    step: str
+    size: int
+    made: float

@@ -11,7 +11,9 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from openmodal._measured import BuiltStep as BuiltStep  # noqa: PLC0414
 from openmodal._measured import Change as Change  # noqa: PLC0414
+from openmodal._measured import Layer as Layer  # noqa: PLC0414
 from openmodal._measured import Usage as Usage  # noqa: PLC0414
 
 # ------------------------------------------------------------------------------------------- images
@@ -404,7 +406,7 @@ class Built(msgspec.Struct, frozen=True):
     Unix clock; `step` made its top.
 
     `expires`: it is a snapshot, which is kept until then; 0: it is not. `names`: under which it is
-    published, and so kept.
+    published, and so kept. `stack`: its layers, topmost first, where the engine can tell.
     """
 
     key: str
@@ -414,14 +416,7 @@ class Built(msgspec.Struct, frozen=True):
     step: str
     expires: float = 0.0
     names: tuple[str, ...] = ()
-
-
-class BuiltStep(msgspec.Struct, frozen=True):
-    """A step of an image: its layer's bytes, made then (Unix clock, in seconds; 0: unknown)."""
-
-    step: str
-    size: int
-    made: float
+    stack: tuple[Layer, ...] = ()
 
 
 class Info(msgspec.Struct, frozen=True):

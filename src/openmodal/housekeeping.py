@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from openmodal import _args, _config, _trash
 from openmodal._dual import Blocking, Call
-from openmodal._spec import Built, BuiltStep
+from openmodal._spec import Built, BuiltStep, Layer
 from openmodal.build.prune import Pruned
 from openmodal.engines import ON_THIS_MACHINE, Engine, choose, examine, here, load, require
 from openmodal.engines.check import Check
@@ -135,4 +135,4 @@ def _settings(engine: str) -> Check:
     return Check("settings", True, "understood")
 
 
-__all__ = ["Built", "BuiltStep", "Check", "Collected", "Pruned", "doctor", "gc", "history", "images", "prune"]
+__all__ = ["Built", "BuiltStep", "Check", "Collected", "Layer", "Pruned", "doctor", "gc", "history", "images", "prune"]

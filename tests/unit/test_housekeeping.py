@@ -50,7 +50,7 @@ class Keeping:
 
 def test_exactly_these_names_are_exported() -> None:
     functions = ["doctor", "gc", "history", "images", "prune"]
-    assert housekeeping.__all__ == ["Built", "BuiltStep", "Check", "Collected", "Pruned", *functions]
+    assert housekeeping.__all__ == ["Built", "BuiltStep", "Check", "Collected", "Layer", "Pruned", *functions]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from openmodal._spec import Built, BuiltStep, Layered
+from openmodal._spec import Built, BuiltStep, Layer, Layered
 from openmodal._trash import going_on, tell
 from openmodal._trash import remove as remove_tree
 from openmodal.build import published, put
@@ -153,8 +153,9 @@ def images(store: Layers) -> list[Built]:
             continue
         if root.layers and store.has(root.layers[0]) and (root.key not in found or found[root.key].used < used):
             metas = [store.meta(key) for key in root.layers]
+            stack = tuple(Layer(key, m.size, m.step, m.made) for key, m in zip(root.layers, metas, strict=True))
             size, mine = sum(meta.size for meta in metas), tuple(sorted(n for n in names if names[n] == root.key))
-            found[root.key] = Built(root.key, size, len(metas), used, metas[0].step, metas[0].expires, mine)
+            found[root.key] = Built(root.key, size, len(metas), used, metas[0].step, metas[0].expires, mine, stack)
     return list(found.values())
 
 

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
-from openmodal import _config
+from openmodal import __version__, _config
 from openmodal.cli import _listen
 from openmodal.cli._session import Session
+from openmodal.cli.dashboard import visitors
 from openmodal.errors import InvalidError, extra
 
 if TYPE_CHECKING:
@@ -120,6 +122,8 @@ async def _serve(
     from openmodal.serve.images import Images
     from openmodal.serve.kept import Kept
     from openmodal.serve.server import serving
+    from openmodal.web.server import Page
+    from openmodal.web.sessions import Sessions
 
     if not program:  # its own words are on stderr then
         logs.begin()
@@ -130,12 +134,16 @@ async def _serve(
         door = Door(engine, kept, Access(tokens, kept.key()), Images(engine, kept), url, limits)
         own = certificate.context(kept.folder, "h2", "http/1.1")
         trusted = certificate.trusted(kept.folder)
-        async with serving(door, listener, place.tls or own, clear=place.tls is None):
+        sessions = Sessions(kept.key(), visitors(tokens))
+        page = Page(engine, sessions, hosts=None if place.tls else _names(place), version=__version__)
+        async with serving(door, page, listener, place.tls or own, clear=place.tls is None):
             await door.tunnels.reopen()
             looking = asyncio.create_task(end_lost_runs(door))
             if program:
                 return await _run(program, _variables(url, tokens[0]) | trusted)
             _tell(url, tokens[0] if tells else None, engine.name)
+            if tells:
+                click.echo(f"# its web page: {url}/#token={sessions.once()}", err=True)
             click.echo(
                 f"# programs that use https:// tunnels trust them by SSL_CERT_FILE={trusted['SSL_CERT_FILE']}", err=True
             )
@@ -143,6 +151,14 @@ async def _serve(
     collecting.cancel()
     looking.cancel()
     return 0
+
+
+def _names(place: Place) -> frozenset[str]:
+    """What the page is called by: also what a proxy before it is called."""
+    from openmodal.web.guard import LOOPBACK
+
+    advertised = urlsplit(place.advertise or "").hostname
+    return LOOPBACK | {place.host} | ({advertised} if advertised else frozenset())
 
 
 async def _collect(kept: Kept) -> None:

@@ -16,7 +16,7 @@ from modal_proto import api_grpc, task_command_router_grpc
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -32,6 +32,7 @@ from openmodal.serve.sandboxes import Sandboxes
 from openmodal.serve.snapshots import OldSnapshots, Snapshots
 from openmodal.serve.uploads import Uploads
 from openmodal.serve.volumes import Volumes
+from openmodal.web.server import Page, application, http
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client of HTTP/2 sends first (RFC 9113, section 3.4)."""
@@ -128,7 +129,7 @@ def _services(door: Door, metrics: Metrics) -> dict[str, Handler]:
     return metrics.measured({**control, **commands})
 
 
-def _application(door: Door, metrics: Metrics) -> Starlette:
+def _application(door: Door, page: Page, metrics: Metrics) -> Starlette:
     uploads = Uploads(door)
 
     async def health(request: Request) -> Response:
@@ -145,6 +146,7 @@ def _application(door: Door, metrics: Metrics) -> Starlette:
             Route("/metrics", measures),
             Route("/volumes/{where}/{until:int}/{signature}", Volumes(door).send),
             Route("/blobs/{digest}/{size:int}/{until:int}/{signature}", uploads.receive, methods=["PUT"]),
+            Mount("/", application(page)),
         ]
     )
 
@@ -204,15 +206,15 @@ async def _readable(sock: socket.socket) -> None:
 
 @asynccontextmanager
 async def serving(
-    door: Door, listener: socket.socket, tls: ssl.SSLContext, *, clear: bool = True
+    door: Door, page: Page, listener: socket.socket, tls: ssl.SSLContext, *, clear: bool = True
 ) -> AsyncIterator[None]:
-    """Serve a door at a socket that listens, as long as the block; `clear`: not only encrypted."""
+    """Serve a door, and the web page, at a socket that listens, as long as the block; `clear`: not
+    only encrypted."""
     metrics = Metrics()
     grpc = Server([_Services(_services(door, metrics))], status_details_codec=Details())
-    http = Config(_application(door, metrics), log_config=None, access_log=False, lifespan="off")
-    http.load()
+    config = http(_application(door, page, metrics))
     state = ServerState()
-    server = _Listener(listener, tls, lambda: _First(grpc, http, state), clear=clear)
+    server = _Listener(listener, tls, lambda: _First(grpc, config, state), clear=clear)
     accepting = asyncio.create_task(server.accept())
     try:
         yield

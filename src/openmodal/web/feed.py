@@ -1,8 +1,8 @@
 """Rows that change, as Server-Sent Events.
 
-Each change has a number. A page that lost its connection says the last one that it saw
-(`Last-Event-ID`) and gets those after it; if that is too long ago, or of another process, all rows.
-Nobody looks while nobody watches.
+Each change has a number. A page that lost its connection says the last one that it saw, by
+`Last-Event-ID` or `?after=`, and gets those after it; if that is too long ago, or of another
+process, all rows. Nobody looks while nobody watches.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Feed:
 
     def response(self, request: Request) -> StreamingResponse:
         """The answer to a page that watches."""
-        events = self.watch(request.headers.get("last-event-id", ""))
+        last = request.headers.get("last-event-id") or request.query_params.get("after", "")
+        events = self.watch(last)
         return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def watch(self, last: str = "") -> AsyncIterator[bytes]:

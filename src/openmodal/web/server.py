@@ -36,6 +36,8 @@ from openmodal.errors import (
 )
 from openmodal.web.feed import Feed
 from openmodal.web.guard import Guard, refuse
+from openmodal.web.images import Images
+from openmodal.web.machine import Machine
 from openmodal.web.sandbox import OneSandbox
 from openmodal.web.sandboxes import Sandboxes
 from openmodal.web.sessions import Sessions
@@ -92,7 +94,7 @@ class Part(Protocol):
 
 def application(page: Page) -> Starlette:
     """The page as an ASGI application."""
-    parts: Sequence[Part] = (Sandboxes(page), OneSandbox(page))
+    parts: Sequence[Part] = (Sandboxes(page), OneSandbox(page), Images(page), Machine(page))
     return Starlette(
         routes=[
             Route("/", _index),

@@ -1,12 +1,20 @@
 // The frame: sign-in, navigation, and which view is shown. An address is #/VIEW or #/VIEW/ID.
 
 import { render } from "preact";
-import { Nothing, call, html, useEffect, useState } from "./parts.mjs";
+import { call, html, useEffect, useState } from "./parts.mjs";
 import { enter, onSignedOut, tokenOfAddress } from "./session.mjs";
+import { Images } from "./images.mjs";
+import { Machine } from "./machine.mjs";
+import { Pools } from "./pools.mjs";
 import { Sandbox } from "./sandbox.mjs";
 import { Sandboxes } from "./sandboxes.mjs";
 
-const VIEWS = { sandboxes: ["Sandboxes", Sandboxes] };
+const VIEWS = {
+  sandboxes: ["Sandboxes", Sandboxes],
+  images: ["Images", Images],
+  pools: ["Pools", Pools],
+  machine: ["Machine", Machine],
+};
 
 function useAddress() {
   const read = () => location.hash.replace(/^#\//, "").split("/").map(decodeURIComponent);

@@ -69,36 +69,46 @@ export function Age({ since, until, suffix = "" }) {
 const PATIENCE = 1000;
 
 /** The rows of a feed, by id, as long as the component is shown: {rows, error, live}. `rows` is null
- * until the first ones are there. */
+ * until the first ones are there. A page that nobody looks at watches nothing: a browser has six
+ * connections to a server, for all pages together. */
 export function useFeed(name) {
   const [state, show] = useState({ rows: null, error: "", live: false });
   useEffect(() => {
     let rows = new Map();
     let source, timer, ended;
+    let seen = "";
     const told = (event) => {
       const said = JSON.parse(event.data);
+      seen = event.lastEventId;
       rows = said.all ? new Map() : new Map(rows);
       for (const row of said.all || said.changed) rows.set(row.id, row);
       for (const id of said.gone || []) rows.delete(id);
       show({ rows, error: said.error, live: true });
     };
     const open = () => {
-      source = new EventSource(path(`/feeds/${name}`));
+      source = new EventSource(path(`/feeds/${name}?after=${seen}`));
       source.onmessage = told;
       source.onopen = () => show((before) => ({ ...before, live: true }));
       source.onerror = async () => {
         show((before) => ({ ...before, live: false }));
-        if (source.readyState !== EventSource.CLOSED || ended) return;
+        if (source?.readyState !== EventSource.CLOSED || ended) return;
         // The browser has given up. Perhaps we are no visitor any more: then this call tells.
         await call("/about").catch(() => {});
-        if (!ended) timer = setTimeout(open, PATIENCE);
+        if (!ended && !document.hidden) timer = setTimeout(open, PATIENCE);
       };
     };
-    open();
+    const close = () => {
+      clearTimeout(timer);
+      source?.close();
+      source = null;
+    };
+    const look = () => (document.hidden ? close() : source || open());
+    document.addEventListener("visibilitychange", look);
+    look();
     return () => {
       ended = true;
-      clearTimeout(timer);
-      source.close();
+      document.removeEventListener("visibilitychange", look);
+      close();
     };
   }, [name]);
   return state;
@@ -153,8 +163,8 @@ export function Question({ asked, close }) {
     <div class="said">${asked?.text}</div>
     ${error && html`<p class="trouble" role="alert">${error}</p>`}
     <div class="buttons">
-      <button type="button" onClick=${close}>Cancel</button>
-      <button type="button" class="danger" disabled=${busy} onClick=${act}>${asked?.verb}</button>
+      <button type="button" onClick=${close}>${asked?.verb ? "Cancel" : "Close"}</button>
+      ${asked?.verb && html`<button type="button" class="danger" disabled=${busy} onClick=${act}>${asked.verb}</button>`}
     </div>
   </dialog>`;
 }
