@@ -1,11 +1,16 @@
-"""One sandbox, for the view static/sandbox.mjs."""
+"""One sandbox, for the view static/sandbox.mjs: what was done with it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from starlette.routing import BaseRoute
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from openmodal.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from openmodal.web.feed import Feed
@@ -20,12 +25,20 @@ class OneSandbox:
 
     @property
     def routes(self) -> Sequence[BaseRoute]:
-        """Nothing but the list's calls yet."""
-        return ()
+        """The timeline."""
+        return [Route("/sandboxes/{id}/timeline", self._timeline)]
 
     @property
     def feeds(self) -> Mapping[str, Feed]:
         return {}
+
+    async def _timeline(self, request: Request) -> Response:
+        sandbox = await Sandbox.from_id.aio(request.path_params["id"], engine=self._page.engine)
+        events = [
+            {**msgspec.to_builtins(event), **({"returncode": event.record.returncode} if event.record else {})}
+            for event in await sandbox.timeline.aio()
+        ]
+        return JSONResponse(events)
 
 
 __all__ = ["OneSandbox"]
