@@ -9,7 +9,7 @@ next call on.
 | OPENMODAL_AGENT | the native program to use, instead of the package's |
 | OPENMODAL_ALLOW_DEGRADED | what sandboxes may lack, where `allow_degraded=` does not say: "limits", "network", "seccomp", with commas |
 | OPENMODAL_JOURNAL | "off": calls to sandboxes are not noted (docs/sandboxes.md) |
-| OPENMODAL_DOCKER_LIFETIME | seconds after which a container of `openmodal-docker` ends at the latest; a day |
+| OPENMODAL_DOCKER_LIFETIME | seconds that a container of `openmodal-docker` lives at most; a day |
 | OPENMODAL_REGISTRY | where images for a cluster are pushed, as `host/path` |
 | OPENMODAL_KUBERNETES_… | what the table `[kubernetes]` of the configuration says, by name: OPENMODAL_KUBERNETES_NAMESPACE … |
 | OPENMODAL_PROGRESS | how builds are shown on stderr: "auto", "live", "plain", "quiet" |
