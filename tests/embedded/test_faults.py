@@ -504,7 +504,7 @@ def test_a_native_program_that_hangs_is_ended_and_told(
     monkeypatch.setattr(launch, "_START_SECONDS", 2.0)
     monkeypatch.setattr(launch, "_END_SECONDS", 1.0)
     monkeypatch.setenv("OPENMODAL_AGENT", str(tmp_path / "hangs"))
-    with pytest.raises(EngineError, match="did not start within|has not ended within"):
+    with pytest.raises(EngineError, match=r"did not start within|has not ended within"):
         make(engine, image)
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
