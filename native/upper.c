@@ -63,7 +63,7 @@ static bool make_again(const char *upper) {
     return rmdir(upper) == 0 && mkdir(upper, MODE) == 0 && chmod(upper, MODE) == 0;
 }
 
-/* A checkpoint, reset or mount that could not be finished may have left something, or taken one away. */
+/* A checkpoint, reset or mount that failed in the middle may have left another folder, or moved one of these away. */
 static bool has_just_both(const char *folder) {
     DIR *listing = opendir(folder);
     unsigned both = 0, all = 0;

@@ -65,6 +65,12 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     by: str = ""
 
 
+def fields(event: Event) -> dict[str, Any]:
+    """An event as JSON has it, with the exit code of its command."""
+    plain: dict[str, Any] = msgspec.to_builtins(event)
+    return {**plain, "returncode": event.record.returncode} if event.record else plain
+
+
 class Journal:
     """Where calls to one sandbox are noted."""
 
@@ -191,4 +197,4 @@ def _open(path: Path, flags: int) -> int:
     return file
 
 
-__all__ = ["MOST", "SILENT", "Event", "Journal", "caller"]
+__all__ = ["MOST", "SILENT", "Event", "Journal", "caller", "fields"]

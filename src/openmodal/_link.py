@@ -164,7 +164,8 @@ class Link:
         await self._sent(frames[0] if len(frames) == 1 else b"".join(frames), self._wake)
 
     async def post(self, frame: bytes) -> None:
-        """Send what has time: a box that is paused stays so, and takes it later. Raises LinkLost."""
+        """Send a frame that has no answer: a paused box stays paused, and reads the frame when it
+        goes on. Raises LinkLost."""
         await self._sent(frame, None)
 
     async def _sent(self, data: bytes | memoryview, wake: Wake | None) -> None:

@@ -52,16 +52,6 @@ class LogPiece(msgspec.Struct, frozen=True):
     ended: bool
 
 
-class Layer(msgspec.Struct, frozen=True):
-    """A layer of an image: its size in bytes, the step that made it, and when, in seconds of the
-    Unix clock. Images that begin with the same steps share layers, which have the same key."""
-
-    key: str
-    size: int
-    step: str
-    made: float
-
-
 class BuiltStep(msgspec.Struct, frozen=True):
     """A step of an image that is there: its title, the bytes of its layer, and when it was made (in
     seconds of the Unix clock; 0: nobody knows)."""
@@ -69,3 +59,10 @@ class BuiltStep(msgspec.Struct, frozen=True):
     step: str
     size: int
     made: float
+
+
+class Layer(BuiltStep, frozen=True):
+    """A step with its layer's key. Images that begin with the same steps share layers, which have
+    the same key."""
+
+    key: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,24 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.setenv("OPENMODAL_ENGINE", "embedded")
     return str(command)
+
+
+def printed_by_page(name: str, folder: Path) -> str:
+    """Run the program of docs/integrations/NAME.md on the embedded engine; what it prints."""
+    page = (ROOT / "docs" / "integrations" / f"{name}.md").read_text("utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (folder / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=folder,
+        env=os.environ | {"OPENMODAL_ENGINE": "embedded"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def behind_a_door(program: str) -> str:

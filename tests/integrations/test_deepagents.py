@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from openmodal.app import App
 from openmodal.image import Image
 from openmodal.integrations.deepagents import OpenModalBackend
 from openmodal.sandbox import Sandbox
+from tests.integrations.conftest import printed_by_page
 
 pytestmark = [
     pytest.mark.embedded,
@@ -25,7 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Class-scoped fixtures:pytest.PytestRemovedIn10Warning"),
 ]
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/integrations/deepagents.md"
 
 CONTRADICTORY = {
     "test_glob",
@@ -63,12 +60,6 @@ def test_a_late_command_has_the_exit_code_124_and_its_output() -> None:
         assert done.truncated and done.output.endswith("last\n")
 
 
-def test_the_pages_agent_uses_its_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENMODAL_ENGINE", "embedded")
-    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    (tmp_path / "agent.py").write_text(program)
-    done = subprocess.run(
-        [sys.executable, "agent.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "42"
+def test_the_pages_agent_uses_its_tools(tmp_path: Path) -> None:
+    said = printed_by_page("deepagents", tmp_path)
+    assert said.splitlines()[-1] == "42"

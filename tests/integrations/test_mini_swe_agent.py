@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,21 +12,14 @@ from minisweagent.environments import get_environment
 
 from openmodal.integrations.mini_swe_agent import APP
 from openmodal.sandbox import Sandbox
+from tests.integrations.conftest import printed_by_page
 
 pytestmark = pytest.mark.embedded
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/integrations/mini_swe_agent.md"
 
-
-def test_the_pages_run_ends_with_its_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENMODAL_ENGINE", "embedded")
-    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    (tmp_path / "agent.py").write_text(program)
-    done = subprocess.run(
-        [sys.executable, "agent.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split()[-1] == "42"
+def test_the_pages_run_ends_with_its_submission(tmp_path: Path) -> None:
+    said = printed_by_page("mini_swe_agent", tmp_path)
+    assert said.split()[-1] == "42"
     assert not Sandbox.list(app=APP, engine="embedded")
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,23 +13,14 @@ from nemo_gym.sandbox.providers.base import SandboxStatus
 from nemo_gym.sandbox.providers.registry import register_provider
 
 from openmodal.integrations.nemo_gym import OpenModalProvider
+from tests.integrations.conftest import printed_by_page
 
 pytestmark = [pytest.mark.anyio, pytest.mark.embedded]
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/integrations/nemo_gym.md"
 
-
-def test_the_pages_program_finds_the_provider_and_prints_its_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENMODAL_ENGINE", "embedded")
-    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    (tmp_path / "rollout.py").write_text(program)
-    done = subprocess.run(
-        [sys.executable, "rollout.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split()[-1] == "42"
+def test_the_pages_program_finds_the_provider_and_prints_its_result(tmp_path: Path) -> None:
+    said = printed_by_page("nemo_gym", tmp_path)
+    assert said.split()[-1] == "42"
 
 
 async def test_commands_files_and_status(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +12,10 @@ from openhands.sdk.git.exceptions import GitCommandError
 
 from openmodal.integrations.openhands import APP, OpenModalWorkspace
 from openmodal.sandbox import Sandbox
+from tests.integrations.conftest import printed_by_page
 
 pytestmark = pytest.mark.embedded
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/integrations/openhands.md"
 REPOSITORY = """\
 git init -q . && git config user.email a@b && git config user.name a &&
 printf 'one\\n' > kept && printf 'old\\n' > changed && printf 'x\\n' > gone && git add . && git commit -qm first &&
@@ -26,15 +23,9 @@ printf 'new\\n' > changed && rm gone && mkdir -p below && printf 'y\\n' > below/
 """
 
 
-def test_the_pages_program_prints_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENMODAL_ENGINE", "embedded")
-    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    (tmp_path / "work.py").write_text(program)
-    done = subprocess.run(
-        [sys.executable, "work.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split()[-1] == "42"
+def test_the_pages_program_prints_its_result(tmp_path: Path) -> None:
+    said = printed_by_page("openhands", tmp_path)
+    assert said.split()[-1] == "42"
     assert not Sandbox.list(app=APP, engine="embedded")
 
 

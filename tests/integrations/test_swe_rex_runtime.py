@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,10 +23,9 @@ from swerex.runtime.abstract import (
 
 from openmodal.integrations.swe_rex import APP, OpenModalDeployment, OpenModalRuntime
 from openmodal.sandbox import Sandbox
+from tests.integrations.conftest import printed_by_page
 
 pytestmark = [pytest.mark.anyio, pytest.mark.embedded]
-
-PAGE = Path(__file__).resolve().parents[2] / "docs/integrations/swe_rex.md"
 
 
 @pytest.fixture
@@ -43,15 +39,9 @@ async def runtime() -> AsyncIterator[OpenModalRuntime]:
     await deployment.stop()
 
 
-def test_the_pages_program_prints_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENMODAL_ENGINE", "embedded")
-    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    (tmp_path / "agent.py").write_text(program)
-    done = subprocess.run(
-        [sys.executable, "agent.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=500
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "42 in /tmp" in done.stdout.splitlines()
+def test_the_pages_program_prints_its_result(tmp_path: Path) -> None:
+    said = printed_by_page("swe_rex", tmp_path)
+    assert "42 in /tmp" in said.splitlines()
     assert not Sandbox.list(app=APP, engine="embedded")
 
 

@@ -153,7 +153,7 @@ def images(store: Layers) -> list[Built]:
             continue
         if root.layers and store.has(root.layers[0]) and (root.key not in found or found[root.key].used < used):
             metas = [store.meta(key) for key in root.layers]
-            stack = tuple(Layer(key, m.size, m.step, m.made) for key, m in zip(root.layers, metas, strict=True))
+            stack = tuple(Layer(m.step, m.size, m.made, key) for key, m in zip(root.layers, metas, strict=True))
             size, mine = sum(meta.size for meta in metas), tuple(sorted(n for n in names if names[n] == root.key))
             found[root.key] = Built(root.key, size, len(metas), used, metas[0].step, metas[0].expires, mine, stack)
     return list(found.values())

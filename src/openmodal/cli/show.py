@@ -31,19 +31,15 @@ def show(session: Session, id: str, as_json: bool) -> None:
 
     Commands and how they ended, files that were read and written, checkpoints, resets, the end.
     """
-    from msgspec import to_builtins
+    from openmodal._journal import fields
 
     sandbox = session.sandbox(id)
     events, status = sandbox.timeline(), sandbox.status()
     if as_json:
-        _output.emit({**described(status), "events": [_with_code(event, to_builtins(event)) for event in events]})
+        _output.emit({**described(status), "events": [fields(event) for event in events]})
         return
     begin = status.created or (events[0].at if events else 0.0)
     _output.table(_COLUMNS, (_row(event, begin) for event in events), empty=f"Nothing is known of what {id} did.")
-
-
-def _with_code(event: Event, fields: dict[str, object]) -> dict[str, object]:
-    return {**fields, "returncode": event.record.returncode} if event.record else fields
 
 
 def _row(event: Event, begin: float) -> Sequence[str]:

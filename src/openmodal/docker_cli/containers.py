@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from openmodal import Sandbox
+from openmodal import Sandbox, _wire
 from openmodal._spec import Status
 from openmodal.docker_cli import names, record
 from openmodal.docker_cli.failures import Failure, daemon_says, no_such_container
@@ -18,7 +18,7 @@ from openmodal.docker_cli.record import Record
 from openmodal.errors import InvalidError, NotFoundError, SandboxNotRunningError, UnsupportedError
 from openmodal.process import Process
 
-_MAIN = "0" * 32
+_MAIN = _wire.MAIN.hex()
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 

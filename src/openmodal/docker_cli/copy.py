@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from openmodal import Filesystem
 from openmodal.docker_cli.containers import find_running
-from openmodal.docker_cli.failures import Failure
+from openmodal.docker_cli.failures import Failure, daemon_says
 from openmodal.docker_cli.flags import Flags
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _opened(word: str, path: str) -> tuple[Filesystem, str]:
 
 def _out(files: Filesystem, path: str, target: str) -> None:
     if not files.exists(path):
-        raise Failure(f"Error response from daemon: Could not find the file {path} in container")
+        raise daemon_says(f"Could not find the file {path} in container")
     if target == "-":
         _pack(files, path)
         return
@@ -75,7 +75,7 @@ def _into(files: Filesystem, source: str, path: str) -> None:
     found = files.stat(path) if files.exists(path) else None
     parent = posixpath.dirname(path.rstrip("/")) or "/"
     if found is None and not files.exists(parent):
-        raise Failure(f"Error response from daemon: Could not find the file {parent} in container")
+        raise daemon_says(f"Could not find the file {parent} in container")
     if os.path.isdir(source):
         if found and not found.is_dir:
             raise Failure("cannot copy directory to a file")
@@ -103,7 +103,7 @@ def _unpack(files: Filesystem, path: str) -> None:
     import tarfile
 
     if not (files.exists(path) and files.stat(path).is_dir):
-        raise Failure(f"Error response from daemon: extraction point {path} is not a folder")
+        raise daemon_says(f"extraction point {path} is not a folder")
     with tempfile.TemporaryDirectory(prefix="openmodal-cp-") as folder:
         with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as archive:
             archive.extractall(folder, filter="tar")

@@ -7,7 +7,7 @@ from typing import Any
 
 from openmodal.docker_cli.asked import environment
 from openmodal.docker_cli.containers import find_running
-from openmodal.docker_cli.failures import Failure
+from openmodal.docker_cli.failures import Failure, daemon_says
 from openmodal.docker_cli.flags import Flags
 from openmodal.errors import InvalidError, SandboxNotRunningError
 from openmodal.process import StreamType
@@ -36,7 +36,7 @@ def execute(arguments: list[str]) -> int:
     try:
         process = sandbox.spawn(*argv, text=False, **options)
     except InvalidError as error:  # no such user or folder
-        raise Failure(f"Error response from daemon: {error}", 126) from None
+        raise daemon_says(str(error), 126) from None
     if not interactive or given.on("detach"):
         process.stdin.close()
     if given.on("detach"):

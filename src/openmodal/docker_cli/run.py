@@ -12,7 +12,7 @@ from types import FrameType
 from openmodal import App, Image, Sandbox, _config
 from openmodal._spec import Root
 from openmodal.docker_cli import asked, images, names
-from openmodal.docker_cli.failures import Failure
+from openmodal.docker_cli.failures import Failure, daemon_says
 from openmodal.docker_cli.flags import Given
 from openmodal.docker_cli.record import Record
 from openmodal.engines import choose
@@ -137,7 +137,7 @@ def _made(given: Given, *, foreground: bool, waits: bool = False) -> tuple[Sandb
         text = (
             f'Conflict. The container name "/{record.name}" is already in use. You have to remove that container first.'
         )
-        raise Failure(f"Error response from daemon: {text}", 125) from None
+        raise daemon_says(text, 125) from None
     _written(given, sandbox)
     if main and not waits and not record.interactive:
         with contextlib.suppress(SandboxNotRunningError, StdinClosedError):
@@ -153,7 +153,7 @@ def _argv(given: Given, root: Root, command: Sequence[str]) -> tuple[str, ...]:
     else:
         argv = (*root.entrypoint, *(command or root.cmd))
     if not argv:
-        raise Failure("Error response from daemon: No command specified", 125)
+        raise daemon_says("No command specified", 125)
     return argv
 
 
@@ -163,7 +163,7 @@ def _settled(image: Image, given: Given, root: Root) -> Image:
     workdir = given.text("workdir")
     if workdir and not workdir.startswith("/"):
         text = f"the working directory {workdir!r} is invalid, it needs to be an absolute path"
-        raise Failure(f"Error response from daemon: {text}", 125)
+        raise daemon_says(text, 125)
     if workdir.strip("/"):
         image = image.dockerfile_commands(f"WORKDIR {workdir.replace('$', chr(92) + '$')}")
     elif workdir:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from openmodal._journal import fields
 from openmodal.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ class OneSandbox:
 
     async def _timeline(self, request: Request) -> Response:
         sandbox = await Sandbox.from_id.aio(request.path_params["id"], engine=self._page.engine)
-        events = [
-            {**msgspec.to_builtins(event), **({"returncode": event.record.returncode} if event.record else {})}
-            for event in await sandbox.timeline.aio()
-        ]
-        return JSONResponse(events)
+        return JSONResponse([fields(event) for event in await sandbox.timeline.aio()])
 
 
 __all__ = ["OneSandbox"]

@@ -185,7 +185,7 @@ class Sandboxes:
             )
 
     def _image(self, image: str, apt_packages: Sequence[str], pip_packages: Sequence[str]) -> Image:
-        # What a package's installation does has the network of a build, which has no list.
+        # A package is installed by a build, and no allow list holds for the network of a build.
         is_limited = self.limits.block_network or "outbound_domain_allowlist" in self.limits.options
         if is_limited and (image or apt_packages or pip_packages):
             raise InvalidError(
