@@ -192,7 +192,8 @@ void link_worker_gone(pid_t pid, int status) {
             link->dialed = false;
             link->gone |= status != 0;
             fcntl(link->watch.fd, F_SETFL, O_NONBLOCK); /* the worker's link blocked, and it is the same open file */
-            agent.active = agent.asked = agent.now;
+            if (!link->looks)
+                agent.active = agent.asked = agent.now;
         }
 }
 
@@ -211,6 +212,13 @@ static void link_leave(struct link *link) {
     buffer_consume(&link->in, buffer_size(&link->in));
 }
 
+/* Whether what lies at the front of `in`, perhaps a part of a request, is a use of the sandbox: a stranger's is none, nor is
+ * anything on a link that only looks. */
+static bool is_use(const struct link *link) {
+    bool asks_to_look = buffer_size(&link->in) >= FRAME_HEADER && buffer_at(&link->in)[FRAME_HEADER - 1] == FRAME_LOOK;
+    return link->trusted && !link->looks && !asks_to_look;
+}
+
 static bool link_step(struct link *link) {
     struct frame frame;
     size_t size = buffer_size(&link->in);
@@ -219,9 +227,9 @@ static bool link_step(struct link *link) {
         found = FRAME_BAD;
     if (found == FRAME_MORE)
         return false;
-    enum outcome outcome = found == FRAME_BAD ? request_malformed(link) : request_handle(link, &frame);
-    if (link->trusted)
+    if (is_use(link))
         agent.active = agent.asked = agent.now;
+    enum outcome outcome = found == FRAME_BAD ? request_malformed(link) : request_handle(link, &frame);
     link->begun = outcome == WAIT;
     if (outcome == WAIT)
         return false;
@@ -292,7 +300,7 @@ static void link_read(struct link *link) {
     ssize_t n = recv(link->watch.fd, buffer_room(&link->in, room), room, 0);
     if (n > 0) {
         link->in.end += (size_t)n;
-        if (link->trusted)
+        if (is_use(link))
             agent.active = agent.now; /* a part of a request, too: whoever sends the rest to a paused agent waits for ever */
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR))
         link->gone = true;
@@ -318,7 +326,7 @@ uint64_t links_deadline(void) {
 
 bool links_busy(void) {
     for (struct link *link = links; link; link = link->next)
-        if (link->begun || link->worker)
+        if (!link->looks && (link->begun || link->worker))
             return true;
     return false;
 }

@@ -457,6 +457,11 @@ static enum outcome do_dial(struct link *link, const struct frame *frame) {
     return DONE;
 }
 
+static enum outcome do_look(struct link *link) {
+    link->looks = true;
+    return answer_ok(link);
+}
+
 /* ---- all of them ---- */
 
 enum outcome request_handle(struct link *link, const struct frame *frame) {
@@ -473,6 +478,7 @@ enum outcome request_handle(struct link *link, const struct frame *frame) {
     case FRAME_FILE: return do_file(link, frame);
     case FRAME_COMMANDS: return frame->size ? request_malformed(link) : do_commands(link);
     case FRAME_DIAL: return do_dial(link, frame);
+    case FRAME_LOOK: return frame->size ? request_malformed(link) : do_look(link);
     case FRAME_PING: return frame->size ? request_malformed(link) : answer_ok(link);
     case FRAME_DEADLINE: return do_deadline(link, frame);
     case FRAME_SHUTDOWN: return frame->size ? request_malformed(link) : do_shutdown(link);

@@ -19,6 +19,7 @@ struct link {
     uint64_t deadline;       /* of the request, of AUTH, or of leaving */
     pid_t worker;            /* it has the link now */
     bool dialed;             /* ... as a connection */
+    bool looks;              /* what is asked here is no use of the sandbox */
 };
 
 /* LEAVE: an ERROR was put, and after it the link is closed. */

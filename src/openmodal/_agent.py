@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -34,6 +35,8 @@ class Agent:
         first: Stream | None = None,
         wake: Wake | None = None,
         journal: Journal = SILENT,
+        *,
+        looks: bool = False,
     ) -> None:
         """Nothing is opened yet.
 
@@ -45,12 +48,14 @@ class Agent:
             wake: called before a stream is opened and behind whatever is sent: lets a box that is
                 paused go on.
             journal: where those who use the agent note what they do.
+            looks: what is asked is no use of the box: it renews no lease, and idle time goes on.
         """
         self._connect = connect
         self._why = why
         self._wake = wake
         self.journal = journal
-        self._links = Links(connect, first, wake)
+        self._looks = looks
+        self._links = Links(connect, first, wake, looks=looks)
         weakref.finalize(self, self._links.close).atexit = False
 
     async def exchange(self, operation: Callable[[Link], Coroutine[Any, Any, T]], life: Life | None = None) -> T:
@@ -105,7 +110,8 @@ class Agent:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied it is the same agent; links stay here."""
-        return type(self), (self._connect, self._why, None, self._wake, self.journal)
+        made = functools.partial(type(self), looks=self._looks)
+        return made, (self._connect, self._why, None, self._wake, self.journal)
 
 
 class Life:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from openmodal import _wire
 from openmodal._dual import Sleep, readable, writable
 from openmodal._wire import Kind
-from openmodal.errors import ProtocolError
+from openmodal.errors import ProtocolError, UnsupportedError
 
 _FIRST_BUFFER = 16 * 1024
 
@@ -198,6 +198,19 @@ class Link:
             self.agent = self._greet(*await self._frame())
         return self.agent
 
+    async def look(self) -> None:
+        """Let nothing that is asked here count as a use of the sandbox.
+
+        Raises:
+            UnsupportedError: the agent is of a version that cannot.
+        """
+        await self.post(_wire.frame(Kind.LOOK))
+        kind, _ = await self.expect(Kind.OK)
+        if kind == Kind.ERROR:
+            raise UnsupportedError(
+                "the sandbox's agent is older than this SDK, and cannot be looked at without a use of it"
+            )
+
     async def expect(self, *kinds: Kind) -> tuple[int, memoryview]:
         """Like `receive`, for an answer that must be one of these kinds or ERROR."""
         kind, payload = await self.receive()
@@ -277,9 +290,12 @@ class Links:
         connect: Callable[[], Coroutine[Any, Any, Stream]],
         first: Stream | None = None,
         wake: Wake | None = None,
+        *,
+        looks: bool = False,
     ) -> None:
         self._connect = connect
         self._wake = wake
+        self._looks = looks
         self._idle = deque([Link(first, wake)] if first else ())
         self._pid = os.getpid()
 
@@ -301,7 +317,11 @@ class Links:
     async def _opened(self) -> Link:
         if self._wake:  # an engine may have no way into a box that is paused
             await self._wake()
-        return Link(await self._connect(), self._wake)
+        link = Link(await self._connect(), self._wake)
+        if self._looks:
+            with _closing_on_error(link):
+                await link.look()
+        return link
 
     def close(self) -> None:
         """Close the idle links."""

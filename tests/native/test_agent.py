@@ -9,6 +9,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ from tests.native.frames import (
 )
 
 KEPT = 8 << 20
+OK, LOOK = 0x23, 0x1B
 
 
 def alive(pid: int) -> bool:
@@ -819,6 +821,24 @@ def test_idle_is_when_nothing_runs_and_nobody_asks(start: Start) -> None:
     link.start("sleep", "0.8")
     time.sleep(0.7)
     assert agent.process.poll() is None
+    assert agent.process.wait(300) == 124
+
+
+def test_to_look_is_no_use(start: Start) -> None:
+    agent = start("--idle-ms", "600", "--lease-ms", "300000", "--", "sleep", "1000")
+    using, looking, reading = agent.link(), agent.link(), agent.link()
+    for link in (looking, reading):
+        link.send(frame(LOOK))
+        link.expect(OK)
+    for _ in range(10):
+        time.sleep(0.1)
+        using.ping()
+    assert agent.process.poll() is None
+    reading.send(io_frame(bytes(16), STDOUT | PEEK))
+    with suppress(Closed, OSError):
+        while agent.process.poll() is None:
+            looking.ping()
+            time.sleep(0.05)
     assert agent.process.wait(300) == 124
 
 

@@ -55,9 +55,11 @@ def while_it_runs(id: str) -> Iterator[None]:
 
 async def inside(link: Link, paths: Iterable[str]) -> dict[str, str]:
     """Have the agent read files of the sandbox's kernel; those that are not there are left out.
+    That is no use of the sandbox, nor is what is asked on the link afterwards.
 
     Root in the sandbox cannot put others in their place: it may not mount.
     """
+    await link.look()
     found: dict[str, str] = {}
     for path in paths:
         await link.send(_wire.file(FileOp.READ, path.encode(), user=b"0"))

@@ -40,6 +40,12 @@ class Handle(DualContext):
         """`<app name>-<8 hexadecimal digits>`."""
         return self._id
 
+    @functools.cached_property
+    def _watcher(self) -> Agent:
+        """The agent, for those who look on: that is no use of the sandbox, wakes it from no pause,
+        and is in no journal."""
+        return Agent(functools.partial(self._engine.connect, self._id), self._why, looks=True)
+
     def _renew(self) -> None:
         """Forget what belongs to the agent that was there before a reset."""
         self._agent.close()

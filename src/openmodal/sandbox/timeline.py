@@ -8,13 +8,15 @@ from msgspec.structs import replace
 
 from openmodal import _wire
 from openmodal._command import listed
-from openmodal._dual import Blocking, dual
+from openmodal._dual import Blocking, dual, within
 from openmodal._journal import Event
 from openmodal._spec import CommandStatus, Status
-from openmodal.errors import SandboxNotRunningError
+from openmodal.errors import SandboxNotRunningError, UnsupportedError
 from openmodal.sandbox.handle import Handle
 
 _MAIN = _wire.MAIN.hex()
+_PATIENCE = 5.0
+"""Seconds: it may just pause."""
 
 
 class Timeline(Handle):
@@ -36,12 +38,12 @@ class Timeline(Handle):
         return merged(events, await self._running(status), status)
 
     async def _running(self, status: Status) -> list[CommandStatus]:
-        """What its agent knows of commands; one that is paused is left so."""
+        """What its agent knows of commands. To look is no use of it: whoever is paused stays so."""
         if status.ended or status.paused:
             return []
         try:
-            return await listed(self._agent)
-        except SandboxNotRunningError:
+            return await within(_PATIENCE, listed(self._watcher))
+        except (SandboxNotRunningError, UnsupportedError, TimeoutError):
             return []
 
 

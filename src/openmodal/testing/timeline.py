@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
+
 import pytest
 
 from openmodal.engines import Engine
-from openmodal.errors import SandboxFileNotFoundError
+from openmodal.errors import SandboxFileNotFoundError, SandboxNotRunningError
 from openmodal.sandbox import Sandbox
 from openmodal.secret import Secret
 from openmodal.testing.fixtures import Create, SandboxClass, promise
@@ -58,6 +61,19 @@ class TestTimeline:
         noted = engine.journal(sandbox.id).read_text("utf-8")
         assert waits.id in noted
         assert "hidden" not in noted
+
+    @promise("journal")
+    @promise("usage")
+    @promise("idle_timeout")
+    def test_to_look_on_is_no_use(self, create: Create) -> None:
+        sandbox = create("sleep", "1000", idle_timeout=2)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and sandbox.poll() is None:
+            sandbox.timeline()
+            with suppress(SandboxNotRunningError):
+                sandbox.usage()
+            time.sleep(0.1)
+        assert sandbox.poll() == 124
 
     @promise("journal")
     @promise("checkpoint")
