@@ -267,7 +267,7 @@ class Command:
 
 
 async def listed(agent: Agent) -> list[CommandStatus]:
-    """The commands that an agent knows."""
+    """The commands that an agent knows, in the order in which it was asked to start them."""
 
     async def operation(link: Link) -> list[CommandStatus]:
         found: list[CommandStatus] = []
@@ -277,7 +277,7 @@ async def listed(agent: Agent) -> list[CommandStatus]:
             if kind == Kind.ERROR:
                 raise refusal(payload)
             if kind == Kind.OK:
-                return found
+                return found[::-1]
             found.append(_wire.decode_command(payload))
 
     return await agent.exchange(operation)

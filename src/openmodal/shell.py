@@ -39,22 +39,42 @@ VARIABLES = {"PS1": "", "PS2": "", "ENV": "", "TERM": "dumb", "PAGER": "cat", "G
 """So that nothing asks for a key, colours its output or prints a prompt."""
 
 # gVisor cannot open /dev/tty: there the terminal has its own name only.
-_READY = (
-    "_om_tty=/dev/tty; (: >$_om_tty) 2>/dev/null || _om_tty=$(tty); readonly _om_tty\n"
-    "PS1= PS2=; unset MAILCHECK HISTFILE; case ${BASH_VERSION-} in ?*) set +H +o history ;; esac\n"
-)
+#
+# An interruption may hit bash after a fork, before bash waits for the child. Then bash reads on
+# while the child has the terminal, and an error of that read (EIO) ends bash. So before bash reads,
+# whatever has the terminal in its place is killed, and a subshell, for which bash waits, brings the
+# terminal back (fields 5 and 8 of proc(5)'s stat).
+_READY = """\
+_om_tty=/dev/tty; (: >$_om_tty) 2>/dev/null || _om_tty=$(tty); readonly _om_tty
+PS1= PS2=; unset MAILCHECK HISTFILE
+_om_own() { read -r _om_stat </proc/$$/stat || return 0; set -- ${_om_stat##*)}; [ "${6:-0}" -le 1 ] || [ "$6" = "$3" ] || { kill -9 "-$6"; (:); }; }
+case ${BASH_VERSION-} in ?*) set +H +o history; IGNOREEOF=100; PROMPT_COMMAND='{ _om_own; } 2>/dev/null' ;; esac
+"""
 _REPAIR = "stty sane -echo -onlcr noflsh <$_om_tty 2>/dev/null\n"
+_LOST_LINE = "\n"  # an interruption takes the line with it that the shell reads next
 _LINE = 700  # characters of a command in one line: shells and terminals take 1,024
 _LONGEST_LINE = 4095  # what a terminal takes from a program's user
 _INTERRUPT = b"\x03"
-_GRACE_SECONDS = 2.0
 _DEATH_SECONDS = 0.1  # how soon a program that is interrupted has ended, as a rule
-_ROUNDS = 5
 _UNSAFE = re.compile(rb"[^A-Za-z0-9 _./:=,+@^~-]")
 
-# The foreground's process group is killed, unless that is the shell itself (fields 5 and 8 of
-# proc(5)'s stat). A loop of the shell would begin the next: the shell is interrupted, and as it
-# forgets what comes while it waits for a child, that is done until it has the terminal again.
+# A shell that runs one program after the other loses an interruption that hits a program which has
+# ended: it goes on with the next. If another process group has the terminal than shortly before,
+# the interruption is said again; a program that takes its time to end hears it once.
+INTERRUPT_AGAIN = """\
+shell=$1 round=0 before=
+while [ "$round" -lt 200 ] && read -r line <"/proc/$shell/stat"; do
+    set -- ${line##*)}
+    [ "$6" -gt 1 ] && [ "$6" != "$before" ] || exit 0
+    [ -z "$before" ] || if [ "$6" = "$3" ]; then kill -2 "$shell"; else kill -2 "-$6"; fi
+    before=$6 round=$((round + 1))
+    sleep 0.01
+done 2>/dev/null
+"""
+
+# The foreground's process group is killed, unless that is the shell itself. A loop of the shell
+# would begin the next: the shell is interrupted, and as it forgets what comes while it waits for a
+# child, that is done until it has the terminal again.
 KILL_FOREGROUND = """\
 shell=$1 round=0
 while [ "$round" -lt 200 ] && read -r line <"/proc/$shell/stat"; do
@@ -65,6 +85,14 @@ while [ "$round" -lt 200 ] && read -r line <"/proc/$shell/stat"; do
     round=$((round + 1))
 done 2>/dev/null
 """
+
+# What is typed, how many seconds the shell has to answer, and what is done if it does not.
+_ENDING = (
+    (_INTERRUPT, _DEATH_SECONDS, INTERRUPT_AGAIN),
+    (b"", 2.0, KILL_FOREGROUND),
+    *((_INTERRUPT, seconds, KILL_FOREGROUND) for seconds in (4.0, 6.0, 8.0, 10.0)),
+)
+_ENDING_SECONDS = 10.0  # as long as that may take where somebody else interrupts
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +187,8 @@ class Shell(DualContext):
         with suppress(StdinClosedError):
             await self._talk.send(_INTERRUPT)
             if self._busy and not self._reads:
-                await self._talk.send(self._mark().encode())
+                await self._in_sandbox(INTERRUPT_AGAIN)
+                await self._talk.send((_LOST_LINE + self._mark()).encode())
 
     @dual
     async def close(self) -> None:
@@ -200,23 +229,28 @@ class Shell(DualContext):
 
     async def _recover(self, answer: Answer) -> ShellResult:
         """End what runs: interrupt it, then kill it; a shell that does not answer is killed."""
-        for attempt in range(_ROUNDS):
+        for typed, seconds, script in _ENDING:
             with suppress(StdinClosedError):
-                await self._talk.send(_INTERRUPT)
-                if self._reads:  # it would take the mark's line for its own before it dies
+                await self._talk.send(typed)
+                if typed and self._reads:  # it would take the mark's line for its own before it dies
                     await Sleep(_DEATH_SECONDS)
-                await self._talk.send(((_REPAIR if attempt else "") + self._mark()).encode())
+                await self._talk.send(
+                    (_LOST_LINE + (_REPAIR if script is KILL_FOREGROUND else "") + self._mark()).encode()
+                )
             try:
-                found = await within(_GRACE_SECONDS * (attempt + 1), self._talk.until(self._names, answer))
+                found = await within(seconds, self._talk.until(self._names, answer))
             except TimeoutError as error:
                 if isinstance(error, Error):
                     raise
-                await self._execute("sh", "-c", KILL_FOREGROUND, "sh", str(self._pid))
+                await self._in_sandbox(script)
                 continue
             self._front = self._reads = False
             return self._result(answer, self._note(found) if found else await self._note_end())
         await self._close()
         return self._result(answer, self._returncode)
+
+    async def _in_sandbox(self, script: str) -> None:
+        await self._execute("sh", "-c", script, "sh", str(self._pid))
 
     def _noted(self, text: str) -> AbstractContextManager[dict[str, Any]]:
         """Note a command. What is said to a program in the shell may be a password."""
@@ -237,7 +271,7 @@ class Shell(DualContext):
             raise
         except BaseException:
             with suppress(Error, OSError):
-                await within(_GRACE_SECONDS * _ROUNDS, self._recover(Answer(2)))
+                await within(_ENDING_SECONDS, self._recover(Answer(2)))
             raise
         finally:
             self._busy = False
@@ -251,7 +285,8 @@ class Shell(DualContext):
         return (
             "{ _om=; } 2>/dev/null\n"
             + "".join(f"{{ _om=$_om'{piece}'; }} 2>/dev/null\n" for piece in pieces)
-            + '{ _om=$(printf %b "$_om"); } 2>/dev/null; { command eval "$_om"; }'
+            # An interruption may have taken a line: what is not whole is not run.
+            + f'{{ [ ${{#_om}} = {len(text)} ] && _om=$(printf %b "$_om"); }} 2>/dev/null && {{ command eval "$_om"; }}'
             + ("; " if self._reads else " </dev/null; ")
             + self._mark()
         )

@@ -144,7 +144,7 @@ class Commands(Handle):
             SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
                 has ended.
         """
-        return sorted(await listed(self._agent), key=lambda command: command.started)
+        return await listed(self._agent)
 
     exec = cast("ExecCall", dual(_exec))
     spawn = cast("SpawnCall", dual(_spawn))

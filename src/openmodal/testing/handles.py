@@ -182,7 +182,10 @@ class TestAttached:
         second = sandbox.spawn("sleep", "54321", user="1000:1000")
         sandbox.exec("true")
         long = sandbox.spawn("sh", "-c", "exec sleep 54322", *["argument" * 100] * 3)
-        main, *others = sandboxes.from_id(sandbox.id, engine=engine).commands()
+        listed = sandboxes.from_id(sandbox.id, engine=engine).commands
+        # `create` does not wait for the main command, which is listed once it has begun.
+        eventually(lambda: listed()[0].id == "0" * 32)
+        main, *others = listed()
         assert (main.id, main.argv, main.returncode) == ("0" * 32, ("sleep", "600"), None)
         assert [(found.id, found.pid) for found in others] == [(made.id, made.pid) for made in (first, second, long)]
         assert [found.user for found in others] == ["root", "1000:1000", "root"]

@@ -80,6 +80,12 @@ class TestShell:
         eventually(lambda: not running(sandbox, "sleep 54321"))
         assert running(sandbox, "sleep 12345"), "only the foreground is ended"
 
+    def test_a_loop_of_programs_is_ended_whenever_that_comes(self, shell: Shell) -> None:
+        for tenth in range(10):
+            with pytest.raises(ShellTimeoutError):
+                shell.run("while :; do /bin/true; done", timeout=0.1 + tenth / 100)
+            assert shell.run("echo on").output == "on\n"
+
     def test_a_command_can_be_interrupted(self, sandbox: Sandbox, shell: Shell, face: Face) -> None:
         waiting = face.start(shell.run, "sleep 54321")
         eventually(lambda: running(sandbox, "sleep 54321"))
