@@ -17,13 +17,13 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = (
-    {"errors", "_spec", "_measured", "_wire", "_dual", "_args", "_ends", "_gate", "_files"},
+    {"errors", "_spec", "_measured", "_wire", "_dual", "_args", "_ends", "_gate", "_files", "_hidden"},
     {"_binary", "_config", "_idmap", "_journal", "_planted", "_store", "_trash"},
     {"_link"},
     {"_agent"},
     {"_command"},
     {"build", "engines"},
-    {"_image_args", "_localcopy"},
+    {"_image_args", "_installers", "_localcopy"},
     {"_packed"},
     {"app", "filesystem", "housekeeping", "image", "probe", "secret", "watch"},
     {"_sources", "process"},

@@ -12,7 +12,7 @@ from openmodal._spec import ExecSpec
 from openmodal._wire import Flag
 from openmodal.errors import InvalidError
 from openmodal.process import Process, StreamType
-from openmodal.secret import Secret
+from openmodal.secret import Secret, merged
 
 MAX_OUTPUT = 64 << 20
 """How many bytes of each stream `exec` gives if nothing is said: what this machine can hold without noticing."""
@@ -120,15 +120,7 @@ class ProcessCall(Protocol):
 
 def environment(env: Mapping[str, str] | None, secrets: Iterable[Secret]) -> _args.Pairs:
     """The variables of `secrets=` and `env=`, which beats them."""
-    merged: dict[str, str] = {}
-    if isinstance(secrets, Secret):
-        raise InvalidError("secrets must be a list of openmodal.Secret; put the secret into [ ]")
-    for secret in secrets:
-        if not isinstance(secret, Secret):
-            raise InvalidError(f"secrets must hold openmodal.Secret, not {type(secret).__name__}; use Secret.from_dict")
-        merged.update(secret.variables)
-    merged.update(_args.variables("env", env))
-    return tuple(merged.items())
+    return tuple((merged(secrets) | dict(_args.variables("env", env))).items())
 
 
 def secret_names(env: Mapping[str, str] | None, secrets: Iterable[Secret]) -> tuple[str, ...]:

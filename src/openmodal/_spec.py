@@ -11,6 +11,7 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from openmodal._hidden import NOTHING, Hidden
 from openmodal._measured import BuiltStep as BuiltStep  # noqa: PLC0414
 from openmodal._measured import Change as Change  # noqa: PLC0414
 from openmodal._measured import Layer as Layer  # noqa: PLC0414
@@ -33,6 +34,8 @@ class Registry(Step, frozen=True, tag="registry"):
     """An image of a registry: `name`, `name:tag`, `host/name:tag` or `…@sha256:…`."""
 
     reference: str
+    login: Hidden = NOTHING  # what that registry is told (build/credentials.py)
+    again: str = ""  # with another one, the registry is asked again
 
 
 class Scratch(Step, frozen=True, tag="scratch"):
@@ -47,11 +50,9 @@ class Snapshot(Step, frozen=True, tag="snapshot"):
 
 class Dockerfile(Step, frozen=True, tag="dockerfile"):
     """The steps of a Dockerfile. `path` is the file, or "" when `lines` are given; `context` the
-    folder that COPY reads.
-
-    `bases` are images that stand for names in its FROM and `COPY --from`. `content` is the digest
-    of text and files when they were looked at, "" if that is still to be done.
-    """
+    folder that COPY reads. `bases` are images that stand for names in its FROM and `COPY --from`.
+    `content` is the digest of text and files when they were looked at, "" before; `secrets` are
+    variables of each RUN; with another `again`, all is done again."""
 
     path: str = ""
     lines: tuple[str, ...] = ()
@@ -59,12 +60,14 @@ class Dockerfile(Step, frozen=True, tag="dockerfile"):
     args: tuple[tuple[str, str], ...] = ()
     content: str = ""
     bases: tuple[tuple[str, Recipe], ...] = ()
+    secrets: Hidden = NOTHING
+    again: str = ""
 
 
 class Run(Step, frozen=True, tag="run"):
     """A command run in the image, as root unless `user` says otherwise: its changes are a layer.
 
-    `caches` are folders that are kept between builds and are not part of the layer.
+    `caches` are folders that are kept between builds, outside the layer; `secrets` beat `env`.
     """
 
     argv: tuple[str, ...]
@@ -72,6 +75,7 @@ class Run(Step, frozen=True, tag="run"):
     user: str = ""
     workdir: str = ""
     caches: tuple[str, ...] = ()
+    secrets: Hidden = NOTHING
 
 
 class Copy(Step, frozen=True, tag="copy"):

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from openmodal import _args, _config, _image_args
+from openmodal import _args, _config, _image_args, _installers
 from openmodal._dual import Blocking, dual
+from openmodal._hidden import NOTHING, Hidden, hidden
 from openmodal._spec import (
     AnyStep,
     Config,
@@ -33,40 +33,9 @@ from openmodal._spec import (
 )
 from openmodal.engines import Engine, choose, require
 from openmodal.errors import InvalidError, NotFoundError
+from openmodal.secret import Secret, merged
 
 Words = _image_args.Words
-
-# apt's packages and lists are kept between builds, outside the layers. The folder is our own,
-# because official images have hooks that empty apt's usual one. The lists of other distributions
-# stay; apt need not become another user to download into our folder.
-_APT_CACHE = "/var/cache/openmodal/apt"
-_APT = (
-    f"-o Dir::Cache={_APT_CACHE} -o APT::Keep-Downloaded-Packages=true -o APT::Get::List-Cleanup=false "
-    "-o APT::Sandbox::User=root -o Acquire::Retries=3 -o Dpkg::Use-Pty=0"
-)
-_APT_CACHES = (_APT_CACHE, "/var/lib/apt/lists")
-_APT_ENV = (("DEBIAN_FRONTEND", "noninteractive"),)
-
-_PIP_CACHE = "/root/.cache/pip"
-# Debian marks its Python as its own; an image's Python is the user's.
-_PIP_ENV = (
-    ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
-    ("PIP_CACHE_DIR", _PIP_CACHE),
-    ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
-    ("PIP_NO_INPUT", "1"),
-    ("PIP_PROGRESS_BAR", "off"),
-    ("PIP_ROOT_USER_ACTION", "ignore"),
-)
-
-_UV_CACHE = "/root/.cache/uv"
-_UV_HOME = "/root/.cache/openmodal-uv"
-# uv itself is in a cache folder, too: the image gets the packages only.
-_UV = (
-    f'PATH="$PATH:{_UV_HOME}/bin"; '
-    f"command -v uv >/dev/null || python3 -m pip install --quiet --target {_UV_HOME} --upgrade uv && "
-    "exec uv pip install --system --break-system-packages"
-)
-_UV_ENV = (*_PIP_ENV, ("UV_CACHE_DIR", _UV_CACHE), ("UV_LINK_MODE", "copy"), ("UV_NO_PROGRESS", "1"))
 
 _REQUIREMENTS = "/usr/local/share/openmodal/requirements"
 _PYTHON = r"3\.\d{1,2}(\.\d{1,2})?"
@@ -119,14 +88,21 @@ class Image:
         return cls(Recipe((Debian(version),)))
 
     @classmethod
-    def from_registry(cls, reference: str) -> Image:
+    def from_registry(cls, reference: str, *, secret: Secret | None = None) -> Image:
         """An image of a registry: "alpine", "python:3.12", "ghcr.io/owner/name:tag",
         "name@sha256:…".
 
         A tag is looked up once and then stays what it was, until `openmodal image prune`; a digest
         is always the same.
+
+        Args:
+            secret: the registry's credentials, REGISTRY_USERNAME and REGISTRY_PASSWORD, or Google's
+                SERVICE_ACCOUNT_JSON. None: those of `docker login`, if there are any.
         """
-        return cls(Recipe((Registry(_image_args.word("reference", reference)),)))
+        from openmodal.build import credentials
+
+        login = NOTHING if secret is None else credentials.checked(merged([secret]))
+        return cls(Recipe((Registry(_image_args.word("reference", reference), login),)))
 
     @classmethod
     def from_dockerfile(
@@ -136,6 +112,7 @@ class Image:
         context_dir: str | os.PathLike[str] | None = None,
         build_args: Mapping[str, str] | None = None,
         bases: Mapping[str, Image] | None = None,
+        secrets: Iterable[Secret] = (),
     ) -> Image:
         """What a Dockerfile describes (docs/images.md tells what of it is done and what is
         refused).
@@ -146,11 +123,13 @@ class Image:
             build_args: values for its ARG instructions.
             bases: images to use instead of those that it names: `{"ubuntu:22.04":
                 Image.debian_slim()}`.
+            secrets: as `run_commands`, in each RUN.
         """
         file = _image_args.local("path", path)
         context = os.path.dirname(file) if context_dir is None else _image_args.local("context_dir", context_dir)
         args = _args.variables("build_args", build_args)
-        return cls(Recipe((Dockerfile(file, (), context, args, bases=_recipes(bases or {})),)))
+        named, variables = _recipes(bases or {}), Hidden(merged(secrets))
+        return cls(Recipe((Dockerfile(file, (), context, args, bases=named, secrets=variables),)))
 
     @classmethod
     def from_scratch(cls) -> Image:
@@ -167,10 +146,7 @@ class Image:
                 raise InvalidError(
                     f"apt_install() cannot install {name!r}; use names of Debian packages, one per argument"
                 )
-        if not names:
-            return self
-        script = f"apt-get {_APT} update && apt-get {_APT} install -y --no-install-recommends {shlex.join(names)}"
-        return self._shell(script, _APT_ENV, _APT_CACHES)
+        return self._add(_installers.apt(names)) if names else self
 
     def pip_install(
         self,
@@ -179,16 +155,18 @@ class Image:
         extra_index_url: str | None = None,
         pre: bool = False,
         extra_options: str = "",
+        secrets: Iterable[Secret] = (),
     ) -> Image:
         """Install Python packages with the image's pip. Downloads and built wheels are kept between
         builds.
 
         `index_url`, `extra_index_url` and `pre` are options of pip; `extra_options` are more of its
-        arguments, as in a shell.
+        arguments, as in a shell; `secrets` as `run_commands`, such as one with PIP_EXTRA_INDEX_URL.
         """
         names = _image_args.requirements("pip_install", packages)
         options = _image_args.pip_options(index_url, extra_index_url, pre, extra_options)
-        return self._pip((*options, "--", *names)) if names else self
+        step = _installers.pip((*options, "--", *names), Hidden(merged(secrets)))
+        return self._add(step) if names else self
 
     def pip_install_from_requirements(
         self,
@@ -198,12 +176,13 @@ class Image:
         extra_index_url: str | None = None,
         pre: bool = False,
         extra_options: str = "",
+        secrets: Iterable[Secret] = (),
     ) -> Image:
         """Install what a file of this machine lists; it may not refer to others. Options as `pip_install`."""
         file = _image_args.local("requirements_txt", requirements_txt)
         options = _image_args.pip_options(index_url, extra_index_url, pre, extra_options)
         target = f"{_REQUIREMENTS}-{len(self.recipe.steps)}.txt"  # several calls do not replace each other's
-        return self._add(Copy(file, target))._pip((*options, "-r", target))
+        return self._add(Copy(file, target))._add(_installers.pip((*options, "-r", target), Hidden(merged(secrets))))
 
     def uv_pip_install(
         self,
@@ -212,26 +191,39 @@ class Image:
         extra_index_url: str | None = None,
         pre: bool = False,
         extra_options: str = "",
+        secrets: Iterable[Secret] = (),
     ) -> Image:
         """As `pip_install`, but with uv, which is faster. The image needs none and keeps none."""
         names = _image_args.requirements("uv_pip_install", packages)
         options = _image_args.pip_options(index_url, extra_index_url, False, extra_options)
         options = (*options, "--prerelease=allow") if pre else options
-        script = f"{_UV} {shlex.join((*options, '--', *names))}"
-        return self._shell(script, _UV_ENV, (_PIP_CACHE, _UV_CACHE, _UV_HOME)) if names else self
+        step = _installers.uv((*options, "--", *names), Hidden(merged(secrets)))
+        return self._add(step) if names else self
 
-    def run_commands(self, *commands: Words) -> Image:
-        """Run shell commands, one step each, as root (`user` is for sandboxes) in the image's working directory."""
-        image = self
+    def run_commands(self, *commands: Words, secrets: Iterable[Secret] = ()) -> Image:
+        """Run shell commands, one step each, as root (`user` is for sandboxes) in the image's working directory.
+
+        Args:
+            secrets: variables of these steps only. Their values are part of nothing that is kept:
+                another value does not make a step run again. In the output they are `***`. What a
+                command writes to a file is in the image, as ever.
+        """
+        image, variables = self, Hidden(merged(secrets))
         for command in _image_args.words("run_commands", commands):
-            image = image._shell(command)
+            image = image._add(Run(("/bin/sh", "-c", command), secrets=variables))
         return image
 
-    def dockerfile_commands(self, *commands: Words, context_dir: str | os.PathLike[str] | None = None) -> Image:
-        """Add `commands`, lines of a Dockerfile without FROM. `context_dir` is what COPY reads from; None: the current folder."""
+    def dockerfile_commands(
+        self,
+        *commands: Words,
+        context_dir: str | os.PathLike[str] | None = None,
+        secrets: Iterable[Secret] = (),
+    ) -> Image:
+        """Add `commands`, lines of a Dockerfile without FROM. `context_dir` is what COPY reads from;
+        None: the current folder. `secrets`: as `run_commands`, in each RUN."""
         lines = tuple(_image_args.words("dockerfile_commands", commands))
         context = _image_args.local("context_dir", "." if context_dir is None else context_dir)
-        return self._add(Dockerfile("", lines, context)) if lines else self
+        return self._add(Dockerfile("", lines, context, secrets=Hidden(merged(secrets)))) if lines else self
 
     # ------------------------------------------------------------------------------------- settings
 
@@ -377,12 +369,6 @@ class Image:
         object.__setattr__(added, "_seen", (*self._seen, _Seen()))
         return added
 
-    def _shell(self, script: str, env: _args.Pairs = (), caches: tuple[str, ...] = ()) -> Image:
-        return self._add(Run(("/bin/sh", "-c", script), env=env, caches=caches))
-
-    def _pip(self, arguments: tuple[str, ...]) -> Image:
-        return self._add(Run(("python3", "-m", "pip", "install", *arguments), env=_PIP_ENV, caches=(_PIP_CACHE,)))
-
     def __repr__(self) -> str:
         from openmodal.build.titles import title
 
@@ -398,7 +384,10 @@ async def ready(image: Image, engine: Engine, report: Report) -> Root:
     """Have an engine make an image, of what its local files were when they were first looked at."""
     if any(seen.step is None for seen in image._seen):
         await Blocking(_look, image)
-    return await engine.prepare(Recipe(tuple(seen.step for seen in image._seen if seen.step is not None)), report)
+    recipe = Recipe(tuple(seen.step for seen in image._seen if seen.step is not None))
+    for kind in hidden(recipe):
+        require(engine, {"secrets": "build_secrets", "login": "registry_login"}[kind])
+    return await engine.prepare(recipe, report)
 
 
 def _look(image: Image) -> None:

@@ -56,6 +56,18 @@ class Secret:
         return f"<Secret of {len(self._variables)} variables>"
 
 
+def merged(secrets: Iterable[Secret]) -> dict[str, str]:
+    """The variables of `secrets=`, of which a later one beats the others."""
+    found: dict[str, str] = {}
+    if isinstance(secrets, Secret):
+        raise InvalidError("secrets must be a list of openmodal.Secret; put the secret into [ ]")
+    for secret in secrets:
+        if not isinstance(secret, Secret):
+            raise InvalidError(f"secrets must hold openmodal.Secret, not {type(secret).__name__}; use Secret.from_dict")
+        found.update(secret.variables)
+    return found
+
+
 def _line(path: str | os.PathLike[str], number: int, line: str) -> tuple[str, str]:
     name, equals, value = line.strip().removeprefix("export ").partition("=")
     if not equals or len(name.split()) != 1:  # also `export A B=c`, which means something else to a shell

@@ -18,7 +18,11 @@ def chroot_runner(request: RunRequest) -> int:
     merged = request.work + ".merged"
     os.mkdir(merged)
     bundle = os.environ.get("SSL_CERT_FILE")
-    env = dict(request.env) | (dict.fromkeys(TRUST_VARIABLES, _BUNDLE) if bundle else {})
+    env = (
+        dict(request.env)
+        | dict(request.secrets.variables)
+        | (dict.fromkeys(TRUST_VARIABLES, _BUNDLE) if bundle else {})
+    )
     argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-ec"]
     process = subprocess.Popen(
         [*argv, _script(request, merged, bundle, env)],

@@ -14,9 +14,10 @@ from openmodal._dual import run_sync
 from openmodal._spec import Root
 from openmodal.engines.docker.daemon import Daemon, MissingError
 from openmodal.engines.docker.engine import Docker
-from openmodal.errors import RegistryError
+from openmodal.errors import RegistryError, UnsupportedError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
+from openmodal.secret import Secret
 from tests.build.test_push import guarded, login
 
 __all__ = ["guarded"]
@@ -86,3 +87,14 @@ def test_a_dockerfile_stands_on_images_of_it(
     prepare(image)
     with Sandbox.create(image=image, engine=engine, timeout=60, block_network=True) as sandbox:
         assert sandbox.filesystem.read_text("/srv/copy") == "built\n"
+
+
+def test_an_image_is_pulled_with_the_credentials_of_a_secret(published: str, prepare: Prepare) -> None:
+    secret = Secret.from_dict({"REGISTRY_USERNAME": "ada", "REGISTRY_PASSWORD": "secret"})
+    assert dict(prepare(Image.from_registry(published, secret=secret)).env)["FROM_IMAGE"] == "image"
+
+
+def test_secrets_of_steps_are_refused_before_anything_is_made(engine: Docker) -> None:
+    image = Image.from_registry("never-asked-for").run_commands("true", secrets=[Secret.from_dict({"A": "1"})])
+    with pytest.raises(UnsupportedError, match="gives no secrets to steps"):
+        image.build(engine=engine)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import time
@@ -251,6 +252,46 @@ def check_images_with_local_files_and_failing_steps() -> None:
     broken = IMAGE.run_commands("echo why it broke; exit 7")
     with raises(modal.exception.Error):
         modal.Sandbox.create(app=APP, image=broken, timeout=600)
+
+
+def check_secrets_of_build_steps() -> None:
+    value = f"hidden-{os.getpid()}-{time.time_ns()}"
+    secret = modal.Secret.from_dict({"TOKEN": value})
+    step = f"echo $TOKEN | wc -c > /size; echo {time.time_ns()}"
+    with sandbox(image=IMAGE.run_commands(step, secrets=[secret])) as made:
+        assert out(made, "sh", "-c", "cat /size; echo $TOKEN") == f"{len(value) + 1}\n\n"
+    # With another value it is the same step, and is not run again.
+    again = IMAGE.run_commands(step, secrets=[modal.Secret.from_dict({"TOKEN": "short"})])
+    with sandbox(image=again.run_commands("cp /size /copy")) as made:
+        assert out(made, "cat", "/copy") == f"{len(value) + 1}\n"
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "Dockerfile"
+        file.write_text(
+            'FROM scratch\nCOPY busybox /bin/sh\nRUN [ -n "$TOKEN" ] && echo $TOKEN > /dev/null && > /right\n'
+        )
+        shutil.copy(BUSYBOX, folder)
+        image = modal.Image.from_dockerfile(file, context_dir=folder, secrets=[secret])
+        with sandbox(image=image) as made:
+            assert made.exec("sh", "-c", "[ -e /right ]").wait() == 0
+    with (
+        raises(modal.exception.Error, "***"),
+        sandbox(image=IMAGE.run_commands("echo $TOKEN; exit 1", secrets=[secret])),
+    ):
+        pass
+
+
+def check_forced_builds() -> None:
+    step = f"cat /proc/uptime > /when; : {time.time_ns()}"
+
+    def built(*, force: bool) -> str:
+        with sandbox(image=IMAGE.run_commands(step, force_build=force).run_commands("cp /when /copy")) as made:
+            return out(made, "cat", "/copy")
+
+    first = built(force=False)
+    assert built(force=False) == first
+    second = built(force=True)
+    assert second != first
+    assert built(force=False) == second
 
 
 def check_networks_and_limits() -> None:

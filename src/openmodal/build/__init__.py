@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from openmodal._hidden import NOTHING, Hidden
 from openmodal._spec import Layered, Recipe, Report
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class RunRequest(msgspec.Struct, frozen=True):
         work: an empty folder on the same file system, for overlayfs; what is in it afterwards does
             not matter.
         argv, env, user, workdir: the command. `env` is complete but for what the engine adds for
-            its own network and trust. `user` is "" (root), a name, a number, or "user:group". A
+            its own network and trust, and for `secrets`, which beat it and must get into no file.
+            `user` is "" (root), a name, a number, or "user:group". A
             `workdir` that is missing is made.
         binds: (folder here, folder in the sandbox): writable, and no part of the layer. Missing
             targets are made by the engine; the builder removes the empty folders that this leaves
@@ -46,6 +48,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     workdir: str
     binds: tuple[tuple[str, str], ...]
     output: Callable[[bytes], None]
+    secrets: Hidden = NOTHING
 
 
 class Runner(Protocol):

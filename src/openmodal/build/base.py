@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from openmodal._binary import PATH
+from openmodal._hidden import NOTHING, Hidden
 from openmodal._spec import Layered, Scratch
 from openmodal.build import debian
 from openmodal.build.layers import Layers, Meta
@@ -39,13 +40,13 @@ def scratch(builder: Builder) -> Layered:
     return builder.layer(Layered(""), key, title(Scratch()), lambda upper: None)
 
 
-def _pull(builder: Builder, reference: str) -> Layered:
+def _pull(builder: Builder, reference: str, login: Hidden) -> Layered:
     from openmodal.build import pull
 
-    return pull.pull(builder, reference)
+    return pull.pull(builder, reference, login=login)
 
 
-def either(builder: Builder, reference: str, version: str) -> Layered:
+def either(builder: Builder, reference: str, version: str, login: Hidden = NOTHING) -> Layered:
     """An image of a registry; where none can be reached, Debian's packages with that Python ("":
     nothing instead).
 
@@ -59,7 +60,7 @@ def either(builder: Builder, reference: str, version: str) -> Layered:
     if version and builder.options.base == "auto" and (why := unreachable(builder.store)):
         return _instead(builder, reference, version, why, None)
     try:
-        root = _pull(builder, reference)
+        root = _pull(builder, reference, login)
     except RegistryError as error:
         if not version or builder.options.base == "registry":
             raise

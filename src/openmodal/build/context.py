@@ -40,6 +40,7 @@ class Part:
 
     `dockerfile` is the Dockerfile's name among the files. If it is not one of the user's files,
     `COPY .` copies it, too: in one tar, Docker's builders do not tell context and Dockerfile apart.
+    `again`: nothing is taken from the builder's cache.
     """
 
     last: int
@@ -48,6 +49,7 @@ class Part:
     titles: tuple[str, ...] = ()
     args: tuple[tuple[str, str], ...] = ()
     dockerfile: str = DOCKERFILE
+    again: bool = False
 
     @property
     def remark(self) -> str:
@@ -170,7 +172,8 @@ def _own(step: Dockerfile, index: int) -> Part:
     is_copied = (
         bool(name) and scan is not None and any(entry.name == name for entry in scan.entries if not entry.is_link)
     )
-    return Part(index, dockerfile.text(step), files, args=step.args, dockerfile=name if is_copied else DOCKERFILE)
+    file = name if is_copied else DOCKERFILE
+    return Part(index, dockerfile.text(step), files, args=step.args, dockerfile=file, again=bool(step.again))
 
 
 def archive(part: Part, first: str, authorities: bytes) -> Iterator[bytes]:

@@ -1,4 +1,5 @@
-"""Credentials for registries, from Docker's config.json: plain entries and credential helpers."""
+"""Credentials for registries, from Docker's config.json (plain entries and credential helpers) or
+from a secret."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openmodal._hidden import Hidden
 from openmodal.build.reference import HUB
-from openmodal.errors import RegistryError
+from openmodal.errors import InvalidError, RegistryError
 
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", HUB)
 _HELPER = re.compile(r"[A-Za-z0-9_.-]+")
@@ -30,6 +33,37 @@ class Login:
 
     def __repr__(self) -> str:
         return "<Login>"
+
+
+USER, PASSWORD = "REGISTRY_USERNAME", "REGISTRY_PASSWORD"
+_KEY = "SERVICE_ACCOUNT_JSON"
+_KEY_USER = "_json_key"
+"""What Google's registries call the user whose password is a service account's key."""
+
+
+def checked(variables: Mapping[str, str]) -> Hidden:
+    """The variables of a secret with credentials for a registry.
+
+    Raises:
+        InvalidError: there are none in it that a registry takes; the text tells which it does.
+    """
+    taken = {name: value for name, value in variables.items() if name in (USER, PASSWORD, _KEY)}
+    if taken.keys() in ({USER, PASSWORD}, {_KEY}):
+        return Hidden(taken)
+    if any(name.startswith("AWS_") for name in variables):
+        raise InvalidError(
+            f"a registry takes no AWS_… variables; put {USER}=AWS and, as {PASSWORD}, what "
+            "`aws ecr get-login-password` prints into the secret"
+        )
+    raise InvalidError(f"the secret of a registry has either {USER} and {PASSWORD}, or {_KEY} (Google's); add them")
+
+
+def of(login: Hidden) -> Login | None:
+    """The credentials of `checked`; None if there are none."""
+    values = login.variables
+    if _KEY in values:
+        return Login(_KEY_USER, values[_KEY])
+    return Login(values[USER], values[PASSWORD]) if login else None
 
 
 def find(host: str, folder: str = "") -> Login | None:

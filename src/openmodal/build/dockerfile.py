@@ -186,7 +186,7 @@ class _Reading:
         self._needed = {stage.number for stage in self._stages.needed()}
         self._done: dict[int, tuple[Layered, dict[str, str]]] = {}
         self._number = -1
-        self.root = _with_path(root) if root.layers else root
+        self.root = self._begun(root) if root.layers else root
         self._args: dict[str, str] = {}
         self._has_cmd = False
         self._line = 0
@@ -218,11 +218,16 @@ class _Reading:
             root, args = self._done[before.number]
             self.root, self._args = root, dict(args)
         else:
-            self.root, self._args = _with_path(self._image(stage.base)), {}
+            self.root, self._args = self._begun(self._image(stage.base)), {}
             if self.root.onbuild:
                 raise self._unsupported(
                     f"{stage.base} has ONBUILD instructions, which are not done; copy them into the Dockerfile"
                 )
+
+    def _begun(self, root: Layered) -> Layered:
+        """What a stage begins with. To do it again, what follows is given other keys."""
+        again = self._step.again
+        return _with_path(msgspec.structs.replace(root, key=digest(root.key, "again", again)) if again else root)
 
     def _image(self, name: str) -> Layered:
         """An image that is no stage."""
@@ -328,7 +333,8 @@ class _Reading:
         argv: tuple[str, ...] = tuple(instruction.args) if instruction.json else (*self._shell, line)
         if instruction.heredocs:
             argv, env = self._heredoc(instruction, env)
-        run = Run(argv, env=env, user=self.root.user, workdir=self.root.workdir, caches=caches)
+        root, secrets = self.root, self._step.secrets
+        run = Run(argv, env=env, user=root.user, workdir=root.workdir, caches=caches, secrets=secrets)
         self.root = self._builder.command(self.root, run)
 
     def _heredoc(self, instruction: Any, env: Pairs) -> tuple[tuple[str, ...], Pairs]:

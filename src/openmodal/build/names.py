@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from openmodal._hidden import names_of
 from openmodal._spec import AnyStep, Copy, Dockerfile, Recipe, Snapshot
 from openmodal.build import origin
 
@@ -29,6 +30,9 @@ FORMAT = "1"
 
 DEEPEST = 256
 """Folders in folders, of what is copied, packed or unpacked: nobody's code is deeper, and each level costs stack or descriptors."""
+
+_LATER = ("secrets", "login", "again")
+"""Fields of steps that came later."""
 
 
 def architecture() -> str:
@@ -45,7 +49,9 @@ def digest(*parts: Any) -> str:
 
 def facts(step: AnyStep, content: str = "") -> dict[str, Any]:
     """The step as it goes into a key: local paths and ignore patterns out, the content that they select in."""
-    fields: dict[str, Any] = msgspec.to_builtins(step)
+    fields: dict[str, Any] = msgspec.to_builtins(step, enc_hook=names_of)
+    # Who may see an image changes nothing of it; and steps without these are what they always were.
+    fields = {name: value for name, value in fields.items() if name not in _LATER or (value and name != "login")}
     if isinstance(step, Copy):
         del fields["source"], fields["ignore"], fields["keep"], fields["below"]
     if isinstance(step, Dockerfile):

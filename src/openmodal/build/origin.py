@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from openmodal._hidden import NOTHING, hidden
 from openmodal._spec import (
     AnyStep,
     Debian,
@@ -84,8 +85,9 @@ def first(recipe: Recipe) -> Beginning | None:
 
 
 def as_it_is(recipe: Recipe) -> str:
-    """The reference, if the recipe is an image of a registry and no more; else ""."""
-    beginning = of(recipe.steps[0]) if len(recipe.steps) == 1 else None
+    """The reference, if the recipe is an image of a registry that anybody sees, and no more; else
+    ""."""
+    beginning = of(recipe.steps[0]) if len(recipe.steps) == 1 and not hidden(recipe) else None
     return beginning.reference if beginning and not beginning.python else ""
 
 
@@ -97,5 +99,6 @@ def make(builder: Builder, step: Origin) -> Layered:
         return known
     beginning = first(Recipe((step,)))
     if beginning and beginning.reference:
-        return base.either(builder, beginning.reference, beginning.python)
+        login = step.login if isinstance(step, Registry) else NOTHING
+        return base.either(builder, beginning.reference, beginning.python, login)
     return base.scratch(builder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 _KEPT = 16 * 1024
 _LINES = 40
@@ -23,13 +23,23 @@ _UNREACHED = re.compile(
 )
 
 
-class Tail:
-    """Takes bytes as they come, in pieces that may cut characters."""
+_SHORTEST = 4
+"""Characters of a secret that is masked: a shorter one is in many words that tell nothing."""
+_MASK = "***"
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+
+class Tail:
+    """Takes bytes as they come, in pieces that may cut characters. Each line of `secrets` that
+    comes is told as `***`."""
+
+    def __init__(self, tell: Callable[[str], None], secrets: Iterable[str] = ()) -> None:
         self._tell = tell
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._kept = ""
+        words = {line for secret in secrets for line in secret.splitlines() if len(line) >= _SHORTEST}
+        self._secrets = sorted(words, key=len, reverse=True)  # one may be part of another
+        self._any_secret = re.compile("|".join(map(re.escape, self._secrets)))
+        self._held = ""  # that may be a secret's beginning
 
     def write(self, data: bytes) -> None:
         """More output."""
@@ -37,12 +47,23 @@ class Tail:
 
     def close(self) -> None:
         """The end of the output."""
-        self._add(self._decoder.decode(b"", final=True))
+        self._add(self._decoder.decode(b"", final=True), last=True)
 
-    def _add(self, text: str) -> None:
+    def _add(self, text: str, *, last: bool = False) -> None:
+        if self._secrets:
+            text = self._masked(text, last=last)
         if text:
             self._kept = (self._kept + text)[-_KEPT:]
             self._tell(text)
+
+    def _masked(self, text: str, *, last: bool) -> str:
+        """What can be told: all but what may be the beginning of a secret."""
+        text = self._held + text
+        cut = len(text) if last else len(text) - max(_beginning(text, secret) for secret in self._secrets)
+        crossing = (found.start() for found in self._any_secret.finditer(text) if found.start() < cut < found.end())
+        cut = min(crossing, default=cut)
+        self._held = text[cut:]
+        return self._any_secret.sub(_MASK, text[:cut])
 
     @property
     def text(self) -> str:
@@ -64,3 +85,9 @@ class Tail:
         if unreached and unreached[-1] not in told:
             return f"it printed: {unreached[-1]}, and at the end: {told[0]}"
         return "" if not told else f"it last printed: {told[0]}" if told == lines[-1:] else f"it printed: {told[0]}"
+
+
+def _beginning(text: str, secret: str) -> int:
+    """How many characters at the end of a text a secret begins with, but is not yet whole."""
+    longest = min(len(secret) - 1, len(text))
+    return next((size for size in range(longest, 0, -1) if text.endswith(secret[:size])), 0)

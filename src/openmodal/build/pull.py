@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from openmodal._hidden import NOTHING, Hidden
 from openmodal._spec import Layered
 from openmodal.build import credentials
 from openmodal.build.layers import Meta
@@ -59,15 +60,15 @@ class Plan(msgspec.Struct, frozen=True):
     config: RunConfig
 
 
-def pull(builder: Builder, text: str, limits: Limits | None = None) -> Layered:
-    """Fetch what is missing of an image and return it.
+def pull(builder: Builder, text: str, limits: Limits | None = None, *, login: Hidden = NOTHING) -> Layered:
+    """Fetch what is missing of an image and return it. `login`: instead of Docker's configuration.
 
     Raises:
         RegistryError: the registry cannot be reached, refuses, or lies.
     """
     reference = parse(text)
-    login = credentials.find(reference.host, builder.options.docker_config)
-    with Client(reference.host, login=login, insecure=builder.options.insecure) as client:
+    found = credentials.of(login) or credentials.find(reference.host, builder.options.docker_config)
+    with Client(reference.host, login=found, insecure=builder.options.insecure) as client:
         plan = resolve(client, reference)
         # One process downloads; the others find the layers made.
         with builder.store.guard(f"pull-{plan.key}"):

@@ -270,7 +270,7 @@ class Builder:
         work = make_folder(upper.parent / "work")
         with ExitStack() as stack:
             binds = tuple((self._cache(stack, target), target) for target in step.caches)
-            tail = Tail(self.prints)
+            tail = Tail(self.prints, step.secrets.variables.values())
             request = RunRequest(
                 layers=self.folders(root),
                 upper=str(upper),
@@ -281,6 +281,7 @@ class Builder:
                 workdir=step.workdir or root.workdir or "/",
                 binds=binds,
                 output=tail.write,
+                secrets=step.secrets,
             )
             try:
                 code = self._run(request)

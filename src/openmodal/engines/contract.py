@@ -65,6 +65,11 @@ class Promise:
 _OTHER_LISTS = "use engine='embedded', or block_network=True for no network at all"
 
 PROMISES = {
+    "build_secrets": Promise(
+        "steps of an image are given secrets, which no layer, key or log has",
+        "gives no secrets to steps of an image; use what needs them in a sandbox, and snapshot_filesystem(), or engine='embedded'",
+        said=True,
+    ),
     "checkpoint": Promise(
         "`checkpoint` freezes a sandbox's files for itself and its forks",
         "has no checkpoints; use snapshot_filesystem(), or engine='embedded' or engine='docker'",
@@ -228,6 +233,11 @@ PROMISES = {
         "keeps no names of images; keep the Image object, or its pickle",
         verb="published",
     ),
+    "registry_login": Promise(
+        "an image of a registry is fetched with the credentials of a secret",
+        "fetches no image with the credentials of a secret; log in with `docker login`, or the cluster with a pull secret",
+        said=True,
+    ),
     "reset": Promise(
         "`reset` makes a sandbox as it was created, or as it was at a checkpoint",
         "cannot reset a sandbox; terminate it and create another one",
@@ -325,8 +335,10 @@ class Engine(Protocol):
     name: str
     """The name in `engine=`, `Status.engine` and error texts."""
 
-    keeps: frozenset[str] = frozenset()
-    """The promises that it keeps, of those which `PROMISES` wants to be said."""
+    @property
+    def keeps(self) -> frozenset[str]:
+        """The promises that it keeps, of those which `PROMISES` wants to be said."""
+        return frozenset()
 
     @property
     def lacks(self) -> frozenset[str]:

@@ -96,9 +96,7 @@ class Door:
 
     def variables(self, secret_ids: Iterable[str], sources: Iterable[Any]) -> dict[str, str]:
         """The variables of secrets and, over them, of sources, of which a later one beats the others."""
-        found: dict[str, str] = {}
-        for id in secret_ids:
-            found |= self.kept.secret(id).variables
+        found = self.kept.variables(secret_ids)
         for source in sources:
             is_kept = source.WhichOneof("source") == "secret_id"
             found |= self.kept.secret(source.secret_id).variables if is_kept else dict(source.env.contents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -12,13 +13,14 @@ from typing import Any
 from modal_proto import api_pb2 as api
 
 from openmodal._dual import run_async
-from openmodal._spec import Copy, Debian, Dockerfile, Progress, Recipe, Root
+from openmodal._spec import Copy, Debian, Dockerfile, Progress, Recipe, Registry, Root
+from openmodal.build import credentials
 from openmodal.engines import Engine
 from openmodal.errors import Error, ImageBuildError, InvalidError, NotFoundError, UnsupportedError
 from openmodal.image import Image, ready
-from openmodal.serve import fields
+from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, log, serves
-from openmodal.serve.kept import Kept
+from openmodal.serve.kept import Kept, KeptSecrets
 
 KEEPS_RUNNING = ("sleep", "172800")
 """The CMD of images that the client makes itself: nobody's program, but a way to stay."""
@@ -31,6 +33,9 @@ RUN pip install --upgrade [^\n]*
 RUN echo 'debconf debconf/frontend select Noninteractive' \| debconf-set-selections
 CMD \["sleep", "172800"\]"""
 )
+_FORCED = "forced"
+"""Names of images are the ids of those that `force_build` built in their stead."""
+
 _LINES_KEPT = 10_000
 _BUILDS_KEPT = 100
 _IMAGES_KEPT = 1000
@@ -86,6 +91,7 @@ class Images:
         self._builds: dict[str, Build] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._images: dict[str, Image] = {}
+        self._forced: dict[str, str] = {}  # which image each one stands for when it is built
 
     # -------------------------------------------------------------------------------- for sandboxes
 
@@ -109,12 +115,8 @@ class Images:
         if request.build_function_id:
             raise UnsupportedError("Image.run_function is not supported; use run_commands()")
         fields.check(request.image, fields.IMAGE, call, name="image.")
-        if request.force_build or request.ignore_cache:
-            call.warn(
-                "force_build=True is ignored: steps that are built already are taken; change one to build it anew"
-            )
-        id = self._kept.keep_recipe(self._recipe(request.image))
-        build = self._build(id, again=request.force_build)
+        id = self._id(request.image, call, again=request.force_build or request.ignore_cache)
+        build = self._build(id)
         # What is built already is told at once; the client joins all else.
         try:
             async with asyncio.timeout(0.2), build.news:
@@ -159,31 +161,44 @@ class Images:
 
     # --------------------------------------------------------------------------------------- inside
 
-    def _recipe(self, image: Any) -> Recipe:
-        """What the client describes, as a recipe of ours."""
+    def _id(self, image: Any, call: Call, *, again: bool) -> str:
+        """The image of what the client describes: what was built last with `force_build`, if it
+        ever was."""
+        plain = self._kept.keep_recipe(self._recipe(image, ""))
+        if not again:
+            return self._kept.named(_FORCED, plain) or plain
+        # The same, if the client sends the call once more.
+        id = self._kept.keep_recipe(self._recipe(image, ids.letters("again", call.key or os.urandom(16))))
+        if id == plain:
+            call.warn("force_build=True of debian_slim() is ignored: `openmodal image prune` makes it anew")
+        else:
+            self._forced[id] = plain
+        return id
+
+    def _recipe(self, image: Any, again: str) -> Recipe:
+        """What the client describes, as a recipe of ours; another for another `again`."""
         bases = {base.docker_tag: self._kept.recipe(base.image_id) for base in image.base_images}
         lines = [line for command in image.dockerfile_commands for line in command.split("\n")]
         if not bases and (debian := _debian(lines)):
             return Recipe((debian,))
-        if image.secret_ids:
-            raise UnsupportedError(
-                "secrets= of an image's build steps are not supported yet; fetch what needs them in a sandbox, and "
-                "snapshot_filesystem() makes an image of it"
-            )
-        if image.image_registry_config.secret_id:
-            raise UnsupportedError(
-                "secret= of an image of a registry is not supported; log this machine in with `docker login`, whose "
-                "credentials openmodal uses"
-            )
         args = tuple(sorted(image.build_args.items()))
         context = self._context(image)
         begin = lines[0].split() if lines else []
+        secrets = KeptSecrets(self._kept, self._kept.variables(image.secret_ids), image.secret_ids)
+        more = Dockerfile("", tuple(lines[1:]), context, secrets=secrets, again=again)
+        rest = (more,) if any(map(str.strip, lines[1:])) else ()
         # A layer over another of the client's: one image of ours, with the steps of both.
         if len(begin) == 2 and begin[0].upper() == "FROM" and begin[1] in bases and not args:
-            rest = (Dockerfile("", tuple(lines[1:]), context),) if any(map(str.strip, lines[1:])) else ()
             return Recipe((*bases[begin[1]].steps, *rest))
+        if image.image_registry_config.secret_id:
+            if len(begin) != 2 or args:
+                raise UnsupportedError("secret= of an image of a registry goes with one FROM and no build arguments")
+            login = credentials.checked(self._kept.variables([image.image_registry_config.secret_id]))
+            hidden = KeptSecrets(self._kept, login.names, [image.image_registry_config.secret_id])
+            return Recipe((Registry(begin[1], hidden, again), *rest))
         path = self._kept.keep_dockerfile("\n".join(lines))
-        return Recipe((Dockerfile(str(path), (), context, args, bases=tuple(sorted(bases.items()))),))
+        named = tuple(sorted(bases.items()))
+        return Recipe((Dockerfile(str(path), (), context, args, bases=named, secrets=secrets, again=again),))
 
     def _context(self, image: Any) -> str:
         """The folder that COPY reads from."""
@@ -198,11 +213,11 @@ class Images:
             files[each.filename] = (digest, 0o644)
         return str(self._kept.tree(self._kept.keep_tree(files)))
 
-    def _build(self, id: str, *, again: bool = False) -> Build:
+    def _build(self, id: str) -> Build:
         """The build of an image; one for all who want it, and another after a failure."""
         build = self._builds.get(id)
         failed = build is not None and build.result and build.result.status != api.GenericResult.GENERIC_STATUS_SUCCESS
-        if build is None or failed or (again and build.result):
+        if build is None or failed:
             recipe = self._kept.recipe(id)
             self._builds.pop(id, None)
             build = self._builds[id] = Build()
@@ -227,6 +242,8 @@ class Images:
         result = _failure("the build failed in OpenModal; the log of its door has more")
         try:
             await run_async(ready(image, self._engine, lambda progress: build.report(loop, progress)))
+            if plain := self._forced.pop(id, ""):
+                self._kept.name(_FORCED, plain, id)
             result = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_SUCCESS)
         except (Error, OSError) as error:  # such as a full disk
             log.info("build failed", extra={"image": id, "reason": str(error)})

@@ -29,6 +29,7 @@ from typing import IO, Any, cast
 import msgspec
 
 from openmodal._files import key, made, place
+from openmodal._hidden import Hidden, names_of
 from openmodal._spec import Recipe
 from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
 from openmodal.serve import ids
@@ -48,6 +49,26 @@ class SecretValues(msgspec.Struct, frozen=True):
     created: float
 
 
+class KeptSecrets(Hidden):
+    """Variables of secrets that are kept, for a step of an image; they are read when it runs."""
+
+    def __init__(self, kept: Kept, names: Iterable[str], secret_ids: Iterable[str]) -> None:
+        super().__init__(dict.fromkeys(names, ""))
+        self._kept = kept
+        self.ids = tuple(secret_ids)
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        found = self._kept.variables(self.ids)
+        if missing := [name for name in self.names if name not in found]:
+            raise NotFoundError(f"a secret that a step of the image needs has no {missing[0]} any more; add it")
+        return {name: found[name] for name in self.names}
+
+    @property
+    def _compared(self) -> object:
+        return self.names, self.ids
+
+
 class Kept:
     """A door's folder."""
 
@@ -63,10 +84,10 @@ class Kept:
     # -------------------------------------------------------------------------------------- recipes
 
     def keep_recipe(self, recipe: Recipe) -> str:
-        """Keep a recipe and return the id of its image, which is its digest."""
-        data = msgspec.json.encode(recipe)
-        id = f"im-{ids.letters(data)}"
-        place(self.folder / "recipes" / id, data)
+        """Keep a recipe and return the id of its image, which is its digest. Of the secrets of its
+        steps the names count, and the ids are kept."""
+        id = f"im-{ids.letters(msgspec.json.encode(recipe, enc_hook=names_of))}"
+        place(self.folder / "recipes" / id, msgspec.json.encode(recipe, enc_hook=_ids_of))
         return id
 
     def recipe(self, image_id: str) -> Recipe:
@@ -76,7 +97,10 @@ class Kept:
             NotFoundError: there is none.
         """
         path = self._thing("recipes", image_id, "im-", "image")
-        return msgspec.json.decode(path.read_bytes(), type=Recipe)
+        return msgspec.json.decode(path.read_bytes(), type=Recipe, dec_hook=self._secrets)
+
+    def _secrets(self, kind: type, written: dict[str, list[str]]) -> Hidden:
+        return KeptSecrets(self, written["names"], written["ids"])
 
     def use(self, image_id: str, tree_ids: Iterable[str]) -> None:
         """An image and trees are used, and stay for another week."""
@@ -224,6 +248,13 @@ class Kept:
         os.utime(path)
         return msgspec.json.decode(path.read_bytes(), type=SecretValues)
 
+    def variables(self, secret_ids: Iterable[str]) -> dict[str, str]:
+        """The variables of secrets, of which a later one beats the others."""
+        found: dict[str, str] = {}
+        for id in secret_ids:
+            found |= self.secret(id).variables
+        return found
+
     def forget_secret(self, id: str) -> None:
         """Remove a secret."""
         self._thing("secrets", id, "st-", "secret").unlink(missing_ok=True)
@@ -293,6 +324,10 @@ class Kept:
         if not id.startswith(prefix) or "/" in id or not path.exists():
             raise NotFoundError(f"there is no {what} {id!r}")
         return path
+
+
+def _ids_of(value: object) -> dict[str, tuple[str, ...]]:
+    return {"names": names_of(value), "ids": value.ids if isinstance(value, KeptSecrets) else ()}
 
 
 def _remove(path: Path) -> None:

@@ -14,6 +14,7 @@ from openmodal.engines import Engine
 from openmodal.errors import Error, ImageBuildError, ImageError, InvalidError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
+from openmodal.secret import Secret
 from openmodal.testing.faces import Face
 from openmodal.testing.fixtures import Create, promise, python_starts
 
@@ -142,6 +143,23 @@ class TestImages:
         sandbox = create(image=image.dockerfile_commands(lines, context_dir=tmp_path))
         assert sandbox.filesystem.read_text("/work/here/data") == "copied"
         assert sandbox.exec("sh", "-c", "pwd; cat made").stdout.read() == "/work\nvalue\n"
+
+    @promise("build_secrets")
+    def test_steps_see_their_secrets_and_sandboxes_do_not(
+        self, face: Face, create: Create, engine: Engine, image: Image
+    ) -> None:
+        value = secrets.token_hex(8)
+        script = f"echo {value} | sed s/{value}/$TOKEN/ | cmp - /expected && echo right > /found; {unique()}"
+        secret = Secret.from_dict({"TOKEN": value[::-1]})
+        built = image.run_commands(f"echo {value[::-1]} > /expected").run_commands(script, secrets=[secret])
+        face(built.build)(engine=engine)
+        sandbox = create(image=built)
+        assert sandbox.filesystem.read_text("/found") == "right\n"
+        assert sandbox.exec("sh", "-c", "echo $TOKEN").stdout.read() == "\n"
+        with pytest.raises(ImageBuildError) as caught:
+            face(image.run_commands(f"echo $TOKEN; {unique()}; exit 3", secrets=[secret]).build)(engine=engine)
+        assert "***" in caught.value.output
+        assert value[::-1] not in f"{caught.value}{caught.value.output}"
 
     def test_a_failing_step_tells_step_and_output(self, face: Face, engine: Engine, image: Image) -> None:
         broken = image.run_commands(unique(), "echo some output; echo the reason >&2; exit 3", "echo never")

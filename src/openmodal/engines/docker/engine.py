@@ -48,7 +48,11 @@ class Docker(Ending, volumes.Keeper):
     """Sandboxes in containers of a Docker daemon, or of Podman's service for Docker's API."""
 
     name = "docker"
-    keeps = frozenset({"ids", "lease", "snapshot_on_end"})
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """What no verb tells."""
+        return frozenset({"ids", "lease", "registry_login", "snapshot_on_end"})
 
     def __init__(self, state: Path | None = None, daemon: Daemon | None = None) -> None:
         home = state or _config.state()

@@ -15,11 +15,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from openmodal import _config
-from openmodal._spec import Dockerfile, Recipe, Referenced, Report
+from openmodal._hidden import NOTHING, Hidden
+from openmodal._spec import Dockerfile, Recipe, Referenced, Registry, Report
 from openmodal.build import Options, credentials, debian, dockerfile, names, origin, reference
 from openmodal.build import base as bases
 from openmodal.build import context as recipes
@@ -122,7 +124,9 @@ class _Making:
         if beginning is None:
             return Referenced("", reference=""), 0
         if beginning.reference:
-            image = self._fetched(beginning.reference, beginning.python, self._announced)
+            step = self._recipe.steps[0]
+            pull = partial(self._announced, login=step.login if isinstance(step, Registry) else NOTHING)
+            image = self._fetched(beginning.reference, beginning.python, pull)
             _tag(self._api, image, self._chain[0])
         else:
             self._import(recipes.empty(), self._chain[0])
@@ -139,13 +143,13 @@ class _Making:
         whole = iter((content,)) if isinstance(content, bytes) else content
         imported(self._api, whole, name, changes)
 
-    def _announced(self, name: str) -> None:
+    def _announced(self, name: str, login: Hidden) -> None:
         """Pull an image as a step of the build."""
         self._builder.starts(f"FROM {name}")
-        self._pull(name)
+        self._pull(name, login)
         self._builder.ends(f"FROM {name}")
 
-    def _pull(self, name: str) -> None:
+    def _pull(self, name: str, login: Hidden = NOTHING) -> None:
         """Have the daemon fetch an image, unless it has it."""
         wanted = reference.parse(name)
         try:
@@ -158,7 +162,7 @@ class _Making:
         query = {"fromImage": repository if not wanted.is_digest else f"{repository}{separator}{wanted.target}"}
         query |= {} if wanted.is_digest else {"tag": wanted.target}
         try:
-            for message in self._api.send("/images/create", None, _authorized(wanted.host), **query):
+            for message in self._api.send("/images/create", None, _authorized(wanted.host, login), **query):
                 if "error" in message:
                     raise RegistryError(f"{name} cannot be pulled by Docker: {message['error']}")
                 if "progress" not in message and "status" in message:
@@ -218,7 +222,8 @@ class _Making:
         if part.remark:
             self._builder.prints(part.remark)
         with recipes.unchanged(part, self._builder.store):
-            _build(self._api, recipes.archive(part, first, authorities), listener, dict(part.args), part.dockerfile)
+            content = recipes.archive(part, first, authorities)
+            _build(self._api, content, listener, dict(part.args), part.dockerfile, again=part.again)
             if not listener.image:
                 raise told.failure(listener.error)
         return listener.image
@@ -236,9 +241,15 @@ def imported(api: Api, content: Iterable[bytes], name: str, changes: Iterable[st
 
 
 def _build(
-    api: Api, content: Iterable[bytes], listener: Listener, args: dict[str, str], file: str = recipes.DOCKERFILE
+    api: Api,
+    content: Iterable[bytes],
+    listener: Listener,
+    args: dict[str, str],
+    file: str = recipes.DOCKERFILE,
+    *,
+    again: bool = False,
 ) -> None:
-    query = {"version": "2", "dockerfile": file, "buildargs": args, "rm": True, "forcerm": True}
+    query = {"version": "2", "dockerfile": file, "buildargs": args, "rm": True, "forcerm": True, "nocache": again}
     for message in api.send("/build", content, {"Content-Type": "application/x-tar"}, **query):
         listener.hear(message)
 
@@ -275,9 +286,9 @@ def tags(item: Mapping[str, Any], *, named: bool = False) -> list[str]:
     return own if named else [tag for tag in own if not tag.startswith(NAMED)]
 
 
-def _authorized(host: str) -> dict[str, str]:
-    login = credentials.find(host)
-    if login is None:
+def _authorized(host: str, login: Hidden) -> dict[str, str]:
+    found = credentials.of(login) or credentials.find(host)
+    if found is None:
         return {}
-    entry = {"username": login.user, "password": login.password, "identitytoken": login.token, "serveraddress": host}
+    entry = {"username": found.user, "password": found.password, "identitytoken": found.token, "serveraddress": host}
     return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(entry).encode()).decode()}

@@ -53,7 +53,8 @@ class Booth:
             if request.workdir:
                 mkdir = _wire.file(FileOp.MKDIR, _wire.encode(request.workdir), flags=1)
                 await Command(self._agent, _wire.MAIN).ask(mkdir)
-            spec = ExecSpec(argv=request.argv, user=request.user, workdir=request.workdir, flags=Flag.ATTACHED)
+            hidden = tuple(request.secrets.variables.items())
+            spec = ExecSpec(request.argv, hidden, request.user, request.workdir, flags=Flag.ATTACHED)
             sink = _Output(request)
             _, record = await Command(self._agent, os.urandom(16)).run(spec, None, {1: sink, 2: sink})
             return record.returncode

@@ -66,7 +66,11 @@ class Embedded(Live, State):
     """Sandboxes on this machine."""
 
     name = "embedded"
-    keeps = frozenset({"ids", "idle_pause", "lease", "snapshot_on_end"})
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """What no verb tells."""
+        return frozenset({"build_secrets", "ids", "idle_pause", "lease", "registry_login", "snapshot_on_end"})
 
     def __init__(self, state: Path | None = None, *, owner: int = 0) -> None:
         """`owner`: a process that no sandbox of this engine outlives."""

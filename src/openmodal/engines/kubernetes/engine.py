@@ -39,7 +39,7 @@ from openmodal.engines.book import Book, new_id
 from openmodal.engines.contract import Created, IdTakenError
 from openmodal.engines.kubernetes import api, kept, live, pods, policies, pool, posture, report, start
 from openmodal.engines.kubernetes.api import Api, ApiError, Json, Unreachable
-from openmodal.engines.kubernetes.images import Images
+from openmodal.engines.kubernetes.images import Images, builder
 from openmodal.engines.kubernetes.links import link_to, open_link
 from openmodal.engines.kubernetes.names import claim
 from openmodal.engines.kubernetes.settings import Settings, read
@@ -59,7 +59,12 @@ class Kubernetes(live.Live):
     """Sandboxes as pods of the cluster that the kubeconfig names."""
 
     name = "kubernetes"
-    keeps = frozenset({"ids", "lease"})
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """What is built on this machine is built as by the embedded engine."""
+        built_here = ("build_secrets", "registry_login") if builder(self.settings) == "local" else ()
+        return frozenset({"ids", "lease", *built_here})
 
     def __init__(self) -> None:
         self._state = _config.state()

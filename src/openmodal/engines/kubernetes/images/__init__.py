@@ -30,6 +30,11 @@ NO_REGISTRY = (
 )
 
 
+def builder(settings: Settings) -> str:
+    """Where images are built: "local", "cluster" or "cloudbuild"."""
+    return settings.builder or ("local" if remote.possible_here() else "cluster")
+
+
 class Images:
     """Images as references that nodes can pull."""
 
@@ -46,9 +51,8 @@ class Images:
         if not registry:
             raise EngineError(NO_REGISTRY)
         target = parse(f"{registry.rstrip('/')}/openmodal:latest")
-        builder = self._settings.builder or ("local" if remote.possible_here() else "cluster")
-        if builder != "local":
-            made: Referenced = await Blocking(self._elsewhere, builder, image, report, target)
+        if (where := builder(self._settings)) != "local":
+            made: Referenced = await Blocking(self._elsewhere, where, image, report, target)
             return made
         built = asked.prepared(await load("embedded").prepare(image, report), Layered)
         pushed: Referenced = await Blocking(push, self._store, _over_trust(self._store, built), target)

@@ -280,6 +280,7 @@ def command(order: Order, settings: Settings) -> tuple[str, ...]:
         *("buildctl", "--addr", _ADDRESS, "build", "--progress=rawjson", "--frontend=dockerfile.v0"),
         *(f"--local={name}={_FOLDER}/context" for name in ("context", "dockerfile")),
         *(f"--opt={name}={value}" for name, value in options.items()),
+        *(("--no-cache",) if order.part.again else ()),
         f"--output=type=image,name={order.target},push=true",
     )
 

@@ -241,6 +241,7 @@ def _failure(build: Json, log: _Log, told: Told) -> Exception:
 def request(wish: Wish, order: Order, source: str) -> Json:
     """What Cloud Build is asked for. It expands `$` in arguments, unless there are two."""
     options = [f"--build-arg={name}={value}" for name, value in order.part.args]
+    options += ["--no-cache"] if order.part.again else []
     arguments = ["build", "--progress=plain", f"--file={order.part.dockerfile}", f"--tag={order.target}", *options, "."]
     step = {
         "name": _DOCKER,
