@@ -49,7 +49,7 @@ _om_tty=/dev/tty; (: >$_om_tty) 2>/dev/null || _om_tty=$(tty); readonly _om_tty
 PS1= PS2=; unset MAILCHECK HISTFILE
 _om_own() { read -r _om_stat </proc/$$/stat || return 0; set -- ${_om_stat##*)}; [ "${6:-0}" -le 1 ] || [ "$6" = "$3" ] || { kill -9 "-$6"; (:); }; }
 case ${BASH_VERSION-} in ?*) set +H +o history; IGNOREEOF=100; PROMPT_COMMAND='{ _om_own; } 2>/dev/null' ;; esac
-"""
+"""  # noqa: E501
 _REPAIR = "stty sane -echo -onlcr noflsh <$_om_tty 2>/dev/null\n"
 _LOST_LINE = "\n"  # an interruption takes the line with it that the shell reads next
 _LINE = 700  # characters of a command in one line: shells and terminals take 1,024
