@@ -1,7 +1,11 @@
-/* The verb `changes`, in a pod, whose upper folder nobody there can see: the files that are not as in the image, for a layer. An image is
- * listed where nothing has run on it yet (`changes list`); a sandbox gets that list on its stdin (`changes since-start`). A file is
- * changed if its facts differ, or its inode changed after process 1 began, which no program can hide. What else runs is stopped meanwhile.
- * `changes go-on` is for those who killed one that had stopped it. */
+/* The verb `changes`, in a container, whose upper folder nobody there can see: the files that are not
+ * as in the image. An image is listed where nothing has run on it yet (`changes list`); a sandbox gets
+ * that list on its stdin. A file may have changed if its facts differ, or its inode changed after
+ * process 1 began, which no program can hide. `changes since-start` tells what a layer has to have, and
+ * stops what else runs meanwhile; `changes go-on` is for those who killed one that had. `changes facts`
+ * tells no more than what may have changed, and `changes digest` the SHA-256 of the files on its stdin,
+ * for those that must be compared with the image's. */
+#include "digest.h"
 #include "scan.h"
 #include "util.h"
 #include "verbs.h"
@@ -32,6 +36,7 @@ struct walk {
     struct known *known;
     size_t count;
     int64_t since_ns; /* of the inode's change; INT64_MAX: only list */
+    bool for_layer;   /* with attributes, contents, and the folders that lead there */
     pid_t *stopped;
     size_t stops;
 };
@@ -295,26 +300,31 @@ static bool look_into(struct walk *walk, int directory, const char *name, const 
 static void look(struct walk *walk, int directory, const char *name, const char *path, int depth) {
     struct stat info;
     char facts[FACTS], target[4097] = "";
-    if (is_mounted(walk, path) || fstatat(directory, name, &info, AT_SYMLINK_NOFOLLOW) < 0 || S_ISSOCK(info.st_mode))
+    if (is_mounted(walk, path) || fstatat(directory, name, &info, AT_SYMLINK_NOFOLLOW) < 0)
+        return;
+    if (walk->for_layer && S_ISSOCK(info.st_mode))
         return;
     if (S_ISLNK(info.st_mode) && readlinkat(directory, name, target, sizeof target - 1) < 0)
         return;
     tell_facts(facts, &info);
     struct known *known = find_known(walk, path);
-    bool lists = walk->since_ns == INT64_MAX;
     bool changed = !known || strcmp(known->facts, facts) != 0 || strcmp(known->target, target) != 0 ||
                    (int64_t)info.st_ctim.tv_sec * 1000000000 + info.st_ctim.tv_nsec >= walk->since_ns;
     if (known)
         known->seen = true;
-    if (changed || S_ISDIR(info.st_mode)) { /* a folder may be the way to what has changed */
+    if (changed || (walk->for_layer && S_ISDIR(info.st_mode))) { /* a folder may be the way to what has changed */
         put_text(path);
         put_text(facts);
         put_text(target);
-        if (!lists && !put_change(directory, name, &info, changed))
+        if (walk->for_layer && !put_change(directory, name, &info, changed))
             give_up(walk, "file", path, strerror(errno));
     }
-    if (S_ISDIR(info.st_mode) && (depth >= DEEPEST || !look_into(walk, directory, name, path, depth)))
-        give_up(walk, "folder", path, depth >= DEEPEST ? "it is too deep" : strerror(errno));
+    if (!S_ISDIR(info.st_mode))
+        return;
+    if (depth >= DEEPEST)
+        give_up(walk, "folder", path, "it is too deep");
+    if (!look_into(walk, directory, name, path, depth) && (walk->for_layer || (errno != ENOENT && errno != ENOTDIR)))
+        give_up(walk, "folder", path, strerror(errno)); /* else it went while we looked */
 }
 
 static void put_deleted(const struct walk *walk) {
@@ -341,14 +351,48 @@ static int64_t beginning_ns(void) {
     return now.tv_sec * 1000000000LL + now.tv_nsec - ago - 20000000;
 }
 
+/* A file below the root, by folders that are no links; its path may be longer than the kernel takes. */
+static int open_below(char *path) {
+    char *save, *part = strtok_r(path, "/", &save);
+    int folder = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    for (char *next; part && folder >= 0; part = next) {
+        next = strtok_r(NULL, "/", &save);
+        int flags = next ? O_PATH | O_DIRECTORY : O_RDONLY | O_NONBLOCK;
+        int inner = openat(folder, part, flags | O_NOFOLLOW | O_CLOEXEC);
+        close(folder);
+        folder = inner;
+    }
+    return folder;
+}
+
+/* A line for each path, which has a NUL behind it; "-" for what is no file, or none any more. */
+static int tell_digests(void) {
+    char *path = NULL;
+    size_t room = 0;
+    while (getdelim(&path, &room, 0, stdin) > 0) {
+        uint8_t digest[DIGEST_SIZE];
+        struct stat info;
+        AUTO_FD int fd = open_below(path);
+        bool told = fd >= 0 && fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && digest_file(fd, digest);
+        for (int i = 0; told && i < DIGEST_SIZE; i++)
+            printf("%02x", digest[i]);
+        puts(told ? "" : "-");
+    }
+    free(path);
+    return fflush(stdout) != 0 || ferror(stdin) || ferror(stdout);
+}
+
 int verb_changes(int argc, char **argv) {
     struct walk walk = {.since_ns = INT64_MAX};
     const char *what = argc == 2 ? argv[1] : "";
     bool lists = strcmp(what, "list") == 0;
+    walk.for_layer = strcmp(what, "since-start") == 0;
     if (strcmp(what, "go-on") == 0)
         return go_on_all();
-    if (!lists && strcmp(what, "since-start") != 0) {
-        fprintf(stderr, "openmodal-agent changes: say list, since-start or go-on\n");
+    if (strcmp(what, "digest") == 0)
+        return tell_digests();
+    if (!lists && !walk.for_layer && strcmp(what, "facts") != 0) {
+        fprintf(stderr, "openmodal-agent changes: say list, since-start, go-on, facts or digest\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
@@ -357,7 +401,7 @@ int verb_changes(int argc, char **argv) {
         return 1;
     }
     walk.since_ns = lists ? INT64_MAX : beginning_ns();
-    if (!lists && !stop_all(&walk))
+    if (walk.for_layer && !stop_all(&walk))
         return 1;
     AUTO_FD int root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     bool read = look_into(&walk, root, ".", "", 0);

@@ -78,6 +78,15 @@ int connect_link(const struct forward *forward) {
     return kept;
 }
 
+int await_link(const struct forward *forward) {
+    struct pollfd polled = {.fd = (int)syscall(NR_PIDFD_OPEN, forward->agent, 0), .events = POLLIN};
+    int link = -1;
+    while (polled.fd >= 0 && link < 0 && poll(&polled, 1, AGAIN_MS) == 0)
+        link = connect_link(forward);
+    close_fd(&polled.fd);
+    return link;
+}
+
 static void put_dial(struct buffer *out, uint16_t port) {
     size_t mark = frame_begin(out, FRAME_DIAL);
     put_uint(out, port, 2);

@@ -26,6 +26,9 @@ void forward_run(struct forward *forward);
 /* A link to the agent, or -1. */
 int connect_link(const struct forward *forward);
 
+/* The same to one that does not listen yet, or -1 once it has ended. */
+int await_link(const struct forward *forward);
+
 /* A word to the supervisor; see control.h. */
 struct box;
 struct request;

@@ -62,19 +62,23 @@ static void keep(int link, const char *who) {
 int verb_own(int argc, char **argv) {
     struct forward door = {.folder = FOLDER_FD};
     uint64_t agent = 0;
-    if (argc != 3 || !parse_u64(argv[1], &agent)) {
-        fprintf(stderr, "openmodal-agent own: say the agent's process, and what the file `owner` says\n");
+    bool begins = argc == 4 && strcmp(argv[3], "begins") == 0;
+    if ((argc != 3 && !begins) || !parse_u64(argv[1], &agent)) {
+        fprintf(stderr, "openmodal-agent own: say the agent's process, what the file `owner` says, and perhaps `begins`\n");
         return 2;
     }
     close_from(OWNER_FD + 1);
     door.agent = (pid_t)agent;
-    int link = connect_link(&door);
-    if (link < 0)
+    int link = begins ? -1 : connect_link(&door);
+    if (link < 0 && !begins)
         return 1;
     pid_t child = fork();
     if (child == 0) {
         setsid();
-        keep(link, argv[2]);
+        if (begins)
+            link = await_link(&door);
+        if (link >= 0)
+            keep(link, argv[2]);
     }
     return child < 0;
 }

@@ -12,4 +12,4 @@ int verb_ask(int argc, char **argv);    /* ask.c   whether a sandbox's name serv
 int verb_reach(int argc, char **argv);  /* reach.c whether one pod reaches another */
 int verb_remove(int argc, char **argv); /* trash.c outside: a tree that a sandbox or an image made */
 int verb_forward(int argc, char **argv); /* forward.c outside: ports that lead into a sandbox */
-int verb_changes(int argc, char **argv); /* changes.c in a pod: the files that are not as in its image */
+int verb_changes(int argc, char **argv); /* changes.c in a container: the files that are not as in its image */

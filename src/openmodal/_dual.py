@@ -27,6 +27,7 @@ import math
 import os
 import pkgutil
 import select
+import sys
 import time
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterable
@@ -286,6 +287,17 @@ def _threads() -> ThreadPoolExecutor:
 
 # A forked child has the executor's object but none of its threads: it makes its own.
 os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def is_in_loop() -> bool:
+    """Whether this thread runs asyncio's loop, which nothing may block."""
+    if "asyncio" not in sys.modules:
+        return False
+    import asyncio
+
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop() is not None
+    return False
 
 
 def run_sync(core: Coroutine[Any, Any, T]) -> T:

@@ -16,13 +16,14 @@ import pytest
 
 from openmodal._dual import run_sync
 from openmodal.app import App
+from openmodal.engines import lacking
 from openmodal.engines.docker.daemon import Daemon
 from openmodal.engines.docker.engine import Docker
-from openmodal.errors import DiskFullError, EngineError, SandboxNotRunningError
+from openmodal.errors import DiskFullError, EngineError, SandboxNotRunningError, SandboxTerminatedError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import Face, open_face
-from openmodal.testing.fixtures import Create, creating, eventually
+from openmodal.testing.fixtures import Create, creating, eventually, python_starts
 from tests.docker.dockerd import bridge, dockerd
 
 
@@ -53,6 +54,53 @@ def test_a_container_that_is_killed_by_hand_is_told_to_who_waits(create: Create,
     with pytest.raises(SandboxNotRunningError):
         call.result(60)
     assert waiting.result(60) == 137
+
+
+KILLED = """
+    from openmodal.engines.docker.engine import Docker
+
+    async def killed(self, id):
+        print(id, flush=True)
+        os.kill(os.getpid(), 9)
+
+    Docker._ready = killed  # its agent was told what it is: nothing else ends it in time
+    options = {"owner": "process"} if argv[1] == "owner" else {}
+    openmodal.Sandbox.create(app=openmodal.App("contract"), image=image, engine=argv[0], timeout=600, **options)
+"""
+
+
+@pytest.mark.parametrize("how", ["owner", "control"])
+def test_an_owner_that_is_killed_while_it_creates_takes_the_sandbox_along(
+    engine: Docker, engine_name: str, image: Image, how: str
+) -> None:
+    with python_starts(KILLED, engine_name, how, image=image) as child:
+        assert child.stdout
+        sandbox = Sandbox.from_id(child.stdout.readline().strip(), engine=engine)
+        assert child.wait(300) == -9
+    if how == "owner":
+        eventually(lambda: sandbox.poll() is not None)
+        with pytest.raises(SandboxTerminatedError, match="owned"):
+            sandbox.wait()
+    else:
+        assert sandbox.exec("true").returncode == 0
+        sandbox.terminate()
+
+
+def test_what_an_engine_lacks_is_told_without_waiting_for_the_daemon_in_a_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(daemon: Daemon, timeout: float | None = None) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Daemon, "open", refuse)
+    engine = Docker(daemon=Daemon("unix:///nowhere/docker.sock"))
+
+    async def in_a_loop() -> frozenset[str]:
+        return lacking(engine)
+
+    assert "owner" not in asyncio.run(in_a_loop())
+    with pytest.raises(ZeroDivisionError):  # the control
+        lacking(engine)
 
 
 def test_docker_stop_ends_it_as_terminated(create: Create, daemon: Daemon) -> None:

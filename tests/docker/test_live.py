@@ -48,20 +48,20 @@ def test_a_paused_one_is_listed_kept_by_gc_and_copied(create: Create, daemon: Da
     assert state(daemon, sandbox.id) == "running"
 
 
-def test_one_that_is_used_while_it_is_being_paused_can_go_on(
-    create: Create, daemon: Daemon, engine: DockerUnderTest, monkeypatch: pytest.MonkeyPatch
+def test_one_that_is_used_while_it_is_being_paused_goes_on(
+    create: Create, daemon: Daemon, engine: DockerUnderTest, monkeypatch: pytest.MonkeyPatch, face: Face
 ) -> None:
-    """Who used it took the mark away that says it is paused: then nothing let it go on."""
-    sandbox, freeze = create(block_network=True), live._freeze
+    """Who used it let it go on before it was paused: then nothing did afterwards."""
+    sandbox, freeze, used = create(block_network=True), live._freeze, []
 
     def late(api: Api, id: str) -> None:
-        run_sync(engine.resume(id))
+        used.append(face.start(sandbox.exec, "true"))
+        time.sleep(0.3)
         freeze(api, id)
 
     monkeypatch.setattr(live, "_freeze", late)
     sandbox.pause()
-    assert state(daemon, sandbox.id) == "paused"
-    sandbox.resume()
+    assert used[0].result(100).returncode == 0
     assert state(daemon, sandbox.id) == "running"
 
 
@@ -203,3 +203,12 @@ def test_gc_clears_away_whose_end_was_noted_before_a_crash(
         assert f"sandbox {sandbox.id}" not in engine.gc()
     finally:
         Image.delete(name, engine=engine)
+
+
+def test_a_network_that_is_changed_while_its_sandbox_ends_is_told_as_that(
+    create: Create, engine: DockerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = create()
+    monkeypatch.setattr(engine, "_unpause", lambda api, id: engine._stop(id))
+    with pytest.raises(SandboxTerminatedError):
+        sandbox.set_network(block_network=True)

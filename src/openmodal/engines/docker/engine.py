@@ -65,16 +65,9 @@ class Docker(Ending, volumes.Keeper):
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have, and most take IPv6 off loopback."""
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
-        beside = () if self._daemon.path and self._sees_agents() else ("owner", "ports")
+        beside = () if self._daemon.path and Host.may_share_sockets(self._daemon) else ("owner", "ports")
         never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "pools")
-        return frozenset({*limits, *beside, *never, "diff", "idle_pause", "volume_rename", "volume_sub_paths"})
-
-    def _sees_agents(self) -> bool:
-        """Whether processes of this machine can be beside a sandbox, if any daemon answers."""
-        try:
-            return Host.lately(self._daemon).shares_sockets
-        except EngineError:
-            return True
+        return frozenset({*limits, *beside, *never, "idle_pause", "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images
 
@@ -107,9 +100,8 @@ class Docker(Ending, volumes.Keeper):
                 made = asked.made(spec, asked.prepared(root, Referenced))
                 folder = stack.enter_context(self._book.new(status, made))
             try:
+                self._note_owner(id, identity(spec.owner))
                 await self._start(spec, asked.prepared(root, Referenced), status, folder)
-                if spec.owner:
-                    await self._give(id, identity(spec.owner))
             except IdTakenError:  # the container is another's
                 raise
             except BaseException:
@@ -178,7 +170,6 @@ class Docker(Ending, volumes.Keeper):
                 await self._start(left, asked.prepared(to, Referenced) if to else made.root, status, folder)
                 if self._book.end(id):
                     raise ConnectionResetError(f"the sandbox {id} has ended")
-                await self._give_again(id)
                 if status.tunnels:  # they have ended with the agent
                     with forwarding.listening(dict.fromkeys(left.ports, 0)) as listeners:
                         await self.forward(id, listeners)
@@ -335,6 +326,9 @@ class Docker(Ending, volumes.Keeper):
                 (folder / "pid").write_text(str(found["State"]["Pid"]), "ascii")
             if place.gvisor and denied:
                 await Blocking(host.wall, found, denied, self._layers)
+            # Before the agent begins: if this process is killed, the sandbox has its owner, or ends
+            # because nobody tells the agent what it shall be.
+            await self._give_again(status.id)
             # gVisor itself confines the container: there are no host capabilities to drop, and no
             # host firewall to load rules into.
             setup = container.setup(env, () if place.gvisor else denied, caged=not place.gvisor)

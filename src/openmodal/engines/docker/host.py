@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openmodal import _binary, _config
+from openmodal._dual import is_in_loop
 from openmodal._spec import Referenced, SandboxSpec
 from openmodal.build.base import BUNDLE, TRUST_VARIABLES
 from openmodal.build.layers import Layers
@@ -22,6 +23,7 @@ from openmodal.engines.docker.daemon import Daemon
 from openmodal.errors import EngineError, UnsupportedError
 
 _LIMITING = ("btrfs", "zfs")  # storage drivers that limit what a container writes by themselves
+_LATELY = 60.0
 _CPUS = "/sys/devices/system/cpu"
 
 
@@ -40,9 +42,22 @@ class Host:
 
     @classmethod
     def lately(cls, daemon: Daemon) -> Host:
-        """As the daemon was at most a minute ago: to answer, it starts programs, which takes ten
+        """What it said less than a minute ago: to answer, it starts programs, which takes ten
         milliseconds. One that is set up anew meanwhile refuses what it cannot do."""
-        return _asked(daemon, int(time.monotonic() // 60))
+        said, now = _said(daemon), time.monotonic()
+        if said.host is None or now - said.at > _LATELY:
+            said.host, said.at = cls.of(daemon), now
+        return said.host
+
+    @classmethod
+    def may_share_sockets(cls, daemon: Daemon) -> bool:
+        """As `shares_sockets`, where an event loop does not wait for the daemon: one that was never
+        asked, or does not answer, counts as sharing, and `check` refuses what it cannot do."""
+        try:
+            host = _said(daemon).host if is_in_loop() else cls.lately(daemon)
+        except EngineError:
+            return True
+        return host is None or host.shares_sockets
 
     @property
     def is_here(self) -> bool:
@@ -196,9 +211,17 @@ def no_owner() -> UnsupportedError:
     )
 
 
+@dataclass
+class _Said:
+    """What a daemon said of itself last, and when."""
+
+    host: Host | None = None
+    at: float = 0.0
+
+
 @functools.lru_cache(maxsize=8)
-def _asked(daemon: Daemon, minute: int) -> Host:
-    return Host.of(daemon)
+def _said(daemon: Daemon) -> _Said:
+    return _Said()
 
 
 def _made(folder: Path) -> str:

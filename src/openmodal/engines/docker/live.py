@@ -32,6 +32,7 @@ from openmodal.errors import UnsupportedError
 _CUT = "cut"  # a file with the networks that the container is to have again
 _PAUSED = "paused"
 _PAUSE_SECONDS = 10.0
+_POLL = 0.003
 
 
 class Live(Owned):
@@ -52,7 +53,7 @@ class Live(Owned):
 
     async def resume(self, id: str) -> None:
         if self._mark(id).exists():
-            await Blocking(self._asked, self._go_on, id)
+            await Blocking(self._asked, self._go_on, id, True)
 
     async def set_network(self, id: str, network: Network) -> None:
         if network.listed:
@@ -60,7 +61,10 @@ class Live(Owned):
                 f"sandbox {id} cannot get an allow list: the docker engine {PROMISES['network_lists'].refusal}"
             )
         with await self._mine(id, "the network"):
-            await Blocking(self._asked, self._block if network.block else self._unblock, id)
+            try:
+                await Blocking(self._asked, self._block if network.block else self._unblock, id)
+            except (MissingError, FileNotFoundError) as error:
+                raise ConnectionResetError(f"the sandbox {id} has ended") from error
 
     async def usage(self, id: str) -> Usage:
         usage: Usage = await Blocking(self._asked, _usage, id)
@@ -87,13 +91,17 @@ class Live(Owned):
         _thaw(api, id)
         self._mark(id).unlink(missing_ok=True)
 
-    def _go_on(self, api: Api, id: str) -> None:
-        """For others. If somebody is pausing it at the moment, that one needs the mark."""
-        if held := lock_folder(self._book.folder(id)):
-            with held:
-                self._unpause(api, id)
-        else:
-            _thaw(api, id)
+    def _go_on(self, api: Api, id: str, waits: bool = False) -> None:
+        """For others. If somebody is pausing it at the moment, that one needs the mark; `waits`:
+        until it is paused, for what was sent to it must not wait for ever."""
+        while not (held := lock_folder(self._book.folder(id))):
+            if not waits:
+                _thaw(api, id)
+            if not waits or not self._mark(id).exists():
+                return
+            time.sleep(_POLL)
+        with held:
+            self._unpause(api, id)
 
     def _block(self, api: Api, id: str) -> None:
         """Take it off its networks, and note them. The firewall of its network namespace stays."""

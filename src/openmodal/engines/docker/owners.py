@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -36,30 +37,37 @@ class Owned(Stateful):
             if made := self._book.made(id, Referenced):  # for its forks
                 self._book.write_made(id, Made(replace(made.spec, owner=owner), made.root))
 
-    async def _give(self, id: str, who: str) -> None:
-        """Let the sandbox end with that process; "": with none."""
-        note = self._book.folder(id) / _OWNER
+    async def _give(self, id: str, who: str, *, begins: bool = False) -> None:
+        """Let the sandbox end with that process; "" with none. `begins`: its agent does not listen
+        yet."""
+        before = text(self._book.folder(id) / _OWNER)
         if not who:
-            note.unlink(missing_ok=True)
+            self._note_owner(id, "")
             return
         door = await self.door(id)
         if not door:
             raise no_owner()
-        before = text(note)
-        write(str(note), who.encode())
+        self._note_owner(id, who)
         try:
-            await Blocking(_start, door, who, _binary.find(self._layers.path))
+            await Blocking(_start, door, who, _binary.find(self._layers.path), begins)
         except BaseException:
-            write(str(note), before.encode())
+            self._note_owner(id, before)
             raise
 
+    def _note_owner(self, id: str, who: str) -> None:
+        note = self._book.folder(id) / _OWNER
+        if who:
+            write(str(note), who.encode())
+        else:
+            note.unlink(missing_ok=True)
+
     async def _give_again(self, id: str) -> None:
-        """As `_give`, to the agent that a reset has started."""
+        """As `_give` with the owner that is noted, to the agent of a container that has just begun."""
         if who := text(self._book.folder(id) / _OWNER):
             if identity(int(who.split()[0])) != who:
                 self._book.write_end(id, _ends.ended("owner", 137, time.time()))
                 raise ConnectionResetError(f"the owner of sandbox {id} has ended")
-            await self._give(id, who)
+            await self._give(id, who, begins=True)
 
     def _lost_owner(self, id: str) -> bool:
         return (self._book.folder(id) / _ENDED).exists()
@@ -79,7 +87,7 @@ def identity(pid: int) -> str:
     return f"{pid} {said[19]}" if said and said[0] not in "ZX" else f"{pid} gone"
 
 
-def _start(door: Door, who: str, program: str) -> None:
+def _start(door: Door, who: str, program: str, begins: bool) -> None:
     """Start the child.
 
     Raises:
@@ -88,21 +96,28 @@ def _start(door: Door, who: str, program: str) -> None:
     """
     pid = int(who.split(maxsplit=1)[0])
     with contextlib.ExitStack() as stack:
-
-        def opened(fd: int) -> int:
-            stack.callback(os.close, fd)
-            return fd
-
         try:
-            owner = opened(os.pidfd_open(pid))
+            owner = os.pidfd_open(pid)
+            stack.callback(os.close, owner)
         except ProcessLookupError:
             owner = -1
         if owner < 0 or identity(pid) != who:
             raise InvalidError(f"owner is {pid}, and there is no such process; use one that runs")
-        folder = opened(os.open(door.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        nothing = opened(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-        child = _binary.start(program, ["own", str(door.agent), who], folder, nothing, owner)
+        words = ["own", str(door.agent), who, *(["begins"] if begins else [])]
+        if start_beside(program, door, words, owner):
+            raise ConnectionResetError(f"the agent in {Path(door.folder).parent.name} does not answer")
+
+
+def start_beside(program: str, door: Door, words: Sequence[str], held: int = -1) -> int:
+    """Start a child of the native program that stays beside a sandbox; the exit status of what has
+    started it."""
+    with contextlib.ExitStack() as stack:
+        folder = os.open(door.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, folder)
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, nothing)
+        child = _binary.start(program, words, folder, nothing, held)
         # The user's program may ignore SIGCHLD.
         with contextlib.suppress(ChildProcessError):
-            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-                raise ConnectionResetError(f"the agent in {Path(door.folder).parent.name} does not answer")
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return 0

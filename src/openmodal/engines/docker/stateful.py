@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import IO, TypeVar
 
 from openmodal._dual import Blocking, Sleep
-from openmodal._spec import Made, Referenced, Root
+from openmodal._spec import Made, Network, Referenced, Root
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock, lock_folder
 from openmodal.engines import asked, checkpoints
 from openmodal.engines.book import Book
-from openmodal.engines.contract import Engine
-from openmodal.engines.docker import generations
+from openmodal.engines.compared import Compared
+from openmodal.engines.docker import generations, links
 from openmodal.engines.docker.daemon import Daemon
 from openmodal.engines.docker.host import Host
 from openmodal.errors import UnsupportedError
@@ -20,12 +20,14 @@ from openmodal.errors import UnsupportedError
 T = TypeVar("T")
 
 
-class Stateful(Engine):
+class Stateful(Compared):
     """What a container's files were."""
 
     _book: Book
     _layers: Layers
     _daemon: Daemon
+    _program = links.AGENT
+    _quickest = Network(block=True)
 
     async def made(self, id: str) -> Made[Referenced]:
         if (await self.inspect(id)).ended:
@@ -35,6 +37,9 @@ class Stateful(Engine):
         raise UnsupportedError(
             f"what {id} was made of is known only to the machine, and the version, that created it; create a new one"
         )
+
+    async def _image(self, id: str) -> Referenced:
+        return (await self.made(id)).root
 
     async def snapshot(self, id: str, expires: float, timeout: float | None = None) -> str:
         key, _ = await self._commit(id, expires, timeout)
@@ -57,7 +62,7 @@ class Stateful(Engine):
         return root
 
     async def _commit(self, id: str, expires: float, timeout: float | None) -> tuple[str, Referenced]:
-        root = (await self.made(id)).root
+        root = await self._image(id)
         # While it is reset there is no container, or one that has not begun.
         with await self._alone(id):
             found: tuple[str, Referenced] = await Blocking(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 from openmodal.build.push import writing
+from openmodal.engines.compared import slashes, topmost
 from openmodal.errors import ProtocolError
 
 _KINDS = {
@@ -55,9 +56,9 @@ def write(told: IO[bytes], output: IO[bytes]) -> None:
         records = list(_records(told, told.seek(0, io.SEEK_END)))
     except (ValueError, IndexError) as error:
         raise ProtocolError(f"the agent of the sandbox does not tell what has changed: {error}") from error
-    gone = _topmost([each.path for each in records if each.facts == ["D"]], _no_folders(records))
+    gone = topmost([each.path for each in records if each.facts == ["D"]], _no_folders(records))
     wanted = {each.path for each in records if each.facts != ["D"] and each.changed} | {*gone}
-    leading = {path[:at] for path in wanted for at in _slashes(path)}
+    leading = {path[:at] for path in wanted for at in slashes(path)}
     with writing(output) as tar:
         first: dict[str, str] = {}
         for each in records:
@@ -125,16 +126,6 @@ def _field(told: IO[bytes]) -> str:
 
 def _no_folders(records: list[Told]) -> set[str]:
     return {each.path for each in records if each.facts[0] not in "dD"}
-
-
-def _topmost(gone: list[str], no_folders: set[str]) -> list[str]:
-    """Without those below another one, or below what is no folder any more."""
-    above = {*gone, *no_folders}
-    return [path for path in gone if not any(path[:at] in above for at in _slashes(path))]
-
-
-def _slashes(path: str) -> list[int]:
-    return [at for at, letter in enumerate(path) if letter == "/"]
 
 
 def _is_whiteout(path: str) -> bool:

@@ -82,7 +82,6 @@ class Kubernetes(live.Live):
         network = () if self.settings.network_policy else ("network_block", "network_isolation", "network_lists")
         never = (
             "checkpoint",
-            "diff",
             "disk",
             "idle_pause",
             "images",

@@ -12,24 +12,22 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import IO
 
 import msgspec
 
 from openmodal import _config
-from openmodal._agent import Agent
-from openmodal._command import Command, Feed
 from openmodal._dual import Blocking
-from openmodal._spec import ExecSpec, Made, OutputGap, Referenced, Root, SandboxSpec
-from openmodal._wire import Flag
+from openmodal._spec import Made, Referenced, Root
 from openmodal.build import credentials, names, pull
 from openmodal.build.push import Base, Pusher, pack_with
 from openmodal.build.reference import parse
 from openmodal.build.registry import Client
 from openmodal.engines import asked
 from openmodal.engines.book import Book
-from openmodal.engines.contract import FOREVER, Created
+from openmodal.engines.compared import Compared
+from openmodal.engines.contract import FOREVER
 from openmodal.engines.kubernetes import difference, kept, pods
 from openmodal.engines.kubernetes.api import Json
 from openmodal.engines.kubernetes.images import NO_REGISTRY
@@ -50,10 +48,11 @@ def noted(root: Referenced) -> dict[str, str]:
     return {_NOTE: msgspec.json.encode(root).decode()}
 
 
-class Snapshots(Keeper):
+class Snapshots(Compared, Keeper):
     """What a pod's files were."""
 
     _book: Book
+    _program = pods.AGENT
 
     async def made(self, id: str) -> Made[Referenced]:
         # Not at the pod: no object of the cluster has a sandbox's variables and main command.
@@ -114,7 +113,8 @@ class Snapshots(Keeper):
         deadline = None if timeout is None else time.monotonic() + timeout
         root, key = await self._image(id), os.urandom(32).hex()
         with tempfile.TemporaryFile() as list_of_image, tempfile.TemporaryFile() as told:
-            await self._list(root, list_of_image)
+            async with self._pristine(root) as image_agent:
+                await self._told(image_agent, "list", b"", list_of_image)
             await self._compare(id, list_of_image, told, deadline)
             wanted = msgspec.structs.replace(root, key=names.digest("snapshot", key))
             cpu, write = self._access()[1].cpu, functools.partial(difference.write, told)
@@ -132,81 +132,18 @@ class Snapshots(Keeper):
             )
         return msgspec.json.decode(note, type=Referenced)
 
-    async def _list(self, root: Referenced, target: IO[bytes]) -> None:
-        """The list of the files of an image, made in a pod of it."""
-        spec = SandboxSpec(app="list", timeout=_SECONDS, lease=_SECONDS / 2, hidden=True, workdir="/")
-        made = await self.create(spec, root)
-        try:
-            async with self._agent(made) as agent:
-                await _told(agent, "list", b"", target, None)
-        finally:
-            await self.stop(made.id if isinstance(made, Created) else made)
-
     async def _compare(self, id: str, list_of_image: IO[bytes], told: IO[bytes], deadline: float | None) -> None:
         """Have the sandbox's agent tell what differs, while everything else in it is stopped."""
         list_of_image.seek(0)
         async with self._agent(id) as agent:
             try:
-                await _told(agent, "since-start", list_of_image, told, deadline)
+                left = None if deadline is None else max(0.001, deadline - time.monotonic())
+                await self._told(agent, "since-start", list_of_image, told, left)
             except BaseException:
                 # Whatever has ended the agent's process: nothing shall stay stopped.
                 with contextlib.suppress(EngineError, ConnectionError):
-                    await _told(agent, "go-on", b"", None, None)
+                    await self._told(agent, "go-on", b"", None)
                 raise
-
-    @contextlib.asynccontextmanager
-    async def _agent(self, made: str | Created) -> AsyncIterator[Agent]:
-        id = made if isinstance(made, str) else made.id
-
-        async def why(error: Exception) -> None:
-            if (await self.inspect(id)).ended:
-                raise ConnectionResetError(f"the sandbox {id} has ended") from error
-
-        agent = Agent(lambda: self.connect(id), why, None if isinstance(made, str) else made.first)
-        try:
-            yield agent
-        finally:
-            agent.close()
-
-
-class _File:
-    """Takes a stream's bytes into a file."""
-
-    def __init__(self, file: IO[bytes] | None) -> None:
-        self._file = file
-        self._size = 0
-
-    def skip(self, gap: OutputGap) -> None:
-        raise EngineError("a part of what has changed is lost; take the snapshot again")
-
-    def write(self, data: memoryview) -> None:
-        self._size += len(data)
-        if self._size > _MOST:
-            raise EngineError(f"the sandbox has more than {_MOST >> 30} GiB of changed files; use a volume for them")
-        if self._file:
-            with disk_full_named(tempfile.gettempdir()):
-                self._file.write(data)
-
-
-async def _told(
-    agent: Agent, what: str, stdin: bytes | IO[bytes], target: IO[bytes] | None, deadline: float | None
-) -> None:
-    """What `openmodal-agent changes` says (native/changes.c).
-
-    Raises:
-        TimeoutError: it has not ended in time.
-    """
-    left = None if deadline is None else max(0.001, deadline - time.monotonic())
-    spec = ExecSpec((pods.AGENT, "changes", what), user="0", workdir="/", timeout=left, flags=Flag.STDIN)
-    with tempfile.TemporaryFile() as said:
-        sinks = {1: _File(target), 2: _File(said)}
-        _, record = await Command(agent, os.urandom(16)).run(spec, Feed(stdin), sinks)
-        if record.timed_out:
-            raise TimeoutError("the snapshot was not taken in time")
-        if record.code or record.signaled:
-            said.seek(0)
-            text = said.read(1000).decode(errors="replace").strip() or f"its agent ends with {record.returncode}"
-            raise EngineError(f"the sandbox's files cannot be compared with the image: {text}")
 
 
 def _check_time(deadline: float | None) -> None:

@@ -42,7 +42,8 @@ class Start:
         self._pod: Json = {}
         self.name = pods.name_of(id)
         self.token = secrets.token_hex(16)
-        self.setup = _wire.setup(self.token, spec, root.user, Flag.STDIN)
+        inside = replace(spec, workdir=spec.workdir or root.workdir)
+        self.setup = _wire.setup(self.token, inside, root.user, Flag.STDIN)
 
     def status(self, created: float) -> Status:
         """What the pod's object says of the sandbox; `created` 0: not yet set up."""
