@@ -84,7 +84,7 @@ class TestShell:
         for tenth in range(10):
             with pytest.raises(ShellTimeoutError):
                 shell.run("while :; do /bin/true; done", timeout=0.1 + tenth / 100)
-            assert shell.run("echo on").output == "on\n"
+            assert shell.run("echo on").output.endswith("on\n")
 
     def test_a_command_can_be_interrupted(self, sandbox: Sandbox, shell: Shell, face: Face) -> None:
         waiting = face.start(shell.run, "sleep 54321")
