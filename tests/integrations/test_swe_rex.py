@@ -18,7 +18,8 @@ from swerex.runtime.abstract import BashAction, Command, CreateBashSessionReques
 
 async def main():
     image = modal.Image.debian_slim(python_version="3.13").pip_install("swe-rex")
-    # Unsaid, the version would be that of this Python. Its time for the start counts the build of the image.
+    # Unsaid, the version would be that of this Python.
+    # Its time for the start counts the build of the image.
     deployment = ModalDeployment(image=image, install_pipx=False, startup_timeout=1200)
     await deployment.start()
     sandbox, runtime = deployment.sandbox, deployment.runtime

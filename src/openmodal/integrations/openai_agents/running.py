@@ -25,7 +25,8 @@ class Running:
         self._talking: set[int] = set()
 
     async def add(self, process: Process[str], *, talks: bool) -> int:
-        """Keep a command, in place of the oldest if there are too many; `talks`: it may be typed to."""
+        """Keep a command, in place of the oldest if there are too many; one that `talks` may be
+        typed to."""
         while len(self._processes) >= PTY_PROCESSES_MAX:
             await self._processes.pop(next(iter(self._processes))).kill.aio()
         number: int = allocate_pty_process_id(set(self._processes))
