@@ -226,10 +226,10 @@ class Router:
                 pass
         except SandboxNotRunningError:
             return router.TaskExecWaitResponse(signal=9)
-        wrote = False
+        wrote = self._readers.begun(_wire_of(request), request.exec_id)
         # If it ended meanwhile: how the command ended is known.
         with contextlib.suppress(SandboxNotRunningError):
-            wrote = await self._wrote(command)
+            wrote = wrote or await self._wrote(command)
         if wrote:
             await self._readers.printed(_wire_of(request), request.exec_id)
         self._readers.told(_wire_of(request), request.exec_id)
