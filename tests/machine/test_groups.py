@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.embedded.test_groups import create, parents, test_sandboxes_together_weigh_what_each_of_them_weighs
+
+__all__ = ["create", "parents", "test_sandboxes_together_weigh_what_each_of_them_weighs"]
 
 pytestmark = [pytest.mark.machine, pytest.mark.root, pytest.mark.timeout(900)]
 
