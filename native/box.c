@@ -306,6 +306,8 @@ static bool start_init(struct box *box) {
     }
     if (init == 0)
         be_init(box);
+    if (init < 0 && errno == ENOENT && birthplace >= 0) /* a namespace of groups that is set to delegate lets nobody leave it */
+        return fail(NULL, "the sandbox's control group lies outside of this container's own; start the container with --cgroupns=host, too");
     if (init < 0)
         return fail("userns", "cannot make the sandbox's namespaces: %m; %s",
                     errno == EPERM || errno == EACCES ? WITHHELD : "`openmodal doctor` tells which setting forbids it");

@@ -123,6 +123,12 @@ def test_processes_of_a_group_that_is_not_the_containers_own_stay_where_they_are
     assert said == "doctor: True False"
 
 
+def test_the_machines_groups_seen_from_a_namespace_of_groups_are_told(start: Callable[..., Run]) -> None:
+    """The kernel lets nobody leave such a namespace: `No such file or directory`, it says."""
+    [refused, _, _] = python(start(*RIGHTS.split(), "--volume=/sys/fs/cgroup:/sys/fs/cgroup"))
+    assert refused.endswith("start the container with --cgroupns=host, too")
+
+
 def test_on_the_machine_itself_nothing_is_moved() -> None:
     before = (GROUPS / "init.scope" / "cgroup.procs").read_text()
     said = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout

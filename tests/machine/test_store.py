@@ -87,7 +87,7 @@ def test_doctor_names_the_setting_that_keeps_users_from_namespaces(home: dict[st
     assert [told[name]["ok"] for name in ("user namespaces", "base image", "store")] == [True] * 3
 
 
-# As Ubuntu's kernel.apparmor_restrict_unprivileged_userns: a namespace of users has no rights in it.
+# As kernel.apparmor_restrict_unprivileged_userns of Ubuntu: namespaces of users have no rights.
 PROFILE = """
 profile openmodal_test {program} flags=(attach_disconnected, mediate_deleted) {{
   deny capability,

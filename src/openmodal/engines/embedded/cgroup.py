@@ -320,7 +320,7 @@ def _remedy(error: OSError) -> str:
     if error.errno == errno.EROFS:
         return (
             "a container's control groups are read-only: start it with --privileged (Kubernetes: securityContext.privileged), or with "
-            "-v /sys/fs/cgroup:/sys/fs/cgroup"
+            "-v /sys/fs/cgroup:/sys/fs/cgroup --cgroupns=host"
         )
     if error.errno == errno.EBUSY:
         return (
