@@ -90,9 +90,11 @@ static int enter(const struct extra_mount *extra, int parent, const char *name, 
     return -1;
 }
 
-/* What is shown of a volume. No name in it is "..", and none is a link. */
+/* What is shown of a volume. No name in it is "..", and none is a link. None on the way to it is either: its path is the real one, and
+ * another sandbox that may write to a folder above it could put a link in its place. */
 static int open_sub(const struct extra_mount *extra, bool shifted) {
-    int at = open(extra->source, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    const struct how real = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = NO_SYMLINKS};
+    int at = (int)syscall(NR_OPENAT2, AT_FDCWD, extra->source, &real, sizeof real);
     struct stat found;
     if (at >= 0 && extra->owned && (fstat(at, &found) != 0 || found.st_uid != extra->uid || found.st_gid != extra->gid)) {
         close_fd(&at);

@@ -39,6 +39,7 @@ enum { MOST_IN_A_SOCKET = 512 << 10 };
 struct scope { /* which files count: those on a device, changed since then (no sandbox can set the time of a change) */
     dev_t device;
     time_t since;
+    uint64_t least; /* as how many bytes each counts at least */
 };
 
 static uint64_t count_folder(int folder, const struct scope *scope, int depth);
@@ -47,7 +48,8 @@ static uint64_t count_entry(int folder, const char *name, const struct scope *sc
     struct stat found;
     if (fstatat(folder, name, &found, AT_SYMLINK_NOFOLLOW) != 0 || found.st_dev != scope->device)
         return 0;
-    uint64_t size = found.st_ctime >= scope->since ? (uint64_t)found.st_blocks * 512 : 0;
+    uint64_t size = (uint64_t)found.st_blocks * 512;
+    size = found.st_ctime < scope->since ? 0 : size < scope->least ? scope->least : size;
     if (!S_ISDIR(found.st_mode)) /* each of its names tells its part */
         return size / (found.st_nlink > 0 ? found.st_nlink : 1);
     int inner = openat(folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -119,7 +121,7 @@ static uint64_t count_nameless(const char *group, dev_t volumes) {
 
 /* Of what was there before the sandbox began, it has written nothing. */
 static uint64_t count_volumes(const struct guard *guard, dev_t device) {
-    const struct scope scope = {device, guard->began};
+    const struct scope scope = {device, guard->began, guard->least};
     uint64_t sum = 0;
     for (size_t i = 0; i < guard->plan->bind.count; i++) {
         const struct extra_mount *extra = &guard->plan->bind.item[i];
@@ -139,7 +141,7 @@ static bool count_files(const struct guard *guard, uint64_t *sum) {
     int folder = openat(guard->folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0 || fstat(folder, &root) != 0)
         return false;
-    const struct scope all = {root.st_dev, 0};
+    const struct scope all = {root.st_dev, 0, guard->least};
     const struct strings *counted = &guard->plan->counted;
     *sum = count_folder(folder, &all, 0) + (guard->nearly_full ? count_volumes(guard, root.st_dev) : 0);
     if (guard->group)
@@ -230,8 +232,13 @@ static bool is_largest(const struct guard *guard, uint64_t size, dev_t device) {
 }
 
 /* A twentieth of a large disk is much: nobody is ended for it. */
-static bool is_nearly_full(const struct statvfs *disk, uint64_t free_bytes) {
-    return free_bytes < 2 * GIB || (free_bytes < 10 * GIB && disk->f_bavail < disk->f_blocks / 20);
+static bool is_nearly_full(uint64_t bytes, uint64_t all) {
+    return bytes < 2 * GIB || (bytes < 10 * GIB && bytes < all / 20);
+}
+
+/* Bytes of a disk for each file that it can have; 0: it has as many as fit. */
+static uint64_t share_of_file(const struct statvfs *disk) {
+    return disk->f_files > 0 ? (uint64_t)disk->f_blocks * disk->f_frsize / disk->f_files : 0;
 }
 
 static uint64_t step_of(const struct guard *guard) {
@@ -244,7 +251,11 @@ static bool fills_disk(struct guard *guard) {
     if (guard->folder < 0 || fstatvfs(guard->folder, &disk) != 0 || fstat(guard->folder, &folder) != 0)
         return false;
     uint64_t free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize, step = step_of(guard), size;
-    bool nearly_full = is_nearly_full(&disk, free_bytes);
+    uint64_t share = share_of_file(&disk), for_files = share * disk.f_favail;
+    bool is_short_of_files = share > 0 && for_files < free_bytes; /* what is left of files counts as bytes then */
+    if (is_short_of_files)
+        free_bytes = for_files;
+    bool nearly_full = is_nearly_full(free_bytes, (uint64_t)disk.f_blocks * disk.f_frsize);
     if (guard->files.told >= 0) {
         if (!hear_counter(&guard->files, &size))
             return false;
@@ -257,6 +268,7 @@ static bool fills_disk(struct guard *guard) {
     if (guard->before - free_bytes > (nearly_full ? step / 16 : step)) {
         guard->before = free_bytes;
         guard->nearly_full = nearly_full;
+        guard->least = nearly_full && is_short_of_files ? share : 0;
         start_counting(guard, &guard->files, count_files);
     }
     return false;

@@ -23,6 +23,7 @@ struct guard {
     const struct plan *plan;
     time_t began;
     bool nearly_full;              /* then what the sandbox has written to volumes counts, too: they are others', too */
+    uint64_t least;                /* bytes as which each file counts at least: its share of a disk that has no more files */
     const char *group;             /* a control group with all its processes, or NULL */
     uint64_t most;                 /* bytes that the sandbox may have on the disk */
     uint64_t before;               /* bytes that were free when files were counted last */

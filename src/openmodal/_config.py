@@ -208,10 +208,7 @@ def table(name: str, keys: Iterable[str]) -> dict[str, Any]:
 def settings() -> dict[str, Any]:
     """The configuration file; empty if there is none."""
     path = config_file()
-    try:
-        changed = stamp(path)
-    except PermissionError:  # in a state folder of somebody else's, whose use is an error that says so
-        return {}
+    changed = stamp(path)
     return _parsed(path, changed) if changed else {}
 
 

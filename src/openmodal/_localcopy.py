@@ -45,7 +45,7 @@ def entries(source: Path) -> Iterator[tuple[Entry, IO[bytes] | None]]:
         InvalidError: there is nothing at `source`, it is a link, or a link from a sandbox leads
             there; it is neither file nor folder, or its folders are too deep.
     """
-    _planted.refuse(source.parent)
+    folder = _planted.refuse(source.parent)
     try:
         kind = os.lstat(source).st_mode
         if stat.S_ISLNK(kind):
@@ -55,6 +55,7 @@ def entries(source: Path) -> Iterator[tuple[Entry, IO[bytes] | None]]:
         fd = os.open(source, _OPEN_FOLDER if stat.S_ISDIR(kind) else _OPEN_FILE)
     except OSError as error:
         raise InvalidError(f"{os.fspath(source)!r} cannot be copied: {error.strerror}") from error
+    _planted.stay(folder and os.path.join(folder, source.name), fd)
     yield from _folder(fd, b"") if stat.S_ISDIR(kind) else _file(fd, b"")
 
 
@@ -152,9 +153,10 @@ class Receiver:
         self._root: Entry | None = None
 
     def __enter__(self) -> Self:
-        _planted.refuse(self._target.parent)
+        folder = _planted.refuse(self._target.parent)
         self._target.parent.mkdir(parents=True, exist_ok=True)
         self._parent = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        _planted.stay(folder, self._parent)
         return self
 
     def __exit__(

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, cast
 
-from openmodal import _args, _config
+from openmodal import _args, _config, _planted
 from openmodal._dual import DualContext, DualIterator, dual, run_async, run_sync
 from openmodal._spec import Mount, VolumeInfo
 from openmodal._store import Store
@@ -285,19 +285,23 @@ class HostDirectory:
     def __init__(self, path: str | os.PathLike[str], read_only: bool = True, *, owner: str | None = None) -> None:
         """
         Args:
-            path: the folder; a link is followed now.
+            path: the folder. A link is followed now, unless a sandbox made it.
             read_only: whether the sandbox cannot write to it.
             owner: "root", if root's own folder is to be written to: what runs in the sandbox can
                 then leave set-user-ID programs of root's in it.
         """
         if owner not in (None, "root"):
             raise InvalidError(f"owner can be 'root' only, for a folder of root's, not {owner!r}; leave it out")
-        self.path = os.path.realpath(_args.string("path", os.fspath(path)))
+        named = _args.string("path", os.fspath(path))
+        _planted.refuse(Path(named))
+        self.path = os.path.realpath(named)
         self._read_only = bool(read_only)
         self._owner = owner or ""
 
     def mount(self, target: str) -> Mount:
         """What a sandbox is asked for that sees it."""
+        if not self._read_only:
+            _planted.note(self.path)
         return Mount(target, host=no_tab("path", self.path), read_only=self._read_only, owner=self._owner)
 
     def __repr__(self) -> str:

@@ -101,11 +101,9 @@ PAGES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
         (
             housekeeping.gc,
             housekeeping.images,
-            housekeeping.prunable,
             housekeeping.prune,
             housekeeping.doctor,
             housekeeping.Collected,
-            housekeeping.Prunable,
             housekeeping.Pruned,
             housekeeping.Check,
         ),

@@ -62,6 +62,7 @@ def test_the_supervisor_holds_them_and_a_kill_of_it_leaves_none(create: Create, 
 
 
 def test_no_address_of_the_network_leads_there(create: Create) -> None:
+    """G19: a tunnel has no address to be guessed but on this machine's loopback."""
     sandbox = create(ports=[PORT])
     listening(sandbox, "cat")
     tunnel = sandbox.tunnels()[PORT]

@@ -15,10 +15,11 @@ import pytest
 
 from openmodal.app import App
 from openmodal.engines.embedded import Embedded
-from openmodal.errors import InvalidError, NotFoundError, SandboxFileNotFoundError
+from openmodal.errors import EngineError, InvalidError, NotFoundError, SandboxFileNotFoundError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.secret import Secret
+from openmodal.volume import HostDirectory, Volume
 from tests.security.attack import sh, works
 
 Create = Callable[..., Sandbox]
@@ -127,6 +128,47 @@ def test_a_link_from_a_sandbox_leads_no_later_copy_away(create: Create, canary: 
         sandbox.filesystem.copy_from_local(named, "/tmp/got")
     with pytest.raises(InvalidError, match="link"):
         Image.from_scratch().add_local_file(named, "/got").build()
+
+
+def test_a_link_in_a_folder_of_this_machine_leads_no_copy_away(create: Create, canary: Path, tmp_path: Path) -> None:
+    """H19, H20, with a link that the sandbox made itself, where it may write."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    os.chown(folder, 1234, 1235)
+    sandbox = create(volumes={"/src": HostDirectory(folder, read_only=False)})
+    sh(sandbox, f"ln -s {canary.parent} /src/l; mkdir /src/d; ln -s d /src/inside; echo evil > /tmp/file")
+    named = folder / "l" / canary.name
+    assert named.read_text() == "the machine's", "the control"
+    for lead in (
+        lambda: sandbox.filesystem.copy_to_local("/tmp/file", named),
+        lambda: sandbox.filesystem.copy_from_local(named, "/tmp/got"),
+        lambda: Image.from_scratch().add_local_file(named, "/got").build(),
+        lambda: Image.from_scratch().add_local_dir(folder / "l", "/got").build(),
+        lambda: HostDirectory(folder / "l"),
+    ):
+        with pytest.raises(InvalidError, match="leads out"):
+            lead()
+    sandbox.filesystem.copy_to_local("/tmp/file", folder / "inside/file")
+    assert sh(sandbox, "cat /src/d/file") == "evil\n", "the control: where it can write anyway"
+
+
+def test_a_mount_point_is_not_exchanged(engine: Embedded, create: Create, tmp_path: Path) -> None:
+    """B16: in a volume that another sandbox writes to while this one is made."""
+    (tmp_path / "mark").touch()
+    with Volume.ephemeral(engine=engine) as volume:
+        other = create(volumes={"/v": volume})
+        racer = "cd /v; while :; do mkdir s; rmdir s; ln -s ../../../../etc s; rm s; ln -s / s; rm s; done"
+        other.spawn("sh", "-c", racer)
+        seen = "for p in $(cut -d ' ' -f 5 /proc/self/mountinfo); do [ ! -e $p/mark ] || echo $p; done"
+        for _ in range(8):
+            with contextlib.suppress(EngineError):  # when there is a link
+                sandbox = create(volumes={"/v": volume, "/v/s": HostDirectory(tmp_path)})
+                assert all(point.startswith("/v/") for point in sh(sandbox, seen).split())
+                sandbox.terminate()
+        other.terminate()
+        sandbox = create(volumes={"/v": volume, "/v/quiet": HostDirectory(tmp_path)})
+        assert sh(sandbox, seen) == "/v/quiet\n", "the control"
+        sandbox.terminate()
 
 
 TOOLS = "xz gzip pigz unpigz tar cat env sha256sum ls stat mkdir"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,10 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from openmodal import _planted
 from openmodal._localcopy import DEEPEST, PER_ENTRY, Receiver, entries, pieces
 from openmodal._wire import Entry
+from openmodal.build import local
 from openmodal.build.local import scan
-from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError, SandboxFileTooLargeError
+from openmodal.errors import (
+    ImageBuildError,
+    InvalidError,
+    ProtocolError,
+    SandboxFilesystemError,
+    SandboxFileTooLargeError,
+)
+from openmodal.volume import HostDirectory
 
 
 def entry(kind: str, path: bytes, *, mode: int = 0o644, target: bytes = b"", size: int = 0) -> Entry:
@@ -435,3 +445,92 @@ def test_links_that_lead_nowhere_or_in_a_circle_are_told_as_ever(tmp_path: Path)
     for name in ("circle", "nowhere", "missing"):
         with pytest.raises(InvalidError, match="cannot be copied"):
             list(entries(tmp_path / name / "file"))
+
+
+@pytest.fixture
+def lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that a sandbox was given for writing, with links in it: out, and to its own `inner`."""
+    monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path / "home"))
+    for folder in (tmp_path / "theirs", tmp_path / "lent/inner"):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("of this machine")
+    (tmp_path / "lent/out").symlink_to("../theirs")
+    (tmp_path / "lent/in").symlink_to(tmp_path / "lent/inner")
+    (tmp_path / "mine").symlink_to("lent/out")
+    HostDirectory(tmp_path / "lent", read_only=False).mount("/src")
+    return tmp_path / "lent"
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_no_link_leads_out_of_a_folder_that_a_sandbox_may_write_to(lent: Path, number: int) -> None:
+    for way in (lent / "out", lent / "in/../out", lent.parent / "mine"):
+        with pytest.raises(InvalidError, match=r"'.*/lent/out' is a link that leads out of .*realpath"):
+            through(way)[number]()
+        with pytest.raises(InvalidError, match="leads out of"):
+            HostDirectory(way)
+    assert os.listdir(lent.parent / "theirs") == ["file"]
+    through(lent / "in")[number]()  # the controls: to where the sandbox can write anyway, and where none was
+    shutil.rmtree(lent.parent / "home/given")
+    through(lent / "out")[number]()
+
+
+def test_a_folder_is_not_exchanged_while_it_is_opened(lent: Path) -> None:
+    for way, real in ((lent / "inner", str(lent / "inner")), (lent.parent / "theirs", "")):
+        assert _planted.refuse(way) == real, "only in folders of sandboxes can anybody exchange it"
+    fds = [os.open(lent / name, os.O_RDONLY) for name in ("inner", "out")]
+    _planted.stay(str(lent / "inner"), fds[0])
+    with pytest.raises(InvalidError, match="exchanged"):
+        _planted.stay(str(lent / "inner"), fds[1])
+    os.close(fds[0])
+
+
+def test_folders_that_are_gone_are_noted_no_longer(lent: Path) -> None:
+    def given_(name: str) -> int:
+        HostDirectory(lent.parent / name, read_only=False).mount("/src")
+        return len(os.listdir(lent.parent / "home/given"))
+
+    assert [given_("lent"), given_("theirs")] == [1, 2]
+    shutil.rmtree(lent)
+    assert given_("home") == 2
+
+
+SWAPS: dict[str, Callable[[Path], object]] = {
+    "a link": lambda path: path.symlink_to("/etc/hostname"),
+    "a link to a folder": lambda path: path.symlink_to("/etc"),
+    "a pipe": os.mkfifo,
+    "another file": lambda path: path.write_text("!"),
+}
+
+
+@pytest.mark.parametrize("swap", SWAPS.values(), ids=SWAPS)
+@pytest.mark.parametrize("name", ["a/file", "a"])
+def test_what_takes_the_place_of_what_was_found_is_not_read(
+    name: str, swap: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """A sandbox that writes to the folder meanwhile chooses neither the file that is read nor that nobody ever reads on."""
+    source = tmp_path / "source"
+    (source / "a").mkdir(parents=True)
+    (source / "a/file").write_text("content")
+    found = scan(str(source))
+    assert local.copy_file(found.entries[-1], str(tmp_path / "control"), 0o644)
+    (source / name).rename(tmp_path / "away")
+    swap(source / name)
+    with pytest.raises((ImageBuildError, InvalidError)):
+        found.digest()
+    with pytest.raises((ImageBuildError, FileNotFoundError)):
+        local.copy_file(found.entries[-1], str(tmp_path / "copy"), 0o644)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_folder_that_becomes_a_link_is_not_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "source/a").mkdir(parents=True)
+
+    class Exchanging:
+        def matches(self, path: str) -> bool:
+            (tmp_path / "source/a").rmdir()
+            (tmp_path / "source/a").symlink_to("/etc")
+            return False
+
+    monkeypatch.setattr(local, "matcher", lambda ignore: Exchanging())
+    with pytest.raises(ImageBuildError, match="changed"):
+        scan(str(tmp_path / "source"))

@@ -10,10 +10,9 @@ from typing import Any
 
 import msgspec
 
-from openmodal._link import Stream
 from openmodal._spec import EndRecord, Status, Usage
 from openmodal.engines import PROMISES, Engine
-from openmodal.errors import NotFoundError, SandboxNotRunningError
+from openmodal.errors import NotFoundError
 
 FILE = "OPENMODAL_TEST_SANDBOXES"
 """The variable that names the file: a list of statuses as JSON."""
@@ -39,9 +38,6 @@ class Listed(Engine):
             if status.id == id:
                 return status
         raise NotFoundError(f"there is no sandbox {id!r}")
-
-    async def connect(self, id: str) -> Stream:
-        raise SandboxNotRunningError(f"{id} is only told of")
 
     async def usage(self, id: str) -> Usage:
         return Usage(cpu=time.monotonic(), memory=100.0)

@@ -229,7 +229,7 @@ def _add_entry(tar: tarfile.TarFile, prefix: str, entry: local.Entry, mode: int 
         info.type, info.linkname = tarfile.SYMTYPE, entry.link
         tar.addfile(info)
     else:
-        with open(entry.path, "rb") as file:
+        with os.fdopen(local.opened(entry), "rb") as file:
             info.size = os.fstat(file.fileno()).st_size
             tar.addfile(info, file)
 

@@ -9,6 +9,7 @@ of change are kept, but do not count. Sockets, FIFOs and devices in a folder are
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -124,11 +125,15 @@ def scan(source: str, ignore: tuple[str, ...] = (), *, keep: bool = False, below
         InvalidError: there is no such file, a link from a sandbox leads to it, a pattern is wrong,
             or the source itself is neither file nor folder.
     """
-    _planted.refuse(Path(source))
+    real = _planted.refuse(Path(source))
     try:
         info = os.stat(source)
     except OSError as error:
         raise InvalidError(f"{source!r} cannot be added to the image: {error.strerror}; check the path") from error
+    if real and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+        fd = _same(source, identity(info), 0)
+        _planted.stay(real, fd)
+        os.close(fd)
     walk = _Walk(matcher(ignore), keep)
     if not stat.S_ISDIR(info.st_mode):
         walk.add("", source, info)
@@ -136,7 +141,7 @@ def scan(source: str, ignore: tuple[str, ...] = (), *, keep: bool = False, below
             raise InvalidError(f"{source!r} is neither file, folder nor link, so it cannot be added to an image")
         return Scan(source, tuple(walk.found))
     walk.add("", source, info)
-    walk.into(source, "", f"{below}/" if below else "")
+    walk.into(source, info, "", f"{below}/" if below else "")
     return Scan(
         source,
         tuple(sorted(walk.found, key=lambda entry: os.fsencode(entry.name))),
@@ -175,22 +180,21 @@ class _Walk:
         self.found: list[Entry] = []
         self.left_out: list[str] = []
 
-    def into(self, folder: str, prefix: str, below: str) -> None:
+    def into(self, folder: str, known: os.stat_result, prefix: str, below: str) -> None:
         """Take what is in a folder; `prefix` is its name from the source on, `below` from where patterns count."""
         if prefix.count("/") > DEEPEST:
             raise InvalidError(f"{folder[:80]!r}… lies deeper than {DEEPEST} folders; leave it out with ignore=")
-        with os.scandir(folder) as entries:
-            for item in entries:
-                info = item.stat(follow_symlinks=False)
-                ignored = self._matcher.matches(below + item.name)
-                if not ignored:
-                    self.add(prefix + item.name, item.path, info)
-                # A later `!pattern` may bring back something below an ignored folder.
-                if stat.S_ISDIR(info.st_mode) and (not ignored or self._matcher.may_match_under(below + item.name)):
-                    count = len(self.found)
-                    self.into(item.path, f"{prefix}{item.name}/", f"{below}{item.name}/")
-                    if ignored and len(self.found) > count:
-                        self.add(prefix + item.name, item.path, info)
+        for name, info in _listed(folder, known, prefix):
+            path = os.path.join(folder, name)
+            ignored = self._matcher.matches(below + name)
+            if not ignored:
+                self.add(prefix + name, path, info)
+            # A later `!pattern` may bring back something below an ignored folder.
+            if stat.S_ISDIR(info.st_mode) and (not ignored or self._matcher.may_match_under(below + name)):
+                count = len(self.found)
+                self.into(path, info, f"{prefix}{name}/", f"{below}{name}/")
+                if ignored and len(self.found) > count:
+                    self.add(prefix + name, path, info)
 
     def add(self, name: str, path: str, info: os.stat_result) -> None:
         """Take one."""
@@ -207,13 +211,57 @@ class _Walk:
 # ------------------------------------------------------------------------------------------ content
 
 
+def _same(path: str, known: tuple[int, ...], flags: int) -> int:
+    """Open what was found at a path, and nothing that took its place since.
+
+    Whoever else writes to the folder, as a sandbox may that was given it, could put a link to
+    another file of this machine there, or a pipe.
+
+    Raises:
+        ImageBuildError: it is something else now.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise changed(path) from error
+        raise
+    if identity(os.fstat(fd))[:2] == known[:2]:
+        return fd
+    os.close(fd)
+    raise changed(path)
+
+
+def _unless_source(name: str) -> int:
+    """A link is followed only if the caller named it."""
+    return os.O_NOFOLLOW if name else 0
+
+
+def _listed(folder: str, known: os.stat_result, prefix: str) -> list[tuple[str, os.stat_result]]:
+    fd = _same(folder, identity(known), os.O_DIRECTORY | _unless_source(prefix))
+    try:
+        with os.scandir(fd) as entries:
+            return [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    finally:
+        os.close(fd)
+
+
+def opened(entry: Entry) -> int:
+    """Open a file that was found.
+
+    Raises:
+        ImageBuildError: something else took its place.
+    """
+    return _same(entry.path, entry.identity, _unless_source(entry.name))
+
+
 def _content(entry: Entry, memo: Memo) -> str:
     if not stat.S_ISREG(entry.mode):
         return ""
     if known := memo.get(entry):
         return known
     try:
-        fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = opened(entry)
     except OSError as error:
         raise InvalidError(f"{entry.path!r} cannot be read: {error.strerror}") from error
     try:
@@ -236,7 +284,7 @@ def _hash(fd: int, copy_to: int = -1) -> str:
 
 def copy_file(entry: Entry, target: str, mode: int) -> str:
     """Copy one file with its time to a name that is free, and return the hash of the bytes that were copied."""
-    source = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+    source = opened(entry)
     try:
         copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

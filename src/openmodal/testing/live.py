@@ -164,6 +164,7 @@ class TestNetworkChange:
     @promise("network_change")
     @promise("network_outbound")
     def test_it_is_cut_off_and_connected_again(self, sandbox: Sandbox, outbound: tuple[str, int]) -> None:
+        """G13: and what is connected is not any more."""
         host, port = outbound
         assert reaches(sandbox, host, port)
         held = sandbox.spawn("nc", host, str(port))

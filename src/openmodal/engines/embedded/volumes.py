@@ -145,7 +145,7 @@ class Volumes:
         source, owner = mount.host, "-"
         if mount.volume:
             folder = self.require(mount.volume)
-            source = f"{folder}/data"
+            source = os.path.realpath(folder / "data")
             yield "lock", str(folder)
         elif os.geteuid() == 0:
             owner = _owner(mount)
