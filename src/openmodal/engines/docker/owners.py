@@ -62,7 +62,7 @@ class Owned(Stateful):
             note.unlink(missing_ok=True)
 
     async def _give_again(self, id: str) -> None:
-        """As `_give` with the owner that is noted, to the agent of a container that has just begun."""
+        """As `_give` with the owner that is noted, to the agent of a container that begins."""
         if who := text(self._book.folder(id) / _OWNER):
             if identity(int(who.split()[0])) != who:
                 self._book.write_end(id, _ends.ended("owner", 137, time.time()))

@@ -141,7 +141,7 @@ def _container(root: Referenced, resources: Resources, settings: Settings) -> Js
             "capabilities": {"drop": ["ALL"], "add": list(posture.KEPT)},
         },
     }
-    # The agent is told the image's folder. Each link is an exec, which fails in a folder that is gone.
+    # The agent is told the image's folder. Each link is an exec, which fails where that is gone.
     if root.workdir:
         container["workingDir"] = "/"
     if port:
