@@ -31,9 +31,13 @@ BACKPORTS_TEST := runsc
 help:
 	@sed -n 's/^#   //p' Makefile
 
+# A plain user's sandboxes need control groups of that user's own; systemd hands them out, where it runs.
+DELEGATED := systemd-run --user --scope --quiet --property=Delegate=yes
+
 example: $(STAMPS)/installed native
 	@.ci/apt $(DEBIAN)
-	$(VENV)/bin/openmodal --local run examples/sandbox.py
+	@set --; [ "$$(id -u)" = 0 ] || ! $(DELEGATED) true 2>/dev/null || set -- $(DELEGATED); set -x; \
+		"$$@" $(VENV)/bin/openmodal --local run examples/sandbox.py
 
 test: $(STAMPS)/test $(STAMPS)/clients $(STAMPS)/browser $(STAMPS)/lint native
 	$(PYTHON_IN) -m pytest $(PYTEST_ARGS)
@@ -52,25 +56,31 @@ test-machines:
 	@.ci/machines $(KERNELS)
 
 # Frameworks contradict each other, so each has an environment of its own; a new one has the newest release.
-FRAMEWORKS ?= inspect swe_rex harbor deepagents mini_swe_agent nemo_gym openhands smolagents
+FRAMEWORKS ?= inspect swe_rex harbor deepagents mini_swe_agent nemo_gym openai_agents openenv openhands smolagents
 PACKAGES_inspect := inspect_ai
 PACKAGES_swe_rex := 'swe-rex[modal]'
 PACKAGES_harbor := 'harbor[modal]'
-PYTHON_harbor := python3.12
+NEEDS_harbor := 3.12
 PACKAGES_deepagents := deepagents langchain-tests
 # Of a plugin that its tests bring along.
 PYTEST_deepagents := -o asyncio_default_fixture_loop_scope=function -o asyncio_mode=auto
 PACKAGES_mini_swe_agent := mini-swe-agent
 PACKAGES_nemo_gym := nemo-gym
-PYTHON_nemo_gym := python3.12
+NEEDS_nemo_gym := 3.12
+PACKAGES_openai_agents := openai-agents
+PACKAGES_openenv := openenv-core
 PACKAGES_openhands := openhands-sdk
-PYTHON_openhands := python3.12
+NEEDS_openhands := 3.12
 PACKAGES_smolagents := smolagents
 
-test-integrations: $(FRAMEWORKS:%=test-integration-%)
+test-integrations:
+	@.ci/integrations $(foreach name,$(FRAMEWORKS),$(name):$(or $(NEEDS_$(name)),3.11))
+
+# An adapter is a file, or a folder.
+ADAPTER = $(wildcard src/openmodal/integrations/$*.py src/openmodal/integrations/$*)
 
 test-integration-%: .venv-%/.installed $(STAMPS)/test $(STAMPS)/lint native
-	$(if $(wildcard src/openmodal/integrations/$*.py),$(PYTHON_IN) -m mypy --python-executable .venv-$*/bin/python src/openmodal/integrations/$*.py)
+	$(if $(ADAPTER),$(PYTHON_IN) -m mypy --python-executable .venv-$*/bin/python $(ADAPTER))
 	.venv-$*/bin/python -m pytest $(PYTEST_ARGS) $(PYTEST_$*) tests/integrations/test_$**.py
 
 lint: $(STAMPS)/lint
@@ -151,7 +161,7 @@ $(STAMPS)/docs: $(STAMPS)/installed $(STAMPS)/pip
 
 .PRECIOUS: .venv-%/.installed
 .venv-%/.installed: pyproject.toml
-	@PYTHON="$(or $(PYTHON_$*),$(PYTHON))" .ci/venv .venv-$*
+	@.ci/venv .venv-$* $(NEEDS_$*)
 	.venv-$*/bin/python -m pip install -qq 'pip>=25.1'
 	.venv-$*/bin/python -m pip install -qq --editable . --group test $(PACKAGES_$*)
 	@touch $@

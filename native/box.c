@@ -126,6 +126,12 @@ static bool enter_network(void *context) {
            fail("network", "cannot enter the sandbox's network namespace: %m");
 }
 
+/* Why a namespace of users cannot be made, or has no rights; which of the two it is differs from kernel to kernel. */
+#define WITHHELD                                                                                                          \
+    "AppArmor, SELinux or the container around keeps rights from user namespaces: give the native program a profile with " \
+    "userns, on Ubuntu run `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` as root, or start the container with " \
+    "--security-opt seccomp=unconfined"
+
 /* Outside of the user namespace, with the host root's rights, except where ids are a user's own. */
 static bool init_build(struct box *box) {
     const struct plan *plan = box->plan;
@@ -136,9 +142,7 @@ static bool init_build(struct box *box) {
         return false;
     be_killable();
     if (plan->hostname && sethostname(plan->hostname, strlen(plan->hostname)) != 0)
-        return fail(plan->ids != IDS_RANGE ? "userns" : NULL,
-                    "cannot set the host name: %m; AppArmor, SELinux or the container around keeps rights from user namespaces: give the native "
-                    "program a profile with userns, or start the container with --security-opt seccomp=unconfined");
+        return fail(plan->ids != IDS_RANGE ? "userns" : NULL, "cannot set the host name: %m; " WITHHELD);
     if (plan->ids == IDS_RANGE && !cage_own_as(base))
         return false;
     if (plan->ids != IDS_RANGE && plan->net != NET_HOST) {
@@ -302,8 +306,11 @@ static bool start_init(struct box *box) {
     }
     if (init == 0)
         be_init(box);
+    if (init < 0 && errno == ENOENT && birthplace >= 0) /* a namespace of groups that is set to delegate lets nobody leave it */
+        return fail(NULL, "the sandbox's control group lies outside of this container's own; start the container with --cgroupns=host, too");
     if (init < 0)
-        return fail("userns", "cannot make the sandbox's namespaces: %m; `openmodal doctor` tells which setting forbids it");
+        return fail("userns", "cannot make the sandbox's namespaces: %m; %s",
+                    errno == EPERM || errno == EACCES ? WITHHELD : "`openmodal doctor` tells which setting forbids it");
     box->init = init;
     close(box->init_link);
     box->init_link = -1;

@@ -94,6 +94,10 @@ static bool show_tree(const struct maker *maker, const char *path, const char *n
     AUTO_FD int tree = clone_tree(AT_FDCWD, path, set, maker->userns, 0);
     if (tree < 0 && errno == EINVAL && maker->userns >= 0)
         return fail("store", "the store's file system has no idmapped mounts; " ANOTHER_STORE);
+    if (tree < 0 && errno == ENOSYS)
+        return fail("kernel", "this kernel is too old to mount layers for a sandbox; use Linux 5.12 or newer, as root 5.19");
+    if (tree < 0 && errno == EACCES) /* who looks is the sandbox's root, with rights that no other machine knows of */
+        return fail("store", "the store's file system keeps a sandbox's root out of its folders, as NFS does; " ANOTHER_STORE);
     if (tree < 0)
         return fail(errno == ENOENT ? "image" : NULL, "cannot mount %s: %m", path);
     if (mkdir(name, 0755) != 0)

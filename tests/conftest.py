@@ -83,7 +83,7 @@ os.environ.pop("OPENMODAL_ENGINE", None)
 os.environ.setdefault("OPENMODAL_TEST_DOCKER", os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"))
 os.environ["DOCKER_HOST"] = "unix:///nonexistent/docker.sock"
 
-FEATURES = ("embedded", "docker", "kubernetes", "gvisor", "machine", "network", "root", "user", "linters")
+FEATURES = ("embedded", "docker", "kubernetes", "gvisor", "browser", "machine", "network", "root", "user", "linters")
 """Markers whose tests may be skipped where the machine cannot run them, unless OPENMODAL_MUST_WORK names them."""
 
 

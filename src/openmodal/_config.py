@@ -208,7 +208,10 @@ def table(name: str, keys: Iterable[str]) -> dict[str, Any]:
 def settings() -> dict[str, Any]:
     """The configuration file; empty if there is none."""
     path = config_file()
-    changed = stamp(path)
+    try:
+        changed = stamp(path)
+    except PermissionError:  # in a state folder of somebody else's, whose use is an error that says so
+        return {}
     return _parsed(path, changed) if changed else {}
 
 

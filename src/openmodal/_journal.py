@@ -112,8 +112,8 @@ class Journal:
                     name,
                     argv=words,
                     cut=cut,
-                    path=_plain(path),
-                    detail=_plain(detail),
+                    path=plain(path),
+                    detail=plain(detail),
                     by=caller.get(),
                     **what,
                 )
@@ -137,14 +137,14 @@ def _cut(argv: Iterable[str]) -> tuple[tuple[str, ...], bool]:
     words: list[str] = []
     left = MOST_TEXT
     for word in argv:
-        words.append(_plain(word, left))
+        words.append(plain(word, left))
         left -= len(word)
         if left < 0:
             return tuple(words), True
     return tuple(words), False
 
 
-def _plain(text: str, most: int = MOST_TEXT) -> str:
+def plain(text: str, most: int = MOST_TEXT) -> str:
     """A text that JSON takes: bytes that are no UTF-8 become escapes."""
     return text[:most].encode("utf-8", "backslashreplace").decode()
 
@@ -197,4 +197,4 @@ def _open(path: Path, flags: int) -> int:
     return file
 
 
-__all__ = ["MOST", "SILENT", "Event", "Journal", "caller", "fields"]
+__all__ = ["MOST", "SILENT", "Event", "Journal", "caller", "fields", "plain"]

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from openmodal import _args, _config, _trash
 from openmodal._dual import Blocking, Call
 from openmodal._spec import Built, BuiltStep, Layer
-from openmodal.build.prune import Pruned
+from openmodal.build.prune import Prunable, Pruned
+from openmodal.build.prune import prunable as _prunable
 from openmodal.engines import ON_THIS_MACHINE, Engine, choose, examine, here, load, require
 from openmodal.engines.check import Check
 from openmodal.errors import Error
@@ -103,6 +104,22 @@ async def prune(*, unused_for: float = 7 * 86400.0, caches: bool = False, engine
 
 
 @Call
+async def prunable(*, unused_for: float = 7 * 86400.0, engine: str | Engine | None = None) -> Prunable:
+    """Tell which images `prune` would remove, and how many bytes become free.
+
+    Args:
+        unused_for: as in `prune`.
+        engine: as in `Sandbox.create`.
+
+    Raises:
+        UnsupportedError: the engine keeps no images of its own.
+    """
+    seconds = _args.age("unused_for", unused_for)
+    built, chosen = await images.aio(engine=engine), choose(engine)
+    return _prunable(built, {status.image for status in await chosen.list()}, seconds)
+
+
+@Call
 async def doctor(*, network: bool = False, engine: str | None = None) -> list[Check]:
     """Find out what this machine can do, what is missing, and the command that adds it: of each
     engine of this machine, and of `engine`.
@@ -135,4 +152,18 @@ def _settings(engine: str) -> Check:
     return Check("settings", True, "understood")
 
 
-__all__ = ["Built", "BuiltStep", "Check", "Collected", "Layer", "Pruned", "doctor", "gc", "history", "images", "prune"]
+__all__ = [
+    "Built",
+    "BuiltStep",
+    "Check",
+    "Collected",
+    "Layer",
+    "Prunable",
+    "Pruned",
+    "doctor",
+    "gc",
+    "history",
+    "images",
+    "prunable",
+    "prune",
+]

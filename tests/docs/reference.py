@@ -101,9 +101,11 @@ PAGES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
         (
             housekeeping.gc,
             housekeeping.images,
+            housekeeping.prunable,
             housekeeping.prune,
             housekeeping.doctor,
             housekeeping.Collected,
+            housekeeping.Prunable,
             housekeeping.Pruned,
             housekeeping.Check,
         ),

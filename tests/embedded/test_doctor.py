@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,6 +111,41 @@ def test_a_plain_users_store_is_ok_exactly_where_sandboxes_can_be_created(home: 
     answer = ask_user(home)
     assert (answer.said, answer.ok("store")) == ("", True)
     machine = f"FOLDER=$HOME; mkdir $HOME/store; {OVERLAY}; chown {USER} store"
+    answer = ask_user(home, machine, OPENMODAL_HOME=str(home / "store" / "home"))
+    assert ANOTHER in answer.said
+    assert (answer.ok("store"), answer.said in answer.text("store")) == (False, True)
+
+
+def test_a_store_that_is_somebody_elses_is_told(home: Path) -> None:
+    """doctor ended with a traceback."""
+    answer = ask_user(home, "mkdir -m 700 $HOME/store", OPENMODAL_HOME=str(home / "store"))
+    assert answer.said
+    assert (answer.ok("store"), answer.said in answer.text("store")) == (False, True), answer
+
+
+@pytest.fixture
+def nfs(tmp_path: Path) -> Iterator[str]:
+    """What mounts a folder that this machine serves itself, to everybody as who they are."""
+    threads = Path("/proc/fs/nfsd/threads")
+    if not threads.exists() or threads.read_text().strip() == "0":
+        pytest.skip("needs an NFS server on this machine")
+    (tmp_path / "real").mkdir(mode=0o755)
+    served = f"127.0.0.1:{tmp_path}/real"
+    subprocess.run(["exportfs", "-i", "-o", "rw,no_root_squash,no_subtree_check,insecure,fsid=77", served], check=True)
+    yield f"mount -t nfs4 {served} "
+    subprocess.run(["exportfs", "-u", served], check=True)
+
+
+@pytest.mark.feature("nfs")
+def test_a_store_on_nfs_is_told_by_doctor_and_by_create(tmp_path: Path, home: Path, nfs: str) -> None:
+    """It has neither owners that can be shifted nor what overlayfs writes into."""
+    (tmp_path / "store").mkdir()
+    answer = ask_root(tmp_path, f"{nfs} $FOLDER/store")
+    assert ANOTHER in answer.said
+    assert (answer.ok("store"), answer.said in answer.text("store")) == (False, True)
+    shutil.rmtree(tmp_path / "real" / "home")
+    os.chown(tmp_path / "real", USER, USER)
+    machine = f"mkdir $HOME/store; {nfs} $HOME/store"
     answer = ask_user(home, machine, OPENMODAL_HOME=str(home / "store" / "home"))
     assert ANOTHER in answer.said
     assert (answer.ok("store"), answer.said in answer.text("store")) == (False, True)

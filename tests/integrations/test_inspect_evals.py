@@ -31,6 +31,7 @@ INSPECT = str(Path(sys.executable).with_name("inspect"))
 
 TOOLS = """
 
+from inspect_ai.dataset import MemoryDataset
 from inspect_ai.tool import bash_session, text_editor
 
 CALLS = [
@@ -67,6 +68,7 @@ def tools():
 def sleeper():
     task = tools()
     task.solver = [use_tools(bash()), generate()]
+    task.dataset = MemoryDataset([Sample("go", id=n, target="agent") for n in range(20)])
     CALLS[:] = [("bash", {"command": "sleep 600"})]
     return task
 """
@@ -92,7 +94,7 @@ def command(*arguments: str) -> list[str]:
 
 def evaluated(folder: Path, *arguments: str) -> EvalLog:
     """Run an evaluation to its end; its log is in the folder that is the image's build context."""
-    done = subprocess.run(command(*arguments), check=False, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command(*arguments), check=False, cwd=folder, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     (log,) = (folder / "logs").iterdir()
     return read_eval_log(str(log))
@@ -131,23 +133,15 @@ def test_a_models_tools_work_and_their_failures_are_told_to_it(tasks: Path) -> N
     assert last == ("a file\nagent\n", None)
 
 
-def test_an_evaluation_that_is_interrupted_leaves_no_sandbox(tasks: Path) -> None:
-    with subprocess.Popen(
-        command("sums.py@sleeper"), cwd=tasks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as evaluation:
-        eventually(lambda: Sandbox.list(app=APP), seconds=120)
-        evaluation.send_signal(signal.SIGINT)
-        evaluation.communicate(timeout=120)
-    assert not Sandbox.list(app=APP)
-
-
-def test_an_evaluation_that_is_killed_leaves_no_sandbox(tasks: Path) -> None:
-    with subprocess.Popen(
-        command("sums.py@sleeper"), cwd=tasks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as evaluation:
-        eventually(lambda: Sandbox.list(app=APP), seconds=120)
-        evaluation.kill()
-        evaluation.communicate(timeout=120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_twenty_samples_run_at_once_and_an_evaluation_that_is_ended_leaves_none(
+    tasks: Path, number: signal.Signals
+) -> None:
+    at_once = command("sums.py@sleeper", "--max-samples", "20", "--max-sandboxes", "20")
+    with subprocess.Popen(at_once, cwd=tasks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as evaluation:
+        eventually(lambda: len(Sandbox.list(app=APP)) == 20, seconds=600)
+        evaluation.send_signal(number)
+        evaluation.communicate(timeout=600)
     eventually(lambda: not Sandbox.list(app=APP))
 
 

@@ -17,7 +17,8 @@ from swerex.deployment.modal import ModalDeployment
 from swerex.runtime.abstract import BashAction, Command, CreateBashSessionRequest, ReadFileRequest, WriteFileRequest
 
 async def main():
-    image = modal.Image.debian_slim().pip_install("swe-rex")
+    image = modal.Image.debian_slim(python_version="3.13").pip_install("swe-rex")
+    # Unsaid, the version would be that of this Python.
     # Its time for the start counts the build of the image.
     deployment = ModalDeployment(image=image, install_pipx=False, startup_timeout=1200)
     await deployment.start()

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.embedded.test_groups import create, parents, test_sandboxes_together_weigh_what_each_of_them_weighs
+
+__all__ = ["create", "parents", "test_sandboxes_together_weigh_what_each_of_them_weighs"]
 
 pytestmark = [pytest.mark.machine, pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -118,6 +121,14 @@ def test_processes_of_a_group_that_is_not_the_containers_own_stay_where_they_are
     assert "init.scope" in first
     assert Path("/proc/1/cgroup").read_text() == "0::/init.scope\n"
     assert said == "doctor: True False"
+
+
+def test_the_machines_groups_seen_from_a_namespace_of_groups_are_told(start: Callable[..., Run]) -> None:
+    """The kernel lets nobody leave such a namespace: `No such file or directory`, it says."""
+    # As systemd does it; a container with --cgroupns=host undoes it.
+    subprocess.run(["mount", "-o", "remount,nsdelegate", str(GROUPS)], check=True)
+    [refused, _, _] = python(start(*RIGHTS.split(), "--volume=/sys/fs/cgroup:/sys/fs/cgroup"))
+    assert refused.endswith("start the container with --cgroupns=host, too")
 
 
 def test_on_the_machine_itself_nothing_is_moved() -> None:

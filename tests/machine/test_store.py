@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import openmodal
+from openmodal import _binary
 
 pytestmark = pytest.mark.machine
 
@@ -83,6 +85,42 @@ def test_doctor_names_the_setting_that_keeps_users_from_namespaces(home: dict[st
     assert "sysctl -w kernel.unprivileged_userns_clone=1" in told["user namespaces"]["remedy"]
     told = doctor(*AS_USER, **home)
     assert [told[name]["ok"] for name in ("user namespaces", "base image", "store")] == [True] * 3
+
+
+# As kernel.apparmor_restrict_unprivileged_userns of Ubuntu: namespaces of users have no rights.
+PROFILE = """
+profile openmodal_test {program} flags=(attach_disconnected, mediate_deleted) {{
+  deny capability,
+  file,
+  /usr/bin/newuidmap Ux,
+  /usr/bin/newgidmap Ux,
+  network, unix, dbus, signal, ptrace, mount, umount, pivot_root,
+}}
+"""
+
+
+@contextmanager
+def confined(program: str) -> Iterator[None]:
+    def parser(verb: str) -> None:
+        profile = PROFILE.format(program=program)
+        subprocess.run(["apparmor_parser", verb], input=profile, text=True, check=True)
+
+    parser("--replace")
+    try:
+        yield
+    finally:
+        parser("--remove")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("apparmor_parser"), reason="needs AppArmor")
+def test_it_is_told_where_apparmor_keeps_rights_from_namespaces(home: dict[str, str]) -> None:
+    """The error named doctor, which named nothing."""
+    with confined(str(_binary.find(Path(home["OPENMODAL_HOME"])))):
+        told = doctor(*AS_USER, **home)
+    assert [told[name]["ok"] for name in ("user namespaces", "sandbox")] == [False] * 2
+    assert "give the native program a profile with userns" in told["user namespaces"]["text"]
+    assert "apparmor_restrict_unprivileged_userns=0" in told["user namespaces"]["text"]
 
 
 @pytest.mark.root

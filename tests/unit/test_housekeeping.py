@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from openmodal import InvalidError, engines, housekeeping
-from openmodal._spec import Built
-from openmodal.build.prune import Pruned
+from openmodal._spec import Built, Layer
+from openmodal.build.prune import Prunable, Pruned, prunable
 from openmodal.engines.check import Check
 from openmodal.errors import EngineError, UnsupportedError
 
@@ -19,6 +21,7 @@ FUNCTIONS = (
     housekeeping.gc,
     housekeeping.history,
     housekeeping.images,
+    housekeeping.prunable,
     housekeeping.prune,
     housekeeping.doctor,
 )
@@ -49,8 +52,9 @@ class Keeping:
 
 
 def test_exactly_these_names_are_exported() -> None:
-    functions = ["doctor", "gc", "history", "images", "prune"]
-    assert housekeeping.__all__ == ["Built", "BuiltStep", "Check", "Collected", "Layer", "Pruned", *functions]
+    functions = ["doctor", "gc", "history", "images", "prunable", "prune"]
+    types = ["Built", "BuiltStep", "Check", "Collected", "Layer", "Prunable", "Pruned"]
+    assert housekeeping.__all__ == types + functions
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -68,6 +72,27 @@ def test_both_faces_do_the_same() -> None:
     housekeeping.gc(engine=engine)
     asyncio.run(housekeeping.gc.aio(check=True, engine=engine))
     assert engine.asked == [(7 * 86400.0, False), (0.0, True), False, True]
+
+
+def test_what_a_prune_would_remove_is_told_with_what_becomes_free() -> None:
+    now = time.time()
+    low, mine, other = (
+        Layer("FROM a", 100, 0.0, "low"),
+        Layer("RUN a", 10, 0.0, "mine"),
+        Layer("RUN b", 5, 0.0, "other"),
+    )
+    old = Built("old", 110, 2, now - 100, "RUN a", stack=(mine, low))
+    images = [
+        old,
+        Built("new", 105, 2, now, "RUN b", stack=(other, low)),
+        Built("used", 110, 2, 1.0, "RUN a", stack=(low,)),
+        Built("named", 110, 2, 1.0, "RUN a", names=("name",), stack=(low,)),
+        Built("snapshot", 110, 2, 1.0, "RUN a", expires=now + 100, stack=(low,)),
+    ]
+    assert prunable(images, {"used"}, 50.0) == Prunable((old,), 10)
+    assert prunable([Built("far", 1, 1, 1.0, "RUN a")], (), 50.0).bytes is None
+    expired = msgspec.structs.replace(old, used=now, expires=now - 1)
+    assert prunable([expired], (), 50.0) == Prunable((expired,), 110)
 
 
 def test_wrong_ages_are_refused() -> None:

@@ -7,10 +7,11 @@ import http.client
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ class Page:
         with contextlib.closing(connection):
             connection.request(method, path, body.encode(), {name: value for name, value in said.items() if value})
             answer = connection.getresponse()
+            if answer.status == http.HTTPStatus.SWITCHING_PROTOCOLS:  # what follows is no answer
+                return Answer(answer.status, {}, b"")
             return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
 
     def call(self, path: str, method: str = "GET", **headers: str) -> Answer:
@@ -115,3 +118,50 @@ def page(listed: None) -> Iterator[Page]:
     """A page of that engine, which nobody has entered yet."""
     with opened() as page:
         yield page
+
+
+@dataclass
+class Visit:
+    """A tab of a real browser, and what went wrong in it."""
+
+    tab: Any
+    errors: list[str] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
+
+    def heard(self, said: Any) -> None:
+        if said.type == "error":
+            self.errors.append(said.text)
+
+    def failed(self, error: Any) -> None:
+        self.errors.append(str(error))
+
+    def saw(self, request: Any) -> None:
+        self.asked.add(request.url)
+
+    def is_clean(self, page: Page) -> bool:
+        """Whether there was no error, and nothing was asked of anybody else."""
+        own = (page.url, page.url.replace("http:", "ws:"), "data:", f"blob:{page.url}")
+        return self.errors == [] and not [url for url in self.asked if not url.startswith(own)]
+
+
+@contextlib.contextmanager
+def visiting(link: str, **options: Any) -> Iterator[Visit]:
+    """A page in Chromium, as long as the block. Meanwhile no other event loop runs in this thread."""
+    driver: Any = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's package chromium: make test")
+    with driver.sync_playwright() as playwright:
+        # As root there is no sandbox of its own.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        try:
+            visit = Visit(browser.new_page(**options))
+            visit.tab.set_default_timeout(60_000)
+            visit.tab.on("console", visit.heard)
+            visit.tab.on("pageerror", visit.failed)
+            for kind in ("request", "websocket"):
+                visit.tab.on(kind, visit.saw)
+            visit.tab.goto(link)
+            yield visit
+        finally:
+            browser.close()

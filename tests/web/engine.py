@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
+from openmodal._link import Stream
 from openmodal._spec import EndRecord, Status, Usage
 from openmodal.engines import PROMISES, Engine
-from openmodal.errors import NotFoundError
+from openmodal.errors import NotFoundError, SandboxNotRunningError
 
 FILE = "OPENMODAL_TEST_SANDBOXES"
 """The variable that names the file: a list of statuses as JSON."""
@@ -38,6 +39,9 @@ class Listed(Engine):
             if status.id == id:
                 return status
         raise NotFoundError(f"there is no sandbox {id!r}")
+
+    async def connect(self, id: str) -> Stream:
+        raise SandboxNotRunningError(f"{id} is only told of")
 
     async def usage(self, id: str) -> Usage:
         return Usage(cpu=time.monotonic(), memory=100.0)

@@ -18,6 +18,14 @@ from tests.web import engine
 from tests.web.conftest import LISTED, Page, opened
 
 STOP = "/sandboxes/app-1/stop"
+UPLOAD = "/sandbox/app-1/file?path=/a"
+
+
+def terminal(page: Page, **headers: str) -> int:
+    """What a page is answered that asks for a terminal: 101, or why not."""
+    own = {"Connection": "Upgrade", "Upgrade": "websocket", "Origin": f"http://127.0.0.1:{page.port}"}
+    keys = {"Sec_WebSocket_Version": "13", "Sec_WebSocket_Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    return page.call("/sandbox/app-1/terminal", **(own | keys | headers)).status
 
 
 def test_nothing_is_told_without_a_cookie_of_this_place(page: Page) -> None:
@@ -117,8 +125,14 @@ def test_a_read_only_page_changes_nothing(listed: None) -> None:
         page.enter()
         assert page.call("/about").json["readOnly"]
         assert page.call(STOP, "POST").status == 403
+        assert page.call(UPLOAD, "POST").status == 403
+        assert terminal(page) == 403
     with opened() as page:
         page.enter()
+        assert page.call(UPLOAD, "POST").status != 403
+        assert terminal(page) == 101
+        assert terminal(page, Origin="http://evil.example") == 403
+        assert terminal(page, Cookie="") == 403
         assert page.call(STOP, "POST").status == 200
 
 

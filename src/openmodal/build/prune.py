@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +33,29 @@ class Pruned(msgspec.Struct, frozen=True):
     layers: int
     bytes: int
     leftovers: int
+
+
+class Prunable(msgspec.Struct, frozen=True):
+    """What a prune would remove: images, and the bytes of their layers that no other image has;
+    None where the engine does not tell layers."""
+
+    images: tuple[Built, ...]
+    bytes: int | None
+
+
+def prunable(images: Sequence[Built], in_use: Container[str], unused_for: float) -> Prunable:
+    """What of these images would go, of which some are in use, by key."""
+    now = time.time()
+    due = tuple(i for i in images if i.key not in in_use and not i.names and is_due(i.used, i.expires, unused_for, now))
+    kept = {layer.key for image in images if image not in due for layer in image.stack}
+    freed = {layer.key: layer.size for image in due for layer in image.stack if layer.key not in kept}
+    return Prunable(due, sum(freed.values()) if all(image.stack for image in due) else None)
+
+
+def is_due(used: float, expires: float, unused_for: float, now: float) -> bool:
+    """Whether an image without a name goes: one that nobody has used for so long, or a snapshot
+    that has expired, used or not; a snapshot that has not stays."""
+    return expires <= now if expires else used <= now - unused_for
 
 
 class _Image(msgspec.Struct, frozen=True):
@@ -67,7 +90,7 @@ def prune(store: Layers, *, budget: int | None = None, unused_for: float = 0.0, 
         images = sorted(_images(store), key=lambda image: image.used)
         free = [image for image in images if not _stays(store, image, layers)]
         kept = [image for image in images if image not in free]
-        for image in _to_forget(free, kept, layers, budget, time.time() - unused_for):
+        for image in _to_forget(free, kept, layers, budget, unused_for):
             image.file.unlink(missing_ok=True)
         count, freed = _sweep(store, layers, failed)
         put.forget(store)
@@ -139,8 +162,11 @@ def _below_held(store: Layers, layers: dict[str, Meta]) -> set[str]:
 
 def _stays(store: Layers, image: _Image, layers: dict[str, Meta]) -> bool:
     """Whether an image is kept, however long nobody has used it."""
-    expires = layers[image.top].expires if image.top in layers else 0.0
-    return expires > time.time() or image.file.stem in published.images(store)
+    return _expires(image, layers) > time.time() or image.file.stem in published.images(store)
+
+
+def _expires(image: _Image, layers: dict[str, Meta]) -> float:
+    return layers[image.top].expires if image.top in layers else 0.0
 
 
 def images(store: Layers) -> list[Built]:
@@ -204,10 +230,11 @@ def _images(store: Layers) -> list[_Image]:
 
 
 def _to_forget(
-    images: list[_Image], staying: list[_Image], layers: dict[str, Meta], budget: int | None, before: float
+    images: list[_Image], staying: list[_Image], layers: dict[str, Meta], budget: int | None, unused_for: float
 ) -> list[_Image]:
-    """`images` are sorted, the longest unused first. A snapshot that expired goes, used or not."""
-    old = [image for image in images if image.used <= before or (image.top in layers and layers[image.top].expires)]
+    """`images` are sorted, the longest unused first."""
+    now = time.time()
+    old = [image for image in images if is_due(image.used, _expires(image, layers), unused_for, now)]
     if budget is None:
         return old
     staying = [*staying, *(image for image in images if image not in old)]

@@ -195,13 +195,11 @@ def prune(session: Session, older: float | None, everything: bool, caches: bool,
     if everything and older is not None:
         raise click.UsageError("--all and --older exclude each other; leave one out")
     seconds = _args.age("--older", 0.0 if everything else 7 * 86400.0 if older is None else older)
-    before = time.time() - seconds
-    images = reversed(housekeeping.images(engine=session.engine))
-    old = [image for image in images if image.used <= before and not _kept(image, time.time())]
-    lines = [f"{i.key[:12]}  {_output.size(i.size)}  {i.step}" for i in old]
+    found = housekeeping.prunable(unused_for=seconds, engine=session.engine)
+    lines = [f"{i.key[:12]}  {_output.size(i.size)}  {i.step}" for i in reversed(found.images)]
     if caches:
         lines.append("the downloads of apt and pip")
-    if not _output.agreed(lines, f"Remove {_output.count(len(old), 'image')}?", yes=yes):
+    if not _output.agreed(lines, f"Remove {_output.count(len(found.images), 'image')}?", yes=yes):
         return 1
     removed = housekeeping.prune(unused_for=seconds, caches=caches, engine=session.engine)
     if as_json:

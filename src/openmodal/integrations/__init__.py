@@ -1,7 +1,7 @@
-"""OpenModal in other frameworks: a file for each, which imports its framework when that imports it.
+"""OpenModal in other frameworks: a file or folder for each, which is imported with its framework.
 
-What the files share is here and imports no framework. An adapter has at most 200 lines: what it
-would have to emulate is missing in the SDK, and is added there.
+What they share is here and imports no framework. A file has some 200 lines at most: what it would
+have to emulate is missing in the SDK, and is added there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ Errors = Mapping[type[Exception], Callable[[str], Exception]]
 """What a framework raises for an error of ours, made of its text."""
 
 
+LIFETIME = 24 * 3600.0
+LEASE = 4 * 3600.0
+"""Seconds, on engines that do not see that the framework's process was killed."""
+
+
 def image_from(source: str, *, context_dir: str | None = None) -> Image:
-    """The image that a framework names by a Dockerfile's path or by a registry's reference."""
+    """The image that a framework names by a Dockerfile's path or by a registry's reference; Debian
+    with Python if it names none."""
+    if not source:
+        return Image.debian_slim()
     if os.path.isabs(source):
         return Image.from_dockerfile(source, context_dir=context_dir)
     return Image.from_registry(source)
@@ -46,9 +54,15 @@ def ends_with_us(options: Mapping[str, Any], lease: float) -> dict[str, Any]:
     return {"lease": lease} if unseen or "owner" in lacking(engine) else {"owner": "process"}
 
 
+def that_ends_with_us(options: Mapping[str, Any]) -> dict[str, Any]:
+    """These arguments of `Sandbox.create`, for a sandbox that lasts as long as this process, but a
+    day at most, unless they say otherwise."""
+    return {"timeout": LIFETIME, **ends_with_us(options, LEASE), **options}
+
+
 def in_shell(command: str) -> tuple[str, ...]:
     """What runs a command in bash, or in sh where the image has no bash."""
     return ("sh", "-c", 'command -v bash >/dev/null && exec bash -c "$1"; exec sh -c "$1"', "sh", command)
 
 
-__all__ = ["Errors", "ends_with_us", "errors_as", "image_from", "in_shell"]
+__all__ = ["Errors", "ends_with_us", "errors_as", "image_from", "in_shell", "that_ends_with_us"]

@@ -18,17 +18,11 @@ from pydantic import Field, PrivateAttr
 
 from openmodal.app import App
 from openmodal.errors import Error, ExecTimeoutError
-from openmodal.image import Image
-from openmodal.integrations import ends_with_us, image_from, in_shell
+from openmodal.integrations import image_from, in_shell, that_ends_with_us
 from openmodal.process import Process
 from openmodal.sandbox import Sandbox
 
 APP = App("openhands")
-
-LIFETIME = 24 * 3600.0
-LEASE = 4 * 3600.0
-"""Seconds, on engines that do not see that the agent's process was killed."""
-
 _STATUS = {"A": GitChangeStatus.ADDED, "?": GitChangeStatus.ADDED, "D": GitChangeStatus.DELETED}
 
 
@@ -43,9 +37,7 @@ class OpenModalWorkspace(BaseWorkspace):
     def sandbox(self) -> Sandbox:
         """The sandbox."""
         if self._sandbox is None:
-            image = image_from(self.image) if self.image else Image.debian_slim()
-            given = {"timeout": LIFETIME, **ends_with_us(self.options, LEASE), **self.options}
-            made = Sandbox.create(app=APP, image=image, **given)
+            made = Sandbox.create(app=APP, image=image_from(self.image), **that_ends_with_us(self.options))
             made.filesystem.make_directory(self.working_dir)
             self._sandbox = made
         return self._sandbox

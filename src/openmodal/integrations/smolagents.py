@@ -16,15 +16,11 @@ from smolagents.utils import AgentError
 from openmodal.app import App
 from openmodal.errors import Error
 from openmodal.image import Image
-from openmodal.integrations import ends_with_us
+from openmodal.integrations import that_ends_with_us
 from openmodal.interpreter import Execution
 from openmodal.sandbox import Sandbox
 
 APP = App("smolagents")
-
-LIFETIME = 24 * 3600.0
-LEASE = 4 * 3600.0
-"""Seconds, on engines that do not see that the agent's process was killed."""
 
 
 class OpenModalExecutor(RemotePythonExecutor):
@@ -54,10 +50,9 @@ class OpenModalExecutor(RemotePythonExecutor):
         # Its own tool for the final answer asks for these two.
         packages = ["numpy", "pillow", *self.additional_imports] if image is None else self.additional_imports
         made_of = (image or Image.debian_slim()).pip_install(*packages)
-        given = {"timeout": LIFETIME, **ends_with_us(options, LEASE), **options}
         self.installed_packages = [*packages]
         self._timeout = timeout
-        self.sandbox = Sandbox.create(app=APP, image=made_of, **given)
+        self.sandbox = Sandbox.create(app=APP, image=made_of, **that_ends_with_us(options))
         try:
             self.interpreter = self.sandbox.interpreter()
         except BaseException:

@@ -19,16 +19,12 @@ from swerex.utils.log import get_logger
 from openmodal.app import App
 from openmodal.errors import ExecTimeoutError, ShellTimeoutError
 from openmodal.image import Image
-from openmodal.integrations import ends_with_us, errors_as, image_from
+from openmodal.integrations import errors_as, image_from, that_ends_with_us
 from openmodal.process import StreamType
 from openmodal.sandbox import Sandbox
 from openmodal.shell import Shell
 
 APP = App("swe-rex")
-
-LIFETIME = 24 * 3600.0
-LEASE = 4 * 3600.0
-"""Seconds, on engines that do not see that the agent's process was killed."""
 
 
 class OpenModalRuntime(AbstractRuntime):
@@ -135,7 +131,7 @@ class OpenModalDeployment(AbstractDeployment):
         """`image`: of a registry, a Dockerfile's absolute path, or an Image; None: Debian with Python.
         `options`: further arguments of `Sandbox.create`."""
         self.logger = logger or get_logger("rex-deploy")
-        self._image = image_from(image) if isinstance(image, str) else image
+        self._image = image if isinstance(image, Image) else image_from(image or "")
         self._options: Mapping[str, Any] = options
         self._runtime: OpenModalRuntime | None = None
 
@@ -146,8 +142,7 @@ class OpenModalDeployment(AbstractDeployment):
         return await self.runtime.is_alive(timeout=timeout)
 
     async def start(self) -> None:
-        given = {"timeout": LIFETIME, **ends_with_us(self._options, LEASE), **self._options}
-        sandbox = await Sandbox.create.aio(app=APP, image=self._image or Image.debian_slim(), **given)
+        sandbox = await Sandbox.create.aio(app=APP, image=self._image, **that_ends_with_us(self._options))
         self._runtime = OpenModalRuntime(sandbox)
 
     async def stop(self) -> None:

@@ -29,6 +29,8 @@ FRAMEWORKS = (
     Framework("mini-swe-agent", "2.4.6", "`openmodal.integrations.mini_swe_agent`"),
     Framework("modal", "1.6.4", "`openmodal serve`"),
     Framework("nemo-gym", "0.4.0", "its sandbox provider `openmodal`"),
+    Framework("openai-agents", "0.24.0", "`openmodal.integrations.openai_agents`"),
+    Framework("openenv-core", "0.3.0", "`openmodal.integrations.openenv`"),
     Framework("openhands-sdk", "1.58.2", "`openmodal.integrations.openhands`"),
     Framework("smolagents", "1.26.0", "`openmodal.integrations.smolagents`"),
     Framework("swe-rex", "1.4.0", "`openmodal.integrations.swe_rex`"),

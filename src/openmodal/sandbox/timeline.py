@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from openmodal import _wire
 from openmodal._command import listed
 from openmodal._dual import Blocking, dual, within
-from openmodal._journal import Event
+from openmodal._journal import Event, plain
 from openmodal._spec import CommandStatus, Status
 from openmodal.errors import SandboxNotRunningError, UnsupportedError
 from openmodal.sandbox.handle import Handle
@@ -79,7 +79,7 @@ def _of_command(command: CommandStatus) -> Event:
         "main" if command.id == _MAIN else "exec",
         record.ended - record.started if record else None,
         command=command.id,
-        argv=command.argv,
+        argv=tuple(map(plain, command.argv)),
         cut=command.cut,
         record=record,
     )

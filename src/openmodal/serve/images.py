@@ -20,7 +20,7 @@ from openmodal.errors import Error, ImageBuildError, InvalidError, NotFoundError
 from openmodal.image import Image, ready
 from openmodal.serve import fields, ids
 from openmodal.serve.calls import Call, log, serves
-from openmodal.serve.kept import Kept, KeptSecrets
+from openmodal.serve.kept import FORCED, Kept, KeptSecrets
 
 KEEPS_RUNNING = ("sleep", "172800")
 """The CMD of images that the client makes itself: nobody's program, but a way to stay."""
@@ -33,9 +33,6 @@ RUN pip install --upgrade [^\n]*
 RUN echo 'debconf debconf/frontend select Noninteractive' \| debconf-set-selections
 CMD \["sleep", "172800"\]"""
 )
-_FORCED = "forced"
-"""Names of images are the ids of those that `force_build` built in their stead."""
-
 _LINES_KEPT = 10_000
 _BUILDS_KEPT = 100
 _IMAGES_KEPT = 1000
@@ -166,7 +163,7 @@ class Images:
         ever was."""
         plain = self._kept.keep_recipe(self._recipe(image, ""))
         if not again:
-            return self._kept.named(_FORCED, plain) or plain
+            return self._kept.named(FORCED, plain) or plain
         # The same, if the client sends the call once more.
         id = self._kept.keep_recipe(self._recipe(image, ids.letters("again", call.key or os.urandom(16))))
         if id == plain:
@@ -243,7 +240,7 @@ class Images:
         try:
             await run_async(ready(image, self._engine, lambda progress: build.report(loop, progress)))
             if plain := self._forced.pop(id, ""):
-                self._kept.name(_FORCED, plain, id)
+                self._kept.name(FORCED, plain, id)
             result = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_SUCCESS)
         except (Error, OSError) as error:  # such as a full disk
             log.info("build failed", extra={"image": id, "reason": str(error)})

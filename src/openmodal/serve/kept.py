@@ -35,10 +35,17 @@ from openmodal.errors import AlreadyExistsError, InvalidError, NotFoundError
 from openmodal.serve import ids
 
 _TREE = re.compile(r"\bmo-[a-z2-7]+")
+_DOCKERFILE = re.compile(r"/dockerfiles/([a-z2-7]+)")
+_SNAPSHOT = '"kind":"snapshot"'
 _WEEK = 7 * 24 * 3600.0
+_MONTH = 30 * 24 * 3600.0
 _EXECUTABLE = 0o111
 _READABLE_BY_ALL = 0o644
 """COPY keeps modes, and an image may have another user. The folders above keep others out."""
+
+
+FORCED = "forced"
+"""Names of images are the ids of those that `force_build` built in their stead."""
 
 
 class SecretValues(msgspec.Struct, frozen=True):
@@ -302,22 +309,40 @@ class Kept:
     # --------------------------------------------------------------------------------------- inside
 
     def collect(self) -> None:
-        """Remove what nobody used for a week and nobody named."""
-        oldest = time.time() - _WEEK
-        needed = {*self.names("secret").values(), *self._trees_of_images(oldest)}
-        for folder in ("files", "trees", "secrets"):
-            for path in (self.folder / folder).iterdir():
-                with suppress(FileNotFoundError):  # another door collects, too
-                    if path.name not in needed and path.lstat().st_mtime <= oldest:
-                        _remove(path)
+        """Remove what nobody used for a week and nobody named, and names of apps after a month."""
+        now = time.time()
+        named = {*self.names("image").values(), *self.names(FORCED).values()}
+        recipes = {path.name: path.read_text("utf-8") for path in self._old("recipes", now - _WEEK)}
+        # Of a snapshot, the recipe is the only way to it: the engine says how long it is there.
+        self._remove("recipes", {id for id, text in recipes.items() if id not in named and _SNAPSHOT not in text})
+        needed = {*self.names("secret").values(), *self._named_by_recipes()}
+        for folder in ("files", "trees", "secrets", "dockerfiles"):
+            self._remove(folder, {path.name for path in self._old(folder, now - _WEEK)} - needed)
+        for name, moment in self.moments("app").items():
+            if moment <= now - _MONTH:
+                self.forget_name("app", name)
+        for plain, forced in self.names(FORCED).items():
+            if not all((self.folder / "recipes" / id).exists() for id in (plain, forced)):
+                self.forget_name(FORCED, plain)
 
-    def _trees_of_images(self, oldest: float) -> Iterator[str]:
-        """The trees that images need which have a name, or were used since then."""
-        named = set(self.names("image").values())
+    def _old(self, folder: str, oldest: float) -> Iterator[Path]:
+        for path in (self.folder / folder).iterdir():
+            with suppress(FileNotFoundError):  # another door collects, too
+                if path.lstat().st_mtime <= oldest:
+                    yield path
+
+    def _remove(self, folder: str, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(FileNotFoundError):
+                _remove(self.folder / folder / name)
+
+    def _named_by_recipes(self) -> Iterator[str]:
+        """The trees and Dockerfiles that recipes name."""
         for path in (self.folder / "recipes").iterdir():
             with suppress(FileNotFoundError):  # one that is just being placed
-                if path.name in named or path.lstat().st_mtime > oldest:
-                    yield from _TREE.findall(path.read_text("utf-8"))
+                text = path.read_text("utf-8")
+                yield from _TREE.findall(text)
+                yield from _DOCKERFILE.findall(text)
 
     def _thing(self, folder: str, id: str, prefix: str, what: str) -> Path:
         path = self.folder / folder / id

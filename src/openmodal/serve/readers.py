@@ -68,6 +68,10 @@ class Readers:
         await _until(lambda: reads.begun, _BEGIN)
         await _until(lambda: not reads.now, _FINISH)
 
+    def begun(self, sandbox: str, command: str) -> bool:
+        """Whether the client reads, or has read, what a command wrote."""
+        return self._used(sandbox, command).begun
+
     def told(self, sandbox: str, command: str) -> None:
         """The client knows how a command ended."""
         self._used(sandbox, command).told = True

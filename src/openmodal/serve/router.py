@@ -136,7 +136,10 @@ class Router:
             at = request.offset
             async for begins, data in output(self._door, command, number, at):
                 if begins > at:
-                    call.warn("some output is not there any more: the command wrote more than 1 GiB that nobody read")
+                    call.warn(
+                        f"{begins - at} bytes of output are lost: more than 1 GiB waited unread, or a connection broke "
+                        "with more than 4 MiB under way to a slow reader; have the command write to a file, and read that"
+                    )
                 at = begins + len(data)
                 yield router.TaskExecStdioReadResponse(data=data)
 
@@ -226,10 +229,10 @@ class Router:
                 pass
         except SandboxNotRunningError:
             return router.TaskExecWaitResponse(signal=9)
-        wrote = False
+        wrote = self._readers.begun(_wire_of(request), request.exec_id)
         # If it ended meanwhile: how the command ended is known.
         with contextlib.suppress(SandboxNotRunningError):
-            wrote = await self._wrote(command)
+            wrote = wrote or await self._wrote(command)
         if wrote:
             await self._readers.printed(_wire_of(request), request.exec_id)
         self._readers.told(_wire_of(request), request.exec_id)

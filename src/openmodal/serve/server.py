@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -54,6 +55,9 @@ _AT_ONCE = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 """Answers are not held back until the client has acknowledged the last one, which takes 40 ms. The
 library does that for sockets that were made with the protocol's number only."""
 
+_ENOUGH = 64 << 10
+"""Bytes that are not held back for more of the same turn."""
+
 _FIRST_BYTE = 60.0
 _PAUSE = 0.05
 
@@ -66,6 +70,44 @@ class _Services:
 
     def __mapping__(self) -> dict[str, Handler]:
         return self._table
+
+
+class _Together(asyncio.Transport):
+    """A connection that sends what is written in one turn of the loop as one: an answer is three
+    frames, and each would wake the client."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._written: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._written:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._written.append(bytes(data))
+        self._size += len(data)
+        if self._size >= _ENOUGH:
+            self._send()
+
+    def _send(self) -> None:
+        if self._written:
+            self._transport.write(b"".join(self._written))
+            self._written.clear()
+            self._size = 0
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
 
 
 class _First(asyncio.Protocol):
@@ -94,7 +136,8 @@ class _First(asyncio.Protocol):
         assert self._transport
         self._patience.cancel()
         chosen = self._chosen()
-        chosen.connection_made(self._transport)
+        is_http1 = isinstance(chosen, H11Protocol)
+        chosen.connection_made(self._transport if is_http1 else _Together(self._transport))
         self._transport.set_protocol(chosen)
         chosen.data_received(self._begin)
 
@@ -216,6 +259,8 @@ async def serving(
     state = ServerState()
     server = _Listener(listener, tls, lambda: _First(grpc, config, state), clear=clear)
     accepting = asyncio.create_task(server.accept())
+    # What is there now stays: no collection looks at it again.
+    gc.freeze()
     try:
         yield
     finally:

@@ -9,7 +9,8 @@ sandbox's exec takes at most a tenth longer.
     guard       Host, Origin and headers of every answer
     feed        rows that change, as Server-Sent Events that go on where they broke off
     sandboxes   the list: what runs, what ended, stop, pause and resume
-    sandbox     one sandbox: timeline, output, terminal, files, charts, egress, ports
+    sandbox     one sandbox: timeline, use, egress, what holds it
+    output      ... what a command writes; files: its files; terminal: a shell in it
     images      images and their layers, prune with a preview
     machine     this machine, its pools, doctor and gc
 
@@ -22,8 +23,8 @@ every WebSocket: a module need not look.
     static/app.mjs         which view is shown: #/sandboxes, #/sandboxes/ID, #/images …
     static/parts.mjs       what views share: `html`, `call`, `useFeed`, `Age`, `size`, `duration` …
     static/sandboxes.mjs   the view of the same name, as are images, machine and pools
-    static/sandbox.mjs     one sandbox: exports `Sandbox({id})`
-    static/style.css       all of the style
+    static/sandbox.mjs     one sandbox: exports `Sandbox({id})`; its views are sandbox-*.mjs
+    static/style.css       the style of all views; sandbox.css, of one sandbox
     vendor/                libraries, as vendor.toml names them; `make vendor` fetches them
 
 Whatever comes from a sandbox is hostile: it becomes text, never HTML (Preact sees to that; nothing

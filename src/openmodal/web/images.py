@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -59,18 +58,8 @@ class Images:
         return images, users
 
     async def _preview(self, request: Request) -> Response:
-        unused_for = _seconds(request)
-        images, users = await self._found()
-        now = time.time()
-        going = [
-            image
-            for image in images
-            if image.used <= now - unused_for and not image.names and image.expires <= now and image.key not in users
-        ]
-        keys = {image.key for image in going}
-        kept = {layer.key for image in images if image.key not in keys for layer in image.stack}
-        freed = {layer.key: layer.size for image in going for layer in image.stack if layer.key not in kept}
-        return JSONResponse({"images": [image.key for image in going], "bytes": sum(freed.values())})
+        found = await housekeeping.prunable.aio(unused_for=_seconds(request), engine=self._page.engine)
+        return JSONResponse({"images": [image.key for image in found.images], "bytes": found.bytes})
 
     async def _prune(self, request: Request) -> Response:
         caches = request.query_params.get("caches") == "1"

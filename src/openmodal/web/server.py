@@ -25,12 +25,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from openmodal import _files
+from openmodal._journal import caller
 from openmodal.engines import Engine, lacking
 from openmodal.errors import (
     AlreadyExistsError,
     Error,
     InvalidError,
     NotFoundError,
+    SandboxFilesystemError,
     SandboxNotRunningError,
     UnsupportedError,
 )
@@ -44,11 +46,13 @@ from openmodal.web.sessions import Sessions
 
 _FOLDER = Path(__file__).parent
 _LONGEST_TOKEN = 4096
+_FAREWELL = 5.0
 _STATUS: Mapping[type[Error], int] = {
     NotFoundError: 404,
     SandboxNotRunningError: 409,
     AlreadyExistsError: 409,
     InvalidError: 400,
+    SandboxFilesystemError: 400,
     UnsupportedError: 501,
 }
 _POLICY = (
@@ -121,6 +125,8 @@ async def serving(app: ASGIApp, listener: socket.socket, tls: ssl.SSLContext | N
         # Streams that never end are cut; the pages come again.
         for connection in list(state.connections):
             connection.transport.abort()
+        if state.tasks:
+            await asyncio.wait(state.tasks, timeout=_FAREWELL)
 
 
 def http(app: ASGIApp) -> Config:
@@ -187,6 +193,7 @@ class _Admitted:
         elif self._page.read_only and (scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD")):
             await refuse(scope, receive, send, "this page is read-only")
         else:
+            caller.set(name)  # of this call alone: each has a task of its own
             await self._app({**scope, "openmodal.visitor": name}, receive, send)
 
 

@@ -320,7 +320,7 @@ def _remedy(error: OSError) -> str:
     if error.errno == errno.EROFS:
         return (
             "a container's control groups are read-only: start it with --privileged (Kubernetes: securityContext.privileged), or with "
-            "-v /sys/fs/cgroup:/sys/fs/cgroup"
+            "-v /sys/fs/cgroup:/sys/fs/cgroup --cgroupns=host"
         )
     if error.errno == errno.EBUSY:
         return (
@@ -342,11 +342,15 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
+def of(found: Hierarchies, id: str) -> list[Path]:
+    """The groups of a sandbox that exist."""
+    return [group for group in map(Path, _parents(found, f"{PARENT}/{id}")) if group.is_dir()]
+
+
 def leftovers(found: Hierarchies) -> dict[str, list[Path]]:
     """The groups of sandboxes that exist, by sandbox id."""
     result: dict[str, list[Path]] = {}
-    for point in {*(point for _, point in found.v1), *([found.v2] if found.v2 else [])}:
-        parent = Path(point) / PARENT
+    for parent in map(Path, _parents(found, PARENT)):
         for child in parent.iterdir() if parent.is_dir() else ():
             if child.is_dir():
                 result.setdefault(child.name, []).append(child)

@@ -422,7 +422,7 @@ def _refuse_running(id: str) -> None:
     Raises:
         IdTakenError: one has it.
     """
-    if id and any(map(members, cgroup.leftovers(host.hierarchies()).get(id, ()))):
+    if id and any(map(members, cgroup.of(host.hierarchies(), id))):
         raise IdTakenError(id)
 
 

@@ -116,7 +116,8 @@ def _scratch(state: Path) -> Iterator[Path]:
 def _without_trace(state: Path) -> Iterator[None]:
     """Remove the folders of a store again that the block makes and leaves empty."""
     folders = (*reversed(state.parents), state, *(state / name for name in ("ended", "sandboxes", "tmp")))
-    missing = [folder for folder in folders if not folder.exists()]
+    # os.path.exists, for that says no where one may not look.
+    missing = [folder for folder in folders if not os.path.exists(folder)]
     try:
         yield
     finally:

@@ -47,7 +47,7 @@ function question(found, age, images) {
   const going = images.filter((image) => found.images.includes(image.id));
   return {
     title: `Remove ${count(going.length, "image")}?`,
-    text: html`<p>${size(found.bytes)} become free. Each can be built again.</p><ul class="short">${going.map((image) => html`<li>${image.step} <small>${size(image.own)}</small></li>`)}</ul>`,
+    text: html`<p>${found.bytes != null && `${size(found.bytes)} become free. `}Each can be built again.</p><ul class="short">${going.map((image) => html`<li>${image.step} <small>${size(image.own)}</small></li>`)}</ul>`,
     verb: "Remove",
     act: () => call(`/images/prune?unused_for=${age}`, { method: "POST" }),
   };
