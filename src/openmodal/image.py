@@ -201,7 +201,8 @@ class Image:
         return self._add(step) if names else self
 
     def run_commands(self, *commands: Words, secrets: Iterable[Secret] = ()) -> Image:
-        """Run shell commands, one step each, as root (`user` is for sandboxes) in the image's working directory.
+        """Run shell commands, one step each, as root (`user` is for sandboxes) in the image's working
+        directory.
 
         Args:
             secrets: variables of these steps only. Their values are part of nothing that is kept:
@@ -219,8 +220,8 @@ class Image:
         context_dir: str | os.PathLike[str] | None = None,
         secrets: Iterable[Secret] = (),
     ) -> Image:
-        """Add `commands`, lines of a Dockerfile without FROM. `context_dir` is what COPY reads from;
-        None: the current folder. `secrets`: as `run_commands`, in each RUN."""
+        """Add `commands`, lines of a Dockerfile without FROM. `context_dir` is what COPY reads
+        from; None: the current folder. `secrets`: as `run_commands`, in each RUN."""
         lines = tuple(_image_args.words("dockerfile_commands", commands))
         context = _image_args.local("context_dir", "." if context_dir is None else context_dir)
         return self._add(Dockerfile("", lines, context, secrets=Hidden(merged(secrets)))) if lines else self
