@@ -341,7 +341,12 @@ static bool connect_network(struct box *box) {
     if (slot_is_marked(box->slot_lock, box->slot)) /* the supervisor of who had it was killed */
         net_forget(box->netlink, box->machine, box->slot);
     slot_mark(box->slot_lock, box->slot, true);
-    return net_attach(box->netlink, box->inside, box->slot, box->network);
+    return net_attach(box->netlink, box->inside, box->slot, box->network, box_group(box)) &&
+           (!box->plan->network || member_join(&box->member, box->plan, net_address(box->slot)));
+}
+
+uint32_t box_group(const struct box *box) {
+    return (uint32_t)box->plan->group | (box->plan->network && box->cut ? INSIDE : 0);
 }
 
 /* A user's init is born with it. Nobody may open it when init has locked itself in. */
@@ -369,7 +374,7 @@ static bool equip_init(struct box *box) {
         return false;
     if (owns_network(plan) && !make_network(box))
         return false;
-    if (plan->net == NET_ROUTER && !box->cut && !connect_network(box))
+    if (plan->net == NET_ROUTER && (!box->cut || plan->network) && !connect_network(box))
         return false;
     if (!open_network(box))
         return false;
@@ -658,6 +663,8 @@ static _Noreturn void supervise(struct plan *plan, int status) {
                       .log = -1,
                       .network = -1,
                       .inside = -1,
+                      .cut = plan->cut,
+                      .member = {.file = -1},
                       .helper = {.lifeline = -1, .said = -1},
                       .gate = {.sockets = {-1, -1}},
                       .output = {-1, -1},

@@ -5,6 +5,7 @@
 #include "gate.h"
 #include "guard.h"
 #include "helper.h"
+#include "member.h"
 #include "plan.h"
 
 #include <stdbool.h>
@@ -96,7 +97,8 @@ struct box {
     unsigned stops; /* how many want nothing to run: a pause, a copy */
     bool paused;    /* ... and a pause is one of them */
     bool resting;   /* its agent was asked whether it may be paused */
-    bool cut;       /* it is to have no network, whatever the plan says; also after a reset */
+    bool cut;       /* it is to have no network but that which it shares, whatever the plan says; also after a reset */
+    struct member member;
     bool keeping; /* nothing runs in it any more, and its files become an image */
     pid_t keeper; /* ... by this process */
     char kept[320]; /* a line of the record about that */
@@ -117,6 +119,9 @@ void hear_signals(struct box *box);
 
 /* Start process 1 and all that ends with it, and wait until it is ready. */
 bool box_run(struct box *box);
+
+/* The group of its interface; see net.h. */
+uint32_t box_group(const struct box *box);
 
 /* A listening socket in the current folder; -1: see fail.h. */
 int listen_at(const char *name);

@@ -86,6 +86,7 @@ void stop_all(struct box *box) {
 
 static void take_down(struct box *box) {
     stop_all(box);
+    member_leave(&box->member, box->plan);
     start_detaching(box);
     close_fd(&box->network); /* not before: with its namespace goes the interface, and with that the count of what it has sent */
     box->network = -1;

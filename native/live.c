@@ -166,20 +166,24 @@ static bool attach(struct box *box, int machine, const char *router) {
     if (slot_is_marked(box->slot_lock, box->slot))
         net_forget(box->netlink, box->machine, box->slot);
     slot_mark(box->slot_lock, box->slot, true);
-    return net_attach(box->netlink, inside, box->slot, network);
+    return net_attach(box->netlink, inside, box->slot, network, 0);
 }
 
 /* What is connected is told that it is not any more, then the interface goes: nobody inside
  * waits for an answer that cannot come. */
-static bool cut(struct box *box) {
-    if (box->netlink < 0 || !net_is_attached(box->slot))
-        return true;
+static bool hang_up(const struct box *box) {
     AUTO_FD int router = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
     AUTO_FD int network = open_network(box);
     bool entered = network >= 0 && router >= 0 && enter(network);
     if (entered)
         net_reset_connections();
-    if (!entered || setns(router, CLONE_NEWNET) != 0)
+    return entered && setns(router, CLONE_NEWNET) == 0;
+}
+
+static bool cut(struct box *box) {
+    if (box->netlink < 0 || !net_is_attached(box->slot))
+        return true;
+    if (!hang_up(box))
         return false;
     if (net_detach(box->netlink, box->machine, box->slot))
         slot_mark(box->slot_lock, box->slot, false);
@@ -199,6 +203,8 @@ static bool change(struct box *box, int machine, const char *word, const char *r
     if (plan->runtime)
         return fail("unsupported", "the network of a sandbox with runtime='gvisor' cannot be changed while it runs");
     box->cut = !on;
+    if (plan->network) /* it goes on to reach the others */
+        return net_regroup(box->netlink, box->slot, box_group(box)) && (on || hang_up(box));
     if (plan->net == NET_EXEC && on)
         return box->helper.pid > 0 || helper_start(plan, box->init, box->userns, &box->helper);
     if (plan->net == NET_EXEC) {
@@ -211,8 +217,12 @@ static bool change(struct box *box, int machine, const char *word, const char *r
     return on ? attach(box, machine, router) : cut(box);
 }
 
-/* `on ROUTER` with the machine's network namespace, or `off`. A gate reads its policy again. */
+/* `on ROUTER` with the machine's network namespace, or `off`. A gate reads its policy again. Without a word: which holds. */
 void serve_network(struct box *box, struct request *request) {
+    if (request->arguments[0] == '\0') {
+        control_ok(request, box->cut ? "off" : "on");
+        return;
+    }
     char *router = request->arguments + strcspn(request->arguments, " ");
     if (*router != '\0')
         *router++ = '\0';

@@ -437,7 +437,8 @@ static bool make_etc(const struct maker *maker) {
         AUTO_FD int target = file_in(etc, files[i][0]);
         if (target < 0 || !write_file(files[i][0], files[i][1]))
             return false;
-        if (!cover(target, files[i][0], INERT))
+        bool shared = plan->network && strcmp(files[i][0], "hosts") == 0; /* with the other sandboxes of a network */
+        if (!(shared ? cover(target, plan->network, INERT | ATTR_RDONLY) : cover(target, files[i][0], INERT)))
             return fail(NULL, "cannot show /etc/%s: %m", files[i][0]);
     }
     return true;

@@ -26,7 +26,7 @@
 enum { SANDBOX_ETH0 = 2, INDEX_BASE = 0x10000 };
 #define GATEWAY 0x0afb0001U /* 10.251.0.1 */
 
-static uint32_t address_of(uint32_t slot) {
+uint32_t net_address(uint32_t slot) {
     return htonl(0x0afb0000U + slot);
 }
 
@@ -51,13 +51,14 @@ void net_remove(int router, uint32_t slot) {
     talk(router, &batch);
 }
 
-static bool make_interface(int router, uint32_t slot, const char *name, int network) {
+static bool make_interface(int router, uint32_t slot, const char *name, int network, uint32_t group) {
     uint32_t mtu = mtu_of("up0");
     int index = INDEX_BASE + (int)slot;
     for (int attempt = 0; attempt < 2; attempt++) {
         struct batch batch = {.used = 0};
         make_veth(&batch, (struct end){name, index, mtu}, (struct end){"eth0", SANDBOX_ETH0, mtu}, network);
-        add_route(&batch, index, address_of(slot), 32, 0);
+        set_group(&batch, index, group);
+        add_route(&batch, index, net_address(slot), 32, 0);
         if (talk(router, &batch))
             return true;
         if (errno != EEXIST) /* else a killed supervisor's: the kernel removes it with its sandbox's namespace, a bit later */
@@ -67,23 +68,29 @@ static bool make_interface(int router, uint32_t slot, const char *name, int netw
     return false;
 }
 
-bool net_attach(int router, int inside, uint32_t slot, int network) {
+bool net_attach(int router, int inside, uint32_t slot, int network, uint32_t group) {
     char name[IF_NAMESIZE];
     name_of(slot, name);
-    if (!make_interface(router, slot, name, network))
+    if (!make_interface(router, slot, name, network, group))
         return fail("network", "cannot make the sandbox's network interface %s: %m", name);
     struct batch batch = {.used = 0};
     bring_up(&batch, SANDBOX_ETH0);
-    add_address(&batch, SANDBOX_ETH0, address_of(slot), 32);
+    add_address(&batch, SANDBOX_ETH0, net_address(slot), 32);
     add_route(&batch, SANDBOX_ETH0, htonl(GATEWAY), 32, 0);
     add_route(&batch, SANDBOX_ETH0, 0, 0, htonl(GATEWAY));
     return talk(inside, &batch) || fail("network", "cannot configure the sandbox's network: %m");
 }
 
+bool net_regroup(int router, uint32_t slot, uint32_t group) {
+    struct batch batch = {.used = 0};
+    set_group(&batch, INDEX_BASE + (int)slot, group);
+    return talk(router, &batch) || fail("network", "cannot change the group of the sandbox's interface: %m");
+}
+
 bool net_forget(int router, int machine, uint32_t slot) {
     if (net_is_attached(slot)) /* what its sockets still send would be put into the table again */
         net_remove(router, slot);
-    return conntrack_forget(machine, address_of(slot));
+    return conntrack_forget(machine, net_address(slot));
 }
 
 bool net_is_silent(int router, uint32_t slot) {
@@ -95,7 +102,7 @@ bool net_is_silent(int router, uint32_t slot) {
 bool net_detach(int router, int machine, uint32_t slot) {
     bool silent = net_is_silent(router, slot);
     net_remove(router, slot);
-    return silent || conntrack_forget(machine, address_of(slot));
+    return silent || conntrack_forget(machine, net_address(slot));
 }
 
 bool net_is_attached(uint32_t slot) {

@@ -18,9 +18,19 @@ int net_enter_router(const char *path);
  * settings that cannot be made are left, for nobody else is on this network. `inside`: a netlink socket of that namespace. */
 bool net_prepare(int inside, uint32_t first_gid, uint32_t last_gid, bool strict);
 
-/* In the router: make om<slot>, with its other end, eth0, in the sandbox's namespace `network`, and the addresses and routes of
- * both. */
-bool net_attach(int router, int inside, uint32_t slot, int network);
+/* The group of om<slot>, by which the router's rules know what the sandbox reaches: the number of the network that it shares with
+ * others (0: none), which is the only thing that it reaches if it is also INSIDE. It goes with the interface. */
+enum { INSIDE = 1 << 16 };
+
+/* In the router: make om<slot> of that group, with its other end, eth0, in the sandbox's namespace `network`, and the addresses and
+ * routes of both. */
+bool net_attach(int router, int inside, uint32_t slot, int network, uint32_t group);
+
+/* In the router: from now on om<slot> is of that group. */
+bool net_regroup(int router, uint32_t slot, uint32_t group);
+
+/* In network byte order. */
+uint32_t net_address(uint32_t slot);
 
 /* In the router: remove om<slot>, and then what the sandbox's address has in the tables of connections, here and on the machine
  * (`machine`: a socket of NETLINK_FILTER there). Everything in the sandbox must be dead: so its end is told to whom it was connected to.

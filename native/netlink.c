@@ -48,7 +48,7 @@ enum {
     REQUEST = 1, ACK = 4, REPLACE = 0x100, EXCLUSIVE = 0x200, CREATE = 0x400,
     ERROR_MESSAGE = 2, DONE = 3, NEW_LINK = 16, DELETE_LINK = 17, NEW_ADDRESS = 20, NEW_ROUTE = 24, GET_STATISTICS = 94,
     NF_TABLES = 10, TRANSACTION_BEGIN = 16, TRANSACTION_END = 17,
-    LINK_NAME = 3, LINK_MTU = 4, LINK_INFO = 18, LINK_NET_NS_FD = 28, INFO_KIND = 1, INFO_DATA = 2, VETH_PEER = 1, OF_LINK = 1,
+    LINK_NAME = 3, LINK_MTU = 4, LINK_INFO = 18, LINK_GROUP = 27, LINK_NET_NS_FD = 28, INFO_KIND = 1, INFO_DATA = 2, VETH_PEER = 1, OF_LINK = 1,
     ADDRESS_ADDRESS = 1, ADDRESS_LOCAL = 2, ROUTE_DST = 1, ROUTE_OIF = 4, ROUTE_GATEWAY = 5,
     TABLE_MAIN = 254, TABLE_LOCAL = 255, PROTOCOL_BOOT = 3, SCOPE_GLOBAL = 0, SCOPE_LINK = 253, SCOPE_HOST = 254, UNICAST = 1, LOCAL = 2,
 };
@@ -223,6 +223,12 @@ void make_veth(struct batch *batch, struct end here, struct end there, int netwo
 void bring_up(struct batch *batch, int index) {
     struct nl_link *link = begin_message(batch, NEW_LINK, 0, sizeof *link);
     *link = (struct nl_link){.index = index, .flags = IFF_UP, .change = IFF_UP};
+}
+
+void set_group(struct batch *batch, int index, uint32_t group) {
+    struct nl_link *link = begin_message(batch, NEW_LINK, 0, sizeof *link);
+    *link = (struct nl_link){.index = index};
+    number(batch, LINK_GROUP, group);
 }
 
 void add_address(struct batch *batch, int index, uint32_t address, uint8_t prefix) {

@@ -61,6 +61,7 @@ struct end { /* one end of a veth pair */
 void make_veth(struct batch *batch, struct end here, struct end there, int network);
 void delete_link(struct batch *batch, int index);
 void bring_up(struct batch *batch, int index);
+void set_group(struct batch *batch, int index, uint32_t group); /* of an interface; the router's rules know what it means */
 void add_address(struct batch *batch, int index, uint32_t address, uint8_t prefix);
 
 /* `gateway` 0: what is behind the interface is reached directly. `prefix` 0: the default route. */

@@ -241,6 +241,7 @@ static const struct key {
     KEY(may_lack, take_may_lack),  KEY(device, take_string),     KEY(weight, take_setting),
     KEY(guard, take_number),      KEY(counted, take_paths),     KEY(reuse, take_flag),
     KEY(sockets, take_number),    KEY(at_end, take_string),     KEY(rests, take_flag),
+    KEY(network, take_path),      KEY(group, take_number),      KEY(names, take_text),      KEY(cut, take_flag),
 #ifdef OPENMODAL_TEST
     KEY(weaken, take_weaken),
 #endif
@@ -284,6 +285,8 @@ static bool is_whole(const struct plan *plan) {
         return wrong("uid_map, gid_map", "at least one line each with ids=sub");
     if (plan->net == NET_ROUTER && (!plan->router || plan->ids != IDS_RANGE))
         return wrong("router", "a path, and ids=range");
+    if (plan->network && (plan->net != NET_ROUTER || plan->group == 0 || plan->group > UINT16_MAX || plan->runtime))
+        return wrong("network", "net=router, a group of 16 bits, and no runtime");
     if ((plan->net == NET_EXEC || plan->net == NET_GATE) && plan->net_exec.count == 0)
         return wrong("net_exec", "a command");
     if (plan->net == NET_GATE && (plan->firewall.count == 0 || !plan->rules))

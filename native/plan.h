@@ -42,7 +42,7 @@ enum { MAY_LACK_SECCOMP = 1, MAY_LACK_NETWORK = 2 };
 
 struct plan {
     char *id, *hostname, *dir, *record, *upper, *work, *slots, *router, *rules, *resolv, *hosts, *thaw, *user, *workdir, *disk;
-    char *runtime, *runtime_config, *cpuinfo;
+    char *runtime, *runtime_config, *cpuinfo, *network, *names;
     struct strings lower, uid_map, gid_map, lock, net_exec, firewall, unreachable, cgroup, kill, device, env, arg, runtime_arg, counted, at_end;
     LIST_OF(struct setting) set, show_cgroup;
     LIST_OF(struct extra_mount) bind;
@@ -50,9 +50,9 @@ struct plan {
     struct setting oom, weight;
     enum plan_ids ids;
     enum plan_net net;
-    uint64_t timeout_ms, idle_ms, lease_ms, memory, main_flags, owner, guard, sockets;
+    uint64_t timeout_ms, idle_ms, lease_ms, memory, main_flags, owner, guard, sockets, group;
     cpu_set_t cpus; /* empty: all */
-    bool keep, hold, reuse, rests;
+    bool keep, hold, reuse, rests, cut;
     unsigned may_lack; /* controls that are applied if they can be; all others must be */
     unsigned weaken;
 };

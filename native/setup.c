@@ -59,6 +59,10 @@ static bool take(struct setup *setup, size_t *variables, char *entry) {
     }
     if (strcmp(entry, "deny") == 0)
         return wall_deny(&setup->wall, value) || wrong("deny: expected an IPv4 prefix, and 48 of them at most");
+    if (strcmp(entry, "resolv") == 0) {
+        wall_resolve(&setup->wall, value);
+        return true;
+    }
     if (strcmp(entry, "cage") == 0) {
         setup->caged = strcmp(value, "1") == 0;
         return true;

@@ -31,6 +31,11 @@ MOST_PORTS = 16  # of a sandbox: four of them take a process of its supervisor
 OFFSET_MOST = (1 << 63) - 1
 """The last byte of a file or stream."""
 
+_ALIAS = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9_])?")
+_OWN_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")
+MOST_OF_ALIASES = 150
+"""Characters: with an address and a host name they are a line of /etc/hosts (native/member.c)."""
+
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}"
 _TAG = r"[A-Za-z0-9._-]{1,63}"
 _HOST = r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -246,15 +251,39 @@ def _shown(value: object) -> str:
     )
 
 
-def network(block: object, cidrs: object, domains: object) -> Network:
+def network(
+    block: object, cidrs: object, domains: object, shared: object = None, aliases: str | Iterable[str] = ()
+) -> Network:
     """What a sandbox may reach."""
     found = Network(
         block=bool(block),
         cidrs=_networks("outbound_cidr_allowlist", cidrs),
         domains=_domains("outbound_domain_allowlist", domains),
+        shared=name("network", shared) if shared is not None else "",
+        aliases=_aliases(aliases),
     )
+    if found.aliases and not found.shared:
+        raise InvalidError("network_alias= is a name in a network that sandboxes share; say which: network='NAME'")
+    if found.shared and found.listed:
+        raise InvalidError(
+            "an allow list cannot be kept in a network that sandboxes share; leave network= or the list out, or cut the "
+            "sandbox off from all but its neighbours with block_network=True"
+        )
     if found.block and found.listed:
         raise InvalidError("block_network=True leaves nothing for an allow list to allow; leave one of them out")
+    return found
+
+
+def _aliases(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Names by which others find a sandbox."""
+    found = (value,) if isinstance(value, str) else tuple(value)
+    for alias in found:
+        if not isinstance(alias, str) or not _ALIAS.fullmatch(alias) or alias in _OWN_NAMES:
+            raise InvalidError(
+                f"network_alias must be a host name like 'db' (letters, digits, '-', '_' and '.'), not {_shown(alias)}"
+            )
+    if len(" ".join(found)) > MOST_OF_ALIASES:
+        raise InvalidError(f"the names in network_alias have more than {MOST_OF_ALIASES} characters; use fewer names")
     return found
 
 
@@ -379,7 +408,9 @@ _ELSEWHERE = {
     **dict.fromkeys(("disk_size", "storage"), "disk=, in MiB"),
     **dict.fromkeys(("mounts", "mount", "binds", "volume", "cloud_bucket_mounts"), "volumes="),
     **dict.fromkeys(("publish", "port", "exposed_ports"), "ports="),
-    **dict.fromkeys(("network", "network_mode", "internet", "allow_internet_access"), "block_network="),
+    **dict.fromkeys(("network_mode", "internet", "allow_internet_access"), "block_network="),
+    **dict.fromkeys(("networks", "net"), "network="),
+    **dict.fromkeys(("network_aliases", "aliases", "hostname"), "network_alias="),
     **dict.fromkeys(("cidr_allowlist", "allow_out"), "outbound_cidr_allowlist="),
     **dict.fromkeys(("ttl", "timeout_ms", "max_lifetime"), "timeout=, in seconds"),
     **dict.fromkeys(("lifetime", "auto_stop_interval"), "timeout= or idle_timeout=, in seconds"),

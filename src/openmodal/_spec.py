@@ -180,15 +180,16 @@ class Resources(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """`block`: loopback only. Else the internet, but no private network, machine or sandbox here.
-
-    With one of the lists: only what is on them, in canonical form. An empty list allows nothing,
-    None is no list.
+    """`block`: loopback only; else the internet, but no private network, machine or sandbox here, or
+    only what is on one of the lists, in canonical form. Sandboxes of one `shared` network reach
+    each other, too: this one by its `aliases`.
     """
 
     block: bool = False
     cidrs: tuple[str, ...] | None = None
     domains: tuple[str, ...] | None = None
+    shared: str = ""
+    aliases: tuple[str, ...] = ()
 
     @property
     def listed(self) -> bool:
@@ -444,6 +445,6 @@ class Info(msgspec.Struct, frozen=True):
     cpu: float | None
     pids: int | None
     disk: int | None
-    network: Literal["none", "outbound"]
+    network: Literal["none", "neighbours", "outbound"]
     degraded: tuple[str, ...]
     generation: int = 0

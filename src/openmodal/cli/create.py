@@ -24,6 +24,8 @@ def sandbox_options(function: F) -> F:
             click.option("--memory", type=MEBIBYTES, metavar="SIZE", help="How much memory it may use: 512, 2g."),
             click.option("--workdir", "-w", metavar="PATH", help="Where commands start."),
             click.option("--block-network", is_flag=True, help="No network."),
+            click.option("--network", metavar="NAME", help="A network that sandboxes share."),
+            click.option("--network-alias", multiple=True, metavar="NAME", help="Its name there; repeatable."),
             env_option,
         )
     ):

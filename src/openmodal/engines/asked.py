@@ -64,6 +64,13 @@ def around_gate(inside: Limits) -> Limits:
     return replace(inside, memory=inside.memory + _GATE_MEMORY, pids=inside.pids + _GATE_TASKS)
 
 
+def around(spec: SandboxSpec, inside: Limits) -> Limits:
+    """The limits of the groups in which the sandbox is, with what serves it there."""
+    if spec.runtime == "gvisor":
+        return around_gvisor(inside)
+    return around_gate(inside) if spec.network.listed else inside
+
+
 def beside_gate(limits: Mapping[str, float]) -> dict[str, float]:
     """What the sandbox has of its groups' limits, in bytes and tasks: the reverse of `around_gate`."""
     taken = {"memory": _GATE_MEMORY, "pids": _GATE_TASKS}

@@ -201,6 +201,14 @@ PROMISES = {
         asked=lambda spec: spec.network.cidrs is not None,
     ),
     "network_outbound": Promise("a sandbox reaches the internet"),
+    "network_shared": Promise(
+        "sandboxes of one `network` reach each other by their names, and nobody else reaches them",
+        "has no networks of several sandboxes; run the services in one sandbox, or use engine='embedded' or "
+        "engine='docker'",
+        argument="network",
+        asked=lambda spec: bool(spec.network.shared),
+        said=True,
+    ),
     "nproc": Promise("nproc tells the limit `cpu`"),
     "owner": Promise(
         "a sandbox ends when the process that owns it does",

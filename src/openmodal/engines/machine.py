@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
+import ipaddress
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from openmodal import _config
-from openmodal._files import made
+from openmodal._files import made, text
 
 # Private, shared, link-local, metadata, protocol and multicast ranges; not the documentation
 # ranges, which lead nowhere.
@@ -64,6 +66,37 @@ def _local(fib_trie: str) -> tuple[str, ...]:
         elif words[:2] == ["/32", "host"] and words[2:3] == ["LOCAL"]:
             found.add(address)
     return tuple(sorted(found))
+
+
+_PUBLIC_RESOLVERS = ("1.1.1.1", "8.8.8.8")
+
+
+def resolvers(root: Path = Path("/")) -> tuple[str, ...]:
+    """The machine's name servers that can be reached from elsewhere than its loopback; public ones where it has none."""
+    return named_resolvers(root) or _PUBLIC_RESOLVERS
+
+
+def named_resolvers(root: Path = Path("/")) -> tuple[str, ...]:
+    """The machine's name servers that can be reached from elsewhere than its loopback, where systemd-resolved is, too."""
+    for name in ("etc/resolv.conf", "run/systemd/resolve/resolv.conf"):
+        with contextlib.suppress(OSError):
+            if found := _nameservers(text(os.path.join(root, name))):
+                return found
+    return ()
+
+
+@functools.lru_cache(maxsize=4)
+def _nameservers(resolv_conf: str) -> tuple[str, ...]:
+    """The IPv4 addresses (sandboxes have no IPv6) that are not this machine's loopback."""
+    found: list[str] = []
+    for line in resolv_conf.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            with contextlib.suppress(ValueError):
+                address = ipaddress.ip_address(words[1])
+                if address.version == 4 and not address.is_loopback:
+                    found.append(str(address))
+    return tuple(found)
 
 
 def cpus(cpu: float, available: Sequence[int] = ()) -> Sequence[int]:

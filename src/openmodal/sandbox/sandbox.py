@@ -91,6 +91,8 @@ class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
         disk: int | None = None,
         allow_degraded: Sequence[str] | None = None,
         block_network: bool = False,
+        network: str | None = None,
+        network_alias: str | Sequence[str] = (),
         engine: str | Engine | None = None,
         gpu: int | str | None = None,
         outbound_cidr_allowlist: Sequence[str] | None = None,
@@ -111,8 +113,7 @@ class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
             args: its main command; the sandbox ends when that ends. None: what `Image.cmd` set, else it stays until its timeout.
             app: what it belongs to; its id begins with the app's name.
             id: its id, which you choose: at most 40 lower-case letters, digits, and hyphens between
-                them. The same call again, by whatever process, returns the sandbox that the first
-                one has made. An id is used once.
+                them. The same call again, by any process, returns the same sandbox.
             image: its file system; None: `Image.debian_slim()`. The first use of an image builds it.
             name: a name, unique among the running sandboxes of the app, for `from_name`.
             tags: labels for `list`.
@@ -123,34 +124,32 @@ class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
             on_idle: "end" it then, or "pause" it until it is used again; its timeout ends it anyway.
             lease: seconds without a call to it after which it ends, whatever runs in it. A call
                 that waits for something renews it all the time, and `renew` does nothing else.
-            owner: a process of this machine at whose end it ends: "process" for this one, or a
-                process id.
+            owner: at the end of this process it ends: "process" for this one, or a process id.
             workdir: where commands start, from the image's on if it is relative; None: the image's, or "/".
             cpu, memory, disk: limits: cores, MiB, MiB. None: the engine's defaults.
             gpu: how many GPUs it has, or their type and number: "T4", "A100:2", "any" (docs/kubernetes.md).
             allow_degraded: controls that it may lack if they cannot be applied: "limits", "network", "seccomp"; None: as configured.
-            block_network: no network but loopback.
+            block_network: no network but loopback and `network`.
+            network: a name; sandboxes that are given the same one reach each other (docs/network.md).
+            network_alias: by which name, or names, the others find it; beside its host name.
             outbound_cidr_allowlist: IP networks; only these, and what the other list allows, are reached, over TCP.
             outbound_domain_allowlist: host names, "*.example.com" for all below one; only these, and what the other list allows, are
                 reached, over HTTPS and HTTP on ports 443 and 80. See docs/network.md.
             volumes: volumes and folders of this machine, by their paths in it (docs/volumes.md).
             engine: "local", "embedded", "docker", "kubernetes", or an Engine; None: as configured.
             ports: ports in it that this machine reaches until its end; `tunnels` tells where. A
-                dict says by which port of this machine each is reached; 0: any that is free.
-            encrypted_ports, unencrypted_ports, h2_ports: the same; a tunnel ends on this machine,
-                so it carries plain TCP.
+                dict says by which of this machine's ports each is; 0: any that is free.
+            encrypted_ports, unencrypted_ports, h2_ports: the same, over plain TCP.
             readiness_probe: how `wait_until_ready` finds out that it is ready.
             snapshot_on_end: publish its files under this name, as `Image.publish` does, when it
                 ends: by itself, by its timeouts or by `terminate`. See docs/state.md.
-            runtime: what runs its processes: "native", the machine's kernel, or "gvisor", a kernel of its own (docs/sandboxes.md).
-                None: "native".
+            runtime: "native" (None), this machine's kernel, or "gvisor", one of its own (docs/sandboxes.md).
 
         Raises:
             InvalidError: an argument is wrong; nothing was created.
             UnsupportedError: the engine cannot do that yet.
             ImageError: the image cannot be built.
-            AlreadyExistsError: the name is taken; or the id is, by a sandbox that was asked for in
-                another way, or has ended.
+            AlreadyExistsError: the name is taken; or the id, by an ended or another sandbox.
             NotFoundError: there is no such volume.
             EngineError: the engine cannot work on this machine, or cannot apply a control that is not in `allow_degraded`.
             In every case nothing is left behind.
@@ -159,6 +158,7 @@ class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
         app, secrets = checked_app(app), secrets if isinstance(secrets, Secret) else [*secrets]
         image = checked_image(image)
         (gpus, gpu_type), local = _args.gpu(gpu), _args.local_ports(ports)
+        lists = (outbound_cidr_allowlist, outbound_domain_allowlist)
         chosen = choose(engine)
         spec = SandboxSpec(
             app=app.name,
@@ -180,7 +180,7 @@ class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
                 gpus=gpus,
                 gpu_type=gpu_type,
             ),
-            network=_args.network(block_network, outbound_cidr_allowlist, outbound_domain_allowlist),
+            network=_args.network(block_network, *lists, network, network_alias),
             runtime=_args.runtime(runtime),
             run=app.run_id or _config.run(),
             allow_degraded=_args.controls(_config.allow_degraded() if allow_degraded is None else allow_degraded),

@@ -41,6 +41,7 @@ _MODULES = (
     "limits",
     "live",
     "mistakes",
+    "neighbours",
     "output",
     "ports",
     "shells",
@@ -96,6 +97,7 @@ from openmodal.testing.live import (  # noqa: E402
     TestWatch,
 )
 from openmodal.testing.mistakes import TestMistakes  # noqa: E402
+from openmodal.testing.neighbours import TestNeighbourMistakes, TestNeighbours  # noqa: E402
 from openmodal.testing.output import TestOutputLimits  # noqa: E402
 from openmodal.testing.owners import TestOwners  # noqa: E402
 from openmodal.testing.ports import TestForward, TestPorts, TestReadiness  # noqa: E402
@@ -160,6 +162,8 @@ __all__ = [
     "TestMistakes",
     "TestMountedImages",
     "TestNames",
+    "TestNeighbourMistakes",
+    "TestNeighbours",
     "TestNetwork",
     "TestNetworkChange",
     "TestOtherProcesses",

@@ -264,9 +264,9 @@ class TestNetwork:
     def test_another_sandbox_cannot_be_reached(self, create: Create) -> None:
         first, second = create(), create()
         first.spawn("httpd", "-f", "-p", "7777", "-h", "/etc")
-        addresses = _addresses(first)
-        assert addresses, "without block_network it has one"
-        for address in addresses:
+        found = addresses(first)
+        assert found, "without block_network it has one"
+        for address in found:
             eventually(partial(connects, first, address, 7777))
             assert not connects(second, address, 7777)
 
@@ -324,7 +324,8 @@ def own_addresses() -> set[str]:
     return found
 
 
-def _addresses(sandbox: Sandbox) -> list[str]:
+def addresses(sandbox: Sandbox) -> list[str]:
+    """The addresses of a sandbox, but for loopback."""
     lines = sandbox.exec("ip", "-o", "-4", "addr", "show").stdout.read().splitlines()
     return [line.split()[3].split("/")[0] for line in lines if line.split()[1] != "lo"]
 
@@ -334,4 +335,4 @@ def _gateways(sandbox: Sandbox) -> list[str]:
     return [line.split()[2] for line in lines if line.startswith("default via")]
 
 
-__all__ = ["TestIsolation", "TestLimits", "TestNetwork", "connects", "own_addresses", "server"]
+__all__ = ["TestIsolation", "TestLimits", "TestNetwork", "addresses", "connects", "own_addresses", "server"]

@@ -156,6 +156,7 @@ ASKING: dict[str, tuple[dict[str, Any], str]] = {
     "network_allowlists": ({"outbound_domain_allowlist": ["example.com"], "block_network": False}, "allow lists"),
     "network_block": ({"block_network": True}, "block_network="),
     "ports": ({"ports": [80]}, "ports="),
+    "network_shared": ({"network": "shop", "block_network": False}, "network"),
     "network_lists": ({"outbound_cidr_allowlist": ["203.0.113.0/24"], "block_network": False}, "allow lists"),
     "owner": ({"owner": "process"}, "lease="),
     "snapshot_on_end": ({"snapshot_on_end": "kept"}, "snapshot_on_end="),

@@ -128,11 +128,13 @@ def _run(folder: str) -> dict[str, Any]:
     return {"Type": "tmpfs", "Target": links.RUN, "TmpfsOptions": {"SizeBytes": 1 << 16, "Mode": 0o700}}
 
 
-def setup(env: Mapping[str, str], denied: Sequence[str], *, caged: bool) -> bytes:
-    """What the agent is told over its standard input: see docs/protocol.md, section 4."""
+def setup(env: Mapping[str, str], denied: Sequence[str], servers: Sequence[str] = (), *, caged: bool) -> bytes:
+    """What the agent is told over its standard input: see docs/protocol.md, section 4. `servers`:
+    name servers that are reached also where they are `denied`."""
     entries = [
         *(f"env={name}={value}" for name, value in env.items()),
         *(f"deny={prefix}" for prefix in denied),
+        *(["resolv=" + "".join(f"nameserver {server}\n" for server in servers)] if servers else []),
         *(["cage=1"] if caged else []),
     ]
     return b"".join(f"{entry}\0".encode("utf-8", "surrogateescape") for entry in entries) + b"\0"

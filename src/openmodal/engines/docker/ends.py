@@ -13,9 +13,10 @@ from msgspec.structs import replace
 from openmodal import _ends
 from openmodal._dual import Blocking
 from openmodal._spec import EndRecord, Referenced
+from openmodal._store import KEEP_ENDED_SECONDS
 from openmodal.build.locks import lock_folder
 from openmodal.engines.contract import MONTH
-from openmodal.engines.docker import container, generations, links
+from openmodal.engines.docker import container, generations, links, networks
 from openmodal.engines.docker.daemon import Api, ConflictError, MissingError
 from openmodal.engines.docker.live import Live
 from openmodal.errors import EngineError
@@ -149,6 +150,33 @@ class Ending(Live):
             if self._keeps(id) and not self._book.alive(id):
                 self._collect(api, id)
 
+    def _let_paused_end(self, api: Api, known: Mapping[str, Mapping[str, Any]]) -> None:
+        for id, item in known.items():
+            if item["State"] == "paused" and (status := self._book.status(id)):
+                self._seen(api, status, paused=True)
+
+    def _has_begun(self, api: Api, id: str) -> bool:
+        """Whether it runs after all: it may have been created, or reset, since the list."""
+        alive = self._book.alive(id)  # first: whoever holds it lets it go when its container runs
+        found = self._found(api, id)
+        return alive or bool(found and self._runs(id, found["State"])) or self._book.alive(id)
+
+    def _let_go(self, api: Api, found: Mapping[str, Mapping[str, Any]]) -> None:
+        for id, item in found.items():
+            if not container.runs(item) and self._may_collect(id, item) and not self._has_begun(api, id):
+                self._collect(api, id)
+
+    def _may_collect(self, id: str, item: Mapping[str, Any]) -> bool:
+        """Ours, unless it is being created; anybody's whose time was over long ago."""
+        if item["Labels"].get(container.HOME) == self._home:
+            return not self._book.alive(id)
+        status = container.status_of(item["Labels"])
+        return status is None or status.expires + KEEP_ENDED_SECONDS < time.time()
+
+    def _runs(self, id: str, state: Mapping[str, Any]) -> bool:
+        """Whether it runs, and was not started again by hand: that agent would know nothing."""
+        return bool(state["Running"]) and links.pid(self._book.folder(id)) in (0, state["Pid"])
+
     def _clear(self, api: Api, id: str) -> None:
         self._remove(id, api)
         folder = self._book.folder(id)
@@ -157,15 +185,18 @@ class Ending(Live):
 
     def _remove(self, id: str, api: Api | None = None) -> None:
         """Remove the container and its volumes; return when it is gone."""
+        made = self._book.made(id, Referenced)
         with contextlib.nullcontext(api) if api else self._daemon.open() as opened:
             while True:
                 try:
                     opened.delete(f"/containers/{id}", force=True, v=True)
-                    return
+                    break
                 except MissingError:
-                    return
+                    break
                 except ConflictError:  # somebody else is removing it
                     time.sleep(0.01)
+            if made:
+                networks.leave(opened, self._home, made.spec.network.shared)
 
     def _found(self, api: Api, id: str) -> dict[str, Any] | None:
         self._book.folder(id)  # refuses what cannot be an id

@@ -20,15 +20,14 @@ from openmodal import _args, _config, _ends, _trash
 from openmodal._dual import Blocking, Sleep
 from openmodal._link import Link, Streamed, until_end
 from openmodal._spec import Built, BuiltStep, EndRecord, Info, Recipe, Referenced, Report, Root, SandboxSpec, Status
-from openmodal._store import KEEP_ENDED_SECONDS
 from openmodal.build import Options
 from openmodal.build.layers import Layers
 from openmodal.build.names import of_snapshot
 from openmodal.engines import asked, checkpoints, ephemeral, forwarding
 from openmodal.engines.book import Book, new_id, unknown
 from openmodal.engines.contract import Door, IdTakenError
-from openmodal.engines.docker import container, generations, links, posture, volumes
-from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, find
+from openmodal.engines.docker import container, generations, links, networks, posture, volumes
+from openmodal.engines.docker.daemon import ApiError, ConflictError, Daemon, find
 from openmodal.engines.docker.ends import Ending
 from openmodal.engines.docker.host import Host, no_disk, no_ports
 from openmodal.engines.docker.owners import identity
@@ -52,7 +51,7 @@ class Docker(Ending, volumes.Keeper):
     @property
     def keeps(self) -> frozenset[str]:
         """What no verb tells."""
-        return frozenset({"ids", "lease", "registry_login", "snapshot_on_end"})
+        return frozenset({"ids", "lease", "network_shared", "registry_login", "snapshot_on_end"})
 
     def __init__(self, state: Path | None = None, daemon: Daemon | None = None) -> None:
         home = state or _config.state()
@@ -66,8 +65,9 @@ class Docker(Ending, volumes.Keeper):
         """`disk` needs what few daemons have, and most take IPv6 off loopback."""
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
         beside = () if self._daemon.path and Host.may_share_sockets(self._daemon) else ("owner", "ports")
-        never = ("gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "pools")
-        return frozenset({*limits, *beside, *never, "idle_pause", "volume_rename", "volume_sub_paths"})
+        together = () if self._daemon.path and Host.may_share_networks(self._daemon) else ("network_shared",)
+        never = ("build_secrets", "gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "pools")
+        return frozenset({*limits, *beside, *together, *never, "idle_pause", "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images
 
@@ -85,7 +85,7 @@ class Docker(Ending, volumes.Keeper):
     # ------------------------------------------------------------------------------------ the verbs
 
     async def check(self, spec: SandboxSpec) -> None:
-        if spec.runtime != "native" or spec.resources.disk or spec.ports or spec.owner:
+        if spec.runtime != "native" or spec.resources.disk or spec.ports or spec.owner or spec.network.shared:
             host: Host = await Blocking(Host.of, self._daemon)
             host.check(spec)
         if spec.mounts:
@@ -212,7 +212,7 @@ class Docker(Ending, volumes.Keeper):
         generation = generations.now(self._book.folder(id))
         with while_it_runs(id):
             if info := posture.here(found, status.runtime):
-                return replace(info, generation=generation)
+                return replace(networks.told(found, info), generation=generation)
             await self.resume(id)  # its agent is asked
             link = Link(await self.connect(id))
             try:
@@ -242,6 +242,7 @@ class Docker(Ending, volumes.Keeper):
             known = container.names(api.get("/containers/json", all=True, filters=container.labels(container.ID)))
             left = [info.name for info in volumes.listed(api, self._home)]
             left = [name for name in left if ephemeral.is_abandoned(self._layers.path, name)]
+            unused = networks.unused(api, self._home)
             dead = [id for id, item in known.items() if not container.runs(item) and self._may_collect(id, item)]
             orphans = [id for id in self._book.ids() if id not in known and not self._book.alive(id)]
             gone = [id for id in (*dead, *orphans) if not self._has_begun(api, id)]
@@ -251,11 +252,13 @@ class Docker(Ending, volumes.Keeper):
                     with _trash.going_on(failed):
                         self._collect(api, id)
                 left = [name for name in left if self._removed(api, name, failed)]
+                unused = [name for name in unused if networks.drop(api, self._home, name)]
                 with _trash.going_on(failed), contextlib.suppress(FileNotFoundError):
                     self._book.prune_ended()
         _trash.tell(failed)
         return [
             *(f"volume {name}" for name in left),
+            *(f"network {name}" for name in unused),
             *(f"sandbox {id}" for id in gone),
             *(f"snapshot {id[7:19]}" for id in snapshots),
         ]
@@ -282,70 +285,59 @@ class Docker(Ending, volumes.Keeper):
         with self._daemon.open() as api:
             return prune(api, self._layers, self._checkpoints(), unused_for=unused_for, caches=caches)
 
-    def _let_paused_end(self, api: Api, known: Mapping[str, Mapping[str, Any]]) -> None:
-        for id, item in known.items():
-            if item["State"] == "paused" and (status := self._book.status(id)):
-                self._seen(api, status, paused=True)
-
-    def _has_begun(self, api: Api, id: str) -> bool:
-        """Whether it runs after all: it may have been created, or reset, since the list."""
-        alive = self._book.alive(id)  # first: whoever holds it lets it go when its container runs
-        found = self._found(api, id)
-        return alive or bool(found and self._runs(id, found["State"])) or self._book.alive(id)
-
     def _checkpoints(self) -> frozenset[str]:
         """The names of those that sandboxes have, which may live longer than they were to."""
         return frozenset(
             of_snapshot(key, self._layers) for id in self._book.ids() for key in checkpoints.of(self._book.folder(id))
         )
 
-    def _let_go(self, api: Api, found: Mapping[str, Mapping[str, Any]]) -> None:
-        for id, item in found.items():
-            if not container.runs(item) and self._may_collect(id, item) and not self._has_begun(api, id):
-                self._collect(api, id)
-
-    def _may_collect(self, id: str, item: Mapping[str, Any]) -> bool:
-        """Ours, unless it is being created; anybody's whose time was over long ago."""
-        if item["Labels"].get(container.HOME) == self._home:
-            return not self._book.alive(id)
-        status = container.status_of(item["Labels"])
-        return status is None or status.expires + KEEP_ENDED_SECONDS < time.time()
-
     # ------------------------------------------------------------------------------------- to begin
 
     async def _start(self, spec: SandboxSpec, root: Referenced, status: Status, folder: Path) -> None:
         host: Host = await Blocking(Host.lately if spec.runtime == "native" else Host.of, self._daemon)
-        made: tuple[container.Place, dict[str, str]] = await Blocking(self._create, host, spec, root, status, folder)
-        place, env = made
-        denied = () if spec.network.block else host.denied()
-        taken = await Blocking(self._daemon.take, f"/containers/{status.id}/attach?stream=1&stdin=1", speaks=False)
-        attached = links.Attached(taken)
-        try:
-            found = await Blocking(self._run, status.id)
-            if place.run:
-                (folder / "pid").write_text(str(found["State"]["Pid"]), "ascii")
-            if place.gvisor and denied:
-                await Blocking(host.wall, found, denied, self._layers)
-            # Before the agent begins: if this process is killed, the sandbox has its owner, or ends
-            # because nobody tells the agent what it shall be.
-            await self._give_again(status.id)
-            # gVisor itself confines the container: there are no host capabilities to drop, and no
-            # host firewall to load rules into.
-            setup = container.setup(env, () if place.gvisor else denied, caged=not place.gvisor)
-            await attached.send(setup)
-        finally:
-            attached.close()
+        with networks.Membership(self._home, spec.network) as member:
+            if spec.network.shared:
+                await Blocking(member.begin, self._daemon)
+            made: tuple[container.Place, dict[str, str]] = await Blocking(
+                self._create, host, spec, root, status, folder, member
+            )
+            place, env = made
+            denied = member.denied(host.denied())
+            taken = await Blocking(self._daemon.take, f"/containers/{status.id}/attach?stream=1&stdin=1", speaks=False)
+            attached = links.Attached(taken)
+            try:
+                found = await Blocking(self._run, status.id)
+                if place.run:
+                    (folder / "pid").write_text(str(found["State"]["Pid"]), "ascii")
+                if place.gvisor and denied:
+                    await Blocking(host.wall, found, denied, self._layers)
+                # Before the agent begins: if this process is killed, the sandbox has its owner, or
+                # ends because nobody tells the agent what it shall be.
+                await self._give_again(status.id)
+                # gVisor itself confines the container: there are no host capabilities to drop, and
+                # no host firewall to load rules into.
+                wall = ((), ()) if place.gvisor else (denied, member.servers())
+                await attached.send(container.setup(env, *wall, caged=not place.gvisor))
+            finally:
+                attached.close()
         await self._ready(status.id)
 
     def _create(
-        self, host: Host, spec: SandboxSpec, root: Referenced, status: Status, folder: Path
+        self,
+        host: Host,
+        spec: SandboxSpec,
+        root: Referenced,
+        status: Status,
+        folder: Path,
+        member: networks.Membership,
     ) -> tuple[container.Place, dict[str, str]]:
         """Make the container; what it got of this machine, and the environment that its agent is to be told."""
         place, env, image = host.place(spec, root, folder, self._layers)
         request = container.body(spec, replace(root, reference=image), status, self._home, place)
         try:
             with self._daemon.open() as api:
-                api.post("/containers/create", request, name=status.id)
+                api.post("/containers/create", member.asked(request), name=status.id)
+                member.join(api, status.id, request["Hostname"])
                 self._cut_off(api, status.id)  # again, if it is reset
             if not (folder / "status.json").exists():
                 self._remove(status.id)
@@ -421,10 +413,6 @@ class Docker(Ending, volumes.Keeper):
                     return status
                 end = self._collect(api, id)
         return self._book.as_ended(id, end, status)
-
-    def _runs(self, id: str, state: Mapping[str, Any]) -> bool:
-        """Whether it runs, and was not started again by hand: that agent would know nothing."""
-        return bool(state["Running"]) and links.pid(self._book.folder(id)) in (0, state["Pid"])
 
     def _running(self) -> Sequence[Status]:
         wanted = {**container.labels(f"{container.HOME}={self._home}"), "status": ["running", "paused"]}

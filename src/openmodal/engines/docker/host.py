@@ -6,7 +6,7 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,20 @@ class Host:
     def may_share_sockets(cls, daemon: Daemon) -> bool:
         """As `shares_sockets`, where an event loop does not wait for the daemon: one that was never
         asked, or does not answer, counts as sharing, and `check` refuses what it cannot do."""
+        return cls._may(daemon, lambda host: host.shares_sockets)
+
+    @classmethod
+    def may_share_networks(cls, daemon: Daemon) -> bool:
+        """As `may_share_sockets`, of networks that sandboxes share."""
+        return cls._may(daemon, lambda host: host.shares_networks)
+
+    @classmethod
+    def _may(cls, daemon: Daemon, so: Callable[[Host], bool]) -> bool:
         try:
             host = _said(daemon).host if is_in_loop() else cls.lately(daemon)
         except EngineError:
             return True
-        return host is None or host.shares_sockets
+        return host is None or so(host)
 
     @property
     def is_here(self) -> bool:
@@ -69,6 +78,16 @@ class Host:
         """Whether an agent can make a socket that this process may connect to: both must be the same user."""
         options = " ".join(self.info.get("SecurityOptions") or ())
         return self.is_here and "name=userns" not in options and (os.geteuid() == 0 or "name=rootless" in options)
+
+    @property
+    def is_docker(self) -> bool:
+        """Whether it is Docker, and not Podman's service for its API."""
+        return "local" in (self.info.get("Plugins") or {}).get("Log", ())
+
+    @property
+    def shares_networks(self) -> bool:
+        """Whether it has networks that sandboxes may share, and this machine keeps their locks."""
+        return self.is_here and self.is_docker
 
     def check(self, spec: SandboxSpec) -> None:
         """Refuse what this daemon cannot do for a sandbox, as far as what it says of itself tells.
@@ -84,6 +103,11 @@ class Host:
             raise no_disk(f"its driver {driver} is on {backing}")
         if (spec.ports or spec.owner) and (spec.runtime == "gvisor" or not self.shares_sockets):
             raise no_ports() if spec.ports else no_owner()
+        if spec.network.shared and (spec.runtime == "gvisor" or not self.shares_networks):
+            raise UnsupportedError(
+                "network= needs a Docker daemon (not Podman's service) on this machine and runtime='native'; leave it out, "
+                "or use engine='embedded' as root"
+            )
         if spec.snapshot_on_end and spec.runtime == "gvisor":
             raise UnsupportedError(
                 "snapshot_on_end= is not kept with runtime='gvisor' on Docker, where gVisor has the files to itself; "
@@ -152,19 +176,18 @@ class Host:
         image = root.reference
         gvisor = "" if spec.runtime == "native" else self.gvisor(network=not spec.network.block)
         cpus = tuple(machine.cpus(asked.limits(spec.resources).cpu, range(int(self.info["NCPU"]))))
-        local = "local" in (self.info.get("Plugins") or {}).get("Log", ())
         if not self.is_here:
             from openmodal.engines.docker.images import with_files
 
             return (
-                container.Place(cpus=cpus, gvisor=gvisor, keeps_local_logs=local),
+                container.Place(cpus=cpus, gvisor=gvisor, keeps_local_logs=self.is_docker),
                 {**trust, **dict(spec.env)},
                 with_files(self.daemon, root, files),
             )
         files |= self._shown(spec, folder, 0 if gvisor else len(cpus))
         run = _made(folder / "run") if self.shares_sockets and not gvisor else ""
         mounts = tuple((str(source), target) for target, source in files.items())
-        return container.Place(mounts, run, cpus, gvisor, local), {**trust, **dict(spec.env)}, image
+        return container.Place(mounts, run, cpus, gvisor, self.is_docker), {**trust, **dict(spec.env)}, image
 
     def _shown(self, spec: SandboxSpec, folder: Path, cpus: int) -> dict[str, Path]:
         """Files that show the limits in place of the machine."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from openmodal.engines.contract import PROMISES
 from openmodal.engines.docker import container, posture
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError
 from openmodal.engines.docker.host import Host
+from openmodal.engines.docker.networks import is_ours
 from openmodal.engines.docker.owners import Owned
 from openmodal.errors import UnsupportedError
 
@@ -106,7 +108,7 @@ class Live(Owned):
     def _block(self, api: Api, id: str) -> None:
         """Take it off its networks, and note them. The firewall of its network namespace stays."""
         found = _described(api, id)
-        networks = [] if _began_alone(found) else [*found["NetworkSettings"]["Networks"]]
+        networks = [] if _began_alone(found) else [*filterfalse(is_ours, found["NetworkSettings"]["Networks"])]
         if not networks:
             return
         note = self._book.folder(id) / _CUT
@@ -179,7 +181,8 @@ def _described(api: Api, id: str) -> Mapping[str, Any]:
 
 
 def _began_alone(found: Mapping[str, Any]) -> bool:
-    return bool(found["HostConfig"]["NetworkMode"] == "none")
+    mode = str(found["HostConfig"]["NetworkMode"])
+    return mode == "none" or is_ours(mode)
 
 
 def _is_paused(api: Api, id: str) -> bool:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -40,7 +39,19 @@ from openmodal.build.prune import expire
 from openmodal.engines import asked, checkpoints, machine
 from openmodal.engines.book import Book, new_id, unknown
 from openmodal.engines.contract import Door, IdTakenError
-from openmodal.engines.embedded import cgroup, disk, egress, forward, gvisor, host, launch, network, plan, posture
+from openmodal.engines.embedded import (
+    cgroup,
+    disk,
+    egress,
+    forward,
+    gvisor,
+    host,
+    launch,
+    neighbours,
+    network,
+    plan,
+    posture,
+)
 from openmodal.engines.embedded.booth import Booth
 from openmodal.engines.embedded.generations import Generations
 from openmodal.engines.embedded.keeping import stop_seconds, tell_unkept, when_over
@@ -50,10 +61,6 @@ from openmodal.engines.embedded.uppers import Uppers
 from openmodal.engines.embedded.volumes import Volumes
 from openmodal.engines.groups import members
 from openmodal.errors import EngineError, InvalidError, disk_full_named
-
-if TYPE_CHECKING:
-    pass
-
 
 MOST_ON_DISK = 10 << 30
 """What a sandbox without `disk=` may have on the store's disk before it is ended."""
@@ -70,7 +77,9 @@ class Embedded(Live, State):
     @property
     def keeps(self) -> frozenset[str]:
         """What no verb tells."""
-        return frozenset({"build_secrets", "ids", "idle_pause", "lease", "registry_login", "snapshot_on_end"})
+        return frozenset(
+            {"build_secrets", "ids", "idle_pause", "lease", "network_shared", "registry_login", "snapshot_on_end"}
+        )
 
     def __init__(self, state: Path | None = None, *, owner: int = 0) -> None:
         """`owner`: a process that no sandbox of this engine outlives."""
@@ -115,7 +124,7 @@ class Embedded(Live, State):
     async def check(self, spec: SandboxSpec) -> None:
         host.require_rights()
         wants: builtins.list[Callable[[], None]] = []
-        if "network" not in spec.allow_degraded or spec.network.listed:
+        if "network" not in spec.allow_degraded or spec.network.listed or spec.network.shared:
             wants.append(partial(host.require_network, spec.network))
         if "limits" not in spec.allow_degraded:
             wants.append(host.require_limits)
@@ -143,6 +152,8 @@ class Embedded(Live, State):
             box = await self._box(spec, root, id, folder, lowers, env)
             if runsc:
                 box = gvisor.inside(box, runsc)
+            if spec.network.shared:
+                box.extra.extend(stack.enter_context(neighbours.joining(spec.network, self._book.state)))
             try:
                 await launch.start(_binary.find(self._book.state), box, held.fd)
             except BaseException as error:
@@ -184,6 +195,7 @@ class Embedded(Live, State):
         folder, status = self._book.folder(id), await self.inspect(id)
         supervisor, size = await launch.supervisor(folder), disk.size(self._uppers.folder(id))
         found = posture.read(id, folder, supervisor, host.hierarchies(), status.runtime, size)
+        found = await self._reaching(id, found)
         return replace(found, generation=(await self._generations.now(id)).generation)
 
     async def list(self) -> list[Status]:
@@ -367,7 +379,7 @@ class Embedded(Live, State):
             servers=network.resolv_conf(host.resolvers(spec.network)),
             timeout=spec.timeout,
             limits=limits,
-            groups=host.groups(id, _around(spec, limits), degraded="limits" in spec.allow_degraded),
+            groups=host.groups(id, asked.around(spec, limits), degraded="limits" in spec.allow_degraded),
             record=f"{self._book.ended}/{id}",
             hold=True,
             idle=spec.idle_timeout,
@@ -395,6 +407,8 @@ class Embedded(Live, State):
     async def _net(self, spec: SandboxSpec, id: str, folder: Path) -> plan.Lines:
         """What a sandbox reaches, and how."""
         wanted, program = spec.network, _binary.find(self._book.state)
+        if wanted.shared:
+            return await host.shared_net(program)
         if wanted.block:
             return [("net", "none")]
         if wanted.listed:
@@ -431,10 +445,3 @@ def _guard(spec: SandboxSpec) -> int:
     if not spec.resources.disk:
         return MOST_ON_DISK
     return _MOST_OF_ALL if any(not mount.read_only for mount in spec.mounts) else 0
-
-
-def _around(spec: SandboxSpec, limits: asked.Limits) -> asked.Limits:
-    """The limits of the groups in which the sandbox is, with what serves it there."""
-    if spec.runtime == "gvisor":
-        return asked.around_gvisor(limits)
-    return asked.around_gate(limits) if spec.network.listed else limits

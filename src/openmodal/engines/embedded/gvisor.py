@@ -38,6 +38,7 @@ LACKS = frozenset(
         "network_allowlists",
         "network_change",
         "network_lists",
+        "network_shared",
         "pids",
         "proc",
         "snapshot_on_end",
@@ -95,7 +96,11 @@ def require(spec: SandboxSpec) -> None:
         raise UnsupportedError(
             "allow lists cannot be kept with runtime='gvisor' yet, whose network stack does not see the gate; leave out one of them"
         )
-    for argument, wanted in (("on_idle='pause'", spec.on_idle == "pause"), ("snapshot_on_end=", spec.snapshot_on_end)):
+    for argument, wanted in (
+        ("network=", bool(spec.network.shared)),
+        ("on_idle='pause'", spec.on_idle == "pause"),
+        ("snapshot_on_end=", spec.snapshot_on_end),
+    ):
         if wanted:
             raise UnsupportedError(f"{argument} cannot be kept with runtime='gvisor' yet; leave out one of them")
     find()

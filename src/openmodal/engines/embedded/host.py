@@ -16,8 +16,8 @@ from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.engines import groups as control_groups
 from openmodal.engines.asked import Limits
-from openmodal.engines.embedded import cgroup, container, network, plan, rootless
-from openmodal.errors import EngineError
+from openmodal.engines.embedded import cgroup, container, neighbours, network, plan, rootless
+from openmodal.errors import EngineError, UnsupportedError
 
 
 def ids() -> plan.Lines:
@@ -113,13 +113,33 @@ async def net(program: str, *, degraded: bool) -> plan.Lines:
     return [*lines, ("may_lack", "network")] if degraded else lines
 
 
+async def shared_net(program: str) -> plan.Lines:
+    """The way out of a box of root that others share a network with.
+
+    Raises:
+        EngineError: it cannot be made; the text tells the remedy.
+    """
+    lines = await router(program)
+    if not _router(program).has_neighbours():
+        raise EngineError(
+            "sandboxes that share a network need nft, or a kernel with xt_devgroup for iptables; install one with "
+            "`apt-get install nftables`, run `openmodal gc`, and try again"
+        )
+    return [("net", "router"), *lines]
+
+
 def require_network(wanted: Network) -> None:
     """Refuse a network that this machine cannot give, as far as a look tells.
 
     Raises:
         EngineError: it cannot; the text tells the remedy.
     """
-    if wanted.block:
+    if wanted.shared and os.geteuid() != 0:
+        raise UnsupportedError(
+            "a plain user's sandboxes cannot share a network, because each has one of its own; run as root, leave network= "
+            "out, or use engine='docker'"
+        )
+    if wanted.block and not wanted.shared:
         return
     if os.geteuid() != 0 and not wanted.listed:
         rootless.require_network()
@@ -163,6 +183,7 @@ def tidy_router(program: str) -> None:
     run_sync(mend_router(program))
     if os.geteuid() == 0:
         _router(program).sweep()
+        neighbours.sweep()
 
 
 def in_machines_network() -> plan.Lines:

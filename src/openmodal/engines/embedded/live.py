@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from openmodal import _binary
 from openmodal._dual import Blocking
-from openmodal._spec import Change, Network, Status, Usage
+from openmodal._spec import Change, Info, Layered, Network, Status, Usage
 from openmodal._wire import milliseconds
 from openmodal.engines import groups, posture
 from openmodal.engines.book import Book
@@ -64,6 +64,13 @@ class Live(Engine):
             await self._request(id, " ".join(("network on", *(path for _, path in router))), (machine,))
         finally:
             os.close(machine)
+
+    async def _reaching(self, id: str, info: Info) -> Info:
+        """The same, also of a sandbox that reaches its neighbours only."""
+        made = self._book.made(id, Layered)
+        if info.network == "none" or not made or not made.spec.network.shared:
+            return info
+        return replace(info, network="neighbours") if await self._request(id, "network") == "off" else info
 
     async def usage(self, id: str) -> Usage:
         folder = self._book.folder(id)

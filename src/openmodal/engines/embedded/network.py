@@ -7,17 +7,16 @@ machine share.
 
 Why a namespace: its rules are nobody else's, so a flush or reload of the machine's firewall cannot
 open a way, only close one; its addresses collide with no network of the machine; and making an
-interface in it wakes no udev and no NetworkManager. A sandbox costs one veth and no rule. The
+interface in it wakes no udev and no NetworkManager. A sandbox costs one veth and no rule; which
+sandboxes reach each other is told by the group of their interfaces (neighbours.py). The
 namespace is bound to a file only after its rules are loaded: no interface can exist before them.
 This machine's own side of it is in uplink.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
-import ipaddress
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from openmodal.engines import machine
 from openmodal.engines.embedded import uplink
 from openmodal.engines.embedded.uplink import run
 from openmodal.engines.machine import DENIED
+from openmodal.engines.machine import resolvers as resolvers  # noqa: PLC0414
 from openmodal.errors import EngineError
 
 tool = uplink.tool
@@ -50,35 +50,6 @@ LOOK_SECONDS = 1.0
 """How long a look at this machine's side of the network is good for."""
 
 _LOOKS = 4
-_PUBLIC_RESOLVERS = ("1.1.1.1", "8.8.8.8")
-
-
-def resolvers(root: Path = Path("/")) -> tuple[str, ...]:
-    """The machine's name servers that can be reached from elsewhere than its loopback; public ones where it has none."""
-    return named_resolvers(root) or _PUBLIC_RESOLVERS
-
-
-def named_resolvers(root: Path = Path("/")) -> tuple[str, ...]:
-    """The machine's name servers that can be reached from elsewhere than its loopback, where systemd-resolved is, too."""
-    for name in ("etc/resolv.conf", "run/systemd/resolve/resolv.conf"):
-        with contextlib.suppress(OSError):
-            if found := _nameservers(text(os.path.join(root, name))):
-                return found
-    return ()
-
-
-@functools.lru_cache(maxsize=4)
-def _nameservers(resolv_conf: str) -> tuple[str, ...]:
-    """The IPv4 addresses (sandboxes have no IPv6) that are not this machine's loopback."""
-    found: list[str] = []
-    for line in resolv_conf.splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver":
-            with contextlib.suppress(ValueError):
-                address = ipaddress.ip_address(words[1])
-                if address.version == 4 and not address.is_loopback:
-                    found.append(str(address))
-    return tuple(found)
 
 
 def resolv_conf(servers: Sequence[str]) -> str:
@@ -103,10 +74,49 @@ def _questions(servers: Sequence[str]) -> list[tuple[str, str]]:
 
 _REFUSE = "-j REJECT --reject-with icmp-admin-prohibited"
 
+# The group of a sandbox's interface: the number of the network that it shares, and whether it
+# reaches nothing else (native/net.h). Rules know bits, so they need not change with the networks.
+_NETWORK, _INSIDE = 0xFFFF, 0x10000
+_BITS = [1 << bit for bit in range(16)]
+NEIGHBOURS = "neighbours"
+"""The chain of what goes from one sandbox to another."""
+
+
+def _neighbours(limit: str) -> list[str]:
+    """Rules for iptables: between two sandboxes of one network, and none at all into or out of a
+    sandbox that reaches nothing else. They stand before those for packets of known connections: an
+    address has another sandbox behind it later."""
+    group = "-m devgroup --{0}-group {1:#x}/{2:#x}".format
+    return [
+        f"-A FORWARD -o up0 {group('src', _INSIDE, _INSIDE)} {_REFUSE}",
+        f"-A FORWARD -i up0 {group('dst', _INSIDE, _INSIDE)} -j DROP",
+        f"-A FORWARD ! -i up0 ! -o up0 -j {NEIGHBOURS}",
+        f"-A {NEIGHBOURS} {group('src', 0, _NETWORK)} -j DROP",
+        *(
+            f"-A {NEIGHBOURS} -m devgroup {_not[0]}--src-group {bit:#x}/{bit:#x} {_not[1]}--dst-group {bit:#x}/{bit:#x} -j DROP"
+            for bit in _BITS
+            for _not in (("", "! "), ("! ", ""))
+        ),
+        f"-A {NEIGHBOURS} {limit}",
+        f"-A {NEIGHBOURS} -j ACCEPT",
+    ]
+
+
+def _nft_neighbours() -> str:
+    """The same for nft: the rules of the chain."""
+    differ = [
+        f"    meta iifgroup & {bit:#x} {here} 0 meta oifgroup & {bit:#x} {there} 0 drop"
+        for bit in _BITS
+        for here, there in (("==", "!="), ("!=", "=="))
+    ]
+    return "\n".join((f"    meta iifgroup & {_NETWORK:#x} == 0 drop", *differ))
+
 
 @functools.lru_cache(maxsize=4)
-def router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
-    """Rules of the router's namespace for iptables-restore: out to the internet, from the first packet on, and nowhere else."""
+def router_rules(servers: Sequence[str], own: Sequence[str], *, neighbours: bool = True) -> str:
+    """Rules of the router's namespace for iptables-restore: out to the internet, from the first
+    packet on, and to `neighbours`, if the kernel has what that takes; nowhere else."""
+    limit = f"-m connlimit --connlimit-above {MOST_CONNECTIONS} --connlimit-mask 32 --connlimit-saddr -j REJECT"
     denied = [f"-A FORWARD -d {target} {_REFUSE}" for target in (*own, *DENIED)]
     dns = [f"-A FORWARD -d {server} -p {kind} --dport 53 -j ACCEPT" for server in servers for kind in ("udp", "tcp")]
     names = [
@@ -131,10 +141,11 @@ def router_rules(servers: Sequence[str], own: Sequence[str]) -> str:
             ":INPUT DROP",
             ":FORWARD DROP",
             ":OUTPUT DROP",
+            *([f":{NEIGHBOURS} -", *_neighbours(limit)] if neighbours else []),
             *gates,
             "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
             "-A FORWARD ! -o up0 -j DROP",
-            f"-A FORWARD -m connlimit --connlimit-above {MOST_CONNECTIONS} --connlimit-mask 32 --connlimit-saddr -j REJECT",
+            f"-A FORWARD {limit}",
             *dns,
             *denied,
             "-A FORWARD -p tcp --dport 25 -j REJECT",
@@ -182,8 +193,16 @@ table ip openmodal {{
     udp dport 53 accept
   }}
   set busy {{ type ipv4_addr; size 65535; flags dynamic; }}
+  chain {NEIGHBOURS} {{
+{_nft_neighbours()}
+    ct state new add @busy {{ ip saddr ct count over {MOST_CONNECTIONS} }} reject
+    accept
+  }}
   chain forward {{
     type filter hook forward priority 0; policy drop;
+    meta iifgroup & {_INSIDE:#x} != 0 oifname "up0" reject with icmp type admin-prohibited
+    meta oifgroup & {_INSIDE:#x} != 0 iifname "up0" drop
+    iifname != "up0" oifname != "up0" jump {NEIGHBOURS}
     ct state established,related accept
     oifname != "up0" drop
     ct state new add @busy {{ ip saddr ct count over {MOST_CONNECTIONS} }} reject
@@ -261,7 +280,7 @@ class Router:
         loaded, own = text(self._loaded), machine.own_addresses()
         found = (
             self.exists()
-            and loaded == _wanted(servers, own, nft=loaded.startswith("flush"))
+            and loaded == _wanted(servers, own, nft=loaded.startswith("flush"), neighbours=NEIGHBOURS in loaded)
             and uplink.seal(servers) == text(self._sealed)
         )
         self._good_until = began + LOOK_SECONDS if found else 0.0
@@ -288,25 +307,31 @@ class Router:
             self._open_machine(servers)
 
     def _install(self, servers: Sequence[str]) -> None:
-        """With nft, if it is there and this kernel has what its rules take: its count of a sandbox's connections can be reset."""
-        programs = [tool("nft") is not None, False] if tool("iptables-restore") else [True]
+        """With nft, if it is there and this kernel has what its rules take: it can reset the count
+        of a sandbox's connections. At last without neighbours: few kernels lack what those take."""
+        ways = [(True, True)] if tool("nft") or not tool("iptables-restore") else []
+        ways += [(False, True), (False, False)] if tool("iptables-restore") else []
         own = machine.own_addresses()
         if self.exists() and not uplink.is_linked():
             self._link("join", self.path)
-        for nft in dict.fromkeys(programs):
-            wanted = _wanted(servers, own, nft=nft)
+        for nft, neighbours in ways:
+            wanted = _wanted(servers, own, nft=nft, neighbours=neighbours)
             try:
                 if not self.exists():
                     self._make(wanted)
                 elif text(self._loaded) != wanted:
                     self._load(self.path, wanted)
             except EngineError:
-                if not nft or len(programs) == 1:
+                if (nft, neighbours) == ways[-1]:
                     raise
                 continue
             run([self._agent, "router", "limit", str(self.path)])
             self._loaded.write_text(wanted)
             return
+
+    def has_neighbours(self) -> bool:
+        """Whether its rules let sandboxes of one network reach each other."""
+        return NEIGHBOURS in text(self._loaded)
 
     def sweep(self) -> int:
         """Forget the connections of sandboxes whose supervisors were killed; of how many."""
@@ -364,7 +389,9 @@ class Router:
             yield
 
 
-def _wanted(servers: Sequence[str], own: Sequence[str], *, nft: bool) -> str:
+def _wanted(servers: Sequence[str], own: Sequence[str], *, nft: bool, neighbours: bool) -> str:
     """The router's rules as they shall be, where `own` are this machine's addresses."""
     theirs = tuple(address for address in own if address != uplink.HOST)
-    return nft_router_rules(tuple(servers), theirs) if nft else router_rules(tuple(servers), theirs)
+    if nft:
+        return nft_router_rules(tuple(servers), theirs)
+    return router_rules(tuple(servers), theirs, neighbours=neighbours)

@@ -47,7 +47,7 @@ def helpers(which: Callable[[str], str | None]) -> Sequence[Sequence[str]]:
     found: list[Sequence[str]] = []
     if pasta := which("pasta"):
         options = f"--config-net -4 -f -q -a {ADDRESS} -n 24 -g {ROUTER} --no-map-gw -t none -u none -T none -U none"
-        forward = () if network.named_resolvers() else ("--dns-forward", RESOLVER)
+        forward = () if machine.named_resolvers() else ("--dns-forward", RESOLVER)
         words = (pasta, *options.split(), *forward)
         found += [
             (*words, "--no-netns-quit", "--userns", "@USERNS@", "--netns", "@NETNS@"),
@@ -97,10 +97,10 @@ def servers(root: Path = Path("/")) -> Sequence[str]:
     as systemd-resolved makes it. If such a link leads to loopback only, public servers are asked,
     as in root's sandboxes.
     """
-    if found := network.named_resolvers(root):
+    if found := machine.named_resolvers(root):
         return found
     unreadable = (root / "etc/resolv.conf").is_symlink() and (root / "sys/kernel/security/apparmor").exists()
-    return network.resolvers(root) if unreadable else (RESOLVER,)
+    return machine.resolvers(root) if unreadable else (RESOLVER,)
 
 
 def hierarchies(own: str, mount: str) -> Hierarchies:

@@ -92,6 +92,7 @@ class Kubernetes(live.Live):
             "network_allowlists",
             "network_change",
             "network_interfaces",
+            "network_shared",
             "nproc",
             "owner",
             "pause",
