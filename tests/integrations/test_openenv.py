@@ -36,7 +36,7 @@ def test_a_server_that_is_not_healthy_is_a_timeout() -> None:
     provider = OpenModalProvider("python3", "-m", "http.server", "8000", engine="embedded", timeout=900)
     address = provider.start_container(Image.debian_slim())
     try:
-        with pytest.raises(TimeoutError, match="/health does not answer|is not ready after"):
+        with pytest.raises(TimeoutError, match=r"/health does not answer|is not ready after"):
             provider.wait_for_ready(address, 3)
     finally:
         provider.stop_container()
