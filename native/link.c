@@ -212,8 +212,8 @@ static void link_leave(struct link *link) {
     buffer_consume(&link->in, buffer_size(&link->in));
 }
 
-/* Whether what lies at the front of `in`, perhaps a part of a request, is a use of the sandbox: a stranger's is none, nor is
- * anything on a link that only looks. */
+/* Whether what lies at the front of `in`, perhaps a part of a request, is a use of the sandbox: a
+ * stranger's is none, nor is anything on a link that only looks. */
 static bool is_use(const struct link *link) {
     bool asks_to_look = buffer_size(&link->in) >= FRAME_HEADER && buffer_at(&link->in)[FRAME_HEADER - 1] == FRAME_LOOK;
     return link->trusted && !link->looks && !asks_to_look;

@@ -9,7 +9,7 @@ void links_accept_remote(struct watch *listening, uint32_t events); /* from the 
 /* Looks again at every request that waits and may be answered now, and sends what is to be sent. */
 void links_progress(void);
 uint64_t links_deadline(void);
-bool links_busy(void);             /* somebody who does not only look waits for an answer, or a worker is at work */
+bool links_busy(void);             /* an answer is waited for, or a worker is at work, not to look only */
 void links_part(uint64_t patience_ms); /* end them all, and wait until the other sides have taken what was sent */
 bool links_drained(void);          /* everything that was answered is sent */
 const void *link_of_worker(pid_t pid);

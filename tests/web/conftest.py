@@ -146,7 +146,7 @@ class Visit:
 
 @contextlib.contextmanager
 def visiting(link: str, **options: Any) -> Iterator[Visit]:
-    """A page in Chromium, as long as the block. Meanwhile no other event loop runs in this thread."""
+    """A page in Chromium, as long as the block. Meanwhile no other event loop runs here."""
     driver: Any = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test")
     chromium = shutil.which("chromium")
     if chromium is None:
