@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard
 
+from openmodal import _units
 from openmodal._spec import Network
 from openmodal.errors import InvalidError
 
@@ -105,7 +106,7 @@ def offset(argument: str, value: object) -> int | None:
 
 def seconds(argument: str, value: object) -> float:
     """A duration, more than nothing."""
-    number = _number(argument, value)
+    number = _number(argument, value, "seconds", _units.seconds, 300)
     if number <= 0 or number > YEAR:
         raise InvalidError(f"{argument} must be more than 0 and at most a year of seconds, not {_shown(value)}")
     return number
@@ -142,7 +143,7 @@ def cores(value: object) -> float | None:
     """A number of CPU cores."""
     if value is None:
         return None
-    number = _number("cpu", value)
+    number = _number("cpu", value, "cores", _units.number, 2)
     if not 0.01 <= number <= 4096:
         raise InvalidError(f"cpu must be a number of cores from 0.01 to 4096, not {_shown(value)}")
     return number
@@ -153,8 +154,9 @@ def mebibytes(argument: str, value: object, least: int) -> int | None:
     if value is None:
         return None
     if not _is_whole(value) or not least <= value < 1 << 24:
+        instead = "" if _is_whole(value) else f"; {_write(argument, value, _units.mebibytes, 2048)}"
         raise InvalidError(
-            f"{argument} must be a whole number of MiB, {least} or more and less than 16 TiB, not {_shown(value)}"
+            f"{argument} must be a whole number of MiB, {least} or more and less than 16 TiB, not {_shown(value)}{instead}"
         )
     return value
 
@@ -171,7 +173,8 @@ def ports(**arguments: Iterable[object]) -> tuple[int, ...]:
     found: dict[int, None] = {}
     for argument, values in arguments.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
-            raise InvalidError(f"{argument} must be a list of ports, not {_shown(values)}")
+            instead = _write(argument, values, lambda text: f"[{text}]" if text.isdecimal() else None, "[8000]")
+            raise InvalidError(f"{argument} must be a list of ports, not {_shown(values)}; {instead}")
         found |= dict.fromkeys(whole(f"each port of {argument}", value, 1, 65535) for value in values)
     if len(found) > MOST_PORTS:
         raise InvalidError(
@@ -189,7 +192,7 @@ def local_ports(value: object) -> dict[int, int]:
 
 def age(argument: str, value: object) -> float:
     """Seconds ago: what a negative one would mean is everything, and what deletes must not guess."""
-    number = _number(argument, value)
+    number = _number(argument, value, "seconds", _units.seconds, 86400)
     if not 0 <= number <= 100 * YEAR:
         raise InvalidError(f"{argument} must be from 0 seconds to a hundred years, not {_shown(value)}")
     return number
@@ -231,10 +234,17 @@ def on_idle(value: object, idle_timeout: float | None, lease: float | None) -> s
     return str(value)
 
 
-def _number(argument: str, value: object) -> float:
+def _number(argument: str, value: object, unit: str, read: Callable[[str], float | None], example: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-        raise InvalidError(f"{argument} must be a number, not {_shown(value)}")
+        instead = _write(argument, value, read, example)
+        raise InvalidError(f"{argument} must be a number of {unit}, not {_shown(value)}; {instead}")
     return float(value)
+
+
+def _write(argument: str, value: object, read: Callable[[str], object], example: object) -> str:
+    """The remedy for a wrong value: the one that is meant, where it means something, else an example."""
+    meant = read(_shown(value).strip("'"))
+    return f"write {argument}={meant:g}" if isinstance(meant, float) else f"write {argument}={meant or example}"
 
 
 def _is_finite(value: float) -> bool:
@@ -342,7 +352,9 @@ def variables(argument: str, value: Mapping[str, str] | None) -> Pairs:
     if value is None:
         return ()
     if not isinstance(value, Mapping):
-        raise InvalidError(f"{argument} must be a dict of strings, not {type(value).__name__}")
+        raise InvalidError(
+            f"{argument} must be a dict of strings, not {type(value).__name__}; write {argument}={{'NAME': 'value'}}"
+        )
     for key, text in value.items():
         if not string(f"a name in {argument}", key) or "=" in key:
             raise InvalidError(f"{argument} has the name {key!r}; a variable's name is not empty and has no '='")
@@ -355,7 +367,7 @@ def tags(value: Mapping[str, str] | None) -> Pairs:
     if value is None:
         return ()
     if not isinstance(value, Mapping):
-        raise InvalidError(f"tags must be a dict of strings, not {type(value).__name__}")
+        raise InvalidError(f"tags must be a dict of strings, not {type(value).__name__}; write tags={{'key': 'value'}}")
     for key, text in value.items():
         for part in (key, text):
             if not isinstance(part, str) or not re.fullmatch(_TAG, part):
@@ -397,6 +409,7 @@ def command_size(function: str, argv: tuple[str, ...], env: Pairs) -> None:
     raise InvalidError(f"{what}, which Linux does not take; give the data by stdin= or a file")
 
 
+_LIVE = "spawn(), which waits for nothing: its process gives output while it runs"
 _ELSEWHERE = {
     **dict.fromkeys(("cwd", "working_dir", "work_dir", "directory"), "workdir="),
     **dict.fromkeys(("environment", "environ", "envs", "env_vars"), "env="),
@@ -415,13 +428,20 @@ _ELSEWHERE = {
     **dict.fromkeys(("ttl", "timeout_ms", "max_lifetime"), "timeout=, in seconds"),
     **dict.fromkeys(("lifetime", "auto_stop_interval"), "timeout= or idle_timeout=, in seconds"),
     **dict.fromkeys(("input", "data"), "stdin="),
-    **dict.fromkeys(("command", "cmd", "args", "argv"), "the call's first arguments, word by word"),
-    "shell": 'a shell as the command: "bash", "-c", "the line"',
-    "capture_output": "not needed: the finished process has .stdout.read() and .stderr.read()",
-    **dict.fromkeys(("universal_newlines", "encoding"), "text="),
+    **dict.fromkeys(("command", "cmd", "args", "argv", "entrypoint"), "the call's first arguments, word by word"),
+    **dict.fromkeys(("shell", "executable"), 'a shell as the command: "sh", "-c", "the line"'),
+    "capture_output": "not needed, the finished process has .stdout.read() and .stderr.read()",
+    **dict.fromkeys(("universal_newlines", "encoding", "errors"), "text="),
     **dict.fromkeys(("tty", "pty_info"), "pty="),
     **dict.fromkeys(("region", "cloud", "zone", "i6pn"), "engine=: sandboxes are on the machines that engine has"),
-    **dict.fromkeys(("detach", "wait"), "not needed: a sandbox stays until its timeout or terminate()"),
+    **dict.fromkeys(("detach", "background", "wait", "stream", "demux", "on_stdout", "on_stderr"), _LIVE),
+    **dict.fromkeys(("remove", "auto_remove", "rm"), "not needed, nothing of a sandbox is left after its end"),
+    **dict.fromkeys(("restart_policy", "restart"), "create() once more: a sandbox that has ended stays so"),
+    **dict.fromkeys(("privileged", "cap_add", "security_opt", "devices"), "refused: a sandbox gets no more rights"),
+    **dict.fromkeys(("request_timeout", "timeout_seconds"), "timeout=, in seconds"),
+    **dict.fromkeys(("snapshot", "snapshot_id", "from_snapshot"), "image=, which sandbox.snapshot_filesystem() gives"),
+    "user": "exec(user=), or USER in the image",
+    "stdin": "spawn(), whose process has .stdin.write()",
 }
 """Keywords of other tools → what says that here."""
 
@@ -434,7 +454,7 @@ def unknown(function: str, given: Mapping[str, Any], known: Iterable[str]) -> No
     for key in given:
         if key not in known:
             ours = _ELSEWHERE.get(key, "")
-            word = ours.partition("=")[0] if "=" in ours else ""
+            word = ours.partition("=")[0] if re.match(r"\w+=", ours) else ""
             near = difflib.get_close_matches(key, known, 1, 0.75)
             if ours and (not word or word in known):
                 hint = f"here it is {ours}"

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from openmodal._files import Stamp, stamp, stat_of
-from openmodal.errors import InvalidError
+from openmodal.errors import InvalidError, reason
 
 _KEYS = {"allow_degraded", "base", "bases", "engine", "journal", "kubernetes", "mirrors", "registry"}
 """What the configuration file may have on its top level; a misspelt setting would be no setting."""
@@ -221,9 +221,7 @@ def _parsed(path: Path, changed: Stamp) -> dict[str, Any]:
     try:
         return parse(path, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        # An OSError's text names the file once more.
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidError(f"the configuration {path} cannot be read: {reason}") from error
+        raise InvalidError(f"the configuration {path} cannot be read: {reason(error)}") from error
 
 
 def parse(path: Path, text: str) -> dict[str, Any]:

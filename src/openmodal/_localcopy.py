@@ -54,7 +54,7 @@ def entries(source: Path) -> Iterator[tuple[Entry, IO[bytes] | None]]:
             raise InvalidError(f"{os.fspath(source)!r} is neither a file nor a folder; only those can be copied")
         fd = os.open(source, _OPEN_FOLDER if stat.S_ISDIR(kind) else _OPEN_FILE)
     except OSError as error:
-        raise InvalidError(f"{os.fspath(source)!r} cannot be copied: {error.strerror}") from error
+        raise InvalidError(f"{os.fspath(source)!r} cannot be copied: {error.strerror}; check the path") from None
     _planted.stay(folder and os.path.join(folder, source.name), fd)
     yield from _folder(fd, b"") if stat.S_ISDIR(kind) else _file(fd, b"")
 

@@ -15,7 +15,7 @@ from openmodal import _args, _config
 from openmodal._agent import Agent
 from openmodal._spec import Mount, Network, Recipe, SandboxSpec, Scratch
 from openmodal.engines import Engine, lacking
-from openmodal.errors import EngineError
+from openmodal.errors import EngineError, SandboxFilesystemError
 from openmodal.filesystem import FileInfo, Filesystem
 
 PLACE = "/volume"
@@ -57,6 +57,9 @@ async def box(engine: Engine, mount: Mount) -> AsyncIterator[Filesystem]:
     agent = Agent(lambda: engine.connect(id), why, None if isinstance(made, str) else made.first)
     try:
         yield Filesystem(agent)
+    except SandboxFilesystemError as error:
+        error._place = f"the volume {mount.volume!r}"
+        raise
     finally:
         agent.close()
         await engine.stop(id)

@@ -124,6 +124,11 @@ def no_room(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def reason(error: Exception) -> str:
+    """An error's text without the file and the number that an OSError has in it, for a sentence that names the file."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def disk_full(path: str | os.PathLike[str]) -> DiskFullError:
     """The exception for a full disk, with its remedies."""
     return DiskFullError(
@@ -289,10 +294,12 @@ class OutputLostWarning(RuntimeWarning):
 
 
 class SandboxFilesystemError(Error, OSError):
-    """A file operation inside a sandbox failed; `errno` and `filename` are set as for any OSError."""
+    """A file operation inside a sandbox or a volume failed; `errno` and `filename` are set as for any OSError."""
+
+    _place = "the sandbox"
 
     def __str__(self) -> str:
-        return f"{self.strerror}: {self.filename!r} (in the sandbox)"
+        return f"{self.strerror}: {self.filename!r} (in {self._place})"
 
 
 class SandboxFileNotFoundError(SandboxFilesystemError, FileNotFoundError):

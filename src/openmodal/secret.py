@@ -44,7 +44,9 @@ class Secret:
             with open(path, encoding="utf-8") as file:
                 lines = file.read().splitlines()
         except OSError as error:
-            raise InvalidError(f"the secret's file {os.fspath(path)!r} cannot be read: {error.strerror}") from error
+            raise InvalidError(
+                f"the secret's file {os.fspath(path)!r} cannot be read: {error.strerror}; check the path"
+            ) from None
         return cls(dict(_line(path, n, line) for n, line in enumerate(lines, 1) if line.strip()[:1] not in ("", "#")))
 
     @property

@@ -82,3 +82,9 @@ def test_every_page_of_the_documents_is_found_from_the_first() -> None:
                 reached.add(target)
                 ahead.append(target)
     assert not [str(page) for page in PAGES if page.is_relative_to(ROOT / "docs") and page not in reached]
+
+
+def test_every_page_of_the_documents_is_in_the_sites_menu() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages == {*re.findall(r": (\S+\.md)$", menu, re.MULTILINE)}

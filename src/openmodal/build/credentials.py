@@ -15,7 +15,7 @@ from typing import Any
 
 from openmodal._hidden import Hidden
 from openmodal.build.reference import HUB
-from openmodal.errors import InvalidError, RegistryError
+from openmodal.errors import InvalidError, RegistryError, reason
 
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", HUB)
 _HELPER = re.compile(r"[A-Za-z0-9_.-]+")
@@ -78,7 +78,9 @@ def find(host: str, folder: str = "") -> Login | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise RegistryError(f"Docker's configuration {file} cannot be read: {error}; mend or remove it") from error
+        raise RegistryError(
+            f"Docker's configuration {file} cannot be read: {reason(error)}; mend or remove it"
+        ) from error
     keys = _HUB_KEYS if host == HUB else (host, f"https://{host}", f"https://{host}/")
     for key in keys:
         if helper := config.get("credHelpers", {}).get(key):

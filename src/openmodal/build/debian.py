@@ -178,7 +178,7 @@ def _bootstrap(builder: Builder, suite: str, root: Path) -> None:
         tail = Tail(builder.prints)
         code = _stream(_command(program, suite, root, _sources(builder, suite)), env, tail)
     if code != 0:
-        raise _failure(builder, code, suite, tail)
+        raise failure(builder.store.path, code, suite, tail)
     _finish(root)
 
 
@@ -215,12 +215,15 @@ def _stream(argv: list[str], env: dict[str, str], tail: Tail) -> int:
     return process.returncode
 
 
-def _failure(builder: Builder, code: int, suite: str, tail: Tail) -> Exception:
+def failure(store: Path, code: int, suite: str, tail: Tail) -> Exception:
+    """Why mmdebstrap has failed: the first cause of those that it printed."""
     if "No space left on device" in tail.text:
-        return disk_full(builder.store.path)
+        return disk_full(store)
     errors = [line for line in tail.text.splitlines() if line.startswith("E:")]
     reason = errors[0].removeprefix("E:").strip() if errors else tail.last
     text = f"Debian {suite} could not be made from its packages (mmdebstrap's exit code {code}): {reason}"
+    if "Failed to fetch" in reason:
+        text += "; `openmodal doctor --network` tells what this machine reaches"
     return ImageBuildError(text, step=f"mmdebstrap {suite}", output=tail.text)
 
 

@@ -72,7 +72,7 @@ def text(step: Dockerfile) -> str:
             return file.read(_LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InvalidError(f"the Dockerfile {step.path!r} cannot be read: {reason}") from error
+        raise InvalidError(f"the Dockerfile {step.path!r} cannot be read: {reason}; check the path") from None
 
 
 def _name(step: Dockerfile) -> str:

@@ -129,7 +129,7 @@ def scan(source: str, ignore: tuple[str, ...] = (), *, keep: bool = False, below
     try:
         info = os.stat(source)
     except OSError as error:
-        raise InvalidError(f"{source!r} cannot be added to the image: {error.strerror}; check the path") from error
+        raise InvalidError(f"{source!r} cannot be added to the image: {error.strerror}; check the path") from None
     if real and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
         fd = _same(source, identity(info), 0)
         _planted.stay(real, fd)

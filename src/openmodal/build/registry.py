@@ -181,10 +181,10 @@ class Client:
                     return read(response)
             except (httpx2.TransportError, _Again) as error:
                 if attempt == _ATTEMPTS - 1:
-                    reason = str(error) or type(error).__name__
+                    reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
                     raise RegistryError(
                         f"{what} cannot be fetched: {reason}; `openmodal doctor --network` tells what this machine reaches"
-                    ) from error
+                    ) from None
                 self._pause(max(getattr(error, "wait", 0.0), 0.2 * 2**attempt))
         raise AssertionError
 

@@ -10,7 +10,7 @@ import socket
 import ssl
 from pathlib import Path
 
-from openmodal.errors import InvalidError
+from openmodal.errors import InvalidError, reason
 
 Token = tuple[str, str]
 """An id and a secret."""
@@ -34,7 +34,9 @@ def encryption(certificate: Path | None, key: Path | None, *protocols: str) -> s
     try:
         context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
-        raise InvalidError(f"the certificate {certificate} with the key {key} cannot be used: {error}") from error
+        raise InvalidError(
+            f"the certificate {certificate} with the key {key} cannot be used: {reason(error)}"
+        ) from error
     context.set_alpn_protocols(protocols)
     return context
 
@@ -46,7 +48,7 @@ def tokens(file: Path | None) -> tuple[Token, ...]:
     try:
         lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise InvalidError(f"the token file {file} cannot be read: {error.strerror}") from error
+        raise InvalidError(f"the token file {file} cannot be read: {error.strerror}; check the path") from error
     if not lines or any(len(line) != 2 for line in lines):
         raise InvalidError(f"each line of the token file {file} must be an id and a secret: `ak-1 as-2`")
     return tuple((id, secret) for id, secret in lines)

@@ -137,14 +137,14 @@ _CONFIG = {
 }
 sandbox = Commands(
     _SANDBOX,
-    also={"ps": "list", "rm": "stop", "stats": "top"},
+    also={"ps": "list", "ls": "list", "rm": "stop", "stats": "top"},
     name="sandbox",
     help="List, enter and end sandboxes.",
     no_args_is_help=True,
 )
 image = Commands(
     _IMAGE,
-    also={"tag": "publish", "rm": "delete", "untag": "delete"},
+    also={"tag": "publish", "rm": "delete", "untag": "delete", "ls": "list"},
     name="image",
     help="List, build and remove images.",
     no_args_is_help=True,
@@ -188,9 +188,10 @@ def _global_options(ctx: click.Context, *, local: bool, engine: str | None, debu
 
 
 _SHORT = {
-    **{word: f"sandbox {word}" for word in ("create", "exec", "logs", "cp", "stop", "top", "inspect")},
+    **{word: f"sandbox {word}" for word in _SANDBOX if word not in _COMMANDS},
     "ps": "sandbox list",
     "rm": "sandbox stop",
+    "stats": "sandbox top",
     "images": "image list",
     "build": "image build",
 }

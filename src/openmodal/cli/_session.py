@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -56,15 +56,27 @@ class Session:
         try:
             return Sandbox.from_id(word, engine=self.engine)
         except NotFoundError:
-            running = {sandbox: sandbox.last_status for sandbox in Sandbox.list(engine=self.engine)}
-            named = [sandbox for sandbox, status in running.items() if status and status.name == word]
-            meant = named or [sandbox for sandbox in running if word and sandbox.id.startswith(word)]
+            meant = _meant(word, Sandbox.list(engine=self.engine))
+            # One that has ended says better what became of it than that there is none.
+            meant = meant or _meant(word, Sandbox.list(ended=True, engine=self.engine), newest=True)
             if not meant:
                 raise
         if len(meant) > 1:
             ids = ", ".join(sandbox.id for sandbox in meant[:5])
             raise InvalidError(f"{word!r} may be {ids}; write more of the id of the one you mean")
         return meant[0]
+
+
+def _meant(word: str, sandboxes: Sequence[Sandbox], *, newest: bool = False) -> Sequence[Sandbox]:
+    """Those with that name, or the newest of them; else those whose ids begin so."""
+    named = {
+        status.created: sandbox
+        for sandbox in sandboxes
+        if (status := sandbox.last_status) and status.name == word != ""
+    }
+    if named:
+        return [named[max(named)]] if newest else [*named.values()]
+    return [sandbox for sandbox in sandboxes if word and sandbox.id.startswith(word)]
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from openmodal import _units
 from openmodal.cli._session import Session
 
 if TYPE_CHECKING:
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     _Word = click.ParamType[str]
 else:  # before click 8.4 it takes no parameter
     _Number = _Whole = _Word = click.ParamType
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_MEBIBYTES = {"k": 1 / 1024, "m": 1.0, "g": 1024.0, "t": 1024.0**2}
-_PART = r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)"
 
 
 class Duration(_Number):
@@ -34,13 +30,13 @@ class Duration(_Number):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):  # a default
             return value
-        text = str(value).strip().lower()
-        if re.fullmatch(f"(?:{_PART})+", text):
-            return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text))
         try:
-            return float(text) * self._unit
+            return float(value) * self._unit
         except ValueError:
+            found = _units.seconds(value)
+        if found is None:
             self.fail(f"{value!r} is no duration; write 90, 30s, 5m, 1h30m or 2d", param, ctx)
+        return found
 
 
 class Mebibytes(_Whole):
@@ -49,10 +45,10 @@ class Mebibytes(_Whole):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:([kmgt])i?b?)?", str(value).strip().lower())
-        if not found:
+        found = _units.mebibytes(str(value))
+        if found is None:
             self.fail(f"{value!r} is no size; write MiB as a number, or 512m, 2g", param, ctx)
-        return int(float(found[1]) * _MEBIBYTES[found[2] or "m"])
+        return found
 
 
 class SandboxWord(_Word):

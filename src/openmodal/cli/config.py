@@ -49,5 +49,10 @@ def set_(name: str, value: str) -> None:
     text = _configuration.merged(file, values, {})
     if name == "engine":
         place(value)
-    _config.parse(file, text)  # a setting that no command would take is not written
+    # A setting that no command would take is not written.
+    parsed = _config.parse(file, text)
+    if name.startswith("kubernetes."):
+        from openmodal.engines.kubernetes import settings
+
+        settings.checked(parsed["kubernetes"])
     _configuration.write(file, text)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 image_option = click.option(
     "--image",
     metavar="NAME",
-    help="An image of a registry, one that is published, or FILE.py::NAME; Debian with Python if left out.",
+    help="One that is published, FILE.py::NAME, or one of a registry; Debian with Python if left out.",
 )
 
 
@@ -126,7 +126,7 @@ def _kept(image: Built, now: float) -> str:
 
 
 @click.command()
-@click.argument("target", metavar="FILE.py::NAME | REFERENCE")
+@click.argument("target", metavar="FILE.py::NAME | NAME | REFERENCE")
 @click.argument("name")
 @build_options
 @engine_options

@@ -64,6 +64,8 @@ def exec_(session: Session, /, id: str, command: tuple[str, ...], interactive: b
 
     if tty and not sys.stdin.isatty():
         raise click.UsageError("--tty needs a terminal, and standard input is none; use --interactive alone")
+    if command[0].startswith("-") and command[0] != "--":
+        raise click.UsageError(f"options stand before the ID: openmodal exec {command[0]} ... {id} COMMAND")
     sandbox = session.sandbox(id)
     process = sandbox.spawn(*words(command), text=False, pty=tty, **options)
     if not (interactive or tty):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from openmodal.cli.sandbox import words
 if TYPE_CHECKING:
     from openmodal import Sandbox
 
+_NOT_FOUND = 127
 _BEST_SHELL = "command -v bash >/dev/null && exec bash; exec sh"
 
 
@@ -33,7 +35,8 @@ def shell(session: Session, /, image: str | None, command: tuple[str, ...], **op
     COMMAND runs in place of a shell. The exit code is the command's.
     """
     from openmodal import App, Sandbox
-    from openmodal.cli import _terminal
+    from openmodal.cli import _output, _terminal
+    from openmodal.errors import InvalidError, NotFoundError
 
     with (
         _terminal.ending_signals(),
@@ -41,7 +44,12 @@ def shell(session: Session, /, image: str | None, command: tuple[str, ...], **op
             app=App("shell"), image=named(image, session.engine), engine=session.engine, **options
         ) as sandbox,
     ):
-        return enter(sandbox, command)
+        code = enter(sandbox, command)
+    if code == _NOT_FOUND and len(command) == 1:
+        with contextlib.suppress(NotFoundError, InvalidError):
+            id = session.sandbox(command[0]).id
+            _output.tell(f"`openmodal sandbox shell {command[0]}` opens a terminal in the sandbox {id}")
+    return code
 
 
 @click.command(context_settings={"allow_interspersed_args": False})

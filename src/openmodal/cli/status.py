@@ -64,7 +64,7 @@ def _rows(found: Iterable[Status]) -> list[Sequence[str]]:
             status.id,
             status.name,
             _output.duration(now - status.created),
-            status.ended.text if status.ended else _output.duration(status.expires - now),
+            status.ended.text if status.ended else _output.duration(status.expires - now) + ", paused" * status.paused,
             " ".join(f"{key}={value}" for key, value in status.tags),
         )
         for status in found
@@ -78,7 +78,7 @@ def _none(session: Session, app: str | None) -> str:
     others = len(Sandbox.list(engine=session.engine)) if app else 0
     if not others:
         return "No sandbox is running."
-    return f"No sandbox of the app {app!r} is running; {_output.count(others, 'other')} run without --app."
+    return f"No sandbox of the app {app!r} is running; without --app there {'is' if others == 1 else 'are'} {others}."
 
 
 def described(status: Status) -> dict[str, object]:
@@ -145,7 +145,7 @@ def top(session: Session, ids: tuple[str, ...], once: bool) -> None:
         return
     meter.rows()
     time.sleep(_PERIOD / 4)  # shares of CPU are told between two looks
-    _output.table(columns, meter.rows(), empty="No sandbox is running.")
+    _output.table(columns, meter.rows(), empty="None of these is running." if ids else "No sandbox is running.")
 
 
 @dataclass(frozen=True)

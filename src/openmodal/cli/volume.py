@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import time
@@ -128,8 +129,14 @@ def cp(session: Session, name: str, sources: tuple[str, ...], target: str, recur
 def rm(session: Session, name: str, path: str, recursive: bool) -> None:
     """Remove a file of a volume."""
     from openmodal import Volume
+    from openmodal.errors import SandboxFilesystemError
 
-    Volume.from_name(name, engine=session.engine).remove_file(path, recursive=recursive)
+    try:
+        Volume.from_name(name, engine=session.engine).remove_file(path, recursive=recursive)
+    except SandboxFilesystemError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise click.UsageError(f"{path!r} is a folder with files; -r removes it with all that is in it") from None
 
 
 @click.command()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openmodal.errors import EngineError, UnsupportedError
+from openmodal.errors import EngineError, UnsupportedError, reason
 
 if TYPE_CHECKING:
     import httpx2
@@ -149,7 +149,7 @@ class Daemon:
                 context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
         except OSError as error:
             raise EngineError(
-                f"the certificates for the Docker daemon in {folder} cannot be read ({error}); set DOCKER_CERT_PATH to "
+                f"the certificates for the Docker daemon in {folder} cannot be read ({reason(error)}); set DOCKER_CERT_PATH to "
                 "the folder with ca.pem, cert.pem and key.pem"
             ) from error
         if not self.verify:

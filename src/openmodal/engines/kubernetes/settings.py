@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import ipaddress
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -84,7 +84,15 @@ def read() -> Settings:
     Raises:
         InvalidError: one of them is unknown or has a wrong value.
     """
-    values = _config.table("kubernetes", Settings.__struct_fields__)
+    return checked(_config.table("kubernetes", Settings.__struct_fields__))
+
+
+def checked(values: dict[str, Any]) -> Settings:
+    """The settings of a table `[kubernetes]`.
+
+    Raises:
+        InvalidError: one of them is unknown or has a wrong value.
+    """
     if isinstance(inside := values.get("inside"), str):  # the environment knows no lists
         values["inside"] = inside.replace(",", " ").split()
     try:
