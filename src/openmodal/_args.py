@@ -242,7 +242,7 @@ def _number(argument: str, value: object, unit: str, read: Callable[[str], float
 
 
 def _write(argument: str, value: object, read: Callable[[str], object], example: object) -> str:
-    """The remedy for a wrong value: the one that is meant, where it means something, else an example."""
+    """The remedy for a wrong value: the right one, where it means something, else an example."""
     meant = read(_shown(value).strip("'"))
     return f"write {argument}={meant:g}" if isinstance(meant, float) else f"write {argument}={meant or example}"
 

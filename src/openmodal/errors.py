@@ -125,7 +125,7 @@ def no_room(error: OSError) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """An error's text without the file and the number that an OSError has in it, for a sentence that names the file."""
+    """An error's text without an OSError's file and number: for a sentence that names the file."""
     return str(getattr(error, "strerror", None) or error)
 
 
@@ -294,7 +294,8 @@ class OutputLostWarning(RuntimeWarning):
 
 
 class SandboxFilesystemError(Error, OSError):
-    """A file operation inside a sandbox or a volume failed; `errno` and `filename` are set as for any OSError."""
+    """A file operation inside a sandbox or a volume failed; `errno` and `filename` are set as for
+    any OSError."""
 
     _place = "the sandbox"
 

@@ -281,7 +281,8 @@ def test_a_link_inside_a_copied_folder_stays_a_link(dockerfile, context):
 
 def test_a_missing_file_is_an_error(made):
     with pytest.raises(
-        InvalidError, match=r"^the Dockerfile '/nowhere/Dockerfile' cannot be read: No such file or directory$"
+        InvalidError,
+        match=r"^the Dockerfile '/nowhere/Dockerfile' cannot be read: No such file or directory; check the path$",
     ):
         made(Image.from_dockerfile("/nowhere/Dockerfile"))
 

@@ -41,7 +41,8 @@ def test_names_and_the_first_letters_of_an_id_mean_a_sandbox(openmodal: CommandL
 
 
 def test_short_forms_and_what_programs_read(openmodal: CommandLine, sandbox: str) -> None:
-    assert openmodal("--local", "ps", "--app", "cli", "-q") == f"{sandbox}\n"
+    for listing in (("ps",), ("sandbox", "ls")):
+        assert openmodal("--local", *listing, "--app", "cli", "-q") == f"{sandbox}\n"
     (found,) = json.loads(openmodal("--local", "inspect", "main"))
     assert (found["id"], found["ended"]) == (sandbox, None)
     assert found["usage"]["processes"] >= 1

@@ -110,7 +110,7 @@ EXEC: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "half a surrogate pair": (("echo", "\ud800"), {}, "surrogate"),
     "unknown keyword": (("ls",), {"xyzzy": "/"}, "xyzzy"),
     "a keyword of subprocess": (("ls",), {"cwd": "/"}, "workdir="),
-    "a shell by keyword": (("ls | wc",), {"shell": True}, "bash"),
+    "a shell by keyword": (("ls | wc",), {"shell": True}, '"-c"'),
     "misspelt keyword": (("ls",), {"workdr": "/"}, "did you mean workdir"),
     "timeout zero": (("ls",), {"timeout": 0}, "timeout"),
     "timeout negative": (("ls",), {"timeout": -0.5}, "timeout"),
