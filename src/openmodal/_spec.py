@@ -180,8 +180,8 @@ class Resources(msgspec.Struct, frozen=True):
 
 
 class Network(msgspec.Struct, frozen=True):
-    """`block`: loopback only; else the internet, but no private network, machine or sandbox here, or
-    only what is on one of the lists, in canonical form. Sandboxes of one `shared` network reach
+    """`block`: loopback only; else the internet, but no private network, machine or sandbox here;
+    or only what is on one of the lists, in canonical form. Sandboxes of one `shared` network reach
     each other, too: this one by its `aliases`.
     """
 

@@ -72,12 +72,12 @@ _PUBLIC_RESOLVERS = ("1.1.1.1", "8.8.8.8")
 
 
 def resolvers(root: Path = Path("/")) -> tuple[str, ...]:
-    """The machine's name servers that can be reached from elsewhere than its loopback; public ones where it has none."""
+    """The machine's name servers that others than its loopback reach; public ones if it has none."""
     return named_resolvers(root) or _PUBLIC_RESOLVERS
 
 
 def named_resolvers(root: Path = Path("/")) -> tuple[str, ...]:
-    """The machine's name servers that can be reached from elsewhere than its loopback, where systemd-resolved is, too."""
+    """The machine's name servers that others than its loopback reach; systemd-resolved's, too."""
     for name in ("etc/resolv.conf", "run/systemd/resolve/resolv.conf"):
         with contextlib.suppress(OSError):
             if found := _nameservers(text(os.path.join(root, name))):

@@ -130,7 +130,7 @@ class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
             gpu: how many GPUs it has, or their type and number: "T4", "A100:2", "any" (docs/kubernetes.md).
             allow_degraded: controls that it may lack if they cannot be applied: "limits", "network", "seccomp"; None: as configured.
             block_network: no network but loopback and `network`.
-            network: a name; sandboxes that are given the same one reach each other (docs/network.md).
+            network: a name; sandboxes that have the same one reach each other (docs/network.md).
             network_alias: by which name, or names, the others find it; beside its host name.
             outbound_cidr_allowlist: IP networks; only these, and what the other list allows, are reached, over TCP.
             outbound_domain_allowlist: host names, "*.example.com" for all below one; only these, and what the other list allows, are
@@ -143,7 +143,7 @@ class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
             readiness_probe: how `wait_until_ready` finds out that it is ready.
             snapshot_on_end: publish its files under this name, as `Image.publish` does, when it
                 ends: by itself, by its timeouts or by `terminate`. See docs/state.md.
-            runtime: "native" (None), this machine's kernel, or "gvisor", one of its own (docs/sandboxes.md).
+            runtime: "native" (None), this machine's kernel, or "gvisor", one of its own.
 
         Raises:
             InvalidError: an argument is wrong; nothing was created.
