@@ -104,17 +104,22 @@ def test_whose_sockets_hold_more_than_the_guard_allows_ends_with_the_reason_sock
         assert ended(box) == "sockets"
 
 
-@pytest.fixture
-def small(request: pytest.FixtureRequest) -> Iterator[Host]:
-    """On a file system that is nearly full from the beginning: it has less than what is kept free."""
-    program: Path = request.getfixturevalue("root_host").program
+@contextlib.contextmanager
+def on_a_disk(program: Path, options: str) -> Iterator[Host]:
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
     host = Host(program, folder, "range")
     yield host
     host.close()
     subprocess.run(["umount", str(folder)], check=True)
     folder.rmdir()
+
+
+@pytest.fixture
+def small(root_host: Host) -> Iterator[Host]:
+    """On a file system that is nearly full from the beginning: it has less than what is kept free."""
+    with on_a_disk(root_host.program, "size=400m") as host:
+        yield host
 
 
 def test_when_the_disk_is_nearly_full_the_one_with_most_on_it_ends(small: Host) -> None:
@@ -144,3 +149,14 @@ def test_what_is_written_to_a_volume_counts_only_when_the_disk_is_nearly_full(sm
         write(filler, 96, "/data/file")
     assert ended(filler) == "disk"
     assert [box.run("echo alive") for box in (roomy, reader)] == ["alive\n"] * 2
+
+
+def test_who_leaves_no_files_to_others_ends(root_host: Host) -> None:
+    """Empty ones, of which a disk has a number; on one with room for more, as many are fine."""
+    with on_a_disk(root_host.program, "size=16g,nr_inodes=4000") as few:
+        filler, other, roomy = few.start(guard=str(MOST)), few.start(guard=str(MOST)), root_host.start(guard=str(MOST))
+        for box in (roomy, filler):
+            with contextlib.suppress(Exception):
+                box.run("mkdir /d; cd /d; for i in $(/bin/busybox seq 3850); do : >$i; done")
+        assert ended(filler) == "disk"
+        assert [box.run("echo alive") for box in (other, roomy)] == ["alive\n"] * 2
