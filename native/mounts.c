@@ -153,6 +153,8 @@ static bool refused_overlay(void) {
     switch (errno) {
     case EINVAL: /* of all that it may mean, the file system is what a machine brings along; the kernel's log knows */
         return fail("store", "overlayfs refuses the store's file system; " ANOTHER_STORE);
+    case EACCES:
+        return fail("store", "overlayfs may not write to the store's file system, as on NFS; " ANOTHER_STORE);
     case ENODEV:
         return fail("overlay", "this kernel has no overlayfs; as root: modprobe overlay");
     case EPERM:
