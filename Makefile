@@ -13,6 +13,9 @@
 .PHONY: help example test test-security test-machines test-integrations lint bench docs wheel vendor native native-test clean
 .DELETE_ON_ERROR:
 
+# Tests start hundreds of Pythons, which shall not compile the same files again and again.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 PYTHON_IN := $(VENV)/bin/python
 PIP := $(PYTHON_IN) -m pip install -qq

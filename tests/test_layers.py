@@ -17,7 +17,20 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = (
-    {"errors", "_spec", "_measured", "_units", "_wire", "_dual", "_args", "_ends", "_gate", "_files", "_hidden"},
+    {
+        "errors",
+        "_spec",
+        "_measured",
+        "_units",
+        "_wire",
+        "_dual",
+        "_args",
+        "_keywords",
+        "_ends",
+        "_gate",
+        "_files",
+        "_hidden",
+    },
     {"_binary", "_config", "_idmap", "_journal", "_planted", "_store", "_trash"},
     {"_link"},
     {"_agent"},

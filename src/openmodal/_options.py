@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import IO, Any, Literal, Protocol, TypedDict, Unpack, cast, overload
 
-from openmodal import _args
+from openmodal import _args, _keywords
 from openmodal._command import Feed
 from openmodal._spec import ExecSpec
 from openmodal._wire import Flag
@@ -144,7 +144,7 @@ def feed(stdin: object) -> Feed | None:
 def exec_spec(function: str, argv: tuple[str, ...], options: dict[str, Any], flags: int) -> ExecSpec:
     """Check the keywords of exec and spawn."""
     known = (*SpawnOptions.__annotations__, "text", *(("stdin", "check") if function == "exec" else ()))
-    _args.unknown(function, options, known)
+    _keywords.unknown(function, options, known)
     workdir, user = options.get("workdir"), options.get("user")
     spec = ExecSpec(
         argv=_args.argv(function, argv),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmodal import _args
+from openmodal import _args, _keywords
 from openmodal._gate.policy import normal
 from openmodal._spec import Network
 from openmodal.errors import Error, InvalidError
@@ -173,11 +173,11 @@ def test_the_size_of_a_command_counts_each_string_and_its_pointer() -> None:
 
 
 def test_an_unknown_keyword_gets_a_hint() -> None:
-    _args.unknown("f", {"timeout": 1}, ("timeout",))
+    _keywords.unknown("f", {"timeout": 1}, ("timeout",))
     with pytest.raises(InvalidError, match="did you mean timeout"):
-        _args.unknown("f", {"timeot": 1}, ("timeout", "workdir"))
+        _keywords.unknown("f", {"timeot": 1}, ("timeout", "workdir"))
     with pytest.raises(InvalidError, match=r"help\(openmodal\.Sandbox\.f\)"):
-        _args.unknown("f", {"xyz": 1}, ("timeout", "workdir"))
+        _keywords.unknown("f", {"xyz": 1}, ("timeout", "workdir"))
 
 
 def test_a_secret_shows_nothing() -> None:

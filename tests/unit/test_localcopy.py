@@ -449,7 +449,7 @@ def test_links_that_lead_nowhere_or_in_a_circle_are_told_as_ever(tmp_path: Path)
 
 @pytest.fixture
 def lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that a sandbox was given for writing, with links in it: out, and to its own `inner`."""
+    """A folder that a sandbox may write to, with links in it: out, and to its own `inner`."""
     monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path / "home"))
     for folder in (tmp_path / "theirs", tmp_path / "lent/inner"):
         folder.mkdir(parents=True)
@@ -469,7 +469,8 @@ def test_no_link_leads_out_of_a_folder_that_a_sandbox_may_write_to(lent: Path, n
         with pytest.raises(InvalidError, match="leads out of"):
             HostDirectory(way)
     assert os.listdir(lent.parent / "theirs") == ["file"]
-    through(lent / "in")[number]()  # the controls: to where the sandbox can write anyway, and where none was
+    # The controls: to where the sandbox can write anyway, and where none was.
+    through(lent / "in")[number]()
     shutil.rmtree(lent.parent / "home/given")
     through(lent / "out")[number]()
 
@@ -507,7 +508,7 @@ SWAPS: dict[str, Callable[[Path], object]] = {
 def test_what_takes_the_place_of_what_was_found_is_not_read(
     name: str, swap: Callable[[Path], object], tmp_path: Path
 ) -> None:
-    """A sandbox that writes to the folder meanwhile chooses neither the file that is read nor that nobody ever reads on."""
+    """A sandbox that writes meanwhile chooses neither what is read nor that the read never ends."""
     source = tmp_path / "source"
     (source / "a").mkdir(parents=True)
     (source / "a/file").write_text("content")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from openmodal import _args, _config, _wire
+from openmodal import _args, _config, _keywords, _wire
 from openmodal._command import Command
 from openmodal._dual import Sleep, dual
 from openmodal._link import Stream
@@ -154,7 +154,7 @@ class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
             EngineError: the engine cannot work on this machine, or cannot apply a control that is not in `allow_degraded`.
             In every case nothing is left behind.
         """
-        _args.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
+        _keywords.unknown("Sandbox.create", unknown, cls.create.core.__kwdefaults__ or ())
         app, secrets = checked_app(app), secrets if isinstance(secrets, Secret) else [*secrets]
         image = checked_image(image)
         (gpus, gpu_type), local = _args.gpu(gpu), _args.local_ports(ports)
