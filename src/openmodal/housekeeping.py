@@ -115,7 +115,7 @@ async def prunable(*, unused_for: float = 7 * 86400.0, engine: str | Engine | No
         UnsupportedError: the engine keeps no images of its own.
     """
     seconds = _args.age("unused_for", unused_for)
-    built, chosen = await images.aio(engine=engine), choose(engine)
+    built, chosen = await images.core(engine=engine), choose(engine)
     return _prunable(built, {status.image for status in await chosen.list()}, seconds)
 
 

@@ -74,12 +74,14 @@ done 2>/dev/null
 
 # The foreground's process group is killed, unless that is the shell itself. A loop of the shell
 # would begin the next: the shell is interrupted, and as it forgets what comes while it waits for a
-# child, that is done until it has the terminal again.
+# child, that is done until it has the terminal again. gVisor does not tell the foreground (0): there
+# nothing is killed, and the shell is interrupted.
 KILL_FOREGROUND = """\
 shell=$1 round=0
 while [ "$round" -lt 200 ] && read -r line <"/proc/$shell/stat"; do
     set -- ${line##*)}
-    [ "$6" -gt 1 ] && [ "$6" != "$3" ] || exit 0
+    [ "$6" -gt 1 ] || { kill -2 "$shell"; exit; }
+    [ "$6" != "$3" ] || exit 0
     kill -9 "-$6"
     kill -2 "$shell"
     round=$((round + 1))
@@ -90,7 +92,7 @@ done 2>/dev/null
 _ENDING = (
     (_INTERRUPT, _DEATH_SECONDS, INTERRUPT_AGAIN),
     (b"", 2.0, KILL_FOREGROUND),
-    *((_INTERRUPT, seconds, KILL_FOREGROUND) for seconds in (4.0, 6.0, 8.0, 10.0)),
+    *((_INTERRUPT, seconds, KILL_FOREGROUND) for seconds in (*[0.5] * 4, 4.0, 6.0, 8.0, 10.0)),
 )
 _ENDING_SECONDS = 10.0  # as long as that may take where somebody else interrupts
 

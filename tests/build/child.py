@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from openmodal._hidden import NOTHING
 from openmodal._spec import Recipe
 from openmodal.build import RunRequest, build, layers
 from openmodal.build.layers import Layers
@@ -20,7 +21,7 @@ from tests.build import runner
 def main() -> None:
     mode, store, recipe, *arguments = sys.argv[1:]
     modes: dict[str, Any] = {"build": build_slowly, "use": use, "die": die}
-    modes[mode](Layers(store), msgspec.json.decode(recipe, type=Recipe), *arguments)
+    modes[mode](Layers(store), msgspec.json.decode(recipe, type=Recipe, dec_hook=lambda _, names: NOTHING), *arguments)
 
 
 def build_slowly(store: Layers, recipe: Recipe, log: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from openmodal._hidden import names_of
 from openmodal.build import Options, build, local, lookup
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
@@ -237,7 +238,7 @@ def test_many_files_are_copied_in_reasonable_time(made, busybox, tmp_path):
 
 def start(mode: str, store: Layers, image: Image, *arguments: str) -> subprocess.Popen[bytes]:
     """Another process, see tests/build/child.py."""
-    recipe = msgspec.json.encode(image.recipe).decode()
+    recipe = msgspec.json.encode(image.recipe, enc_hook=names_of).decode()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.build.child", mode, str(store.path), recipe, *arguments], env=env

@@ -150,7 +150,7 @@ def test_an_agent_that_cannot_begin_is_told_and_nothing_is_left(
     from openmodal.engines.docker import container
 
     before = set(os.listdir(engine._book.sandboxes))  # of a run that was killed
-    monkeypatch.setattr(container, "setup", lambda env, denied, caged: b"nonsense=1\0\0")
+    monkeypatch.setattr(container, "setup", lambda *_, **__: b"nonsense=1\0\0")
     with pytest.raises(EngineError, match="unknown key"):
         create()
     assert set(os.listdir(engine._book.sandboxes)) <= before

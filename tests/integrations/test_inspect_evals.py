@@ -18,7 +18,7 @@ pytest.importorskip("inspect_ai", reason="frameworks have environments of their 
 from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.util import ComposeConfig, OutputLimitExceededError, SandboxUnavailableError
 
-from openmodal.errors import UnsupportedError
+from openmodal.errors import InvalidError
 from openmodal.integrations.inspect import APP, OpenModalSandboxEnvironment
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
@@ -241,9 +241,33 @@ async def test_a_compose_service_is_a_sandbox_as_it_says(tmp_path: Path) -> None
         assert status.expires - status.created == pytest.approx(600, abs=5)
 
 
-async def test_several_services_are_refused_before_anything_is_built() -> None:
+async def test_services_of_a_compose_file_see_each_other_by_name(tmp_path: Path) -> None:
+    """The tools' own one has `x-default`; another sample's services are others."""
+    (tmp_path / "Dockerfile").write_text("FROM python:3.13-slim\n")
+    compose = tmp_path / "compose.yaml"
+    compose.write_text(
+        "services:\n  web:\n    build: .\n    command: python3 -m http.server 8000\n"
+        "  agent:\n    build: .\n    x-default: true\n    depends_on: [web]\nnetworks:\n  default:\n    internal: true\n"
+    )
+    asks = "import urllib.request as u; print(u.urlopen('http://web:8000/etc/hostname', timeout=5).read().decode())"
+    script = f'for i in $(seq 60); do python3 -c "{asks}" 2>/dev/null && exit; sleep 1; done; exit 1'
+    await OpenModalSandboxEnvironment.task_init("services", str(compose))
+    started = [await OpenModalSandboxEnvironment.sample_init("services", str(compose), {}) for _ in range(2)]
+    told = []
+    for environments in started:
+        assert [*environments] == ["agent", "web"]
+        served = (await environments["web"].exec(["cat", "/etc/hostname"])).stdout
+        told.append((served.strip(), (await environments["agent"].exec(["sh", "-c", script])).stdout.strip()))
+    for environments in started:
+        await OpenModalSandboxEnvironment.sample_cleanup("services", str(compose), environments, False)
+    await OpenModalSandboxEnvironment.task_cleanup("services", str(compose), True)
+    assert [said for _, said in told] == [served for served, _ in told]
+    assert len({*told}) == 2
+
+
+async def test_services_without_a_default_one_are_refused_before_anything_is_built() -> None:
     config = ComposeConfig.model_validate({"services": {"web": {"image": "a"}, "db": {"image": "b"}}})
-    with pytest.raises(UnsupportedError, match=r"2 services \(web, db\)"):
+    with pytest.raises(InvalidError, match="none of the services web, db is the default one"):
         await OpenModalSandboxEnvironment.task_init("startup", config)
 
 

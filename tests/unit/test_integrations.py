@@ -15,7 +15,7 @@ from openmodal.integrations.compose import from_compose
 
 
 def of_service(folder: str = "/task", **service: Any) -> Any:
-    return from_compose({"services": {"box": {"image": "alpine", **service}}}, folder)
+    return from_compose({"services": {"box": {"image": "alpine", **service}}}, folder)["box"]
 
 
 def test_a_service_of_an_image_is_a_sandbox_of_it() -> None:
@@ -87,12 +87,36 @@ def test_what_a_sandbox_has_not_is_refused_by_its_name(service: dict[str, Any], 
         of_service(**service)
 
 
-def test_several_services_none_and_networks_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"0 services \(none\)"):
+def test_several_services_share_a_network_but_for_those_that_have_none() -> None:
+    services = {
+        "web": {
+            "image": "a",
+            "depends_on": {"db": {"condition": "service_started"}},
+            "hostname": "www",
+            "x-default": True,
+        },
+        "db": {"image": "b"},
+        "judge": {"image": "c", "network_mode": "none", "depends_on": ["web"]},
+    }
+    plans = from_compose({"services": services}, "/")
+    assert [*plans] == ["db", "web", "judge"], "each after those that it depends on"
+    assert [plan.chosen for plan in plans.values()] == [False, True, False]
+    assert [plan.options.get("network_alias") for plan in plans.values()] == [("db",), ("web", "www"), None]
+    assert plans["judge"].options["block_network"]
+    assert not any("block_network" in plans[name].options for name in ("web", "db"))
+    inside = from_compose({"services": services, "networks": {"default": {"internal": True}}}, "/")
+    assert all(plan.options["block_network"] for plan in inside.values())
+
+
+def test_what_no_services_can_be_is_refused() -> None:
+    with pytest.raises(InvalidError, match="no services"):
         from_compose({}, "/")
-    with pytest.raises(UnsupportedError, match=r"2 services \(a, b\)"):
-        from_compose({"services": {"a": {}, "b": {}}}, "/")
-    with pytest.raises(UnsupportedError, match="has networks"):
+    with pytest.raises(InvalidError, match="depend on each other, or on one that is not there: a, b"):
+        from_compose({"services": {"a": {"image": "b", "depends_on": ["b"]}, "b": {"depends_on": ["a"]}}}, "/")
+    healthy = {"image": "b", "depends_on": {"b": {"condition": "service_healthy"}}}
+    with pytest.raises(UnsupportedError, match="another condition on 'b' than service_started"):
+        from_compose({"services": {"a": healthy, "b": {"image": "b"}}}, "/")
+    with pytest.raises(UnsupportedError, match="networks of the compose file has inner"):
         from_compose({"services": {"a": {"image": "b"}}, "networks": {"inner": {"internal": True}}}, "/")
 
 

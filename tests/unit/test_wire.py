@@ -259,6 +259,7 @@ def test_the_numbers_are_those_of_the_protocol() -> None:
         "DEADLINE": 0x18,
         "COMMANDS": 0x19,
         "DIAL": 0x1A,
+        "LOOK": 0x1B,
         "STARTED": 0x20,
         "DATA": 0x21,
         "PROGRESS": 0x22,

@@ -1,4 +1,5 @@
-"""Compose files, for frameworks that describe environments by them: one service is one sandbox.
+"""Compose files, for frameworks that describe environments by them: each service is a sandbox, and
+those of one file share a network, in which each has its service's name.
 
 What a sandbox would do otherwise than the file says is refused by name and never left out: an
 evaluation must be what it describes.
@@ -23,10 +24,11 @@ Service = dict[str, Any]
 EXTENSION = "x-openmodal"
 """A service's further arguments of `Sandbox.create`: runtime, timeout, allow lists."""
 
-_KNOWN = "build command cpus deploy entrypoint environment image mem_limit network_mode user working_dir".split()
+_KNOWN = "build command cpus depends_on deploy entrypoint environment hostname image mem_limit network_mode user working_dir".split()
 # They change nothing: a sandbox has an init and a stdin, and images are cached by their content.
 _NEEDLESS = "expose init mem_reservation pull_policy stdin_open stop_grace_period tty".split()
 _BUILD = {"context", "dockerfile", "no_cache", "pull"}
+_STARTED = {"condition": "service_started", "required": True, "restart": False}
 _NETWORKS: dict[str, dict[str, Any]] = {"none": {"block_network": True}, "bridge": {}, "default": {}}
 _VARIABLE = re.compile(r"(?<!\$)(?:\$\$)*(\$[A-Za-z_{][A-Za-z0-9_]*)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmg]?)b?", re.IGNORECASE)
@@ -35,32 +37,76 @@ _MEBIBYTES = {"": 2**-20, "b": 2**-20, "k": 2**-10, "m": 1, "g": 2**10}
 
 @dataclass(frozen=True)
 class Plan:
-    """A sandbox to be made: image, main command, and further arguments of `Sandbox.create`."""
+    """A sandbox to be made: image, main command, and further arguments of `Sandbox.create`.
+    `chosen`: it is the one that tools use if they name none (`x-default`)."""
 
     image: Image
     argv: tuple[str, ...]
     options: dict[str, Any]
+    chosen: bool = False
 
 
-def from_compose(config: Mapping[str, Any], folder: str) -> Plan:
-    """What a parsed compose file describes; its relative paths count from `folder`.
+def from_compose(config: Mapping[str, Any], folder: str) -> dict[str, Plan]:
+    """What the services of a parsed compose file describe, each after those that it depends on; its
+    relative paths count from `folder`.
+
+    If there are several, each but for those without a network has a `network_alias`: whoever makes
+    them gives them a `network`.
 
     Raises:
-        UnsupportedError: it has several services, or something that a sandbox does not have.
+        UnsupportedError: it has something that a sandbox does not have.
         InvalidError: a value is none that compose files have.
     """
     services: dict[str, Service] = config.get("services") or {}
-    if len(services) != 1:
-        names = ", ".join(services) or "none"
-        raise UnsupportedError(
-            f"the compose file has {len(services)} services ({names}), and sandboxes do not see each other yet; "
-            "leave one service in it, or run this with Docker itself"
-        )
-    for part in ("volumes", "networks", "secrets", "configs"):
+    if not services:
+        raise InvalidError("the compose file has no services; write one")
+    for part in ("volumes", "secrets", "configs"):
         if config.get(part):
             raise _unsupported("the compose file", part)
-    ((name, service),) = services.items()
-    return _plan(f"service {name!r}", service, os.path.abspath(folder))
+    inside = {"block_network": True} if _is_internal(config.get("networks") or {}) else {}
+    plans: dict[str, Plan] = {}
+    for name in _in_order(services):
+        plan = _plan(f"service {name!r}", services[name], os.path.abspath(folder))
+        if len(services) > 1 and "block_network" not in plan.options:
+            names = dict.fromkeys((name, services[name].get("hostname") or name))
+            plan.options.update(inside, network_alias=tuple(names))
+        elif len(services) == 1:
+            plan.options.update(inside)
+        plans[name] = plan
+    return plans
+
+
+def _is_internal(networks: Mapping[str, Any]) -> bool:
+    """Whether the only network that there may be, the default one, has no way out."""
+    settings = {key: value for key, value in (networks.get("default") or {}).items() if value not in (None, False, {})}
+    for unknown in sorted({*networks} - {"default"}) + sorted({*settings} - {"internal", "name", "driver"}):
+        raise _unsupported("networks of the compose file", unknown)
+    return bool(settings.get("internal"))
+
+
+def _in_order(services: Mapping[str, Service]) -> list[str]:
+    """The names of the services, each after those that it depends on.
+
+    Raises:
+        UnsupportedError: one is to wait for more than the start of another.
+        InvalidError: they depend on each other, or on none that is there.
+    """
+    left = {name: _needs(name, service.get("depends_on") or {}) for name, service in services.items()}
+    order: list[str] = []
+    while left:
+        ready = [name for name, needs in left.items() if needs <= {*order}]
+        if not ready:
+            raise InvalidError(f"services depend on each other, or on one that is not there: {', '.join(left)}")
+        order += ready
+        left = {name: needs for name, needs in left.items() if name not in ready}
+    return order
+
+
+def _needs(name: str, given: list[str] | dict[str, Any]) -> set[str]:
+    for other, how in given.items() if isinstance(given, dict) else ():
+        if any(_STARTED.get(key) != value for key, value in (how or {}).items()):
+            raise _unsupported(f"service {name!r}", f"another condition on {other!r} than service_started")
+    return {*given}
 
 
 def _plan(name: str, service: Service, folder: str) -> Plan:
@@ -76,7 +122,8 @@ def _plan(name: str, service: Service, folder: str) -> Plan:
     if entrypoint := _words(service.get("entrypoint")):
         image = image.entrypoint(entrypoint).cmd([])
     options = {**_limits(name, service), **_network(name, service), "env": _environment(service.get("environment"))}
-    return Plan(image, _words(service.get("command")), {**options, **(service.get(EXTENSION) or {})})
+    options |= service.get(EXTENSION) or {}
+    return Plan(image, _words(service.get("command")), options, chosen=bool(service.get("x-default")))
 
 
 def _unescaped(name: str, service: Service) -> Service:

@@ -11,6 +11,8 @@ import errno
 import os
 import re
 import shlex
+import uuid
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -52,13 +54,13 @@ _UNAVAILABLE: Errors = {errors.SandboxError: SandboxUnavailableError, errors.Eng
 
 @dataclass
 class _Task:
-    """A task that runs: its plan, and its sandboxes by their ids.
+    """A task that runs: the plans of its services, and its sandboxes by their ids.
 
-    Its samples use the image that was built before the first one: a new look at the build context
+    Its samples use the images that were built before the first one: a new look at the build context
     would find the logs that Inspect writes there meanwhile.
     """
 
-    plan: Plan
+    plans: dict[str, Plan]
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
 
 
@@ -80,22 +82,34 @@ class OpenModalSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def task_init(cls, task_name: str, config: SandboxEnvironmentConfigType | None) -> None:
-        plan = _plan(config)
-        await plan.image.build.aio(engine=plan.options.get("engine"))
+        plans = _plans(config)
+        _default(plans)  # says so now if there is none
+        for plan in plans.values():
+            await plan.image.build.aio(engine=plan.options.get("engine"))
         tasks, key = _tasks.get({}), _key(config)
-        _tasks.set({**tasks, key: _Task(plan, tasks[key].sandboxes if key in tasks else {})})
+        _tasks.set({**tasks, key: _Task(plans, tasks[key].sandboxes if key in tasks else {})})
 
     @classmethod
     async def sample_init(
         cls, task_name: str, config: SandboxEnvironmentConfigType | None, metadata: dict[str, str]
     ) -> dict[str, SandboxEnvironment]:
-        task = _tasks.get({}).get(_key(config)) or _Task(_plan(config))
-        plan = task.plan
+        task = _tasks.get({}).get(_key(config)) or _Task(_plans(config))
         tags = {"task": re.sub(r"[^A-Za-z0-9._-]", "-", task_name)[-63:]} if task_name else {}
-        options = {"timeout": LIFETIME, **ends_with_us(plan.options, LEASE), **plan.options}
-        sandbox = await Sandbox.create.aio(*plan.argv, app=APP, image=plan.image, tags=tags, **options)
-        task.sandboxes[sandbox.id] = sandbox
-        return {"default": cls(sandbox)}
+        network = f"inspect-{uuid.uuid4().hex}"
+        made: dict[str, SandboxEnvironment] = {}
+        for name, plan in task.plans.items():
+            options = {"timeout": LIFETIME, **ends_with_us(plan.options, LEASE), **plan.options}
+            if "network_alias" in options:
+                options["network"] = network
+            try:
+                sandbox = await Sandbox.create.aio(*plan.argv, app=APP, image=plan.image, tags=tags, **options)
+            except BaseException:
+                await cls.sample_cleanup(task_name, config, made, interrupted=True)
+                raise
+            task.sandboxes[sandbox.id] = sandbox
+            made[name] = cls(sandbox)
+        first = _default(task.plans)
+        return {first: made[first], **made}
 
     @classmethod
     async def sample_cleanup(
@@ -208,16 +222,28 @@ def _key(config: SandboxEnvironmentConfigType | None) -> str:
     return config if isinstance(config, str) else config.model_dump_json() if config else ""
 
 
-def _plan(config: SandboxEnvironmentConfigType | None) -> Plan:
-    """What a configuration describes; without a compose file no network, as with Inspect's Docker."""
+def _plans(config: SandboxEnvironmentConfigType | None) -> dict[str, Plan]:
+    """What a configuration describes, by the names of its services; without a compose file no
+    network, as with Inspect's Docker."""
     if config is None:
-        return Plan(Image.debian_slim(), (), {"block_network": True})
+        return {"default": Plan(Image.debian_slim(), (), {"block_network": True})}
     if isinstance(config, str) and is_dockerfile(config):
-        return Plan(image_from(config), (), {"block_network": True})
+        return {"default": Plan(image_from(config), (), {"block_network": True})}
     if isinstance(config, str):
         parsed, folder = parse_compose_yaml(config), os.path.dirname(config)
     elif isinstance(config, ComposeConfig):
         parsed, folder = config, os.getcwd()
     else:
         raise errors.InvalidError(f"a sandbox is described by a Dockerfile or a compose file, not by {config!r}")
-    return from_compose(parsed.model_dump(by_alias=True, exclude_none=True), folder)
+    plans = from_compose(parsed.model_dump(by_alias=True, exclude_none=True), folder)
+    return plans if len(plans) > 1 else dict(zip(["default"], plans.values(), strict=True))
+
+
+def _default(plans: Mapping[str, Plan]) -> str:
+    """The service that tools use if they name none."""
+    chosen = [name for name, plan in plans.items() if plan.chosen or name == "default"]
+    if not chosen:
+        raise errors.InvalidError(
+            f"none of the services {', '.join(plans)} is the default one; call one `default`, or say `x-default: true` in it"
+        )
+    return max(chosen, key=lambda name: plans[name].chosen)
