@@ -126,7 +126,7 @@ static bool enter_network(void *context) {
            fail("network", "cannot enter the sandbox's network namespace: %m");
 }
 
-/* Why a namespace of users cannot be made, or has no rights; which of the two it is differs from kernel to kernel. */
+/* Why a user namespace cannot be made, or has no rights in it; kernels differ in which of the two happens. */
 #define WITHHELD                                                                                                          \
     "AppArmor, SELinux or the container around keeps rights from user namespaces: give the native program a profile with " \
     "userns, on Ubuntu run `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` as root, or start the container with " \
@@ -306,7 +306,7 @@ static bool start_init(struct box *box) {
     }
     if (init == 0)
         be_init(box);
-    if (init < 0 && errno == ENOENT && birthplace >= 0) /* a namespace of groups that is set to delegate lets nobody leave it */
+    if (init < 0 && errno == ENOENT && birthplace >= 0) /* with nsdelegate no process is born in a group outside of the cgroup namespace */
         return fail(NULL, "the sandbox's control group lies outside of this container's own; start the container with --cgroupns=host, too");
     if (init < 0)
         return fail("userns", "cannot make the sandbox's namespaces: %m; %s",

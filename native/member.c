@@ -27,7 +27,7 @@ static bool write_line(int file, unsigned line, const char *text) {
     return pwrite(file, padded, LINE, (off_t)line * LINE) == LINE;
 }
 
-/* The first line that nobody has, locked. What those say who were killed is blanked on the way. 0: there is none. */
+/* The first line that nobody has, locked. Lines of members that were killed are blanked on the way. 0: there is none. */
 static unsigned take_line(int file) {
     unsigned taken = 0, end = (unsigned)(lseek(file, 0, SEEK_END) / LINE);
     for (unsigned line = 1; line <= MOST_MEMBERS && (line < end || !taken); line++) {
@@ -63,5 +63,4 @@ void member_leave(struct member *member, const struct plan *plan) {
     if (member->file >= 0 && flock(member->file, LOCK_EX | LOCK_NB) == 0)
         unlink(plan->network);
     close_fd(&member->file);
-    member->file = -1;
 }

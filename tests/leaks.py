@@ -260,9 +260,18 @@ def _is_another_workers(folder: str) -> bool:
 
 def _in_memory() -> list[str]:
     """The folders of all sandboxes of this machine that are in memory, whoever has them."""
-    with contextlib.suppress(FileNotFoundError):
-        return [entry.path for entry in os.scandir(_config.machine() / "sandboxes")]
-    return []
+    folder = str(_config.machine() / "sandboxes")
+    return [place.removeprefix(root) for root in _roots() for place in _children(root + folder)]
+
+
+def _roots() -> Iterator[str]:
+    """Where this run's workers see the machine: each may have a mount namespace of its own meanwhile
+    (tests/embedded/apart.py)."""
+    yield ""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        parent = os.getppid()
+        with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
+            yield from (f"/proc/{pid}/root" for pid in file.read().split())
 
 
 def _groups(folder: str) -> Iterator[str]:

@@ -48,7 +48,7 @@ class Agent:
             wake: called before a stream is opened and behind whatever is sent: lets a box that is
                 paused go on.
             journal: where those who use the agent note what they do.
-            looks: what is asked is no use of the box: it renews no lease, and idle time goes on.
+            looks: requests do not count as use of the box: no lease is renewed, idle time goes on.
         """
         self._connect = connect
         self._why = why

@@ -114,8 +114,8 @@ async def prunable(*, unused_for: float = 7 * 86400.0, engine: str | Engine | No
     Raises:
         UnsupportedError: the engine keeps no images of its own.
     """
-    seconds = _args.age("unused_for", unused_for)
-    built, chosen = await images.core(engine=engine), choose(engine)
+    seconds, chosen = _args.age("unused_for", unused_for), choose(engine)
+    built = await images.core(engine=chosen)
     return _prunable(built, {status.image for status in await chosen.list()}, seconds)
 
 

@@ -58,9 +58,9 @@ _INTERRUPT = b"\x03"
 _DEATH_SECONDS = 0.1  # how soon a program that is interrupted has ended, as a rule
 _UNSAFE = re.compile(rb"[^A-Za-z0-9 _./:=,+@^~-]")
 
-# A shell that runs one program after the other loses an interruption that hits a program which has
-# ended: it goes on with the next. If another process group has the terminal than shortly before,
-# the interruption is said again; a program that takes its time to end hears it once.
+# A shell that runs one program after another loses an interruption that reaches a program which has
+# just ended: the shell starts the next one. If the foreground process group has changed since, the
+# interruption is sent again. A program that takes its time to end gets it only once.
 INTERRUPT_AGAIN = """\
 shell=$1 round=0 before=
 while [ "$round" -lt 200 ] && read -r line <"/proc/$shell/stat"; do

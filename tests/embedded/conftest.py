@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from openmodal.engines import load
 from openmodal.engines.embedded import Embedded
+from openmodal.image import Image
 from openmodal.testing import *  # noqa: F403  (the suite's fixtures)
+from tests.embedded.apart import Machine, apart
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +19,11 @@ def engine() -> Embedded:
     found = load("embedded")
     assert isinstance(found, Embedded)
     return found
+
+
+@pytest.fixture
+def here(image: Image, engine: Embedded, tmp_path: Path) -> Iterator[Machine]:
+    """A machine whose network and firewall are ours. The image comes from the usual one."""
+    image.build(engine=engine)
+    with apart(tmp_path) as machine:
+        yield machine

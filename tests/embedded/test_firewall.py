@@ -23,7 +23,7 @@ from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Create, creating
 from openmodal.testing.limits import connects, server
-from tests.embedded.apart import Machine, apart
+from tests.embedded.apart import Machine
 from tests.embedded.internet import ECHO, OTHER, PUBLIC, answer_to
 
 pytestmark = pytest.mark.root
@@ -44,14 +44,6 @@ CHANGES = {
     "our link removed": "ip link del openmodal0",
     "forwarding, as sysctl.d sets": "sysctl -w net.ipv4.ip_forward=1; sysctl -w net.ipv4.ip_forward=0",
 }
-
-
-@pytest.fixture
-def here(image: Image, engine: Embedded, tmp_path: Path) -> Iterator[Machine]:
-    """A machine whose firewall is ours to flush. The image comes from the usual one."""
-    image.build(engine=engine)
-    with apart(tmp_path) as machine:
-        yield machine
 
 
 @pytest.fixture

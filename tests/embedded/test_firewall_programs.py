@@ -21,9 +21,9 @@ from openmodal import _config
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Create, eventually
 from tests.embedded.apart import Machine
-from tests.embedded.test_firewall import create, has_network, here, lost_network, sh
+from tests.embedded.test_firewall import create, has_network, lost_network, sh
 
-__all__ = ["create", "here"]
+__all__ = ["create"]
 
 pytestmark = pytest.mark.root
 

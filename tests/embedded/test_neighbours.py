@@ -22,20 +22,12 @@ from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Create, creating, eventually
 from openmodal.testing.limits import addresses, connects
 from openmodal.testing.neighbours import PORT, serving
-from tests.embedded.apart import Machine, apart
+from tests.embedded.apart import Machine
 from tests.embedded.internet import ECHO, PUBLIC
 
 pytestmark = pytest.mark.root
 
 INSIDE = 0x10000  # as native/net.h says
-
-
-@pytest.fixture
-def here(image: Image, engine: Embedded, tmp_path: Path) -> Iterator[Machine]:
-    """A machine of its own, with a small internet."""
-    image.build(engine=engine)
-    with apart(tmp_path) as machine:
-        yield machine
 
 
 @pytest.fixture

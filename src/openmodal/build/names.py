@@ -50,7 +50,7 @@ def digest(*parts: Any) -> str:
 def facts(step: AnyStep, content: str = "") -> dict[str, Any]:
     """The step as it goes into a key: local paths and ignore patterns out, the content that they select in."""
     fields: dict[str, Any] = msgspec.to_builtins(step, enc_hook=names_of)
-    # Who may see an image changes nothing of it; and steps without these are what they always were.
+    # A login changes nothing in the image, and steps without the later fields keep their keys.
     fields = {name: value for name, value in fields.items() if name not in _LATER or (value and name != "login")}
     if isinstance(step, Copy):
         del fields["source"], fields["ignore"], fields["keep"], fields["below"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from openmodal._hidden import NOTHING, hidden
+from openmodal._hidden import NOTHING, Hidden, hidden
 from openmodal._spec import (
     AnyStep,
     Debian,
@@ -37,13 +37,14 @@ class Beginning:
     """`reference`: the image of a registry; "": an empty root.
 
     `python`: the Python of Debian's packages that can stand for the image; "": none can.
-    `snapshot`: it cannot be made, but only be there.
+    `snapshot`: it cannot be made, but only be there. `login`: what the registry is told.
     """
 
     title: str
     reference: str = ""
     python: str = ""
     snapshot: bool = False
+    login: Hidden = NOTHING
 
 
 def of(step: AnyStep) -> Beginning | None:
@@ -53,8 +54,8 @@ def of(step: AnyStep) -> Beginning | None:
             python = version or DEFAULT_PYTHON
             title = f"FROM debian with Python {version}" if version else "FROM debian with Python"
             return Beginning(title, f"docker.io/library/python:{python}-slim", python)
-        case Registry(reference=reference):
-            return Beginning(f"FROM {reference}", reference)
+        case Registry(reference=reference, login=login):
+            return Beginning(f"FROM {reference}", reference, login=login)
         case Scratch():
             return Beginning("FROM scratch")
         case Snapshot(key=key):
@@ -99,6 +100,5 @@ def make(builder: Builder, step: Origin) -> Layered:
         return known
     beginning = first(Recipe((step,)))
     if beginning and beginning.reference:
-        login = step.login if isinstance(step, Registry) else NOTHING
-        return base.either(builder, beginning.reference, beginning.python, login)
+        return base.either(builder, beginning.reference, beginning.python, beginning.login)
     return base.scratch(builder)

@@ -41,14 +41,19 @@ def encryption(certificate: Path | None, key: Path | None, *protocols: str) -> s
     return context
 
 
+def text_of(file: Path, encoding: str) -> str:
+    """What is in a token file."""
+    try:
+        return file.read_text(encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"the token file {file} cannot be read: {reason(error)}; check the path") from error
+
+
 def tokens(file: Path | None) -> tuple[Token, ...]:
     """The tokens of a file; without one, a new one."""
     if file is None:
         return (("ak-" + secrets.token_hex(8), "as-" + secrets.token_hex(16)),)
-    try:
-        lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InvalidError(f"the token file {file} cannot be read: {error.strerror}; check the path") from error
+    lines = [line.split() for line in text_of(file, "utf-8").splitlines() if line.strip()]
     if not lines or any(len(line) != 2 for line in lines):
         raise InvalidError(f"each line of the token file {file} must be an id and a secret: `ak-1 as-2`")
     return tuple((id, secret) for id, secret in lines)

@@ -14,7 +14,7 @@ from openmodal.cli import _listen
 from openmodal.cli._session import Session, engine_options, pass_session
 from openmodal.cli._types import DURATION, MEBIBYTES
 from openmodal.cli.image import image_option, named
-from openmodal.errors import InvalidError, extra, reason
+from openmodal.errors import InvalidError, extra
 
 HOST = "127.0.0.1"
 SHORTEST_TOKEN = 16
@@ -112,10 +112,7 @@ def _address(text: str) -> tuple[str, int]:
 def _token(file: Path | None) -> str | None:
     if file is None:
         return None
-    try:
-        token = file.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidError(f"the token file {file} cannot be read: {reason(error)}; check the path") from error
+    token = _listen.text_of(file, "ascii").strip()
     if len(token) < SHORTEST_TOKEN or len(token.split()) != 1:
         raise InvalidError(
             f"the token file {file} must have one word of {SHORTEST_TOKEN} characters or more; "

@@ -23,14 +23,11 @@ from openmodal.app import App
 from openmodal.engines import choose, lacking
 from openmodal.errors import ExecTimeoutError, StdinClosedError, UnsupportedError
 from openmodal.image import Image
-from openmodal.integrations import ends_with_us, errors_as, image_from, in_shell
+from openmodal.integrations import LEASE, ends_with_us, errors_as, image_from, in_shell
 from openmodal.process import StreamReader
 from openmodal.sandbox import Sandbox
 
 APP = App("harbor")
-
-LEASE = 4 * 3600.0
-"""Seconds, on engines that do not see that Harbor was killed."""
 
 _LISTS = ("", "_hostnames", "_wildcard_hostnames", "_ipv4_addresses", "_ipv4_cidrs")
 

@@ -35,19 +35,12 @@ from inspect_ai.util import (
 from openmodal import errors
 from openmodal.app import App
 from openmodal.image import Image
-from openmodal.integrations import Errors, ends_with_us, errors_as, image_from
+from openmodal.integrations import Errors, errors_as, image_from, that_ends_with_us
 from openmodal.integrations.compose import Plan, from_compose
 from openmodal.process import StreamReader
 from openmodal.sandbox import Sandbox
 
 APP = App("inspect")
-
-LIFETIME = 24 * 3600.0
-"""Seconds: Inspect ends a sandbox with its sample, and a sandbox ends with its Inspect."""
-
-LEASE = 4 * 3600.0
-"""Seconds, on engines that do not see that Inspect was killed: no sample thinks longer between two
-calls."""
 
 _UNAVAILABLE: Errors = {errors.SandboxError: SandboxUnavailableError, errors.EngineError: SandboxUnavailableError}
 
@@ -98,7 +91,7 @@ class OpenModalSandboxEnvironment(SandboxEnvironment):
         network = f"inspect-{uuid.uuid4().hex}"
         made: dict[str, SandboxEnvironment] = {}
         for name, plan in task.plans.items():
-            options = {"timeout": LIFETIME, **ends_with_us(plan.options, LEASE), **plan.options}
+            options = that_ends_with_us(plan.options)
             if "network_alias" in options:
                 options["network"] = network
             try:

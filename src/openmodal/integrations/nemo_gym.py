@@ -18,16 +18,11 @@ from nemo_gym.sandbox.providers.base import (
 
 from openmodal.app import App
 from openmodal.errors import Error, ExecTimeoutError, NotFoundError
-from openmodal.image import Image
-from openmodal.integrations import ends_with_us, errors_as, image_from, in_shell
+from openmodal.integrations import LIFETIME, errors_as, image_from, in_shell, that_ends_with_us
 from openmodal.process import Process
 from openmodal.sandbox import Sandbox
 
 APP = App("nemo-gym")
-
-LIFETIME = 24 * 3600.0
-LEASE = 4 * 3600.0
-"""Seconds, on engines that do not see that NeMo Gym was killed."""
 
 
 class OpenModalProvider:
@@ -52,10 +47,10 @@ class OpenModalProvider:
             **self._options,
             **spec.provider_options,
         }
-        image = image_from(spec.image) if spec.image else Image.debian_slim()
+        image = image_from(spec.image or "")
         with errors_as({Error: SandboxCreateError}):
             sandbox = await Sandbox.create.aio(
-                *(spec.entrypoint or ()), app=APP, image=image, **ends_with_us(given, LEASE), **given
+                *(spec.entrypoint or ()), app=APP, image=image, **that_ends_with_us(given)
             )
         handle = SandboxHandle(sandbox.id, self.name, sandbox)
         try:

@@ -42,8 +42,8 @@ class Handle(DualContext):
 
     @functools.cached_property
     def _watcher(self) -> Agent:
-        """The agent, for those who look on: that is no use of the sandbox, wakes it from no pause,
-        and is in no journal."""
+        """The agent, for looking only: this counts as no use of the sandbox, does not wake a paused
+        one, and is not in the journal."""
         return Agent(functools.partial(self._engine.connect, self._id), self._why, looks=True)
 
     def _renew(self) -> None:

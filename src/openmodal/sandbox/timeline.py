@@ -16,7 +16,7 @@ from openmodal.sandbox.handle import Handle
 
 _MAIN = _wire.MAIN.hex()
 _PATIENCE = 5.0
-"""Seconds: it may just pause."""
+"""Seconds that the agent has to answer: the sandbox may be pausing."""
 
 
 class Timeline(Handle):
@@ -38,7 +38,7 @@ class Timeline(Handle):
         return merged(events, await self._running(status), status)
 
     async def _running(self, status: Status) -> list[CommandStatus]:
-        """What its agent knows of commands. To look is no use of it: whoever is paused stays so."""
+        """What its agent knows of commands. This counts as no use: a paused sandbox stays paused."""
         if status.ended or status.paused:
             return []
         try:

@@ -27,6 +27,15 @@ _REMEMBERED = 256
 _HEARTBEAT = 15.0
 
 
+ALIVE = b": all is well\n\n"
+"""An event of nothing, so that nobody takes the connection for a dead one."""
+
+
+def streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """An answer of events. No proxy holds them back."""
+    return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
 class Feed:
     """What `look` finds, again and again while somebody watches."""
 
@@ -51,8 +60,7 @@ class Feed:
     def response(self, request: Request) -> StreamingResponse:
         """The answer to a page that watches."""
         last = request.headers.get("last-event-id") or request.query_params.get("after", "")
-        events = self.watch(last)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        return streamed(self.watch(last))
 
     async def watch(self, last: str = "") -> AsyncIterator[bytes]:
         """Events for ever: what came after the last one, or all."""
@@ -80,7 +88,7 @@ class Feed:
                     async with asyncio.timeout(_HEARTBEAT):
                         await changed.wait()
                 except TimeoutError:
-                    yield b": all is well\n\n"
+                    yield ALIVE
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:

@@ -16,10 +16,10 @@ from openmodal._dual import run_async
 from openmodal._wire import Progress, Want
 from openmodal.errors import Error, NotFoundError, SandboxNotRunningError
 from openmodal.sandbox import Sandbox
+from openmodal.web.feed import ALIVE
 
 _PEEK = Want.STDOUT | Want.STDERR | Want.EXIT | Want.PEEK
 _WAIT_MS = 10_000
-_ALIVE = b": all is well\n\n"
 
 
 async def output(sandbox: Sandbox, id: bytes) -> AsyncIterator[bytes]:
@@ -37,7 +37,7 @@ async def output(sandbox: Sandbox, id: bytes) -> AsyncIterator[bytes]:
                 yield _event({"ended": msgspec.to_builtins(progress.record), "code": progress.record.returncode})
                 return
             if not events:
-                yield _ALIVE
+                yield ALIVE
     except NotFoundError:
         yield _event({"none": "Its output is not kept: the program that ran it has read it."})
     except SandboxNotRunningError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
@@ -23,7 +23,7 @@ from openmodal._spec import Status
 from openmodal.errors import Error, InvalidError, NotFoundError, SandboxNotRunningError
 from openmodal.sandbox import Sandbox
 from openmodal.web import files, terminal
-from openmodal.web.feed import Feed, Rows
+from openmodal.web.feed import Feed, Rows, streamed
 from openmodal.web.output import output
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ class OneSandbox:
 
     async def _output(self, request: Request) -> Response:
         id = _args.command_id(request.path_params["command"])
-        events = output((await self._of(request)).sandbox, id)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        return streamed(output((await self._of(request)).sandbox, id))
 
     async def _files(self, request: Request) -> Response:
         return await files.listed((await self._of(request)).sandbox, request)

@@ -21,7 +21,7 @@ from typing import Any
 
 from openmodal import _config
 from openmodal._hidden import NOTHING, Hidden
-from openmodal._spec import Dockerfile, Recipe, Referenced, Registry, Report
+from openmodal._spec import Dockerfile, Recipe, Referenced, Report
 from openmodal.build import Options, credentials, debian, dockerfile, names, origin, reference
 from openmodal.build import base as bases
 from openmodal.build import context as recipes
@@ -124,8 +124,7 @@ class _Making:
         if beginning is None:
             return Referenced("", reference=""), 0
         if beginning.reference:
-            step = self._recipe.steps[0]
-            pull = partial(self._announced, login=step.login if isinstance(step, Registry) else NOTHING)
+            pull = partial(self._announced, login=beginning.login)
             image = self._fetched(beginning.reference, beginning.python, pull)
             _tag(self._api, image, self._chain[0])
         else:

@@ -3,8 +3,8 @@
 A network is there as long as it has members, so nobody makes or removes one. Its file is what all
 of them see as /etc/hosts; the file's name is the network's number, which is the group of their
 interfaces in the router (network.py). Their supervisors write their names into it, and the last one
-removes it (native/member.c). A member holds a shared lock on it: who gets an exclusive one has
-found a network whose supervisors were all killed.
+removes it (native/member.c). A member holds a shared lock on it: if a process gets
+an exclusive one, all supervisors of that network were killed.
 """
 
 from __future__ import annotations
