@@ -52,34 +52,25 @@ class Process:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._folder = f"/proc/{pid}"
+        stat = self._read("stat").rpartition(b")")[2].split()
+        self.parent = int(stat[1]) if stat else 0
+        self.start = stat[19].decode() if stat else ""
+        """When it started: with the pid, a name that is never used again."""
+        self.program = (stat[19], *stat[45:49]) if stat else ()
+        """What it runs: when it started, and where its arguments and variables lie, which each execve(2)
+        puts elsewhere (proc_pid_stat(5): starttime, arg_start, arg_end, env_start, env_end)."""
+        self.is_kernels = self.parent == 2 or pid == 2
 
     def _read(self, name: str) -> bytes:
         try:
             with open(f"{self._folder}/{name}", "rb", buffering=0) as file:
-                return file.read()
+                return file.readall()
         except OSError:
             return b""
 
     @cached_property
     def argv(self) -> list[str]:
         return self._read("cmdline").decode(errors="replace").rstrip("\0").split("\0")
-
-    @cached_property
-    def _stat(self) -> list[str]:
-        return self._read("stat").rpartition(b")")[2].decode().split()
-
-    @property
-    def parent(self) -> int:
-        return int(self._stat[1]) if self._stat else 0
-
-    @property
-    def start(self) -> str:
-        """When it started: with the pid, a name that is never used again."""
-        return self._stat[19] if self._stat else ""
-
-    @property
-    def is_kernels(self) -> bool:
-        return self.parent == 2 or self.pid == 2
 
     @cached_property
     def is_openmodals(self) -> bool:
@@ -100,13 +91,20 @@ class Process:
         return self.argv[0].startswith("/.openmodal/")
 
     @cached_property
+    def run(self) -> str | None:
+        """Of which run of tests its environment tells."""
+        for entry in self._read("environ").split(b"\0"):
+            if entry.startswith(b"OPENMODAL_TEST_RUN="):
+                return entry.partition(b"=")[2].decode(errors="replace")
+        return None
+
+    @cached_property
     def is_mine(self) -> bool | None:
         """Whether this run of the tests started it; None if nothing tells."""
         if self.pid == os.getpid():  # our own variable was set after our start: /proc does not show it
             return True
-        for entry in self._read("environ").split(b"\0"):
-            if entry.startswith(b"OPENMODAL_TEST_RUN="):
-                return entry.partition(b"=")[2].decode(errors="replace").startswith(os.environ["OPENMODAL_TEST_RUN"])
+        if self.run is not None:
+            return self.run.startswith(os.environ["OPENMODAL_TEST_RUN"])
         if self.is_openmodals:
             for path in self._open_files():
                 if "/sandboxes/" in path or path.endswith(".egress"):
@@ -117,6 +115,11 @@ class Process:
         with contextlib.suppress(OSError):
             for name in os.listdir(f"{self._folder}/fd"):
                 yield os.readlink(f"{self._folder}/fd/{name}")
+
+    def recall(self, known: Process | None) -> None:
+        """Take over what was read of `known`, if it is the same process and still runs the same program."""
+        if known and self.program and self.program == known.program:
+            self.__dict__.update((fact, known.__dict__[fact]) for fact in ("argv", "run") if fact in known.__dict__)
 
     def __str__(self) -> str:
         return f"{self.pid} {' '.join(self.argv) or self._read('comm').decode(errors='replace').strip()}"
@@ -156,7 +159,7 @@ IN_PODS = ("process", "file", "cluster")
 
 def take(kinds: tuple[str, ...] = KINDS) -> Ledger:
     """Look at everything, or at these kinds. Costs some milliseconds."""
-    processes = {int(name): Process(int(name)) for name in os.listdir("/proc") if name.isdigit()}
+    processes = _processes()
     owners = {pid: _owner(process, processes) for pid, process in processes.items() if not process.is_kernels}
     foreign = {pid for pid, mine in owners.items() if mine is False}
     entries = {
@@ -179,6 +182,20 @@ def take(kinds: tuple[str, ...] = KINDS) -> Ledger:
     entries |= {kind: _same(look()) for kind, look in looks.items() if kind in kinds}
     others = {pid for pid, mine in owners.items() if mine is None and processes[pid].is_in_container}
     return Ledger(entries, any(processes[pid].is_openmodals for pid in foreign) or bool(others))
+
+
+KNOWN: dict[int, Process] = {}
+"""The processes of the last look. There are hundreds, of which few are new, and looks are many."""
+
+
+def _processes() -> dict[int, Process]:
+    processes = {int(name): Process(int(name)) for name in os.listdir("/proc") if name.isdigit()}
+    for pid, process in processes.items():
+        if not process.is_kernels:
+            process.recall(KNOWN.get(pid))
+    KNOWN.clear()
+    KNOWN.update(processes)
+    return processes
 
 
 def _same(names: Iterable[str]) -> dict[str, str]:
