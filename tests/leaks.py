@@ -232,7 +232,7 @@ def _mounts() -> Iterator[str]:
         place = line.split()[4]
         # Of a cluster, at which others test.
         in_pod = "/pods/" in place and "/volumes/kubernetes.io~" in place
-        if not in_pod and (_is_ours(place) or _home() in line):
+        if not in_pod and (_is_ours(place) or f"{_home()}/" in line):
             yield place
 
 
@@ -251,7 +251,7 @@ def _loop_devices() -> Iterator[str]:
             backing = device.read_text(encoding="utf-8").strip()
         except OSError:
             continue
-        if _is_ours(backing) or backing.startswith(_home()):
+        if _is_ours(backing) or backing.startswith(f"{_home()}/"):
             yield f"{device.parts[3]} {backing}"
 
 
