@@ -57,8 +57,8 @@ class Process:
         self.start = stat[19].decode() if stat else ""
         """When it started: with the pid, a name that is never used again."""
         self.program = (stat[19], *stat[45:49]) if stat else ()
-        """What it runs: when it started, and where its arguments and variables lie, which each execve(2)
-        puts elsewhere (proc_pid_stat(5): starttime, arg_start, arg_end, env_start, env_end)."""
+        """What it runs: when it started, and where its arguments and variables lie, which each
+        execve(2) puts elsewhere (proc_pid_stat(5): starttime, arg_start, arg_end, env_start, env_end)."""
         self.is_kernels = self.parent == 2 or pid == 2
 
     def _read(self, name: str) -> bytes:
@@ -117,7 +117,7 @@ class Process:
                 yield os.readlink(f"{self._folder}/fd/{name}")
 
     def recall(self, known: Process | None) -> None:
-        """Take over what was read of `known`, if it is the same process and still runs the same program."""
+        """Take over what was read of `known`, if that is the process, and runs the same program."""
         if known and self.program and self.program == known.program:
             self.__dict__.update((fact, known.__dict__[fact]) for fact in ("argv", "run") if fact in known.__dict__)
 
@@ -282,8 +282,8 @@ def _in_memory() -> list[str]:
 
 
 def _roots() -> Iterator[str]:
-    """Where this run's workers see the machine: each may have a mount namespace of its own meanwhile
-    (tests/embedded/apart.py)."""
+    """Where this run's workers see the machine: each may have a mount namespace of its own
+    meanwhile (tests/embedded/apart.py)."""
     yield ""
     if "PYTEST_XDIST_WORKER" in os.environ:
         parent = os.getppid()
