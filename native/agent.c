@@ -272,11 +272,12 @@ static bool is_idle(void) {
     return !links_busy();
 }
 
-static void be_idle(void) {
+/* Whether a request REST is to hear of it. */
+static bool be_idle(void) {
     if (agent.config->rests)
-        rest_wish();
-    else
-        agent_end("idle", 124, 0);
+        return rest_wish();
+    agent_end("idle", 124, 0);
+    return false;
 }
 
 /* A lease is renewed by requests alone: what runs in the sandbox may run for ever when its owner is dead. When it is due. */
@@ -326,8 +327,8 @@ static uint64_t do_what_is_due(uint64_t *sweep_at) {
         agent.active = agent.now;
         sooner(&next, meminfo_refresh(agent.config, agent.now));
     }
-    if (idle_ms && agent.now - agent.active >= idle_ms)
-        be_idle();
+    if (idle_ms && agent.now - agent.active >= idle_ms && be_idle())
+        next = agent.now;
     if (timeout_ms)
         sooner(&next, born + timeout_ms);
     if (idle_ms && rest_counts())

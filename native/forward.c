@@ -94,14 +94,16 @@ static void put_dial(struct buffer *out, uint16_t port) {
     frame_end(out, mark);
 }
 
-/* A paused sandbox goes on when it is used. In this order: see rest.c. Not where a
- * sandbox can write to the folder. */
+/* A paused sandbox goes on when it is used. In this order: see rest.c. Where it can write to the
+ * folder of its socket, the mark and the supervisor's socket are in the one around that. */
 static void wake(const struct forward *forward) {
     struct sockaddr_un address;
     char path[64];
-    if (forward->agent != 0 || faccessat(forward->folder, "paused", F_OK, AT_SYMLINK_NOFOLLOW) != 0)
+    const char *up = forward->agent != 0 ? "../" : "";
+    snprintf(path, sizeof path, "%spaused", up);
+    if (faccessat(forward->folder, path, F_OK, AT_SYMLINK_NOFOLLOW) != 0)
         return;
-    snprintf(path, sizeof path, "/proc/self/fd/%d/control.sock", forward->folder);
+    snprintf(path, sizeof path, "/proc/self/fd/%d/%scontrol.sock", forward->folder, up);
     unsigned length = socket_address(path, &address);
     AUTO_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd >= 0 && connect(fd, (struct sockaddr *)&address, length) == 0)

@@ -106,7 +106,7 @@ static const char *take_token(const char *name) {
 
 struct options {
     const char *listen, *listen_fd, *control_fd, *token_env, *timeout_ms, *idle_ms, *lease_ms, *user, *workdir, *main_flags, *pids, *setup_fd,
-        *setup_ms, *linger, *port;
+        *setup_ms, *linger, *port, *rests;
     char **argv;
 };
 
@@ -121,7 +121,7 @@ static const char **option_named(struct options *options, const char *name) {
         {"--lease-ms", &options->lease_ms}, {"--user", &options->user},
         {"--workdir", &options->workdir}, {"--main-flags", &options->main_flags},
         {"--pids", &options->pids}, {"--setup-fd", &options->setup_fd}, {"--setup-ms", &options->setup_ms},
-        {"--linger", &options->linger}, {"--port", &options->port},
+        {"--linger", &options->linger}, {"--port", &options->port}, {"--rests", &options->rests},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(name, known[i].name) == 0)
@@ -178,7 +178,7 @@ static bool set_up(struct agent_config *config, int fd) {
 
 int verb_init(int argc, char **argv) {
     struct options options = {0};
-    uint64_t fd = 0, control = 0, flags = 0, setup_fd = 0, linger = 0, port = 0;
+    uint64_t fd = 0, control = 0, flags = 0, setup_fd = 0, linger = 0, port = 0, rests = 0;
     struct agent_config config = {.control_fd = -1, .port_fd = -1, .main_stdout = STDOUT_FILENO, .main_stderr = STDERR_FILENO, .oom_fd = -1, .meminfo_fd = -1,
                                   .nice = getpriority(PRIO_PROCESS, 0)};
     if (read_options(argc, argv, &options) || number("--listen-fd", options.listen_fd, INT32_MAX, &fd) ||
@@ -188,6 +188,7 @@ int verb_init(int argc, char **argv) {
         number("--lease-ms", options.lease_ms, UINT64_MAX / 4, &config.lease_ms) ||
         number("--setup-ms", options.setup_ms, UINT64_MAX / 4, &config.setup_ms) ||
         number("--linger", options.linger, 1, &linger) ||
+        number("--rests", options.rests, 1, &rests) ||
         number("--port", options.port, UINT16_MAX, &port) ||
         number("--main-flags", options.main_flags, UINT32_MAX, &flags) ||
         number("--setup-fd", options.setup_fd, INT32_MAX, &setup_fd))
@@ -207,6 +208,7 @@ int verb_init(int argc, char **argv) {
     config.user = options.user;
     config.workdir = options.workdir;
     config.linger = linger != 0;
+    config.rests = rests != 0;
     config.report = config.setup_ms != 0;
     if (config.report && !config.workdir) /* the image's, where the engine started us */
         config.workdir = getcwd(NULL, 0);

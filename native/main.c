@@ -11,7 +11,7 @@ static const struct {
 } verbs[] = {{"box", verb_box},     {"init", verb_init},     {"dial", verb_dial},
              {"reach", verb_reach}, {"router", verb_router}, {"wall", verb_wall},
              {"ask", verb_ask},     {"remove", verb_remove}, {"forward", verb_forward},
-             {"hangup", verb_hangup}, {"own", verb_own},
+             {"hangup", verb_hangup}, {"own", verb_own},     {"pause", verb_pause},
              {"changes", verb_changes}};
 
 /* The start of a static program with glibc asserts that /proc/self/exe is a path. In gVisor, where ours comes as a descriptor, it is not.
@@ -31,6 +31,6 @@ int main(int argc, char **argv) {
         if (strcmp(argv[1], verbs[i].name) == 0)
             return verbs[i].run(argc - 1, argv + 1);
     fprintf(stderr,
-            "openmodal-agent: say one of box, init, dial, reach, router, wall, ask, remove, forward, hangup, own, changes, --version; this program is started by openmodal\n");
+            "openmodal-agent: say one of box, init, dial, reach, router, wall, ask, remove, forward, hangup, own, pause, changes, --version; this program is started by openmodal\n");
     return 2;
 }

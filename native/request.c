@@ -5,6 +5,7 @@
 #include "list.h"
 #include "output.h"
 #include "relay.h"
+#include "rest.h"
 #include "tree.h"
 #include "util.h"
 
@@ -462,6 +463,22 @@ static enum outcome do_look(struct link *link) {
     return answer_ok(link);
 }
 
+/* ---- REST ---- */
+
+/* First, it goes on: tell when it is idle. Then, is it so still? */
+static enum outcome do_rest(struct link *link, const struct frame *frame) {
+    struct cursor cursor = cursor_of(frame);
+    bool sure = take_uint(&cursor, 1) != 0;
+    if (!cursor_done(&cursor))
+        return request_malformed(link);
+    link->looks = true;
+    if (!link->begun)
+        rest_hear(sure ? 's' : 'w');
+    if (sure ? rest_is_agreed() : rest_is_wished())
+        return answer_ok(link);
+    return !sure || rest_is_asked() ? wait_for(link, NULL) : answer_error(link, ERROR_LATER, "it is used");
+}
+
 /* ---- all of them ---- */
 
 enum outcome request_handle(struct link *link, const struct frame *frame) {
@@ -479,6 +496,7 @@ enum outcome request_handle(struct link *link, const struct frame *frame) {
     case FRAME_COMMANDS: return frame->size ? request_malformed(link) : do_commands(link);
     case FRAME_DIAL: return do_dial(link, frame);
     case FRAME_LOOK: return frame->size ? request_malformed(link) : do_look(link);
+    case FRAME_REST: return do_rest(link, frame);
     case FRAME_PING: return frame->size ? request_malformed(link) : answer_ok(link);
     case FRAME_DEADLINE: return do_deadline(link, frame);
     case FRAME_SHUTDOWN: return frame->size ? request_malformed(link) : do_shutdown(link);

@@ -5,7 +5,8 @@
  *   rest    and everything is stopped
  *
  * Whoever sends something looks for that file afterwards, and asks for `resume` if it is there. If it is not, what was
- * sent is before the agent when it looks. */
+ * sent is before the agent when it looks. In a container the supervisor is a child of the engine's
+ * (pauser.c), which asks by the request REST. */
 #include "kernel.h"
 #include "rest.h"
 
@@ -21,11 +22,20 @@ static void say(const char *word) {
     send(agent.config->control_fd, word, strlen(word), MSG_NOSIGNAL);
 }
 
-void rest_wish(void) {
+bool rest_wish(void) {
     if (now != AWAKE)
-        return;
+        return false;
     now = WISHED;
     say("idle");
+    return true;
+}
+
+bool rest_is_wished(void) {
+    return now == WISHED;
+}
+
+bool rest_is_agreed(void) {
+    return now == RESTING;
 }
 
 bool rest_counts(void) {

@@ -3,8 +3,12 @@
 
 #include <stdbool.h>
 
-/* It is idle: ask the supervisor for a pause, if that was not done. */
-void rest_wish(void);
+/* It is idle: ask the supervisor for a pause, if that was not done. Whether it was not. */
+bool rest_wish(void);
+
+/* Whether it has wished for one that it was not asked about yet; whether all is to stop. */
+bool rest_is_wished(void);
+bool rest_is_agreed(void);
 
 /* Whether the idle time counts: no pause is under way. */
 bool rest_counts(void);

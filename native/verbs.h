@@ -6,6 +6,7 @@ int verb_router(int argc, char **argv); /* net.c   the network namespace where t
 int verb_init(int argc, char **argv);   /* init.c  inside a container: process 1 */
 int verb_hangup(int argc, char **argv); /* setup.c outside: ends the connections of a container */
 int verb_own(int argc, char **argv);    /* own.c outside: ends a container's sandbox with its owner */
+int verb_pause(int argc, char **argv);  /* pauser.c outside: pauses a container whose sandbox is idle */
 int verb_wall(int argc, char **argv);   /* setup.c outside: a firewall around a container whose network stack is its own */
 int verb_dial(int argc, char **argv);   /* dial.c  standard streams <-> the agent's socket */
 int verb_ask(int argc, char **argv);    /* ask.c   whether a sandbox's name server answers */

@@ -24,7 +24,7 @@ class DockerInGvisor(DockerUnderTest):
     @property
     def lacks(self) -> frozenset[str]:
         """What docs/engines.md says of gVisor."""
-        network = {"network_change", "network_outbound", "network_shared", "owner"}
+        network = {"idle_pause", "network_change", "network_outbound", "network_shared", "owner"}
         return super().lacks | {"cgroup", "cpu_time", "holes", "init", "memory_offender", "proc", *network}
 
     async def create(self, spec: SandboxSpec, root: Root) -> str:

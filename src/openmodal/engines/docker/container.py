@@ -82,6 +82,7 @@ def _agent(spec: SandboxSpec, root: Referenced, place: Place) -> list[str]:
         "--setup-fd": "0",
         "--timeout-ms": str(milliseconds(spec.timeout)),
         "--idle-ms": str(milliseconds(spec.idle_timeout)),
+        "--rests": "1" if spec.on_idle == "pause" else "",
         "--lease-ms": str(milliseconds(spec.lease)) if spec.lease else "",
         "--user": root.user,
         "--workdir": spec.workdir or root.workdir,

@@ -51,7 +51,7 @@ class Docker(Ending, volumes.Keeper):
     @property
     def keeps(self) -> frozenset[str]:
         """What no verb tells."""
-        return frozenset({"ids", "lease", "network_shared", "registry_login", "snapshot_on_end"})
+        return frozenset({"ids", "idle_pause", "lease", "network_shared", "registry_login", "snapshot_on_end"})
 
     def __init__(self, state: Path | None = None, daemon: Daemon | None = None) -> None:
         home = state or _config.state()
@@ -64,10 +64,10 @@ class Docker(Ending, volumes.Keeper):
     def lacks(self) -> frozenset[str]:
         """`disk` needs what few daemons have, and most take IPv6 off loopback."""
         limits = ("disk", "memory_left", *(() if self._daemon.path else ("meminfo", "host_folders")))
-        beside = () if self._daemon.path and Host.may_share_sockets(self._daemon) else ("owner", "ports")
+        beside = () if self._daemon.path and Host.may_share_sockets(self._daemon) else ("idle_pause", "owner", "ports")
         together = () if self._daemon.path and Host.may_share_networks(self._daemon) else ("network_shared",)
         never = ("build_secrets", "gpus", "loopback6", "mount_image", "network_allowlists", "network_lists", "pools")
-        return frozenset({*limits, *beside, *together, *never, "idle_pause", "volume_rename", "volume_sub_paths"})
+        return frozenset({*limits, *beside, *together, *never, "volume_rename", "volume_sub_paths"})
 
     # --------------------------------------------------------------------------------------- images
 
@@ -85,7 +85,8 @@ class Docker(Ending, volumes.Keeper):
     # ------------------------------------------------------------------------------------ the verbs
 
     async def check(self, spec: SandboxSpec) -> None:
-        if spec.runtime != "native" or spec.resources.disk or spec.ports or spec.owner or spec.network.shared:
+        beside = spec.ports or spec.owner or spec.network.shared or spec.on_idle == "pause"
+        if spec.runtime != "native" or spec.resources.disk or beside:
             host: Host = await Blocking(Host.of, self._daemon)
             host.check(spec)
         if spec.mounts:
@@ -314,6 +315,8 @@ class Docker(Ending, volumes.Keeper):
                 # Before the agent begins: if this process is killed, the sandbox has its owner, or
                 # ends because nobody tells the agent what it shall be.
                 await self._give_again(status.id)
+                if spec.on_idle == "pause":
+                    await self._pause_when_idle(status.id)
                 # gVisor itself confines the container: there are no host capabilities to drop, and
                 # no host firewall to load rules into.
                 wall = ((), ()) if place.gvisor else (denied, member.servers())

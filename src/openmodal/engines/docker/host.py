@@ -101,8 +101,9 @@ class Host:
         backing = told.get("Backing Filesystem", "xfs")
         if spec.resources.disk and driver not in _LIMITING and backing != "xfs":
             raise no_disk(f"its driver {driver} is on {backing}")
-        if (spec.ports or spec.owner) and (spec.runtime == "gvisor" or not self.shares_sockets):
-            raise no_ports() if spec.ports else no_owner()
+        pauses = spec.on_idle == "pause"
+        if (spec.ports or spec.owner or pauses) and (spec.runtime == "gvisor" or not self.shares_sockets):
+            raise no_ports() if spec.ports else no_owner() if spec.owner else no_pause()
         if spec.network.shared and (spec.runtime == "gvisor" or not self.shares_networks):
             raise UnsupportedError(
                 "network= needs a Docker daemon (not Podman's service) on this machine and runtime='native'; leave it out, "
@@ -231,6 +232,14 @@ def no_owner() -> UnsupportedError:
     return UnsupportedError(
         "owner= needs a Docker daemon on this machine that runs as the same user, and runtime='native'; use lease= and "
         "sandbox.renew()"
+    )
+
+
+def no_pause() -> UnsupportedError:
+    """The refusal of `on_idle="pause"`."""
+    return UnsupportedError(
+        "on_idle='pause' needs a Docker daemon on this machine that runs as the same user, and runtime='native'; leave it "
+        "out, or call sandbox.pause()"
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from openmodal import _binary
 from openmodal._command import move_deadline
 from openmodal._dual import Blocking
 from openmodal._files import text
@@ -26,10 +27,10 @@ from openmodal.engines.book import Book
 from openmodal.engines.contract import PROMISES
 from openmodal.engines.docker import container, posture
 from openmodal.engines.docker.daemon import Api, ApiError, ConflictError, Daemon, MissingError
-from openmodal.engines.docker.host import Host
+from openmodal.engines.docker.host import Host, no_pause
 from openmodal.engines.docker.networks import is_ours
-from openmodal.engines.docker.owners import Owned
-from openmodal.errors import UnsupportedError
+from openmodal.engines.docker.owners import Owned, start_beside
+from openmodal.errors import EngineError, UnsupportedError
 
 _CUT = "cut"  # a file with the networks that the container is to have again
 _PAUSED = "paused"
@@ -71,6 +72,15 @@ class Live(Owned):
     async def usage(self, id: str) -> Usage:
         usage: Usage = await Blocking(self._asked, _usage, id)
         return usage
+
+    async def _pause_when_idle(self, id: str) -> None:
+        """Start the child that does so (native/pauser.c), before the agent begins."""
+        door = await self.door(id)
+        if not door:
+            raise no_pause()
+        words = ["pause", str(door.agent), self._daemon.path, id]
+        if await Blocking(start_beside, _binary.find(self._layers.path), door, words):
+            raise EngineError(f"sandbox {id} cannot be paused when it is idle: no socket can be made in its folder")
 
     def _mark(self, id: str) -> Path:
         return self._book.folder(id) / _PAUSED
