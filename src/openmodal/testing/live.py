@@ -146,9 +146,12 @@ class TestIdlePause:
                 connection.sendall(b"hello")
                 assert connection.recv(5) == b"hello"
 
+    @promise("deadline")
     def test_its_timeout_ends_it_all_the_same(self, create: Create) -> None:
-        sandbox = create(timeout=2.5, idle_timeout=0.3, on_idle="pause")
+        sandbox = create(idle_timeout=0.3, on_idle="pause")
         eventually(lambda: sandbox.status().paused, seconds=PATIENCE)
+        sandbox.set_timeout(2.5)
+        eventually(lambda: sandbox.status().paused or sandbox.poll() is not None, seconds=PATIENCE)
         with pytest.raises(SandboxTimeoutError):
             sandbox.wait(timeout=PATIENCE)
 
