@@ -58,7 +58,7 @@ class Process:
         """When it started: with the pid, a name that is never used again."""
         self.program = (stat[19], *stat[45:49]) if stat else ()
         """What it runs: when it started, and where its arguments and variables lie, which each
-        execve(2) puts elsewhere (proc_pid_stat(5): starttime, arg_start, arg_end, env_start, env_end)."""
+        execve(2) puts elsewhere (proc_pid_stat(5): starttime, arg_start to env_end)."""
         self.is_kernels = self.parent == 2 or pid == 2
 
     def _read(self, name: str) -> bytes:
