@@ -150,7 +150,10 @@ def test_what_is_wrong_about_a_run_is_125_and_one_line(docker: Docker) -> None:
     assert "unknown flag: --bogus" in docker.error("run", "--bogus", IMAGE, code=125)
     assert "No such image: team/other" in docker.error("run", "--pull=never", "team/other", code=125)
     assert "has no --privileged" in docker.error("run", "--privileged", IMAGE, code=125)
-    assert "no network 'db'" in docker.error("run", "--network", "db", IMAGE, code=125)
+    assert "network db not found" in docker.error("run", "--network", "db", IMAGE, code=125)
+    assert "the same --network" in docker.error("run", "--network", "container:web", IMAGE, code=125)
+    assert "in one network" in docker.error("run", "--network", "a", "--network", "b", IMAGE, code=125)
+    assert "say which with --network" in docker.error("run", "--network-alias", "db", IMAGE, code=125)
     assert "write 512m or 2g" in docker.error("run", "-m", "much", IMAGE, code=125)
     assert "leave --platform out" in docker.error("run", "--platform", "linux/riscv64", IMAGE, code=125)
     assert docker.names() == []
@@ -158,9 +161,33 @@ def test_what_is_wrong_about_a_run_is_125_and_one_line(docker: Docker) -> None:
 
 def test_what_openmodal_does_not_do_is_one_line_that_says_what_to_use(docker: Docker) -> None:
     assert "adapter" in docker.error("compose", "up")
-    assert "publish a port with -p" in docker.error("network", "create", "x")
+    assert "`docker network connect` is not done" in docker.error("network", "connect", "x", "y")
     assert "openmodal volume" in docker.error("volume", "ls")
     assert "not a docker command" in docker.error("bogus")
+
+
+def test_containers_of_a_network_find_each_other_by_name_and_others_do_not(docker: Docker) -> None:
+    assert re.fullmatch("[0-9a-f]{64}", docker("network", "create", "--internal", "shop").strip())
+    assert "already exists" in docker.error("network", "create", "shop")
+    assert "no network driver" in docker.error("network", "create", "-d", "overlay", "other")
+    assert "predefined" in docker.error("network", "create", "host")
+    assert docker("network", "ls", "--filter", "name=sh", "--format", "{{.Name}} {{.Driver}}") == "shop bridge\n"
+    serves = ("--network", "shop", "--network-alias", "db", *sh("exec nc -ll -p 80 -e cat"))
+    docker("run", "-d", "--name", "the_shop", *serves)
+    asks = "for i in 1 2 3 4 5 6 7 8 9; do echo hi | nc -w 9 $0 80 && exit; sleep 1; done; exit 1"
+    for name in ("db", "the_shop"):
+        assert docker("run", "--rm", "--network", "shop", *sh(asks), name) == "hi\n"
+    assert docker("run", "--rm", *sh("echo hi | nc -w 9 $0 80"), "db", code=1) == ""
+    ((found,), (container,)) = (
+        json.loads(docker("network", "inspect", "shop")),
+        json.loads(docker("inspect", "the_shop")),
+    )
+    assert [each["Name"] for each in found["Containers"].values()] == ["the_shop"]
+    assert (found["Internal"], container["HostConfig"]["NetworkMode"]) == (True, "shop")
+    assert "active endpoints: the_shop" in docker.error("network", "rm", "shop")
+    docker("rm", "-f", "the_shop")
+    assert docker("network", "rm", "shop") == "shop\n"
+    assert "network shop not found" in docker.error("network", "inspect", "shop")
 
 
 def test_standard_input_goes_to_the_command_with_i_only(docker: Docker) -> None:

@@ -31,6 +31,7 @@ INSPECT = str(Path(sys.executable).with_name("inspect"))
 
 TOOLS = """
 
+from inspect_ai.dataset import MemoryDataset
 from inspect_ai.tool import bash_session, text_editor
 
 CALLS = [
@@ -68,6 +69,7 @@ def sleeper():
     task = tools()
     task.solver = [use_tools(bash()), generate()]
     CALLS[:] = [("bash", {"command": "sleep 600"})]
+    task.dataset = MemoryDataset([Sample("go", id=n, target="agent") for n in range(20)])
     return task
 """
 
@@ -131,23 +133,15 @@ def test_a_models_tools_work_and_their_failures_are_told_to_it(tasks: Path) -> N
     assert last == ("a file\nagent\n", None)
 
 
-def test_an_evaluation_that_is_interrupted_leaves_no_sandbox(tasks: Path) -> None:
-    with subprocess.Popen(
-        command("sums.py@sleeper"), cwd=tasks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as evaluation:
-        eventually(lambda: Sandbox.list(app=APP), seconds=120)
-        evaluation.send_signal(signal.SIGINT)
-        evaluation.communicate(timeout=120)
-    assert not Sandbox.list(app=APP)
-
-
-def test_an_evaluation_that_is_killed_leaves_no_sandbox(tasks: Path) -> None:
-    with subprocess.Popen(
-        command("sums.py@sleeper"), cwd=tasks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as evaluation:
-        eventually(lambda: Sandbox.list(app=APP), seconds=120)
-        evaluation.kill()
-        evaluation.communicate(timeout=120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_twenty_samples_run_at_once_and_an_evaluation_that_is_ended_leaves_none(
+    tasks: Path, number: signal.Signals
+) -> None:
+    at_once = command("sums.py@sleeper", "--max-samples", "20", "--max-sandboxes", "20")
+    with subprocess.Popen(at_once, cwd=tasks, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as evaluation:
+        eventually(lambda: len(Sandbox.list(app=APP)) == 20, seconds=600)
+        evaluation.send_signal(number)
+        evaluation.communicate(timeout=600)
     eventually(lambda: not Sandbox.list(app=APP))
 
 

@@ -26,6 +26,10 @@ _VERBS = {
     "inspect": "inspect:inspect",
     "kill": "control:kill",
     "logs": "output:logs",
+    "network create": "networks:create",
+    "network inspect": "networks:inspect",
+    "network ls": "networks:list_",
+    "network rm": "networks:rm",
     "pause": "control:pause",
     "port": "listing:port",
     "ps": "listing:ps",
@@ -60,6 +64,14 @@ _GROUPS = {
         "rm": "rmi",
         "tag": "tag",
     },
+    "network": {
+        "create": "network create",
+        "inspect": "network inspect",
+        "list": "network ls",
+        "ls": "network ls",
+        "remove": "network rm",
+        "rm": "network rm",
+    },
     "system": {"info": "info"},
 }
 """Verbs in docker's longer spelling, by the short one."""
@@ -68,7 +80,6 @@ _ELSEWHERE = {
     "attach": "use `docker logs -f` and `docker exec`",
     "compose": "start each service with `docker run` and -p, or use the framework's own adapter (docs/integrations)",
     "login": "registries are asked with the names and passwords of ~/.docker/config.json, which Docker's own client writes",
-    "network": "containers do not see each other; put both programs into one, or publish a port with -p",
     "push": "write `openmodal image publish` to keep an image, or push it with Docker's own client",
     "restart": "a sandbox that has ended is gone; start another one with `docker run`",
     "save": "`docker commit` and `openmodal image publish` keep an image on this engine",

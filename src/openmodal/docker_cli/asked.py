@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from openmodal import HostDirectory, Volume
+from openmodal.docker_cli import networks
 from openmodal.docker_cli.failures import Failure, UsageError
 from openmodal.docker_cli.flags import Flags, Given
 
@@ -24,7 +25,7 @@ REFUSED = {
     "cap-add": "leave it out: root of a sandbox has the capabilities that docs/security.md lists",
     "device": "leave it out: a sandbox has no devices of this machine",
     "dns": "leave it out: a sandbox asks this machine's name servers",
-    "link": "put both programs into one container, or publish a port with -p",
+    "link": "give both containers the same --network",
     "pid": "leave it out: a sandbox sees no processes but its own",
     "privileged": "leave it out: nothing in a sandbox has rights on this machine",
     "publish-all": "name each port with -p",
@@ -39,7 +40,7 @@ FLAGS = Flags(
     switches="detach,d init interactive,i no-healthcheck oom-kill-disable privileged publish-all,P quiet,q read-only rm "
     "sig-proxy tty,t",
     texts="add-host cap-add cidfile cpus device dns entrypoint env,e env-file gpus label,l link memory,m mount name net network "
-    f"pid platform publish,p pull restart runtime tmpfs user,u userns volume,v volumes-from workdir,w {WITHOUT_EFFECT}",
+    f"network-alias pid platform publish,p pull restart runtime tmpfs user,u userns volume,v volumes-from workdir,w {WITHOUT_EFFECT}",
 )
 
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -53,6 +54,12 @@ def refuse(given: Given) -> None:
             raise Failure(f"a sandbox has no --{name}; {remedy}", 125)
     if given.text("restart", "no") != "no":
         raise Failure("a sandbox is not started again when it has ended; leave --restart out", 125)
+    if len(asked := given.all("network") + given.all("net")) > 1:
+        raise Failure("a sandbox is in one network; name one with --network", 125)
+    if asked == ["host"]:
+        print("docker: a sandbox has a network of its own, also with --network host", file=sys.stderr)
+    if asked and asked[0].startswith("container:"):
+        raise Failure("no two sandboxes share an address; give both the same --network NAME", 125)
     check_platform(given.text("platform"))
 
 
@@ -72,7 +79,7 @@ def arguments(given: Given) -> dict[str, Any]:
     """The arguments of `Sandbox.create`."""
     found: dict[str, Any] = {
         "env": environment(given),
-        "block_network": network(given) == "none",
+        **_reached(given),
         "ports": dict(_port(text) for text in given.all("publish")),
         "volumes": dict(_volume(text) for text in _mounts(given)),
         "cpu": given.number("cpus"),
@@ -87,19 +94,21 @@ def arguments(given: Given) -> dict[str, Any]:
 
 
 def network(given: Given) -> str:
-    """Which network: "none" or "bridge"."""
+    """Which network: "none", "bridge", or one that `docker network create` has made."""
     name = given.text("network", given.text("net"))
-    if name == "none":
-        return name
-    if name not in _OUTSIDE:
-        raise Failure(
-            f"containers do not see each other, so there is no network {name!r}; put both programs into one container, or "
-            "publish a port with -p",
-            125,
-        )
-    if name == "host":
-        print("docker: a sandbox has a network of its own, also with --network host", file=sys.stderr)
-    return "bridge"
+    return "bridge" if name in _OUTSIDE else name
+
+
+def _reached(given: Given) -> dict[str, Any]:
+    """The arguments of `Sandbox.create` that say what is reached."""
+    name, aliases = network(given), given.all("network-alias")
+    if name in networks.PREDEFINED:
+        if aliases:
+            raise Failure("--network-alias is a name in a network; say which with --network", 125)
+        return {"block_network": name == "none"}
+    if own := given.text("name"):
+        aliases = [*aliases, own]
+    return {"block_network": networks.is_internal(name, 125), "network": name, "network_alias": aliases}
 
 
 def environment(given: Given) -> dict[str, str]:
@@ -182,7 +191,7 @@ def described(given: Given) -> Mapping[str, Any]:
         "labels": labels(given),
         "user": given.text("user"),
         "workdir": given.text("workdir"),
-        "network": network(given) if given.text("network") == "none" else "bridge",
+        "network": network(given),
         "memory": (memory(given.text("memory")) or 0) << 20,
         "cpus": given.number("cpus") or 0.0,
         "binds": tuple(given.all("volume")),

@@ -82,12 +82,12 @@ def fetch(reference: str) -> Image:
 
 def keep(image: Image, tags: list[str]) -> str:
     """Give an image names; with none, docker knows it by its id. Returns the id."""
-    key = root(image).key
-    for reference in tags:
-        image.publish(_name_for(reference))
-    if not tags:
-        image.publish(f"{_NAMELESS}{key[:40]}")
-    return f"sha256:{key}"
+    made = root(image)
+    kept = [_name_for(reference) for reference in tags] or [f"{_NAMELESS}{made.key[:40]}"]
+    for name in kept:
+        image.publish(name)
+    found = _listed(made, kept[0])
+    return f"sha256:{found.key if found else made.key}"
 
 
 def _name_for(reference: str) -> str:
@@ -110,6 +110,12 @@ def _built() -> list[Built]:
     from openmodal import housekeeping
 
     return housekeeping.images()
+
+
+def _listed(made: Root, name: str) -> Built | None:
+    """An image as the list has it, whose key may be another one than that of the name: a daemon has
+    ids of its own."""
+    return next((each for each in _built() if made.key == each.key or name in each.names), None)
 
 
 def pull(arguments: list[str]) -> int:
@@ -234,10 +240,10 @@ def described(reference: str) -> dict[str, Any] | None:
     if image is None:
         return None
     found = root(image)
-    built = next((each for each in _built() if each.key == found.key), None)
+    built = _listed(found, names.published(reference))
     tags = [":".join(names.reference(n)) for n in (built.names if built else ()) if not n.startswith(_NAMELESS)]
     return {
-        "Id": f"sha256:{found.key}",
+        "Id": f"sha256:{built.key if built else found.key}",
         "RepoTags": tags,
         "RepoDigests": [],
         "Parent": "",
