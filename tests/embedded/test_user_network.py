@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.embedded.apart import apart
+from tests.embedded.apart import Machine, apart
 from tests.embedded.internet import ECHO, PUBLIC
 from tests.embedded.test_plain_user import TUN, USER, home, run_as_user  # noqa: F401  (`home` is a fixture)
 
@@ -81,6 +86,23 @@ with openmodal.Sandbox.create(image=image, timeout=60) as sandbox:
 print("done")
 """
 
+FOLLOWS = f"""
+{BEGIN}
+import os, time
+from pathlib import Path
+
+found = "busybox nslookup public.example | busybox grep -q 'Address.*{PUBLIC}$'"
+ask = f"PATH=/bin; until {{found}}; do busybox sleep 0.2; done"
+asked, moved = (Path(os.environ["HOME"], name) for name in ("asked", "moved"))
+with openmodal.Sandbox.create(image=image, timeout=60) as sandbox:
+    sandbox.exec("/bin/busybox", "sh", "-c", ask, timeout=30)
+    asked.touch()
+    while not moved.exists():
+        time.sleep(0.05)
+    sandbox.exec("/bin/busybox", "sh", "-c", ask, timeout=30)
+print("done")
+"""
+
 LACKS = f"""
 {BEGIN}
 import os
@@ -140,9 +162,55 @@ print("done")
 
 def test_names_resolve_where_the_machine_asks_systemd_resolved(home: Path, tmp_path: Path) -> None:  # noqa: F811
     """pasta may not read what /etc/resolv.conf links to there, and asked nobody."""
-    with apart(tmp_path) as there:
+    with apart(tmp_path) as there, resolved(there):
         run_as_user(home, RESOLVES, machine=f"{TUN} && {RESOLVED}", OPENMODAL_ALLOW_DEGRADED="limits")
         assert "name public.example" in there.net.hits()
+
+
+FOLLOWED = [
+    pytest.param(f"{TUN} && {RESOLVED}", id="systemd-resolved by pasta"),
+    pytest.param(f"{refusing('pasta')} && {RESOLVED}", id="systemd-resolved by slirp4netns"),
+    pytest.param(refusing("pasta"), id="resolv.conf by slirp4netns"),
+]
+
+
+@pytest.mark.parametrize("machine", FOLLOWED)
+def test_a_running_sandbox_asks_the_name_servers_that_the_machine_has_now(
+    home: Path,  # noqa: F811
+    tmp_path: Path,
+    machine: str,
+) -> None:
+    """The former one answers nobody any more."""
+    with apart(tmp_path) as there, resolved(there), ThreadPoolExecutor() as pool:
+        done = pool.submit(run_as_user, home, FOLLOWS, machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
+        while not (home / "asked").exists() and not done.done():
+            time.sleep(0.05)
+        there.moves()
+        (home / "moved").touch()
+        done.result()
+
+
+@contextmanager
+def resolved(there: Machine) -> Iterator[None]:
+    """What systemd-resolved does, as far as sandboxes see: it asks whom the machine has now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as local, ThreadPoolExecutor() as pool:
+        local.bind(("127.0.0.53", 53))
+
+        def serve() -> None:
+            while data := (asked := local.recvfrom(4096))[0]:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, suppress(OSError):
+                    server.settimeout(1)
+                    server.connect((there.resolv_conf.read_text().split()[1], 53))
+                    server.send(data)
+                    local.sendto(server.recv(4096), asked[1])
+
+        serving = pool.submit(serve)
+        try:
+            yield
+        finally:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", ("127.0.0.53", 53))
+            serving.result()
 
 
 @pytest.mark.parametrize("machine", [NO_TUN, CLOSED_TUN])

@@ -12,7 +12,7 @@ import pytest
 from openmodal import _idmap
 from openmodal._spec import Info
 from openmodal.engines.check import Check
-from openmodal.engines.embedded import doctor, host, verdict
+from openmodal.engines.embedded import doctor, host, rootless, verdict
 from openmodal.engines.embedded.doctor import Machine
 from openmodal.engines.embedded.verdict import Tried
 from openmodal.errors import EngineError
@@ -140,21 +140,40 @@ def test_a_user_needs_a_helper_and_the_tun_device_unless_a_network_may_lack(
     assert (found.ok, found.required) == (False, False)
 
 
-def test_a_users_sandboxes_ask_the_machines_servers_or_its_loopback_by_a_helper(tmp_path: Path) -> None:
-    """A helper that AppArmor confines cannot read what a link leads to."""
+def test_a_users_sandboxes_ask_the_machines_servers_the_first_by_a_helper(tmp_path: Path) -> None:
+    def asked(resolv_conf: str) -> tuple[str, tuple[str, ...]]:
+        found = doctor.resolver(machine(tmp_path, {"etc/resolv.conf": resolv_conf}, uid=1000))
+        assert found.ok
+        return found.text.split(",", 1)[0].rpartition(" ")[2], tuple(rootless.servers(lambda _: None, tmp_path))
+
     stub, named = "nameserver 127.0.0.53\n", "nameserver 192.0.2.53\n"
-    assert "192.0.2.53" in doctor.resolver(machine(tmp_path, {"etc/resolv.conf": named}, uid=1000)).text
-    found = doctor.resolver(machine(tmp_path, {"etc/resolv.conf": stub}, uid=1000))
-    assert found.ok
-    assert "this machine's" in found.text
-    found = doctor.resolver(machine(tmp_path, {"run/systemd/resolve/resolv.conf": named}, uid=1000))
-    assert "192.0.2.53" in found.text
-    (tmp_path / "run/systemd/resolve/resolv.conf").unlink()
-    (tmp_path / "etc/resolv.conf").rename(tmp_path / "run/stub")
-    (tmp_path / "etc/resolv.conf").symlink_to(tmp_path / "run/stub")
-    assert doctor.resolver(machine(tmp_path, uid=1000)).ok
+    assert asked(stub) == ("127.0.0.53", (rootless.RESOLVER,))
+    assert asked(named) == ("192.0.2.53", (rootless.RESOLVER,))
+    assert asked(f"{stub}nameserver ::1\n{named}") == ("127.0.0.53", (rootless.RESOLVER, "192.0.2.53"))
+    assert asked(f"{named}{stub}") == ("192.0.2.53", (rootless.RESOLVER,)), "nobody else reaches the loopback"
+    assert asked("") == ("1.1.1.1", (rootless.RESOLVER, "8.8.8.8")), "public ones"
+
+
+def test_where_apparmor_keeps_resolv_conf_from_pasta_slirp4netns_is_asked(tmp_path: Path) -> None:
+    """Without it, sandboxes ask those behind systemd-resolved, or public ones."""
+    behind = tmp_path / "run/systemd/resolve/resolv.conf"
+    files = {
+        "dev/net/tun": "",
+        "run/stub": "nameserver 127.0.0.53\n",
+        str(behind): "nameserver 192.0.2.53\n",
+        "etc/x": "",
+    }
+    there = machine(tmp_path, files, uid=1000)
     (tmp_path / "sys/kernel/security/apparmor").mkdir(parents=True)
-    found = doctor.resolver(machine(tmp_path, uid=1000))
+    (tmp_path / "etc/resolv.conf").symlink_to(tmp_path / "run/stub")
+    both = replace(there, which=str)
+    assert "127.0.0.53" in doctor.resolver(both).text
+    assert doctor.way_out(both).text == "by slirp4netns or pasta"
+    found = doctor.resolver(there)
+    assert found.ok
+    assert "192.0.2.53" in found.text
+    behind.unlink()
+    found = doctor.resolver(there)
     assert not found.ok
     assert "public" in found.text
 

@@ -72,30 +72,43 @@ _PUBLIC_RESOLVERS = ("1.1.1.1", "8.8.8.8")
 
 
 def resolvers(root: Path = Path("/")) -> tuple[str, ...]:
-    """The machine's name servers that others than its loopback reach; public ones if it has none."""
-    return named_resolvers(root) or _PUBLIC_RESOLVERS
+    """The machine's name servers that others than its loopback reach; public ones if it has none.
 
-
-def named_resolvers(root: Path = Path("/")) -> tuple[str, ...]:
-    """The machine's name servers that others than its loopback reach; systemd-resolved's, too."""
+    Behind systemd-resolved they are those that it asks.
+    """
     for name in ("etc/resolv.conf", "run/systemd/resolve/resolv.conf"):
-        with contextlib.suppress(OSError):
-            if found := _nameservers(text(os.path.join(root, name))):
-                return found
-    return ()
+        if found := tuple(it for it in _servers(root / name) if not is_loopback(it)):
+            return found
+    return _PUBLIC_RESOLVERS
+
+
+def own_resolvers(root: Path = Path("/")) -> tuple[str, ...]:
+    """The name servers that this machine's programs ask, also on its loopback; else public ones."""
+    return _servers(root / "etc/resolv.conf") or _PUBLIC_RESOLVERS
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is one of a machine for itself alone."""
+    return ipaddress.ip_address(address).is_loopback
+
+
+def _servers(resolv_conf: Path) -> tuple[str, ...]:
+    try:
+        return _nameservers(text(str(resolv_conf)))
+    except OSError:
+        return ()
 
 
 @functools.lru_cache(maxsize=4)
 def _nameservers(resolv_conf: str) -> tuple[str, ...]:
-    """The IPv4 addresses (sandboxes have no IPv6) that are not this machine's loopback."""
+    """The IPv4 addresses: sandboxes have no IPv6."""
     found: list[str] = []
     for line in resolv_conf.splitlines():
         words = line.split()
         if len(words) >= 2 and words[0] == "nameserver":
             with contextlib.suppress(ValueError):
-                address = ipaddress.ip_address(words[1])
-                if address.version == 4 and not address.is_loopback:
-                    found.append(str(address))
+                if ipaddress.ip_address(words[1]).version == 4:
+                    found.append(words[1])
     return tuple(found)
 
 

@@ -15,6 +15,7 @@ from openmodal._dual import Blocking
 from openmodal._spec import ExecSpec, Network, OutputGap, Status
 from openmodal._wire import FileOp, Flag
 from openmodal.build import RunRequest
+from openmodal.engines import machine
 from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import cgroup, egress, host, launch, mirrors, network, plan
 from openmodal.errors import DiskFullError, EngineError
@@ -72,7 +73,7 @@ class Booth:
     async def _net(self, folder: Path) -> tuple[plan.Lines, Sequence[str]]:
         """What the step reaches, and its name servers: the internet, as a sandbox does. Where mirrors are private, through a gate."""
         if private := await Blocking(mirrors.private):
-            lines = egress.prepare(_INTERNET, folder, folder / "egress.log", network.resolvers(), private)
+            lines = egress.prepare(_INTERNET, folder, folder / "egress.log", machine.own_resolvers(), private)
             return [*lines, *host.in_machines_network()], host.resolvers(_INTERNET)
         lines = await host.net(_binary.find(self._engine.store.state), degraded=_may_lack_network())
         return lines, host.resolvers(Network())

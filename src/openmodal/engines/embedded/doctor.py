@@ -28,6 +28,7 @@ from openmodal.engines import groups
 from openmodal.engines.check import Check
 from openmodal.engines.embedded import cgroup, container, gvisor, network, rootless, trial, verdict
 from openmodal.engines.embedded.engine import MOST_ON_DISK
+from openmodal.engines.machine import own_resolvers
 from openmodal.errors import EngineError
 
 _ROOT_KERNEL = (5, 19)  # overlayfs on id-mapped layers
@@ -257,15 +258,18 @@ def _users_way_out(machine: Machine) -> Check:
         cause, remedy = missing
         accept = "" if allowed else "; or accept it: OPENMODAL_ALLOW_DEGRADED=network"
         return Check("network", False, f"none, because {cause}", f"{remedy}{accept}", required=not allowed)
-    names = dict.fromkeys(os.path.basename(command[0]) for command in rootless.helpers(machine.which))
+    names = dict.fromkeys(os.path.basename(command[0]) for command in rootless.helpers(machine.which, machine.root))
     return Check("network", True, f"by {' or '.join(names)}", required=not allowed)
 
 
 def resolver(machine: Machine) -> Check:
     """The name server that sandboxes ask."""
-    servers = network.resolvers(machine.root) if machine.is_root else rootless.servers(machine.root)
-    if not machine.is_root and servers == (rootless.RESOLVER,):
-        return Check("resolver", True, "sandboxes ask this machine's, by way of their network's program")
+    if not machine.is_root:
+        asked = rootless.servers(machine.which, machine.root)
+        if asked[0] == rootless.RESOLVER:
+            named = ", ".join((own_resolvers(machine.root)[0], *asked[1:]))
+            return Check("resolver", True, f"sandboxes ask {named}, the first by way of their network's program")
+    servers = network.resolvers(machine.root)
     own = [
         word
         for line in machine.text("etc/resolv.conf").splitlines()

@@ -15,6 +15,7 @@ from openmodal._spec import Network
 from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.engines import groups as control_groups
+from openmodal.engines import machine
 from openmodal.engines.asked import Limits
 from openmodal.engines.embedded import cgroup, container, neighbours, network, plan, rootless
 from openmodal.errors import EngineError, UnsupportedError
@@ -197,12 +198,12 @@ def resolvers(wanted: Network) -> Sequence[str]:
         return ()
     if wanted.listed:
         return (network.GATE,)
-    return network.asked(network.resolvers()) if os.geteuid() == 0 else rootless.servers()
+    return network.asked(network.resolvers()) if os.geteuid() == 0 else rootless.servers(network.tool)
 
 
 def gates_resolvers() -> Sequence[str]:
     """The name servers of a gate, which is behind the router if there is one."""
-    return network.asked(network.resolvers()) if os.geteuid() == 0 else network.resolvers()
+    return network.asked(network.resolvers()) if os.geteuid() == 0 else machine.own_resolvers()
 
 
 def over_trust(

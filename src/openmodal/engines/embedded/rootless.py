@@ -38,25 +38,30 @@ def network_lines(own: Sequence[str]) -> Lines:
     ]
 
 
-def helpers(which: Callable[[str], str | None]) -> Sequence[Sequence[str]]:
+def helpers(which: Callable[[str], str | None], root: Path = Path("/")) -> Sequence[Sequence[str]]:
     """The commands that give a sandbox a network, in the order to try them (native/helper.c).
 
     AppArmor forbids Debian 12's pasta to look at another process, so that one gets open namespaces;
-    newer ones close what they are given.
+    newer ones close what they are given. Where AppArmor forbids it to read resolv.conf, slirp4netns
+    comes first.
     """
     found: list[Sequence[str]] = []
     if pasta := which("pasta"):
         options = f"--config-net -4 -f -q -a {ADDRESS} -n 24 -g {ROUTER} --no-map-gw -t none -u none -T none -U none"
-        forward = () if machine.named_resolvers() else ("--dns-forward", RESOLVER)
-        words = (pasta, *options.split(), *forward)
+        words = (pasta, *options.split(), "--dns-forward", RESOLVER)
         found += [
             (*words, "--no-netns-quit", "--userns", "@USERNS@", "--netns", "@NETNS@"),
             (*words, "@PID@"),
         ]
     if slirp := which("slirp4netns"):
         options = "--configure --mtu=65520 --disable-host-loopback"
-        found.append((slirp, *options.split(), "@PID@", "eth0"))
+        found.insert(0 if _hides_resolv_conf(root) else len(found), (slirp, *options.split(), "@PID@", "eth0"))
     return found
+
+
+def _hides_resolv_conf(root: Path) -> bool:
+    """Whether AppArmor keeps pasta from resolv.conf: it does where that is a link (systemd-resolved)."""
+    return (root / "etc/resolv.conf").is_symlink() and (root / "sys/kernel/security/apparmor").exists()
 
 
 def require_network() -> None:
@@ -89,18 +94,16 @@ def lacking(root: Path, which: Callable[[str], str | None]) -> tuple[str, str] |
     return (causes, remedies) if found else None
 
 
-def servers(root: Path = Path("/")) -> Sequence[str]:
-    """The machine's own name servers, which sandboxes ask directly; a helper asks those on its
-    loopback.
+def servers(which: Callable[[str], str | None], root: Path = Path("/")) -> Sequence[str]:
+    """The name servers that a sandbox asks: its helper, which asks the machine's first, and those of
+    the others that can be reached from a sandbox.
 
-    So pasta need not read the machine's resolv.conf: AppArmor forbids that if the file is a link,
-    as systemd-resolved makes it. If such a link leads to loopback only, public servers are asked,
-    as in root's sandboxes.
+    A name server on the machine's loopback, such as systemd-resolved, knows whom to ask when the
+    machine moves to another network, and slirp4netns reads resolv.conf again.
     """
-    if found := machine.named_resolvers(root):
-        return found
-    unreadable = (root / "etc/resolv.conf").is_symlink() and (root / "sys/kernel/security/apparmor").exists()
-    return machine.resolvers(root) if unreadable else (RESOLVER,)
+    if _hides_resolv_conf(root) and not which("slirp4netns"):
+        return machine.resolvers(root)
+    return (RESOLVER, *(it for it in machine.own_resolvers(root)[1:] if not machine.is_loopback(it)))
 
 
 def hierarchies(own: str, mount: str) -> Hierarchies:
