@@ -61,13 +61,16 @@ static _Noreturn void keep(const struct attempt *attempt, int lifeline) {
     _exit(child < 0 || kill(child, SIGKILL) != 0 || waitpid(child, NULL, 0) != child);
 }
 
-/* pasta and slirp4netns set the route last. */
+/* pasta and slirp4netns set the default route last; that to their own network comes with the address. */
 static bool has_route(pid_t init) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/net/route", (int)init);
     char *routes = read_file(path, 1 << 16, NULL);
-    char *second = routes ? strchr(routes, '\n') : NULL;
-    bool found = second && second[1] != '\0';
+    bool found = false;
+    for (char *line = routes; line && !found; line = strchr(line + 1, '\n')) {
+        char *to = strchr(line, '\t');
+        found = to && strncmp(to, "\t00000000\t", 10) == 0;
+    }
     free(routes);
     return found;
 }

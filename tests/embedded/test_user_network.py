@@ -1,4 +1,5 @@
-"""A plain user's network: by whichever helper can make it, with names that resolve; and where there is none, it is told and not silent."""
+"""A plain user's network: by whichever helper can make it, with names that resolve, also when the
+machine moves; and where there is none, it is told and not silent."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def helpers(which: Callable[[str], str | None], root: Path = Path("/")) -> Seque
 
 
 def _hides_resolv_conf(root: Path) -> bool:
-    """Whether AppArmor keeps pasta from resolv.conf: it does where that is a link (systemd-resolved)."""
+    """Whether AppArmor keeps pasta from resolv.conf: it does if that is a link."""
     return (root / "etc/resolv.conf").is_symlink() and (root / "sys/kernel/security/apparmor").exists()
 
 
@@ -95,8 +95,8 @@ def lacking(root: Path, which: Callable[[str], str | None]) -> tuple[str, str] |
 
 
 def servers(which: Callable[[str], str | None], root: Path = Path("/")) -> Sequence[str]:
-    """The name servers that a sandbox asks: its helper, which asks the machine's first, and those of
-    the others that can be reached from a sandbox.
+    """The name servers that a sandbox asks: its helper, which asks the machine's first, and those
+    of the others that can be reached from a sandbox.
 
     A name server on the machine's loopback, such as systemd-resolved, knows whom to ask when the
     machine moves to another network, and slirp4netns reads resolv.conf again.
