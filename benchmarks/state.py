@@ -10,7 +10,7 @@ import openmodal
 from benchmarks.machine import Stopwatch
 from benchmarks.results import Row
 
-FORKS, ROLLOUTS, AT_ONCE, DEEP = 10, 200, 8, 40
+FORKS, ROLLOUTS, AT_ONCE, DEEP, PROCESSES = 10, 200, 8, 40, 10
 _MANY = "i=0; while [ $i -lt {} ]; do echo $i > /tmp/$i; i=$((i+1)); done"
 _LOOK = "i=0; while [ $i -lt 500 ]; do [ -e /tmp/none$i ]; i=$((i+1)); done"
 _WRITER = "while true; do echo line >> /tmp/log; done"
@@ -22,6 +22,8 @@ def rows() -> dict[str, Row]:
         "checkpoint": Row("checkpoint, 100 changed files", target=5),
         "reset": Row("reset", target=10),
         "reset_to": Row("reset to a checkpoint", target=10),
+        "pause": Row(f"pause, {PROCESSES} processes", target=1),
+        "resume": Row("resume", target=1),
         "fork": Row(f"fork({FORKS}), until the last has run a command", target=60),
         "snapshot_busy": Row("snapshot of 1,000 small files while a command writes", target=150),
         "deep": Row(f"exec with 500 look-ups {DEEP} checkpoints deep, beside 1 deep", "x", target=1.2),
@@ -40,6 +42,8 @@ def measure(create: Callable[..., openmodal.Sandbox], rounds: int) -> dict[str, 
             _round(found, sandbox)
         _busy(found["snapshot_busy"], sandbox, max(1, rounds // 5))
     _deep(found["deep"], create, rounds)
+    with create() as sandbox:
+        _still(found, sandbox, rounds)
     with create() as sandbox:
         _rollouts(found["rollouts"], sandbox)
     for step in ("checkpoint", "reset", "reset_to"):
@@ -64,6 +68,18 @@ def _round(found: dict[str, Row], sandbox: openmodal.Sandbox) -> None:
         found[step].ours.append(watch.seconds * 1000)
     if not done.stdout.read() == sandbox.exec("cat", "/tmp/99").stdout.read() == "99\n":
         found["fork"].broken = "the files were not there"
+
+
+def _still(found: dict[str, Row], sandbox: openmodal.Sandbox, rounds: int) -> None:
+    for _ in range(PROCESSES):
+        sandbox.spawn("sleep", "600")
+    for _ in range(rounds):
+        with Stopwatch() as watch:
+            sandbox.pause()
+        found["pause"].ours.append(watch.seconds * 1000)
+        with Stopwatch() as watch:
+            sandbox.resume()
+        found["resume"].ours.append(watch.seconds * 1000)
 
 
 def _busy(row: Row, sandbox: openmodal.Sandbox, rounds: int) -> None:
