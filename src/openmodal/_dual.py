@@ -25,7 +25,6 @@ import contextlib
 import functools
 import math
 import os
-import pkgutil
 import select
 import sys
 import time
@@ -360,6 +359,8 @@ class Call(Generic[P, T]):
         name = getattr(self.core, "__name__", "")
         if owner := getattr(self.core, "__self__", None):
             return _bound, (owner, name)
+        import pkgutil
+
         return pkgutil.resolve_name, (f"{self.core.__module__}:{name}",)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import pwd
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +32,8 @@ class Maps(NamedTuple):
 
 def maps(root: Path = Path("/")) -> Maps | None:
     """The ids of a plain user; None: the own one alone. `root` is where /etc is looked for."""
+    import shutil
+
     uid, gid = os.getuid(), os.getgid()
     ranges = [subordinate(_text(root / "etc" / name), uid) for name in ("subuid", "subgid")]
     if not all(ranges) or not all(shutil.which(helper, path=_binary.PATH) for helper in HELPERS):

@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from openmodal import _args, _config, _image_args, _installers
 from openmodal._dual import Blocking, dual
@@ -31,6 +32,7 @@ from openmodal._spec import (
     Scratch,
     Snapshot,
 )
+from openmodal.build import ForPeople
 from openmodal.engines import Engine, choose, require
 from openmodal.errors import InvalidError, NotFoundError
 from openmodal.secret import Secret, merged
@@ -43,15 +45,13 @@ _PACKAGE = r"[A-Za-z0-9][A-Za-z0-9+._:~=*/-]*"
 _USER = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?"
 
 
-@dataclass(slots=True)
-class _Seen:
+class _Seen(msgspec.Struct):
     """A step once its local files were looked at. All images that have the step share it, so one look does for all sandboxes."""
 
     step: AnyStep | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(msgspec.Struct, frozen=True, eq=False):
     """What a sandbox's files are, as a recipe. Two images are equal if their recipes are.
 
     Local files are looked at once, when the image is first used: later changes of them are seen by
@@ -63,10 +63,17 @@ class Image:
     """
 
     recipe: Recipe
-    _seen: tuple[_Seen, ...] = field(default=(), init=False, compare=False, repr=False)
+    _seen: tuple[_Seen, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_seen", tuple(_Seen() for _ in self.recipe.steps))
+        if not self._seen:
+            msgspec.structs.force_setattr(self, "_seen", tuple(_Seen() for _ in self.recipe.steps))
+
+    def __eq__(self, other: object) -> bool:
+        return self.recipe == other.recipe if isinstance(other, Image) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.recipe)
 
     # ------------------------------------------------------------------------------ where it begins
 
@@ -301,10 +308,7 @@ class Image:
             RegistryError: the base image cannot be fetched.
             UnsupportedError: it cannot be made on this machine; the text says what can.
         """
-        from openmodal.build.progress import terminal_report
-
-        with terminal_report() as report:
-            await ready(self, choose(engine), report)
+        await ready(self, choose(engine))
         return self
 
     # ---------------------------------------------------------------------------------------- names
@@ -321,12 +325,9 @@ class Image:
         Raises:
             ImageError: it cannot be made; nothing has the name that did not have it.
         """
-        from openmodal.build.progress import terminal_report
-
         checked, chosen = _args.name("name", name), choose(engine)
         require(chosen, "published")
-        with terminal_report() as report:
-            root = await ready(self, chosen, report)
+        root = await ready(self, chosen)
         return snapshot(await chosen.publish(checked, root))
 
     @dual
@@ -366,9 +367,7 @@ class Image:
             from openmodal.build.origin import REQUIRED
 
             raise InvalidError(REQUIRED)
-        added = Image(Recipe((*self.recipe.steps, step)))
-        object.__setattr__(added, "_seen", (*self._seen, _Seen()))
-        return added
+        return Image(Recipe((*self.recipe.steps, step)), (*self._seen, _Seen()))
 
     def __repr__(self) -> str:
         from openmodal.build.titles import title
@@ -381,14 +380,18 @@ def snapshot(key: str) -> Image:
     return Image(Recipe((Snapshot(key),)))
 
 
-async def ready(image: Image, engine: Engine, report: Report) -> Root:
-    """Have an engine make an image, of what its local files were when they were first looked at."""
+async def ready(image: Image, engine: Engine, report: Report | None = None) -> Root:
+    """Have an engine make an image, of what its local files were when they were first looked at.
+    `report` None: people are told, on stderr."""
     if any(seen.step is None for seen in image._seen):
         await Blocking(_look, image)
     recipe = Recipe(tuple(seen.step for seen in image._seen if seen.step is not None))
     for kind in hidden(recipe):
         require(engine, {"secrets": "build_secrets", "login": "registry_login"}[kind])
-    return await engine.prepare(recipe, report)
+    if report:
+        return await engine.prepare(recipe, report)
+    with ForPeople() as told:
+        return await engine.prepare(recipe, told)
 
 
 def _look(image: Image) -> None:

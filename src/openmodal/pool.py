@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from openmodal import _args
 from openmodal._dual import dual
 from openmodal._spec import PoolStatus, Resources
-from openmodal.build.progress import terminal_report
 from openmodal.engines import Engine, choose, require
 from openmodal.errors import NotFoundError
 from openmodal.image import Image, ready
@@ -58,8 +57,7 @@ class Pool:
             memory=_args.mebibytes("memory", memory, 16),
             disk=_args.mebibytes("disk", disk, 16),
         )
-        with terminal_report() as report:
-            root = await ready(image, pooling, report)
+        root = await ready(image, pooling)
         await pooling.create_pool(name, root, resources, size)
         return cls(name, pooling)
 

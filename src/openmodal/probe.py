@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from openmodal import _args
 from openmodal._spec import Readiness
@@ -11,8 +11,7 @@ from openmodal.errors import InvalidError
 _HOUR_MS = 3_600_000
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True):
     """A question to a sandbox, for `create(readiness_probe=…)` and `wait_until_ready`.
 
     Made by `with_tcp` or `with_exec`. It is asked by who waits: nothing runs in the background.

@@ -11,8 +11,9 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from openmodal._dual import Blocking, DualContext
 from openmodal.engines import Door, forwarding
@@ -28,8 +29,7 @@ main()
 """
 
 
-@dataclass(frozen=True)
-class Tunnel:
+class Tunnel(msgspec.Struct, frozen=True):
     """Where this machine reaches a port of a sandbox, over plain TCP.
 
     Attributes:
@@ -59,11 +59,13 @@ class Tunnel:
         raise UnsupportedError("a tunnel ends on this machine and speaks plain TCP, without TLS; use tcp_socket or url")
 
 
-@dataclass(frozen=True)
-class Forward(Tunnel, DualContext):
+class Forward(Tunnel, DualContext, frozen=True):
     """A tunnel that lasts as long as its `with` block, its process, and its sandbox."""
 
-    _child: _Child = field(repr=False)
+    _child: _Child
+
+    def __repr__(self) -> str:
+        return f"Forward(host={self.host!r}, port={self.port})"
 
     async def _close(self) -> None:
         await Blocking(self._child.end)

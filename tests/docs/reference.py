@@ -119,6 +119,8 @@ PAGES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
 
 # Their constructors are for users; other objects come from a method.
 CONSTRUCTED = (openmodal.App, openmodal.HostDirectory, openmodal.Secret)
+# What they are made of is nobody's business.
+WHOLE = (openmodal.Checkpoint, openmodal.Image, openmodal.Probe)
 # For engines.
 INSIDE = {"Volume.mount", "HostDirectory.mount", "Secret.variables"}
 
@@ -284,7 +286,9 @@ def fields(cls: type) -> Iterator[str]:
     elif issubclass(cls, enum.Enum):
         own = {each.name: repr(each.value) for each in cls}
     else:
-        own = {name: cls.__annotations__[name] for name in getattr(cls, "__struct_fields__", ())}
+        known = {} if cls in WHOLE else vars(cls).get("__annotations__", {})
+        shown = [name for name in getattr(cls, "__struct_fields__", ()) if name in known and name[0] != "_"]
+        own = {name: known[name] for name in shown}
     if own:
         lines = [f"{name}: {getattr(kind, '__forward_arg__', kind)}" for name, kind in own.items()]
         yield "```python\n" + "\n".join(lines) + "\n```\n"

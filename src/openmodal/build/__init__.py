@@ -8,13 +8,14 @@ in, so that build steps are sandboxes like any other.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from openmodal._hidden import NOTHING, Hidden
-from openmodal._spec import Layered, Recipe, Report
+from openmodal._spec import Layered, Progress, Recipe, Report
 
 if TYPE_CHECKING:
     from openmodal.build.layers import Layers
@@ -63,6 +64,18 @@ class Runner(Protocol):
     def __call__(self, request: RunRequest, /) -> int: ...
 
 
+class ForPeople(contextlib.ExitStack):
+    """A report on stderr, which is made at the first news: most images are there already."""
+
+    _report: Report | None = None
+
+    def __call__(self, news: Progress) -> None:
+        from openmodal.build.progress import terminal_report
+
+        self._report = self._report or self.enter_context(terminal_report())
+        self._report(news)
+
+
 class Options(msgspec.Struct, frozen=True):
     """What a build may be told by the machine's configuration.
 
@@ -98,6 +111,13 @@ def lookup(recipe: Recipe, store: Layers, options: Options = DEFAULTS) -> Layere
     from openmodal.build import names
 
     return store.image(names.chain(recipe, store, options)[-1])
+
+
+def expire(store: Layers, *, check: bool = False, failed: list[str] | None = None) -> list[str]:
+    """Remove the snapshots whose time is over, as `prune.expire`; return their keys."""
+    from openmodal.build import prune
+
+    return prune.expire(store, check=check, failed=failed)
 
 
 def build(recipe: Recipe, store: Layers, run: Runner, report: Report, options: Options = DEFAULTS) -> Layered:

@@ -19,11 +19,8 @@ import msgspec
 from openmodal._binary import PATH
 from openmodal._hidden import NOTHING, Hidden
 from openmodal._spec import Layered, Scratch
-from openmodal.build import debian
 from openmodal.build.layers import Layers, Meta
 from openmodal.build.names import FORMAT, architecture, digest
-from openmodal.build.reference import parse
-from openmodal.build.titles import title
 from openmodal.errors import RegistryError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -36,6 +33,8 @@ _PATIENCE = 3.0
 
 def scratch(builder: Builder) -> Layered:
     """One empty layer: overlayfs wants something to stand on."""
+    from openmodal.build.titles import title
+
     key = digest("scratch", FORMAT, architecture())
     return builder.layer(Layered(""), key, title(Scratch()), lambda upper: None)
 
@@ -70,6 +69,8 @@ def either(builder: Builder, reference: str, version: str, login: Hidden = NOTHI
 
 
 def _instead(builder: Builder, reference: str, version: str, reason: str, cause: RegistryError | None) -> Layered:
+    from openmodal.build import debian
+
     if version not in debian.SUITES:
         raise UnsupportedError(f"{debian.unsupported(version)} ({reason})") from cause
     builder.remarks(instead(reason))
@@ -83,6 +84,9 @@ def instead(reason: str) -> str:
 
 def packages(builder: Builder, reference: str, version: str, *, again: bool = False) -> Layered:
     """Debian's packages instead of an image, with the settings that it has."""
+    from openmodal.build import debian
+    from openmodal.build.reference import parse
+
     root = debian.make(builder, version, again=again)
     if parse(reference).repository != "library/debian":
         return root

@@ -15,9 +15,7 @@ by its owner, so what a killed process left is known by being unlocked.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -191,7 +189,7 @@ class Layers:
 
     def wrapper(self, scratch: Path, meta: Meta) -> Path:
         """A folder that becomes a layer when it has its files, `root`, and is renamed."""
-        folder = make_folder(scratch / f"layer-{secrets.token_hex(4)}")
+        folder = make_folder(scratch / f"layer-{os.urandom(4).hex()}")
         meta = msgspec.structs.replace(meta, made=time.time())
         (folder / "meta.json").write_bytes(msgspec.json.encode(meta))
         return folder
@@ -228,7 +226,7 @@ class Layers:
 
     def _new_scratch(self) -> tuple[Path, Lock]:
         while True:
-            folder = self._made("tmp") / f"{os.getpid()}-{secrets.token_hex(6)}"
+            folder = self._made("tmp") / f"{os.getpid()}-{os.urandom(6).hex()}"
             folder.mkdir(mode=0o700)
             if held := lock_folder(folder):  # else `collect` of another process was faster
                 return folder, held
@@ -305,7 +303,7 @@ class Layers:
     def write(self, file: Path, data: bytes, *, durable: bool = False) -> None:
         """Replace a file of the store: old or new, never torn, for readers do not lock."""
         self._made(str(file.parent.relative_to(self.path)))
-        temporary = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        temporary = file.with_name(f".{file.name}.{os.getpid()}-{os.urandom(4).hex()}")
         with disk_full_named(self.path):
             try:
                 temporary.write_bytes(data)
@@ -381,6 +379,8 @@ def _sync(*paths: Path) -> None:
 
 def sync_file_system(path: Path) -> None:
     """Return when all of the file system that has that path is on the disk (syncfs(2))."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -8,14 +8,16 @@ import msgspec
 
 from openmodal._spec import AnyStep, Dockerfile, Recipe, Registry
 from openmodal.build import origin
-from openmodal.build.dockerfile import bases
-from openmodal.build.reference import same_image
 
 
 def mapped(step: AnyStep, table: Mapping[str, str]) -> AnyStep:
     """The step on the images that the table names instead. The step's own `bases` win."""
+    if not table:
+        return step
     if isinstance(step, Dockerfile):
-        found = ((name, _other(name, table)) for name in (bases(step) if table else ()))
+        from openmodal.build.dockerfile import bases
+
+        found = ((name, _other(name, table)) for name in bases(step))
         others = tuple((name, Recipe((Registry(other),))) for name, other in found if other)
         return msgspec.structs.replace(step, bases=(*step.bases, *others))
     beginning = origin.of(step)
@@ -24,4 +26,6 @@ def mapped(step: AnyStep, table: Mapping[str, str]) -> AnyStep:
 
 
 def _other(name: str, table: Mapping[str, str]) -> str:
+    from openmodal.build.reference import same_image
+
     return next((other for known, other in table.items() if same_image(known, name)), "")

@@ -6,8 +6,9 @@ A new kind is a step of `_spec.Origin` and a case here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from openmodal._hidden import NOTHING, Hidden, hidden
 from openmodal._spec import (
@@ -32,8 +33,7 @@ DEFAULT_PYTHON = "3.13"
 """The newest Python that both a registry and a current Debian have, so an image means the same with either."""
 
 
-@dataclass(frozen=True)
-class Beginning:
+class Beginning(msgspec.Struct, frozen=True):
     """`reference`: the image of a registry; "": an empty root.
 
     `python`: the Python of Debian's packages that can stand for the image; "": none can.

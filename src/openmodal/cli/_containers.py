@@ -61,13 +61,11 @@ def containers(image: Image) -> Iterator[tuple[Api, str]]:
     """The daemon's API, and the image as the daemon has it: made by our engine, if need be."""
     from openmodal._dual import run_sync
     from openmodal._spec import Referenced
-    from openmodal.build.progress import terminal_report
     from openmodal.engines import load
     from openmodal.engines.docker import daemon
     from openmodal.image import ready
 
-    with terminal_report() as report:
-        root = run_sync(ready(image, load("docker"), report))
+    root = run_sync(ready(image, load("docker")))
     assert isinstance(root, Referenced), "the images of that engine are the daemon's"
     with daemon.find().open() as api:
         yield api, root.reference

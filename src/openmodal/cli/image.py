@@ -164,7 +164,6 @@ def build(session: Session, target: str, context: str | None) -> None:
     Dockerfile.
     """
     from openmodal import Image
-    from openmodal.build.progress import terminal_report
     from openmodal.image import ready
 
     if target.partition("::")[0].endswith(".py"):
@@ -172,8 +171,7 @@ def build(session: Session, target: str, context: str | None) -> None:
     else:
         images = [Image.from_dockerfile(target, context_dir=context)]
     for image in images:
-        with terminal_report() as report:
-            root = run_sync(ready(image, session.engine, report))
+        root = run_sync(ready(image, session.engine))
         click.echo(root.key)
 
 

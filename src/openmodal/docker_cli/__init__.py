@@ -7,10 +7,13 @@ are docker's (docs/integrations/docker.md).
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import NoReturn, cast
 
 Verb = Callable[[list[str]], int]
 
@@ -91,10 +94,18 @@ _ELSEWHERE = {
 """What is not done, and what to use."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+_OBJECTS = 100_000
+"""A verb makes fewer before it is done; while modules are imported, collecting garbage costs much."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(run(given))
+    gc.set_threshold(_OBJECTS)
+    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody takes it
+        sys.stderr.flush()
+    # Python's own end, which takes every module apart, would be a fifth of the time.
+    os._exit(code)
 
 
 def run(given: list[str]) -> int:

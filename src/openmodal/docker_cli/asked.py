@@ -7,12 +7,14 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from openmodal import HostDirectory, Volume
 from openmodal.docker_cli import networks
 from openmodal.docker_cli.failures import Failure, UsageError
 from openmodal.docker_cli.flags import Flags, Given
+
+if TYPE_CHECKING:
+    from openmodal import HostDirectory, Volume
 
 WITHOUT_EFFECT = (
     "cap-drop cgroupns cpu-shares,c expose health-cmd health-interval health-retries health-timeout hostname,h ipc isolation "
@@ -168,6 +170,8 @@ def _mounts(given: Given) -> Iterator[str]:
 
 def _volume(text: str) -> tuple[str, Volume | HostDirectory]:
     """`SOURCE:TARGET[:ro]` as the target and what is mounted there."""
+    from openmodal import HostDirectory, Volume
+
     source, _, rest = text.partition(":")
     target, _, options = rest.partition(":")
     if not target:

@@ -6,8 +6,8 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 from msgspec.structs import replace
 
 from openmodal import Sandbox, _wire
@@ -22,8 +22,7 @@ _MAIN = _wire.MAIN.hex()
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
-@dataclass(frozen=True)
-class Container:
+class Container(msgspec.Struct, frozen=True):
     """A sandbox, how it is, and what was asked for."""
 
     sandbox: Sandbox

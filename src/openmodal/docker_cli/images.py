@@ -99,11 +99,9 @@ def _name_for(reference: str) -> str:
 
 def root(image: Image) -> Root:
     """What an image says of its commands; it is made if it is not there."""
-    from openmodal.build.progress import terminal_report
     from openmodal.image import ready
 
-    with terminal_report() as report:
-        return run_sync(ready(image, choose(None), report))
+    return run_sync(ready(image, choose(None)))
 
 
 def _built() -> list[Built]:

@@ -7,8 +7,6 @@ the rest.
 
 from __future__ import annotations
 
-import hashlib
-
 _MOST = 63
 
 
@@ -16,6 +14,8 @@ def shortened(name: str) -> str:
     """The name of a sandbox or image that stands for a name of any length."""
     if len(name) <= _MOST:
         return name
+    import hashlib
+
     return f"{name[:30]}.{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 

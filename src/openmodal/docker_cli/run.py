@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -125,7 +125,7 @@ def _made(given: Given, *, foreground: bool, waits: bool = False) -> tuple[Sandb
         sandbox = Sandbox.create(
             *main,
             app=App(APP),
-            id=secrets.token_hex(20),
+            id=os.urandom(20).hex(),
             name=names.shortened(record.name) or None,
             image=_settled(image, given, root),
             tags=record.tags(),

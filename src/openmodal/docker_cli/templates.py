@@ -9,8 +9,9 @@ import json
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from openmodal.docker_cli.failures import Failure
 
@@ -24,14 +25,13 @@ _BRANCHES = ("if", "range", "with")
 Nodes = list[Any]  # texts, expressions (lists of tokens) and blocks
 
 
-@dataclass
-class _Block:
+class _Block(msgspec.Struct):
     """`{{if …}} … {{else}} … {{end}}`."""
 
     kind: str
     tokens: list[tuple[str, str]]
-    body: Nodes = field(default_factory=list)
-    other: Nodes = field(default_factory=list)
+    body: Nodes = []
+    other: Nodes = []
 
 
 class Template:

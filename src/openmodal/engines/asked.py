@@ -5,12 +5,10 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec.structs import asdict
-from msgspec.structs import replace as replace_fields
+from msgspec.structs import asdict, replace
 
 from openmodal._spec import Made, Resources, Root, SandboxSpec, Status
 from openmodal.errors import InvalidError
@@ -31,8 +29,7 @@ _GVISOR_MEMORY, _GVISOR_TASKS = 48 << 20, 128
 _GATE_MEMORY, _GATE_TASKS = 32 << 20, 1
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """`memory` in bytes, `cpu` in cores (0: none), `pids` in tasks."""
 
     memory: int
@@ -100,7 +97,7 @@ def prepared(root: Root, kind: type[R]) -> R:
 
 def made(spec: SandboxSpec, root: R) -> Made[R]:
     """What is remembered of a sandbox for its forks and resets: no secret."""
-    return Made(replace_fields(spec, env=without_secrets(spec, spec.env), id=""), root)
+    return Made(replace(spec, env=without_secrets(spec, spec.env), id=""), root)
 
 
 def without_secrets(spec: SandboxSpec, env: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -154,4 +151,4 @@ def status(id: str, spec: SandboxSpec, root: Root, engine: str, created: float |
 def forwarded(status: Status, listeners: Mapping[int, socket.socket]) -> Status:
     """The status of a sandbox that these listeners of this machine lead to."""
     tunnels = tuple((port, each.getsockname()[1]) for port, each in listeners.items())
-    return replace_fields(status, tunnels=tunnels)
+    return replace(status, tunnels=tunnels)

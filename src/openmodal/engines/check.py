@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """One thing that was looked at. `required`: without it no sandbox runs; `remedy`: what to do if it is not `ok`."""
 
     name: str

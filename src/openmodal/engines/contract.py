@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import msgspec
 
 from openmodal._link import Stream
 from openmodal._spec import (
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from openmodal.build.prune import Pruned
 
 
-@dataclass(frozen=True)
-class Promise:
+class Promise(msgspec.Struct, frozen=True):
     """Something that the users of an engine can rely on.
 
     Attributes:
@@ -57,7 +57,7 @@ class Promise:
     text: str
     refusal: str = ""
     argument: str = ""
-    asked: Callable[[SandboxSpec], bool] = lambda spec: False
+    asked: Callable[[SandboxSpec], bool] | None = None
     verb: str = ""
     said: bool = False
 
@@ -710,7 +710,7 @@ async def check(engine: Engine, spec: SandboxSpec) -> None:
     if own := getattr(engine, "check", None):  # its sentence knows more than ours
         await own(spec)
     for name, promise in PROMISES.items():
-        if promise.asked(spec):
+        if promise.asked and promise.asked(spec):
             require(engine, name)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from openmodal._files import text
 from openmodal._spec import Usage
@@ -18,8 +19,7 @@ NO_LIMIT = 1 << 62  # v1 says "none" with the largest number of pages
 _OURS = ("memory", "pids", "cpu", "cpuacct", "cpuset", "freezer", "devices")
 
 
-@dataclass(frozen=True)
-class Hierarchies:
+class Hierarchies(msgspec.Struct, frozen=True):
     """Where controllers are mounted: v1 by controller name, and v2 with the controllers that it has."""
 
     v1: tuple[tuple[str, str], ...] = ()

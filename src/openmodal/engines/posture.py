@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from openmodal import _wire
 from openmodal._command import contents, refusal
@@ -30,8 +31,7 @@ FILES = ("status", "uid_map", "net/dev")
 _MOST_READ = 1 << 20  # bytes of one file
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """What those files say, below a process's folder in /proc (proc(5))."""
 
     status: str

@@ -14,7 +14,6 @@ from openenv.core.containers.runtime import ContainerProvider
 
 from openmodal._dual import run_sync
 from openmodal.app import App
-from openmodal.build.progress import terminal_report
 from openmodal.engines import choose
 from openmodal.errors import Error, InvalidError, SandboxNotRunningError
 from openmodal.image import Image, ready
@@ -104,8 +103,7 @@ class OpenModalProvider(ContainerProvider):
 
 def _command(image: Image, engine: Any) -> tuple[str, ...]:
     """What an image says that it runs."""
-    with terminal_report() as report:
-        root = run_sync(ready(image, choose(engine), report))
+    root = run_sync(ready(image, choose(engine)))
     if not (argv := (*root.entrypoint, *root.cmd)):
         raise InvalidError('the image has no command; name the server: OpenModalProvider("python3", "-m", …)')
     return argv

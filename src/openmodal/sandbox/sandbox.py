@@ -16,7 +16,6 @@ from openmodal._options import environment, secret_names
 from openmodal._sources import Main
 from openmodal._spec import Egress, Info, Resources, Root, SandboxSpec, Status
 from openmodal.app import App, checked_app
-from openmodal.build.progress import terminal_report
 from openmodal.engines import Created, Engine, choose, require
 from openmodal.engines.asked import differences
 from openmodal.engines.contract import IdTakenError, check
@@ -194,8 +193,7 @@ class Sandbox(Ready, Shells, Leases, Live, Logs, Ports, State, Timeline):
         )
         _args.command_size("Sandbox.create", spec.argv, spec.env)
         await check(chosen, spec)
-        with terminal_report() as report:
-            root = await ready(image, chosen, report)
+        root = await ready(image, chosen)
         await make_missing(spec.mounts, chosen)
         return await cls._started(over_image(spec, root, main_command(image)), root, chosen, local)
 

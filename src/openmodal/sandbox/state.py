@@ -6,9 +6,9 @@ import errno
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Self
 
+import msgspec
 from msgspec.structs import replace
 
 from openmodal import _args
@@ -25,8 +25,7 @@ from openmodal.secret import Secret
 _MOST_FORKS = 1000
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True):
     """The files of a sandbox as they were, for `reset` and as long as the sandbox lives."""
 
     sandbox_id: str
@@ -211,14 +210,11 @@ class State(Handle):
             EngineError: it cannot be mounted there; nothing was done.
             ImageError, SandboxNotRunningError, UnsupportedError: nothing was done.
         """
-        from openmodal.build.progress import terminal_report
-
         require(self._engine, "mount_image")
         path = _args.absolute("path", path)
         if not isinstance(image, Image):
             raise InvalidError(f"image must be an openmodal.Image, not {type(image).__name__}")
-        with terminal_report() as report:
-            root = await ready(image, self._engine, report)
+        root = await ready(image, self._engine)
         async with self._while_it_runs("mount_image", path=path):
             await self._engine.mount(self._id, path, root)
 

@@ -8,15 +8,15 @@ What the API refuses is an `ApiError` here; engine and builder make sense of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from openmodal.errors import EngineError, UnsupportedError, reason
 
@@ -46,8 +46,7 @@ class ConflictError(ApiError):
     """The name is taken, or the container is not in the state for it."""
 
 
-@dataclass(frozen=True)
-class Daemon:
+class Daemon(msgspec.Struct, frozen=True):
     """A daemon's address: "unix:///path" or "tcp://host:port". `certificates` has ca.pem, cert.pem and key.pem for TLS."""
 
     host: str
@@ -269,6 +268,8 @@ def _current_context() -> str:
 
 
 def _of_context(name: str) -> Daemon:
+    import hashlib
+
     digest = hashlib.sha256(name.encode()).hexdigest()
     file = _folder() / "contexts" / "meta" / digest / "meta.json"
     try:

@@ -15,8 +15,10 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from openmodal._files import stat_of, text
 from openmodal.engines import asked
@@ -46,8 +48,7 @@ _SHOWN = ("memory", "pids", "cpu", "cpuacct", "cpuset")
 _DEVICES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2", "136:*")
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What the box does: make `folders`, write `values`, let init join, and at the end `kill`,
     `thaw`, remove.
 

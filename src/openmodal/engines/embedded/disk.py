@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 
 from openmodal import _binary
@@ -54,6 +53,8 @@ def make(folder: Path, mebibytes: int, ready: Path) -> str:
         EngineError: as `program`.
         OSError: ENOSPC; there is no room even for its tables.
     """
+    from hashlib import sha256
+
     path = folder / _NAME
     options = (*_OPTIONS, "-N", str(min(_MOST_INODES, (mebibytes << 20) // _BYTES_PER_INODE)))
     kept = ready / f"{mebibytes}-{sha256(' '.join(options).encode()).hexdigest()[:8]}"

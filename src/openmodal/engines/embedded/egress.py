@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -74,6 +73,8 @@ def _replace(folder: Path, policy: str) -> None:
 
 def policy_text(wanted: Network, own: Sequence[str], resolvers: Sequence[str], mirrors: Sequence[str]) -> str:
     """What the gate reads (`_gate.policy.load`)."""
+    import json
+
     return json.dumps(
         {
             "networks": wanted.cidrs or (),

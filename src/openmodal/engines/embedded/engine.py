@@ -32,10 +32,9 @@ from openmodal._spec import (
     Status,
     VolumeInfo,
 )
-from openmodal.build import Options, RunRequest, build, lookup
+from openmodal.build import Options, RunRequest, build, expire, lookup
 from openmodal.build.layers import Layers
 from openmodal.build.locks import Lock
-from openmodal.build.prune import expire
 from openmodal.engines import asked, checkpoints, machine
 from openmodal.engines.book import Book, new_id, unknown
 from openmodal.engines.contract import Door, IdTakenError
@@ -52,7 +51,6 @@ from openmodal.engines.embedded import (
     plan,
     posture,
 )
-from openmodal.engines.embedded.booth import Booth
 from openmodal.engines.embedded.generations import Generations
 from openmodal.engines.embedded.keeping import stop_seconds, tell_unkept, when_over
 from openmodal.engines.embedded.live import Live
@@ -117,6 +115,8 @@ class Embedded(Live, State):
 
     def _run_step(self, request: RunRequest) -> int:
         """Run one step of an image in a box whose upper folder becomes the layer."""
+        from openmodal.engines.embedded.booth import Booth
+
         return run_sync(Booth(self, request).run())
 
     # --------------------------------------------------------------------------------------------- the verbs

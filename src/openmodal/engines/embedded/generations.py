@@ -15,20 +15,17 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import msgspec
 from msgspec.structs import replace
 
 from openmodal._dual import Blocking, Sleep
 from openmodal._spec import Layered, Made
 from openmodal._store import make_folder
-from openmodal.build import prune
 from openmodal.build.layers import Layers, Meta, size_of
 from openmodal.build.locks import Lock, try_lock
-from openmodal.build.names import of_snapshot
-from openmodal.build.unpack import unpack
 from openmodal.engines import asked, checkpoints
 from openmodal.engines.book import Book
 from openmodal.engines.embedded import launch
@@ -41,8 +38,7 @@ MOST_OWN = 32
 _BUSY, _UNSUPPORTED = "busy", "unsupported"
 
 
-@dataclass(frozen=True)
-class Now:
+class Now(msgspec.Struct, frozen=True):
     """How a sandbox's files are: the keys of its own layers, the newest first."""
 
     generation: int
@@ -107,6 +103,8 @@ class Generations:
         kept = not now.own or now.own[0] in checkpoints.of(self._book.folder(id))
         if kept and self._is_unchanged(id):
             return _on(made.root, now.own, made.root.key)
+        from openmodal.build.names import of_snapshot
+
         async with self._frozen(id, f"checkpoint of {id}", expires, None) as root:
             self._layers.remember(of_snapshot(root.key, self._layers), root)
             checkpoints.note(self._book.folder(id), root.key)
@@ -178,6 +176,8 @@ class Generations:
 
     def _settle(self, root: Layered) -> None:
         """Give a snapshot its size and its name. It is there after a power cut, too."""
+        from openmodal.build.names import of_snapshot
+
         meta = self._layers.meta(root.key)
         if not meta.size:
             size = size_of(self._layers.folder(root.key))
@@ -189,6 +189,8 @@ class Generations:
 
     def unpacked(self, files: IO[bytes], title: str, expires: float) -> str:
         """Make an image of a tar file; its key. Durable."""
+        from openmodal.build.unpack import unpack
+
         key = os.urandom(32).hex()
         with self._layers.using(key), self._layers.scratch() as scratch:
             upper = make_folder(scratch / "upper")
@@ -232,6 +234,8 @@ class Generations:
 
     def drop(self, keys: Sequence[str]) -> None:
         """Remove the checkpoints of a sandbox that has ended, but for those that forks stand on."""
+        from openmodal.build import prune
+
         prune.drop(self._layers, keys)
 
     # --------------------------------------------------------------------------------------- inside

@@ -8,13 +8,13 @@ place for its state (native/runtime.c).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import resource
-from dataclasses import replace
 from datetime import date
 from typing import Any
+
+from msgspec.structs import replace
 
 from openmodal._spec import SandboxSpec
 from openmodal._wire import Flag, milliseconds
@@ -201,6 +201,8 @@ def _rlimits(box: plan.Box) -> list[dict[str, Any]]:
 
 
 def _json(value: object) -> str:
+    import json
+
     try:
         return json.dumps(value, ensure_ascii=False).encode("utf-8").decode("utf-8")
     except UnicodeEncodeError as error:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from openmodal import _config, _idmap
 from openmodal._dual import Blocking, run_sync
 from openmodal._files import made
 from openmodal._spec import Network
-from openmodal.build.base import trust_layer
 from openmodal.build.layers import Layers
 from openmodal.engines import groups as control_groups
 from openmodal.engines import machine
@@ -213,6 +213,8 @@ def over_trust(
     bundle = _config.authorities()
     if not bundle:
         return layers, dict(env)
+    from openmodal.build.base import trust_layer
+
     key, variables = trust_layer(store, bundle)
     return (store.root(key), *layers), {**dict(variables), **dict(env)}
 

@@ -31,12 +31,12 @@ def when_over(state: Path, id: str, spec: SandboxSpec) -> Lines:
 
     What makes the image finds what this process has found.
     """
+    lines = [("rests", "1")] if spec.on_idle == "pause" else []
+    if not spec.snapshot_on_end:
+        return lines
     found = "\n".join(os.path.abspath(path) for path in sys.path if path)
     program = (sys.executable, "-I", "-c", _BEGIN, found, str(state), id, spec.snapshot_on_end)
-    return [
-        *([("rests", "1")] if spec.on_idle == "pause" else []),
-        *(("at_end", word) for word in program if spec.snapshot_on_end),
-    ]
+    return [*lines, *(("at_end", word) for word in program)]
 
 
 def stop_seconds(status: Status | None) -> float:

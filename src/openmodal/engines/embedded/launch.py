@@ -146,6 +146,8 @@ def _reap(pid: int) -> None:
     """Wait for the program, which ends once its report is closed. Kill it if it hangs."""
     # The user's program may ignore SIGCHLD.
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return
         process = os.pidfd_open(pid)
         try:
             ended = select.poll()

@@ -9,7 +9,6 @@ an exclusive one, all supervisors of that network were killed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,8 @@ def joining(wanted: Network, state: Path) -> Iterator[Lines]:
     Raises:
         EngineError: there are too many networks.
     """
+    import hashlib
+
     folder = Path(made(_config.machine() / "networks"))
     head = _HEAD.format(key=hashlib.sha256(f"{state}\0{wanted.shared}".encode()).hexdigest())
     with lock(folder / "lock"):

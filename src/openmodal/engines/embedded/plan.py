@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from openmodal._wire import Flag, milliseconds
 from openmodal.engines import machine
@@ -21,8 +22,7 @@ _UNLIMITED = (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_DATA, 
 _HOSTS = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(msgspec.Struct, frozen=True):
     """A box, as values. `net` is "none", "router", "exec" or "gate"; `owner` a process to die with.
 
     Times in seconds; `memory`, `guard` (what it may have on the disk) and `sockets` (what their
@@ -53,14 +53,14 @@ class Box:
     workdir: str = ""
     argv: Sequence[str] = ()
     binds: Sequence[tuple[str, str]] = ()
-    volumes: Lines = field(default_factory=list)
+    volumes: Lines = []
     owner: int = 0
     disk: str = ""
     guard: int = 0
     sockets: int = 0
     reuse: bool = False
     counted: Sequence[str] = ()
-    extra: Lines = field(default_factory=list)
+    extra: Lines = []
 
 
 def encode(box: Box) -> bytes:

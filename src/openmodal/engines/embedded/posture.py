@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from openmodal._files import write
 from openmodal._spec import Info
@@ -39,7 +38,7 @@ def read(id: str, folder: Path, supervisor: int, found: groups.Hierarchies, runt
             limits = asked.beside_gate(limits)
         info = posture.info(seen, outside, limits, runtime, disk)
         lacks = info.network == "none" and (folder / _EXPECTED).exists()
-        return msgspec.structs.replace(info, degraded=(*info.degraded, "network")) if lacks else info
+        return replace(info, degraded=(*info.degraded, "network")) if lacks else info
 
 
 def moved(supervisor: int) -> tuple[int, int]:

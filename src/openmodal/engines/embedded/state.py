@@ -8,7 +8,6 @@ from typing import IO, TYPE_CHECKING
 from openmodal import _args
 from openmodal._dual import Blocking
 from openmodal._spec import Built, BuiltStep, Layered, Made, Root
-from openmodal.build import published
 from openmodal.build.layers import Layers
 from openmodal.engines import asked
 from openmodal.engines.book import Book
@@ -50,13 +49,19 @@ class State(Engine):
         await self._generations.unmount(id, path)
 
     async def publish(self, name: str, root: Root) -> str:
+        from openmodal.build import published
+
         await Blocking(published.publish, self._layers, name, asked.prepared(root, Layered))
         return root.key
 
     async def published(self) -> Mapping[str, str]:
+        from openmodal.build import published
+
         return published.names(self._layers)
 
     async def unpublish(self, name: str) -> bool:
+        from openmodal.build import published
+
         return published.delete(self._layers, name)
 
     def images(self) -> Sequence[Built]:

@@ -11,9 +11,7 @@ one accepts, the next still drops.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -36,6 +34,8 @@ _GET_ROUTE, _DESTINATION, _INTERFACE = 26, 1, 4
 
 def tool(*names: str) -> str | None:
     """The first of these programs that is installed where an administrator's are."""
+    import shutil
+
     return next((path for name in names if (path := shutil.which(name, path=_binary.PATH))), None)
 
 
@@ -247,6 +247,8 @@ def _rules(nft: str, chain: _Object) -> list[_Object]:
 
 
 def _objects(text: str, kind: str) -> list[_Object]:
+    import json
+
     return [item[kind] for item in json.loads(text)["nftables"] if kind in item]
 
 

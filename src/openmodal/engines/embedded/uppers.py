@@ -67,16 +67,19 @@ class Uppers:
 
     def _unused(self) -> list[str]:
         try:
-            return [name for name in os.listdir(self._path) if name.startswith(".")]
+            return [name for name in os.listdir(self._path) if name[0] == "."]
         except FileNotFoundError:
             return []
 
     def _taken(self, folder: Path) -> Lock:
-        for name in self._unused():
+        unused = self._unused()
+        # Those that begin at the same time do not all try the same folder first.
+        first = int.from_bytes(os.urandom(2), "little") % (len(unused) or 1)
+        for name in (*unused[first:], *unused[:first]):
             # Before it has a name that `sweep` looks at, it is locked.
-            if held := _shared(unused := f"{self._path}/{name}"):
+            if held := _shared(path := f"{self._path}/{name}"):
                 try:
-                    os.rename(unused, folder)
+                    os.rename(path, folder)
                 except FileNotFoundError:  # another sandbox was faster
                     held.close()
                 else:

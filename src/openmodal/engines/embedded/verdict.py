@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from openmodal import _binary, _config
 from openmodal._dual import run_sync
@@ -28,8 +30,7 @@ SPECIAL = ("disk limit", "gVisor")
 """What only some sandboxes have, and is tried where it seems to be there."""
 
 
-@dataclass(frozen=True)
-class Tried:
+class Tried(msgspec.Struct, frozen=True):
     """What came of a trial: what the kernel says of the sandbox, or why there is none and what of the machine is lacking for it."""
 
     info: Info | None = None

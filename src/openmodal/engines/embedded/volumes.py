@@ -11,7 +11,6 @@ are volumes that are being made or removed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import time
@@ -80,6 +79,8 @@ class Volumes:
 
     def sync(self, name: str) -> None:
         """Wait until the volume's file system is on its disk."""
+        import ctypes
+
         fd = os.open(self.require(name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             libc = ctypes.CDLL(None, use_errno=True)
