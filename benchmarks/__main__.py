@@ -52,6 +52,7 @@ def rows() -> dict[str, Row]:
         "idle": Row("memory of an idle sandbox", "MiB", target=3),
         "import": Row("import openmodal", target=40),
         "import_sandbox": Row("first use of openmodal.Sandbox", target=60),
+        "verb": Row("openmodal-docker ps, a process", target=100),
         "example": Row("create, per agent of examples/sandbox.py", target=100),
     }
 
@@ -75,7 +76,7 @@ def main() -> int:
         found |= state.measure(functools.partial(_create, image), max(3, options.rounds // 5))
         found |= serve.measure(root / "bin/busybox", max(3, options.rounds // 5), options.idle)
         _idle(found["idle"], image, options.idle)
-    _import(found["import"], found["import_sandbox"])
+    _import(found["import"], found["import_sandbox"], found["verb"])
     if not options.without_example:
         _example(found["example"])
     _print(list(found.values()), as_json=options.json)
@@ -258,7 +259,7 @@ def _idle(row: Row, image: openmodal.Image, count: int) -> None:
             list(pool.map(lambda sandbox: sandbox.terminate(), alive))
 
 
-def _import(package: Row, first_use: Row) -> None:
+def _import(package: Row, first_use: Row, verb: Row) -> None:
     """In fresh interpreters, whose own start does not count, and with compiled modules, as an installer leaves them."""
     program = (
         "from time import perf_counter as now; a = now(); import openmodal; b = now(); openmodal.Sandbox; "
@@ -272,6 +273,10 @@ def _import(package: Row, first_use: Row) -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
             for row, seconds in zip((package, first_use), done.stdout.split(), strict=True):
                 row.ours += [float(seconds) * 1000] if attempt else []  # the first one compiles
+            command = [sys.executable, "-m", "openmodal.docker_cli", "ps", "--quiet"]
+            with Stopwatch() as watch:
+                subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=env)
+            verb.ours += [watch.seconds * 1000] if attempt else []
 
 
 def _example(row: Row) -> None:

@@ -6,7 +6,6 @@ all that is kept is a file with its name, which tells `docker run` that somebody
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -132,6 +131,8 @@ def _driver(name: str) -> str:
 
 
 def _id(name: str) -> str:
+    import hashlib
+
     return hashlib.sha256(name.encode()).hexdigest()
 
 
