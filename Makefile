@@ -59,7 +59,8 @@ test-machines:
 	@.ci/machines $(KERNELS)
 
 # Frameworks contradict each other, so each has an environment of its own; a new one has the newest release.
-FRAMEWORKS ?= inspect swe_rex harbor deepagents mini_swe_agent nemo_gym openai_agents openenv openhands smolagents
+FRAMEWORKS ?= inspect swe_rex harbor deepagents mini_swe_agent nemo_gym openai_agents openenv openhands smolagents \
+	verifiers
 PACKAGES_inspect := inspect_ai
 PACKAGES_swe_rex := 'swe-rex[modal]'
 PACKAGES_harbor := 'harbor[modal]'
@@ -75,6 +76,7 @@ PACKAGES_openenv := openenv-core
 PACKAGES_openhands := openhands-sdk
 NEEDS_openhands := 3.12
 PACKAGES_smolagents := smolagents
+PACKAGES_verifiers := 'verifiers[modal]'
 
 test-integrations:
 	@.ci/integrations $(foreach name,$(FRAMEWORKS),$(name):$(or $(NEEDS_$(name)),3.11))

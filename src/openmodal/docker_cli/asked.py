@@ -51,17 +51,17 @@ _OUTSIDE = ("", "bridge", "default", "host")
 
 def refuse(given: Given) -> None:
     """Say what a sandbox does not have, before anything is done."""
+    if len(asked := given.all("network") + given.all("net")) > 1:
+        raise Failure("a sandbox is in one network; name one with --network", 125)
+    if asked and asked[0].startswith("container:"):
+        raise Failure("no two sandboxes share an address; give both the same --network NAME", 125)
     for name, remedy in REFUSED.items():
         if name in given.values and given.text(name) != "false":
             raise Failure(f"a sandbox has no --{name}; {remedy}", 125)
     if given.text("restart", "no") != "no":
         raise Failure("a sandbox is not started again when it has ended; leave --restart out", 125)
-    if len(asked := given.all("network") + given.all("net")) > 1:
-        raise Failure("a sandbox is in one network; name one with --network", 125)
     if asked == ["host"]:
         print("docker: a sandbox has a network of its own, also with --network host", file=sys.stderr)
-    if asked and asked[0].startswith("container:"):
-        raise Failure("no two sandboxes share an address; give both the same --network NAME", 125)
     check_platform(given.text("platform"))
 
 

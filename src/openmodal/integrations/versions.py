@@ -34,6 +34,7 @@ FRAMEWORKS = (
     Framework("openhands-sdk", "1.58.2", "`openmodal.integrations.openhands`"),
     Framework("smolagents", "1.26.0", "`openmodal.integrations.smolagents`"),
     Framework("swe-rex", "1.4.0", "`openmodal.integrations.swe_rex`"),
+    Framework("verifiers", "0.4.0", "`openmodal serve`, as its Modal runtime"),
 )
 
 
