@@ -30,6 +30,7 @@
 #include "owner.h"
 #include "passing.h"
 #include "plan.h"
+#include "quota.h"
 #include "runtime.h"
 #include "scan.h"
 #include "trash.h"
@@ -566,6 +567,8 @@ bool box_run(struct box *box) {
         return false;
     if (plan->disk && (box->disk = mounts_open_disk(plan, box->userns)) < 0)
         return false;
+    if (plan->guard > 0 && !plan->disk)
+        quota_set(plan->upper, plan->work, plan->guard);
     if (!(box->maps = folders_maps(plan, slot_base(box->slot))))
         return false;
     bool started = start_init(box);

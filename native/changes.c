@@ -2,7 +2,8 @@
  * as in the image. An image is listed where nothing has run on it yet (`changes list`); a sandbox gets
  * that list on its stdin. A file may have changed if its facts differ, or its inode changed after
  * process 1 began, which no program can hide. `changes since-start` tells what a layer has to have, and
- * stops what else runs meanwhile; `changes go-on` is for those who killed one that had. `changes facts`
+ * stops what else runs meanwhile; `changes go-on` is for those who killed one that had, and a child does
+ * the same if nobody is left to ask for it, or to take what is told. `changes facts`
  * tells no more than what may have changed, and `changes digest` the SHA-256 of the files on its stdin,
  * for those that must be compared with the image's. */
 #include "digest.h"
@@ -14,17 +15,20 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { DEEPEST = 512, FACTS = 160, PIECE = 64 << 10, ROUNDS = 5000, ROUND_US = 2000, VALUE = 64 << 10 };
+enum { DEEPEST = 512, FACTS = 160, PIECE = 64 << 10, ROUNDS = 5000, ROUND_US = 2000, VALUE = 64 << 10, QUIET_MS = 20000 };
 
 struct known {
     char *path, *facts, *target;
@@ -39,7 +43,10 @@ struct walk {
     bool for_layer;   /* with attributes, contents, and the folders that lead there */
     pid_t *stopped;
     size_t stops;
+    pid_t warden;
 };
+
+static volatile unsigned long unwatched, *progress = &unwatched; /* shared with the warden */
 
 /* ---- what is stopped ---- */
 
@@ -77,7 +84,7 @@ static int stop_round(struct walk *walk) {
     while (listing && (entry = readdir(listing))) {
         uint64_t number;
         unsigned parent;
-        if (!parse_u64(entry->d_name, &number) || is_ours((pid_t)number))
+        if (!parse_u64(entry->d_name, &number) || is_ours((pid_t)number) || (pid_t)number == walk->warden)
             continue;
         char state = state_of((pid_t)number, &parent);
         if (state == 0 || strchr("TtZXx", state) || parent == 1) /* the agent's own: it lets them go on */
@@ -97,6 +104,8 @@ static int stop_round(struct walk *walk) {
 static void go_on(struct walk *walk) {
     while (walk->stops)
         kill(walk->stopped[--walk->stops], SIGCONT);
+    if (walk->warden > 0 && kill(walk->warden, SIGKILL) == 0)
+        waitpid(walk->warden, NULL, 0);
 }
 
 static bool stop_all(struct walk *walk) {
@@ -123,6 +132,32 @@ static int go_on_all(void) {
     if (listing)
         closedir(listing);
     return 0;
+}
+
+/* ---- the warden ---- */
+
+static _Noreturn void watch_over(pid_t stopper, int life, int quiet_ms) {
+    struct pollfd ended = {life, 0, 0};
+    unsigned long before;
+    setsid(); /* whoever kills our group does not kill us */
+    do
+        before = *progress;
+    while (poll(&ended, 1, quiet_ms) == 0 && *progress != before);
+    kill(stopper, SIGKILL);
+    _exit(go_on_all());
+}
+
+/* The other end of its pipe is ours, and closed with us. */
+static bool post_warden(struct walk *walk, int quiet_ms) {
+    int pair[2];
+    progress = mmap(NULL, sizeof *progress, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (progress == MAP_FAILED || pipe2(pair, O_CLOEXEC) < 0 || (walk->warden = fork()) < 0)
+        return false;
+    if (walk->warden == 0) {
+        close(pair[1]);
+        watch_over(getppid(), pair[0], quiet_ms);
+    }
+    return close(pair[0]) == 0;
 }
 
 /* ---- what is no file of the container ---- */
@@ -253,6 +288,7 @@ static bool put_content(int directory, const char *name, int64_t left) {
         }
         fwrite(piece, 1, (size_t)n, stdout);
         left -= n;
+        ++*progress;
     }
     return true;
 }
@@ -300,6 +336,7 @@ static bool look_into(struct walk *walk, int directory, const char *name, const 
 static void look(struct walk *walk, int directory, const char *name, const char *path, int depth) {
     struct stat info;
     char facts[FACTS], target[4097] = "";
+    ++*progress;
     if (is_mounted(walk, path) || fstatat(directory, name, &info, AT_SYMLINK_NOFOLLOW) < 0)
         return;
     if (walk->for_layer && S_ISSOCK(info.st_mode))
@@ -365,7 +402,7 @@ static int open_below(char *path) {
     return folder;
 }
 
-/* A line for each path, which has a NUL behind it; "-" for what is no file, or none any more. */
+/* A line for each path, which has a NUL behind it; "-" for what is no file. */
 static int tell_digests(void) {
     char *path = NULL;
     size_t room = 0;
@@ -384,15 +421,16 @@ static int tell_digests(void) {
 
 int verb_changes(int argc, char **argv) {
     struct walk walk = {.since_ns = INT64_MAX};
-    const char *what = argc == 2 ? argv[1] : "";
+    const char *what = argc >= 2 ? argv[1] : "";
+    uint64_t quiet_ms = QUIET_MS;
     bool lists = strcmp(what, "list") == 0;
     walk.for_layer = strcmp(what, "since-start") == 0;
     if (strcmp(what, "go-on") == 0)
         return go_on_all();
     if (strcmp(what, "digest") == 0)
         return tell_digests();
-    if (!lists && !walk.for_layer && strcmp(what, "facts") != 0) {
-        fprintf(stderr, "openmodal-agent changes: say list, since-start, go-on, facts or digest\n");
+    if ((!lists && !walk.for_layer && strcmp(what, "facts") != 0) || (argc > 2 && !parse_u64(argv[2], &quiet_ms))) {
+        fprintf(stderr, "openmodal-agent changes: say list, since-start [MS], go-on, facts or digest\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
@@ -401,7 +439,7 @@ int verb_changes(int argc, char **argv) {
         return 1;
     }
     walk.since_ns = lists ? INT64_MAX : beginning_ns();
-    if (walk.for_layer && !stop_all(&walk))
+    if (walk.for_layer && (!post_warden(&walk, (int)quiet_ms) || !stop_all(&walk)))
         return 1;
     AUTO_FD int root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     bool read = look_into(&walk, root, ".", "", 0);

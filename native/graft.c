@@ -9,6 +9,7 @@
 #include "ids.h"
 #include "mountfd.h"
 #include "mounts.h"
+#include "quota.h"
 #include "util.h"
 
 #include <errno.h>
@@ -39,8 +40,9 @@ static bool make_folders(const struct box *box, struct plan *plan) {
     char *all = layers_beside(box->plan, "mounts"), *folder = folder_of(box, box->shaping.number);
     plan->upper = must_format("%s/upper", folder);
     plan->work = must_format("%s/work", folder);
-    return ((mkdir(all, 0700) == 0 || errno == EEXIST) && mkdir(folder, 0700) == 0 && mkdir(plan->upper, 0755) == 0 &&
-            mkdir(plan->work, 0755) == 0) ||
+    bool made = mkdir(all, 0700) == 0 || errno == EEXIST;
+    quota_join(all, box->plan->upper);
+    return (made && mkdir(folder, 0700) == 0 && mkdir(plan->upper, 0755) == 0 && mkdir(plan->work, 0755) == 0) ||
            fail(NULL, "cannot make %s: %m", folder);
 }
 

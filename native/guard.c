@@ -245,10 +245,16 @@ static uint64_t step_of(const struct guard *guard) {
     return guard->most / STEPS < GIB ? guard->most / STEPS : GIB;
 }
 
+/* Of the disk, that is of the folder around: with a quota, the upper folder tells of its quota alone. */
+static bool look_around(int folder, struct statvfs *disk) {
+    AUTO_FD int around = openat(folder, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return around >= 0 && fstatvfs(around, disk) == 0;
+}
+
 static bool fills_disk(struct guard *guard) {
     struct statvfs disk;
     struct stat folder;
-    if (guard->folder < 0 || fstatvfs(guard->folder, &disk) != 0 || fstat(guard->folder, &folder) != 0)
+    if (guard->folder < 0 || !look_around(guard->folder, &disk) || fstat(guard->folder, &folder) != 0)
         return false;
     uint64_t free_bytes = (uint64_t)disk.f_bavail * disk.f_frsize, step = step_of(guard), size;
     uint64_t share = share_of_file(&disk), for_files = share * disk.f_favail;
@@ -318,7 +324,7 @@ bool guard_begin(struct guard *guard, const struct plan *plan, int dir, int user
     if (plan->guard == 0)
         return true;
     guard->folder = open(plan->upper, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (guard->folder < 0 || fstatvfs(guard->folder, &disk) != 0)
+    if (guard->folder < 0 || !look_around(guard->folder, &disk))
         return fail(NULL, "cannot look at the disk of %s: %m", plan->upper);
     /* What is in the counted folders already is the sandbox's from the start: they are counted at the first look. */
     guard->before = plan->counted.count > 0 ? UINT64_MAX : (uint64_t)disk.f_bavail * disk.f_frsize;

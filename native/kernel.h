@@ -23,6 +23,7 @@ enum {
     NR_CLOSE_RANGE = 436,
     NR_OPENAT2 = 437,
     NR_MOUNT_SETATTR = 442,
+    NR_QUOTACTL_FD = 443,
 };
 
 /* openat2 */

@@ -7,6 +7,7 @@
 #include "fail.h"
 #include "freezer.h"
 #include "ids.h"
+#include "quota.h"
 #include "trash.h"
 #include "util.h"
 
@@ -220,6 +221,7 @@ static bool make_anew(struct box *box, const char *folder) {
 
 bool layers_begin_anew(struct box *box) {
     grafts_forget(box);
+    quota_clear(box->plan->upper);
     return make_anew(box, box->plan->upper) && make_anew(box, box->plan->work);
 }
 

@@ -17,6 +17,7 @@
 #include "ids.h"
 #include "mountfd.h"
 #include "mounts.h"
+#include "quota.h"
 #include "scan.h"
 #include "trash.h"
 #include "util.h"
@@ -217,8 +218,11 @@ static bool make_next(struct plan *next) {
     char *folder = layers_beside(next, "next");
     next->upper = must_format("%s%s", folder, strrchr(next->upper, '/'));
     next->work = must_format("%s%s", folder, strrchr(next->work, '/'));
-    return (mkdir(folder, 0700) == 0 || errno == EEXIST || fail(NULL, "cannot make %s: %m", folder)) &&
-           make_folder(next->upper) && make_folder(next->work) && look_alike(upper, next->upper);
+    bool made = (mkdir(folder, 0700) == 0 || errno == EEXIST || fail(NULL, "cannot make %s: %m", folder)) &&
+                make_folder(next->upper) && make_folder(next->work);
+    if (made && next->guard > 0)
+        quota_set(next->upper, next->work, next->guard);
+    return made && look_alike(upper, next->upper);
 }
 
 static struct strings stack_up(char *newest, const struct strings *own, const struct strings *base) {

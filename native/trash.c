@@ -10,6 +10,7 @@
 
 #include "fail.h"
 #include "ids.h"
+#include "quota.h"
 #include "util.h"
 #include "verbs.h"
 
@@ -173,6 +174,17 @@ static bool take_map(struct strings *list, const char *key, char *word) {
     return true;
 }
 
+/* Of the folder that a killed supervisor wrote to, and of a layer that was one. */
+static void lift_limits(const char *name) {
+    char *upper = must_format("%s/upper", name), *root = must_format("%s/root", name);
+    if (fchdir(STDIN_FILENO) == 0) {
+        quota_clear(upper);
+        quota_clear(root);
+    }
+    free(upper);
+    free(root);
+}
+
 int verb_remove(int argc, char **argv) {
     struct plan map = {.ids = IDS_SUB};
     for (int i = 2; i < argc; i++)
@@ -182,6 +194,7 @@ int verb_remove(int argc, char **argv) {
         fprintf(stderr, "openmodal-agent remove: say NAME [uid_map=MAP …] [gid_map=MAP …], with its folder as standard input\n");
         return 2;
     }
+    lift_limits(argv[1]);
     if (remove_patiently(argv[1]))
         return 0;
     if ((errno == EACCES || errno == EPERM) && map.uid_map.count > 0)

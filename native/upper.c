@@ -7,6 +7,7 @@
 
 #include "fail.h"
 #include "folders.h"
+#include "quota.h"
 #include "trash.h"
 #include "util.h"
 
@@ -87,6 +88,7 @@ void upper_give_back(const struct plan *plan, void (*tick)(void *), void *contex
     char *unused = must_format("%.*s.%s", (int)(name - folder), folder, name);
     if (plan->disk)
         unlink(plan->disk);
+    quota_clear(plan->upper);
     if (!is_as_new(plan, folder, tick, context))
         trash_remove(folder, false, tick, context);
     else if (rename(folder, unused) != 0)

@@ -15,12 +15,23 @@ from openmodal.testing.fixtures import eventually
 def small_disk(folder: Path) -> Iterator[Path]:
     """Where a disk of 64 MB is mounted, as long as the block; a state folder can be there. Before
     Linux 6.3 a tmpfs cannot hold root's."""
+    with mounted_disk(folder, 64, ["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal"]) as home:
+        yield home
+
+
+@contextmanager
+def mounted_disk(folder: Path, mebibytes: int, mkfs: list[str], options: str = "loop") -> Iterator[Path]:
+    """Where a disk is mounted that `mkfs` has formatted, as long as the block.
+
+    Raises:
+        CalledProcessError: the kernel does not mount such a one.
+    """
     home, disk = folder / "home", folder / "disk"
     home.mkdir()
     with open(disk, "wb") as file:
-        file.truncate(64 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(disk)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(disk), str(home)], check=True)
+        file.truncate(mebibytes << 20)
+    subprocess.run([*mkfs, str(disk)], check=True)
+    subprocess.run(["mount", "-o", options, str(disk), str(home)], check=True)
     home.chmod(0o700)
     try:
         yield home

@@ -15,8 +15,8 @@ from openmodal import _args, _config
 from openmodal._agent import Agent
 from openmodal._spec import Mount, Network, Recipe, SandboxSpec, Scratch
 from openmodal.engines import Engine, lacking
-from openmodal.errors import EngineError, SandboxFilesystemError
-from openmodal.filesystem import FileInfo, Filesystem
+from openmodal.errors import EngineError, SandboxFilesystemError, too_large
+from openmodal.filesystem import LIST_MOST, FileInfo, Filesystem
 
 PLACE = "/volume"
 """Where the volume is in the box, and where relative paths begin."""
@@ -88,6 +88,8 @@ async def listed(files: Filesystem, path: str, *, recursive: bool) -> list[FileI
             found.append(_from_root(entry))
             if recursive and entry.is_dir:
                 folders.append(entry.path)
+        if len(found) > LIST_MOST:
+            raise too_large(path, LIST_MOST, f"it has more than {LIST_MOST} entries; list its folders one by one")
     return sorted(found, key=lambda entry: entry.path)
 
 

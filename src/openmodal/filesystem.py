@@ -212,6 +212,8 @@ class Filesystem:
             await link.send(request)
             found: list[FileInfo] = []
             while (entry := await _entry_or_end(link, path)) is not None:
+                if b"/" in entry.path or entry.path in (b"", b".", b".."):
+                    raise ProtocolError("the agent told of a folder's entry whose name is a path")
                 found.append(_info(entry, _join(path, _decode(entry.path))))
                 if len(found) > LIST_MOST:
                     raise too_large(

@@ -160,7 +160,11 @@ class Volume:
     @dual
     async def listdir(self, path: str = "/", *, recursive: bool = False) -> builtins.list[FileInfo]:
         """Return what is in a folder of it, sorted by path, with `recursive` also below; of a file:
-        itself."""
+        itself.
+
+        Raises:
+            SandboxFileTooLargeError: there are more than 500,000 entries.
+        """
         async with self._files() as files:
             return await listed(files, inside(path), recursive=recursive)
 

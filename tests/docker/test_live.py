@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +132,28 @@ def test_an_owner_stays_through_a_reset_and_its_end_ends_one_that_is_paused(crea
         sandbox.reset()
         sandbox.pause()
         owner.kill()
+    eventually(lambda: sandbox.poll() is not None)
+    with pytest.raises(SandboxTerminatedError, match="owned"):
+        sandbox.wait()
+
+
+def waits_for(owner: int, command_line: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return "\0own\0" in (said := command_line.read_text(errors="replace")) and f"\0{owner} " in said
+    return False
+
+
+def test_gc_ends_one_whose_owner_ended_unseen(create: Create, engine: DockerUnderTest) -> None:
+    """It ran on to its time-out if the child that waits for both was killed before."""
+    with subprocess.Popen(["sleep", "300"]) as owner:
+        sandbox = create(block_network=True, owner=owner.pid)
+        (watching,) = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if waits_for(owner.pid, path)]
+        os.kill(int(watching.name), signal.SIGKILL)
+        housekeeping.gc(engine=engine)
+        assert sandbox.exec("true").returncode == 0, "the control: its owner is there"
+        owner.kill()
+    assert sandbox.exec("true").returncode == 0, "the control: nobody has looked"
+    housekeeping.gc(engine=engine)
     eventually(lambda: sandbox.poll() is not None)
     with pytest.raises(SandboxTerminatedError, match="owned"):
         sandbox.wait()

@@ -160,8 +160,11 @@ async def test_commands_and_files_of_a_session(client: Client) -> None:
     assert read == {"text": "     2\t2", "lines": 3, "truncated": True}
     await call(client, "make_directory", path="/srv/c")
     await call(client, "move", path="a/b.txt", new_path="/srv/c/b.txt")
+    # A name that is no UTF-8 made the whole list fail.
+    await call(client, "exec_command", command="touch /srv/c/$(printf 'no\\377text')")
     found = await call(client, "list_files", path="c")
-    assert found["entries"] == [{"name": "b.txt", "kind": "file", "size": 12}]
+    assert [entry["name"] for entry in found["entries"]] == ["b.txt", "no\\udcfftext"]
+    assert found["entries"][0] == {"name": "b.txt", "kind": "file", "size": 12}
     assert "not empty" in await refused(client, "remove", path="c")
     await call(client, "remove", path="c", recursive=True)
     assert "No such file" in await refused(client, "read_file", path="c/b.txt")

@@ -408,7 +408,9 @@ def check_volumes_and_their_files() -> None:
     volume = modal.Volume.from_name(name, create_if_missing=True)
     try:
         with sandbox(volumes={"/data": volume}) as made:
-            assert made.exec("sh", "-c", "mkdir /data/a && echo written > /data/a/file").wait() == 0
+            # A name that is no UTF-8, and a time before 1970, made the list fail for everybody.
+            hostile = "touch -d 1960-01-01 /data/$(printf 'no\\377text')"
+            assert made.exec("sh", "-c", f"mkdir /data/a && echo written > /data/a/file; {hostile}").wait() == 0
         volume.commit()
         assert [(entry.path, entry.size) for entry in volume.listdir("/", recursive=True) if entry.size == 8] == [
             ("a/file", 8)

@@ -245,6 +245,16 @@ def test_a_disk_limit_needs_root_ext4_loop_devices_and_mkfs(tmp_path: Path) -> N
     assert "mkfs.ext4" in doctor.disk_limit(machine(tmp_path, files)).text
 
 
+@pytest.mark.parametrize(
+    ("uid", "options", "what"),
+    [(0, "rw,prjquota", "project quota"), (0, "rw,usrquota", "guard"), (1000, "rw,prjquota", "guard")],
+)
+def test_it_tells_what_limits_a_sandbox_without_a_disk(tmp_path: Path, uid: int, options: str, what: str) -> None:
+    mounts = f"22 1 8:1 / / rw - ext4 /dev/sda {options}\n"
+    text = doctor.disk_limit(machine(tmp_path, {"proc/self/mountinfo": mounts}, uid=uid)).text
+    assert f"; without it {'a' if what == 'project quota' else 'the'} {what}" in text
+
+
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_everything_that_is_missing_has_a_remedy_that_is_whole(tmp_path: Path, uid: int) -> None:
     """One was "apt-get install " without a package, and "limits of nothing" held."""

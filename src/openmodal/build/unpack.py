@@ -8,11 +8,18 @@ refused; the state of the folder is then undefined, and its owner removes it.
 
 from __future__ import annotations
 
+import bz2
 import ctypes
+import gzip
+import io
+import lzma
 import os
 import stat
+import sys
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from typing import IO, Any, cast
 
 import msgspec
 
@@ -64,10 +71,12 @@ def _open_folder(root: int, path: bytes) -> int:
 class Unpacker:
     """Writes members below a folder. Use as a context manager."""
 
-    def __init__(self, folder: str | os.PathLike[str], limits: Limits) -> None:
+    def __init__(self, folder: str | os.PathLike[str], limits: Limits, *, layer: bool = True) -> None:
+        """`layer`: names may be whiteouts, and as root members have owners. Else all is ours."""
+        self._layer = layer
         self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._limits = limits
-        self._as_root = os.geteuid() == 0
+        self._as_root = layer and os.geteuid() == 0
         self._opaque = "trusted.overlay.opaque" if self._as_root else "user.overlay.opaque"
         # The last used folder: archives list a folder's files together.
         self._parent: tuple[bytes, int] | None = None
@@ -109,7 +118,7 @@ class Unpacker:
             raise HostileTar(f"{shown(member.name)}: a path that leaves its folder; refused")
         if len(path) > limits.depth or any(len(part) > limits.name for part in path):
             raise HostileTar(f"{shown(member.name)}: a path too deep or a name too long; refused")
-        if max(member.uid, member.gid) > MOST_ID:
+        if self._layer and max(member.uid, member.gid) > MOST_ID:
             raise HostileTar(
                 f"{shown(member.name)}: the owner {member.uid}:{member.gid} is above {MOST_ID}, the last id of a sandbox; refused"
             )
@@ -119,13 +128,13 @@ class Unpacker:
 
     def _write(self, member: Member, path: tuple[bytes, ...], reader: Reader) -> None:
         parent, name = self._folder(path[:-1]), path[-1]
-        if name.startswith(_WHITEOUT):
+        if self._layer and name.startswith(_WHITEOUT):
             self._whiteout(member, parent, name)
         elif member.kind == "folder":
             self._make_folder(member, parent, name)
         elif member.kind == "device":
             # A sandbox has its own /dev, and old images bring one; elsewhere a device is an attack.
-            if path[0] != b"dev":
+            if not self._layer or path[0] != b"dev":
                 raise HostileTar(f"{shown(member.name)}: a device outside /dev; refused")
         else:
             self._make_other(member, parent, name, reader)
@@ -136,7 +145,7 @@ class Unpacker:
             os.mkdir(name, 0o700, dir_fd=parent)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
-            if hides:
+            if hides and self._layer:
                 os.setxattr(fd, self._opaque, b"y")
             self._finish_folder(fd, member)
         finally:
@@ -291,7 +300,12 @@ def _info(parent: int, name: bytes) -> os.stat_result | None:
 
 
 def unpack(
-    read: Callable[[int], bytes], folder: str | os.PathLike[str], packed: int, limits: Limits | None = None
+    read: Callable[[int], bytes],
+    folder: str | os.PathLike[str],
+    packed: int,
+    limits: Limits | None = None,
+    *,
+    layer: bool = True,
 ) -> None:
     """Unpack an uncompressed tar stream into an empty folder. `packed` is the stream's compressed
     size.
@@ -312,7 +326,7 @@ def unpack(
         return data
 
     reader = Reader(counted)
-    with Unpacker(folder, limits) as unpacker:
+    with Unpacker(folder, limits, layer=layer) as unpacker:
         for count, member in enumerate(reader.members(), 1):
             if count > limits.members:
                 raise HostileTar(f"the archive has more than {limits.members} members; refused")
@@ -321,3 +335,21 @@ def unpack(
             unpacker.add(member, reader)
     while counted(1 << 18):  # the digest is of everything, also of what comes after the end
         pass
+
+
+def unpack_archive(file: IO[bytes], folder: str | os.PathLike[str]) -> None:
+    """Unpack a tar archive that is no layer, plain or packed by gzip, bzip2 or xz, into an empty
+    folder. It may come from a sandbox. tarfile's filters let hard links to files outside through,
+    and before Python 3.11.13 more.
+
+    Raises:
+        HostileTar: something in it is refused, or it is broken.
+    """
+    head = io.BufferedReader(cast("Any", file))
+    openers: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+    opener = openers.get(head.peek(2)[:2])
+    try:
+        with opener(head) if opener else head as stream:
+            unpack(stream.read, folder, sys.maxsize, layer=False)
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise HostileTar(f"the archive is broken: {error}") from error

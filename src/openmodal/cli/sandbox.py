@@ -86,9 +86,11 @@ def logs(session: Session, id: str, follow: bool) -> None:
     """Show what the main command of the sandbox ID prints, until it ends.
 
     The main command is what Sandbox.create(...) was given. Output is kept until somebody reads it,
-    and what nobody has read for a day after the sandbox has ended.
+    and what nobody has read for a day after the sandbox has ended. To look at it is no use of the
+    sandbox: idle time goes on.
     """
     sandbox = session.sandbox(id)
+    sandbox._only_look()
     errors = threading.Thread(target=_print_errors, args=(sandbox,), daemon=True)
     with warnings.catch_warnings():
         warnings.showwarning = _warn

@@ -79,10 +79,10 @@ def _source(given: Given, place: str, stack: ExitStack) -> tuple[str, str]:
 
 def _unpacked(archive: bytes, folder: str, file: str) -> tuple[str, str]:
     import io
-    import tarfile
 
-    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
-        opened.extractall(folder, filter="data")
+    from openmodal.build.unpack import unpack_archive
+
+    unpack_archive(io.BytesIO(archive), folder)
     return os.path.join(folder, file), folder
 
 

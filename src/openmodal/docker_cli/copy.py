@@ -100,13 +100,12 @@ def _pack(files: Filesystem, path: str) -> None:
 
 def _unpack(files: Filesystem, path: str) -> None:
     """Put the archive on standard input into a folder."""
-    import tarfile
+    from openmodal.build.unpack import unpack_archive
 
     if not (files.exists(path) and files.stat(path).is_dir):
         raise daemon_says(f"extraction point {path} is not a folder")
     with tempfile.TemporaryDirectory(prefix="openmodal-cp-") as folder:
-        with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as archive:
-            archive.extractall(folder, filter="tar")
+        unpack_archive(sys.stdin.buffer, folder)
         for name in sorted(os.listdir(folder)):
             files.copy_from_local(os.path.join(folder, name), posixpath.join(path, name))
 

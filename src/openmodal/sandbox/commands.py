@@ -138,13 +138,14 @@ class Commands(Handle):
         """Tell of its commands, in the order of their starts: those that run, and those that ended
         and can be found by `process`.
 
-        Its main command has the id of 32 zeros. What `exec` runs is there until it has ended.
+        Its main command has the id of 32 zeros. What `exec` runs is there until it has ended. To
+        ask is no use of the sandbox: idle time goes on.
 
         Raises:
             SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox
                 has ended.
         """
-        return await listed(self._agent)
+        return await listed(self._observer)
 
     exec = cast("ExecCall", dual(_exec))
     spawn = cast("SpawnCall", dual(_spawn))

@@ -32,6 +32,7 @@ class Handle(DualContext):
         place = getattr(engine, "journal", None)
         self._journal = Journal(functools.partial(place, id) if place else None)
         self._agent = Agent(functools.partial(engine.connect, id), self._why, first, wake, self._journal)
+        self._observer = Agent(functools.partial(engine.connect, id), self._why, None, wake, looks=True)
         self._status: Status | None = None
         self._end: EndRecord | None = None
 
@@ -43,16 +44,22 @@ class Handle(DualContext):
     @functools.cached_property
     def _watcher(self) -> Agent:
         """The agent, for looking only: this counts as no use of the sandbox, does not wake a paused
-        one, and is not in the journal."""
+        one (`_observer` does, to be answered), and is not in the journal."""
         return Agent(functools.partial(self._engine.connect, self._id), self._why, looks=True)
 
     def _renew(self) -> None:
         """Forget what belongs to the agent that was there before a reset."""
         self._agent.close()
+        self._observer.close()
 
     def _note_creation(self, at: float, spec: SandboxSpec, detail: str = "") -> None:
         seconds = round(time.time() - at, 6)
         self._journal.note("create", at=at, seconds=seconds, argv=spec.argv, detail=detail)
+
+    def _only_look(self) -> None:
+        """Let nothing that is asked through this object from now on count as use of the sandbox."""
+        self._agent = self._observer
+        self._renew()
 
     def _new_command(self) -> Command:
         return Command(self._agent, os.urandom(16))

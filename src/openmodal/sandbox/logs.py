@@ -22,7 +22,7 @@ class Logs(Handle):
 
         Nothing is taken: whoever reads `stdout` gets it, too, and what has been read there is not
         here any more. Of what nobody reads the newest 8 MiB are kept, for a day after the end (on
-        Kubernetes 3 MiB).
+        Kubernetes 3 MiB). Whoever only looks does not use the sandbox: idle time goes on.
 
         Args:
             stream: 1 or 2.
@@ -37,7 +37,7 @@ class Logs(Handle):
         (want, end), offsets, spool = _STREAMS[stream], [0, 0, 0], Spool()
         offsets[stream] = offset
         try:
-            main = Command(self._agent, _wire.MAIN)
+            main = Command(self._observer, _wire.MAIN)
             progress = await main.io(want | Want.PEEK, offsets, {stream: spool}, wait=wait)
         except SandboxNotRunningError:
             return await self._logged(stream, offset)

@@ -15,6 +15,7 @@ from modal_proto import api_pb2 as api
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from openmodal._journal import plain
 from openmodal._spec import Mount, VolumeInfo
 from openmodal.errors import (
     AlreadyExistsError,
@@ -111,7 +112,12 @@ class Volumes:
         except SandboxFileNotFoundError as error:
             raise NotFoundError(f"there is no {request.path!r} in the volume") from error
         entries = [
-            api.FileEntry(path=each.path.lstrip("/"), type=_TYPES[each.kind], mtime=int(each.mtime), size=each.size)
+            api.FileEntry(
+                path=plain(each.path.lstrip("/"), 1 << 16),
+                type=_TYPES[each.kind],
+                mtime=max(0, int(each.mtime)),  # a sandbox may set a time before 1970
+                size=each.size,
+            )
             for each in found
         ]
         yield api.VolumeListFilesResponse(entries=entries)

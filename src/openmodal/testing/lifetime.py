@@ -98,6 +98,20 @@ class TestLifetime:
         sandbox = create("sh", "-c", "sleep 1.5; echo late; exec sleep 172800", idle_timeout=0.5)
         assert sandbox.stdout.readline() == "late\n"
 
+    @promise("idle_timeout")
+    def test_who_only_looks_does_not_keep_it_from_being_idle(self, create: Create) -> None:
+        """To list its commands, and to look at its output, kept it alive for as long as somebody
+        did. A command keeps it from being idle (above): the control."""
+        sandbox = create("sh", "-c", "sleep 172800", idle_timeout=1)
+
+        def looks() -> None:
+            for _ in range(3000):
+                assert sandbox.commands()
+                sandbox.logs(timeout=0.1)
+
+        with pytest.raises(SandboxTimeoutError, match="idle"):
+            looks()
+
     @promise("many_processes")
     def test_it_lives_on_when_the_process_that_made_it_dies(
         self, sandboxes: SandboxClass, engine: Engine, engine_name: str, image: Image

@@ -150,8 +150,11 @@ class Ending(Live):
             if self._keeps(id) and not self._book.alive(id):
                 self._collect(api, id)
 
-    def _let_paused_end(self, api: Api, known: Mapping[str, Mapping[str, Any]]) -> None:
+    def _let_end(self, api: Api, known: Mapping[str, Mapping[str, Any]]) -> None:
+        """Those whose time is over while they are paused, and those whose owner has ended."""
         for id, item in known.items():
+            if item["State"] == "running":
+                self._end_unowned(api, id)
             if item["State"] == "paused" and (status := self._book.status(id)):
                 self._seen(api, status, paused=True)
 

@@ -248,7 +248,7 @@ class Docker(Ending, volumes.Keeper):
             orphans = [id for id in self._book.ids() if id not in known and not self._book.alive(id)]
             gone = [id for id in (*dead, *orphans) if not self._has_begun(api, id)]
             if not check:
-                self._let_paused_end(api, known)
+                self._let_end(api, known)
                 for id in gone:
                     with _trash.going_on(failed):
                         self._collect(api, id)

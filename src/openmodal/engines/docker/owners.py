@@ -20,6 +20,7 @@ from openmodal._dual import Blocking
 from openmodal._files import text, write
 from openmodal._spec import EndRecord, Made, Referenced
 from openmodal.engines.contract import Door
+from openmodal.engines.docker.daemon import Api, ConflictError, MissingError
 from openmodal.engines.docker.host import no_owner
 from openmodal.engines.docker.stateful import Stateful
 from openmodal.errors import InvalidError
@@ -72,9 +73,18 @@ class Owned(Stateful):
     def _lost_owner(self, id: str) -> bool:
         return (self._book.folder(id) / _ENDED).exists()
 
+    def _end_unowned(self, api: Api, id: str) -> None:
+        """End a sandbox whose owner has ended, if the child that waited for both was killed."""
+        note = self._book.folder(id) / _OWNER
+        who = text(note)
+        if who and identity(int(who.split()[0])) != who:
+            with contextlib.suppress(FileNotFoundError, MissingError, ConflictError):  # it is done
+                note.rename(note.with_name(_ENDED))
+                api.post(f"/containers/{id}/kill")
+
     def _with_owner(self, id: str, end: EndRecord) -> EndRecord:
         """The record, if it says no more than that somebody ended the sandbox."""
-        if end.reason == "terminated" and self._lost_owner(id):
+        if end.reason in ("terminated", "lost") and self._lost_owner(id):
             return _ends.ended("owner", end.returncode, end.ended, written=end.written)
         return end
 

@@ -8,6 +8,7 @@ each size is kept ready, and a sandbox gets a copy of what is written of that on
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -67,9 +68,15 @@ def make(folder: Path, mebibytes: int, ready: Path) -> str:
 
 
 def size(folder: Path) -> int | None:
-    """The size of a disk in MiB; None if there is none."""
-    found = stat_of(folder / _NAME)
-    return found.st_size >> 20 if found else None
+    """What a sandbox can write, in MiB: the size of its disk, or what a project quota allows
+    (native/quota.c); None if there is neither."""
+    if found := stat_of(folder / _NAME):
+        return found.st_size >> 20
+    with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+        whole, allowed = os.statvfs(folder), os.statvfs(folder / "upper")
+        if allowed.f_blocks < whole.f_blocks:
+            return allowed.f_blocks * allowed.f_frsize >> 20
+    return None
 
 
 def _format(path: Path, mebibytes: int, options: tuple[str, ...]) -> None:

@@ -346,8 +346,12 @@ def disk_limit(machine: Machine) -> Check:
     lacking = [what for what, _, there in needed if not there]
     remedy = ", ".join(remedy for _, remedy, there in needed if not there)
     text = f"disk= needs {', '.join(lacking)}" if lacking else "disk= works"
-    guard = f"without it a sandbox ends when it has {MOST_ON_DISK >> 30} GiB on the store's disk"
-    return Check("disk limit", not lacking, f"{text}; {guard}", remedy)
+    most = f"{MOST_ON_DISK >> 30} GiB on the store's disk"
+    if machine.is_root and has_project_quota(machine.text("proc/self/mountinfo"), str(_existing(machine.state))):
+        without = f"without it a project quota gives a sandbox {most}"
+    else:
+        without = f"without it the guard ends a sandbox that has {most} (no project quota)"
+    return Check("disk limit", not lacking, f"{text}; {without}", remedy)
 
 
 def free_space(machine: Machine) -> Check:
@@ -360,15 +364,25 @@ def free_space(machine: Machine) -> Check:
 
 
 def file_system(mountinfo: str, path: str) -> str:
-    """The type of the file system that a path is on (proc(5), mountinfo)."""
-    best, kind = "", ""
+    """The type of the file system that a path is on."""
+    return _mounted(mountinfo, path)[0]
+
+
+def has_project_quota(mountinfo: str, path: str) -> bool:
+    """Whether the file system that a path is on was mounted so that it limits projects."""
+    return "prjquota" in _mounted(mountinfo, path)[1].split(",")
+
+
+def _mounted(mountinfo: str, path: str) -> tuple[str, str]:
+    """The type of the file system that a path is on, and its options (proc(5), mountinfo)."""
+    best, kind, options = "", "", ""
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         point = before.split()[4].replace("\\040", " ")
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):  # of two mounts on one place, the later covers the earlier
-            best, kind = point, after.split()[0]
-    return kind
+            best, (kind, _, options) = point, after.split(maxsplit=2)
+    return kind, options
 
 
 def _existing(path: Path) -> Path:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from mcp.server.mcpserver import Context
 from pydantic import Field
 
+from openmodal._journal import plain
 from openmodal.errors import Error, ExecTimeoutError, InterpreterTimeoutError, InvalidError
 from openmodal.integrations import in_shell
 from openmodal.integrations.mcp.sandboxes import Room, Sandboxes
@@ -294,7 +295,7 @@ class Tools:
     async def list_files(self, ctx: Context[Any, Any], path: Path_ = ".", id: Id = "") -> Entries:
         """List a folder."""
         found = await (await self._room(id, ctx)).sandbox.filesystem.list_files.aio(path)
-        kinds: Any = [Entry(each.name, each.kind, each.size) for each in found[:ENTRIES_MOST]]  # type: ignore[arg-type]
+        kinds: Any = [Entry(plain(each.name), each.kind, each.size) for each in found[:ENTRIES_MOST]]  # type: ignore[arg-type]
         return Entries(kinds, len(found) > ENTRIES_MOST)
 
     async def make_directory(self, ctx: Context[Any, Any], path: Path_, id: Id = "") -> Done:
