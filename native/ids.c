@@ -130,7 +130,9 @@ static bool map_with(const char *helper, pid_t pid, const struct strings *lines)
     close_fd(&said[1]);
     if (child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return true;
-    return fail("ids", "%s refused the map (%s): install it (Debian: uidmap) and give this user a range in /etc/sub%cid",
+    return fail("ids",
+                "%s refused the map (%s): install it (Debian: uidmap) and give this user a range in /etc/sub%cid; "
+                "in a container, start that with --privileged",
                 helper, text, helper[3]);
 }
 

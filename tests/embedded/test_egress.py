@@ -548,4 +548,4 @@ class TestLoad:
         assert (int(received), int(sent)) == (BULK_BYTES, BULK_BYTES)
         rates = (BULK_BYTES / 1e6 / (middle - begin), BULK_BYTES / 1e6 / (time.monotonic() - middle))
         print(f"MB/s in and out: {rates[0]:.0f} {rates[1]:.0f}")
-        assert min(rates) > 2, "the bound is wide: it is there for a gate that crawls"
+        assert min(rates) > 0.5, "the bound is wide: it is there for a gate that crawls"

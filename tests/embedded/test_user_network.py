@@ -134,7 +134,9 @@ print("done")
 
 
 def test_a_user_reaches_the_internet_by_pasta(home: Path, tmp_path: Path) -> None:  # noqa: F811
-    reaches(home, tmp_path, TUN, "pasta")
+    """As where no AppArmor is, which may keep resolv.conf from it."""
+    hidden = "[ ! -e /sys/kernel/security/apparmor ] || mount -t tmpfs none /sys/kernel/security"
+    reaches(home, tmp_path, f"{{ {hidden}; }} && {TUN}", "pasta")
 
 
 def test_a_helper_that_cannot_make_the_network_is_not_the_last_that_is_tried(home: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -3,6 +3,7 @@
  *   probe call NR [NUMBER|s:TEXT|b:SIZE|n:NUMBER]…   one raw system call: "OK value" or "ERR errno"
  *   probe open PATH…                        open each for writing, write nothing: prints those that open
  *   probe sockets                           every family, type and some protocols: prints what can be made
+ *   probe families                          the first socket of each family; each try may load a module
  *   probe calls                             every system call with zeros in a child: "number errno", "number signal" or "number 0"
  *   probe foreign i386|socketcall|x32       another architecture's way in: prints what it answered
  *   probe trace PID | own                   attach to a process; to a child of its own
@@ -74,16 +75,19 @@ static int open_all(char **paths) {
     return 0;
 }
 
-static int sockets(void) {
+static int sockets(bool first) {
     static const int types[] = {SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_RDM, SOCK_SEQPACKET};
-    for (int family = 0; family < 48; family++)
-        for (size_t t = 0; t < sizeof types / sizeof *types; t++)
-            for (int protocol = 0; protocol < 24; protocol++) {
+    for (int family = 0; family < 48; family++) {
+        bool next = false;
+        for (size_t t = 0; t < sizeof types / sizeof *types && !next; t++)
+            for (int protocol = 0; protocol < 24 && !next; protocol++) {
                 int fd = socket(family, types[t], protocol);
+                next = first && (fd >= 0 || errno == EAFNOSUPPORT);
                 if (fd >= 0)
                     printf("%d %d %d\n", family, types[t], protocol);
                 close(fd);
             }
+    }
     return 0;
 }
 
@@ -94,7 +98,7 @@ static int calls(void) {
         if (child == 0) {
             struct rlimit none = {0, 0};
             setrlimit(RLIMIT_CORE, &none);
-            ualarm(20000, 0);
+            ualarm(400000, 0);
             long result = syscall(number, 0, 0, 0, 0, 0, 0);
             _exit(result < 0 ? errno : 0);
         }
@@ -360,7 +364,9 @@ int main(int argc, char **argv) {
     if (strcmp(verb, "open") == 0)
         return open_all(argv + 2);
     if (strcmp(verb, "sockets") == 0)
-        return sockets();
+        return sockets(false);
+    if (strcmp(verb, "families") == 0)
+        return sockets(true);
     if (strcmp(verb, "calls") == 0)
         return calls();
     if (strcmp(verb, "fault") == 0)

@@ -15,6 +15,7 @@ from openmodal.engines.embedded import Embedded
 from openmodal.image import Image
 from openmodal.process import StreamType
 from openmodal.sandbox import Sandbox
+from openmodal.testing.fixtures import eventually
 from tests.security.test_i_exhaustion import answers, gate, group_file  # noqa: F401  (`gate` is a fixture)
 
 Create = Callable[..., Sandbox]
@@ -31,7 +32,7 @@ unshare userfaultfd usersyscall watchdog
 """.split()
 
 SECONDS, MEBIBYTES = 5, 512
-BOUNDS = "--timeout 60 --temp-path /srv --hdd-bytes 32M --vm-bytes 64M --oomable".split()
+BOUNDS = "--timeout 300 --temp-path /srv --hdd-bytes 32M --vm-bytes 64M --oomable".split()
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +69,13 @@ def test_limits_hold_and_all_others_work_under_many_kinds_of_stress(create: Crea
     sandbox, neighbour = create(image=stressed, memory=MEBIBYTES, disk=256), create()
     options = [word for kind in kinds for word in (f"--{kind}", "1")]
     stress = sandbox.spawn("stress-ng", *BOUNDS, *options, stdout=StreamType.DEVNULL, stderr=StreamType.DEVNULL)
+    eventually(lambda: tasks(sandbox) > 60)  # the control: it has begun
     deadline, most = time.monotonic() + SECONDS, 0
     while time.monotonic() < deadline:
         most = max(most, tasks(sandbox))
         assert memory(sandbox) <= (MEBIBYTES + 8) << 20, "but for what the kernel cannot do without"
         assert answers(neighbour)
     assert stress.poll() is None
-    assert 60 < most <= 512, "the lower bound is the control: it has begun"
+    assert most <= 512
     sandbox.terminate()
     assert sandbox.poll() == 137

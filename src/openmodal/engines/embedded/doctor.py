@@ -219,7 +219,7 @@ def limits(machine: Machine) -> Check:
         "mount cgroup2 on /sys/fs/cgroup, or boot without cgroup_disable="
         if machine.is_root
         else "start programs with systemd-run --user --scope -p Delegate=yes; if cpu is missing then, as root: systemctl edit "
-        "user@.service with [Service] Delegate=memory pids cpu"
+        "user@.service with [Service] Delegate=memory pids cpu; in a container, start them as its root"
     )
     text = f"{version}; limits of {', '.join(held)} hold" if held else f"{version}; no limits hold"
     allowed = "limits" in _config.allow_degraded()

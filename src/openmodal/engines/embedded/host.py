@@ -85,7 +85,7 @@ def _refusal(lacking: Sequence[str]) -> str:
         return f"{what} no cgroup hierarchy has them; mount cgroup2 on /sys/fs/cgroup, {otherwise}"
     return (
         f"{what} no control group with them is delegated to this user; start the program with "
-        f"`systemd-run --user --scope -p Delegate=yes`, as root, {otherwise}"
+        f"`systemd-run --user --scope -p Delegate=yes`, as root (in a container, its root), {otherwise}"
     )
 
 
