@@ -39,6 +39,9 @@ from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_ful
 KEEP_ENDED_SECONDS = 24 * 3600.0
 MOST_ENDED = 10_000
 """Files of sandboxes that ended: the newest of them are kept."""
+MOST_OUTPUT = 2 << 30
+"""Bytes of those files. Beyond them the older large ones go: each sandbox may leave 16 MiB."""
+_LARGE = 64 << 10
 
 R = TypeVar("R", bound=Root)
 
@@ -273,14 +276,17 @@ class Store:
     def prune_ended(self) -> None:
         """Forget sandboxes that ended long ago, or before many others."""
         oldest = time.time() - KEEP_ENDED_SECONDS
-        ages: list[tuple[float, str]] = []
+        ages: list[tuple[float, int, str]] = []
         with os.scandir(self.ended) as found:
             for entry in found:
                 with contextlib.suppress(FileNotFoundError):  # another process does the same
-                    ages.append((entry.stat(follow_symlinks=False).st_mtime, entry.path))
-        newest = sorted(ages, reverse=True)
-        for number, (age, path) in enumerate(newest):
-            if (number >= MOST_ENDED or age < oldest) and not self._is_of_a_living(path):
+                    seen = entry.stat(follow_symlinks=False)
+                    ages.append((seen.st_mtime, seen.st_size, entry.path))
+        newest, left = sorted(ages, reverse=True), MOST_OUTPUT
+        for number, (age, size, path) in enumerate(newest):
+            left -= size
+            is_too_much = left < 0 and size > _LARGE
+            if (number >= MOST_ENDED or age < oldest or is_too_much) and not self._is_of_a_living(path):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
 

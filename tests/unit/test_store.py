@@ -257,6 +257,18 @@ def test_of_many_that_ended_the_newest_are_known(store: Store, monkeypatch: pyte
     assert sorted(os.listdir(store.ended)) == ["new-00000000", "newer-00000000"]
 
 
+def test_of_what_many_have_printed_the_newest_is_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each could leave 16 MiB for a day: 10,000 of a task filled the disk. How they ended stays."""
+    monkeypatch.setattr(_store, "MOST_OUTPUT", 5 << 20)
+    for age, id in enumerate(("new-00000000", "old-00000000")):
+        store.write_end(id, EndRecord("exited", 0))
+        (store.ended / f"{id}.stdout").write_bytes(bytes(4 << 20))
+        for name in (id, f"{id}.stdout"):
+            os.utime(store.ended / name, (time.time() - 10 * age,) * 2)
+    store.prune_ended()
+    assert sorted(os.listdir(store.ended)) == ["new-00000000", "new-00000000.stdout", "old-00000000"]
+
+
 def test_how_it_ended_and_what_it_was_are_one_file(store: Store, alive: Path) -> None:
     store.write_end(ID, EndRecord("exited", 3, 2.5, "it said a=b"))
     store.remove(alive)
