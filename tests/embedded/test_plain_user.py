@@ -326,7 +326,7 @@ def test_cancelled_creations_leave_a_plain_user_nothing(home: Path, machine: str
 
 
 def run_as_user(
-    home: Path, program: str, *, expected: str = "done\n", machine: str = TUN, seconds: float = 60, **variables: str
+    home: Path, program: str, *, expected: str = "done\n", machine: str = TUN, seconds: float = 300, **variables: str
 ) -> None:
     """Run a program of the SDK as a plain user, with the state in that home; nothing of its sandboxes may be left."""
     assert run_as(home, program, machine=machine, seconds=seconds, **variables) == expected
@@ -334,7 +334,7 @@ def run_as_user(
     assert openmodal.Sandbox.list() == [], "another user's sandboxes are not root's"
 
 
-def run_as(home: Path, program: str, *, machine: str = TUN, seconds: float = 60, **variables: str) -> str:
+def run_as(home: Path, program: str, *, machine: str = TUN, seconds: float = 300, **variables: str) -> str:
     """What a program of the user's prints, which has to end well. `machine`: what root's shell does to its view of it before."""
     become = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
     command = ["unshare", "--mount", "sh", "-c", f'{machine}; exec "$@"', "sh", *become, _interpreter(), "-c", program]

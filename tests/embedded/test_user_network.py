@@ -26,7 +26,7 @@ pytestmark = [
 NO_TUN = "mount -t tmpfs tun /dev/net"
 CLOSED_TUN = f"{NO_TUN} && mknod -m 600 /dev/net/tun c 10 200"
 # What AppArmor does to Debian 12's pasta that is given a process.
-REFUSING = "printf '#!/bin/sh\\necho may not look >&2\\nexit 1\\n' > /run/refuses && chmod 755 /run/refuses"
+REFUSING = "printf '#!/bin/sh\\necho may not look >&2\\nexit 1\\n' > /mnt/refuses && chmod 755 /mnt/refuses"
 RESOLVED = f"""mount -t tmpfs run /run && mkdir -p /run/systemd/resolve
 echo nameserver 127.0.0.53 > /run/systemd/resolve/stub-resolv.conf
 echo nameserver {PUBLIC} > /run/systemd/resolve/resolv.conf
@@ -36,7 +36,12 @@ mount --bind /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"""
 def refusing(*helpers: str) -> str:
     """A machine where these programs are others, which only refuse."""
     return " && ".join(
-        [TUN, "mount -t tmpfs run /run", REFUSING, *(f"mount --bind /run/refuses $(command -v {it})" for it in helpers)]
+        [
+            TUN,
+            "mount -t tmpfs none /mnt",
+            REFUSING,
+            *(f"mount --bind /mnt/refuses $(command -v {it})" for it in helpers),
+        ]
     )
 
 
@@ -153,8 +158,10 @@ def reaches(home: Path, folder: Path, machine: str, helper: str) -> None:  # noq
 def test_where_no_helper_can_make_a_network_each_ones_words_are_told(home: Path) -> None:  # noqa: F811
     program = f"""
 {BEGIN}
+import re
 said = refused(lambda: openmodal.Sandbox.create(image=image, timeout=60))
-assert said.count("pasta: may not look") == 2 and "slirp4netns: may not look" in said, said
+# AppArmor lets no other program than pasta be at its place: the words are the kernel's then.
+assert len(re.findall("[(;] ?pasta: ", said)) == 2 and "slirp4netns: may not look" in said, said
 assert "block_network=True" in said and "\\n" not in said, said
 with openmodal.Sandbox.create(image=image, timeout=60, allow_degraded=["limits", "network"]) as sandbox:
     assert sandbox.info().degraded == ("limits", "network")
@@ -221,6 +228,7 @@ def test_a_user_without_a_tun_device_is_told_before_anything_is_built(home: Path
     run_as_user(home, LACKS, machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
 
 
+ONE_ID = f"{TUN} && mount --bind /dev/null /etc/subuid && mount --bind /dev/null /etc/subgid"
 SUB_IDS = f"""{TUN} && mount -t tmpfs run /run && echo {USER}:300000:65536 > /run/ids
 mount --bind /run/ids /etc/subuid && mount --bind /run/ids /etc/subgid"""
 
@@ -246,7 +254,7 @@ with openmodal.Sandbox.create(image=image, timeout=60, outbound_cidr_allowlist=[
 """
 
 
-@pytest.mark.parametrize(("machine", "id"), [(TUN, USER), (SUB_IDS, 300000 + 65533)], ids=["one id", "sub-ids"])
+@pytest.mark.parametrize(("machine", "id"), [(ONE_ID, USER), (SUB_IDS, 300000 + 65533)], ids=["one id", "sub-ids"])
 def test_the_gate_of_a_users_sandbox_has_no_rights(home: Path, tmp_path: Path, machine: str, id: int) -> None:  # noqa: F811
     """With ids of its own it cannot even read what the user can."""
     with apart(tmp_path):
