@@ -206,6 +206,10 @@ class TestNetworks:
         assert says(everything, PRIVATE, ECHO) == b""
         assert says(everything, PUBLIC, ECHO) == b"ping\n", "the control"
 
+    def test_what_reaches_all_addresses_resolves_all_names(self, create: Create) -> None:
+        assert get(create(outbound_cidr_allowlist=["0.0.0.0/0"]), NAME)
+        assert not get(create(outbound_cidr_allowlist=[OTHER]), NAME), "the control"
+
     @pytest.mark.parametrize("address", [METADATA, SANDBOXES])
     def test_metadata_and_other_sandboxes_are_not_reached_even_when_listed(
         self, create: Create, net: Internet, address: str

@@ -56,6 +56,12 @@ class TestPolicy:
         assert meant.reaches(IPv4Address("10.1.2.3"), 443)
         assert not meant.reaches(IPv4Address("10.2.2.3"), 443)
 
+    def test_what_reaches_all_addresses_may_ask_for_all_names(self) -> None:
+        everything = policy(networks=("0.0.0.0/0",))
+        assert everything.allows("any.example")
+        assert everything.usable(["10.1.2.3", "8.8.8.8"], 443) == ["8.8.8.8"]
+        assert not policy(networks=("0.0.0.0/1", "128.0.0.0/1")).allows("any.example"), "the control"
+
     @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "100.100.100.200", "10.251.0.7", "10.9.9.9"])
     def test_this_machine_metadata_and_other_sandboxes_are_never_reached(self, address: str) -> None:
         listed = policy(networks=(f"{address}/32", "10.0.0.0/8"), own=("10.9.9.9",))

@@ -52,8 +52,11 @@ class Policy:
         """Whether the list of domains allows a normal name.
 
         `*.example.com` is every name below example.com, but not example.com itself. `*` is every
-        name; only steps of images have it.
+        name; only steps of images have it. What reaches all addresses may ask for all names: they
+        keep nothing in any more.
         """
+        if any(network.prefixlen == 0 for network in self.networks):
+            return True
         labels = name.split(".")
         parents = (".".join(labels[n:]) for n in range(1, len(labels)))
         return "*" in self.domains or name in self.domains or any(f"*.{parent}" in self.domains for parent in parents)
