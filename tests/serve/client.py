@@ -409,7 +409,7 @@ def check_volumes_and_their_files() -> None:
     try:
         with sandbox(volumes={"/data": volume}) as made:
             # A name that is no UTF-8, and a time before 1970, made the list fail for everybody.
-            hostile = "touch -d 1960-01-01 /data/$(printf 'no\\377text')"
+            hostile = "touch -d 1960-01-01 /data/a/$(printf 'no\\377text')"
             assert made.exec("sh", "-c", f"mkdir /data/a && echo written > /data/a/file; {hostile}").wait() == 0
         volume.commit()
         assert [(entry.path, entry.size) for entry in volume.listdir("/", recursive=True) if entry.size == 8] == [
