@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -143,3 +146,21 @@ def test_times_are_told_as_docker_tells_them() -> None:
     told = {0: "Less than a second", 1: "1 second", 59: "59 seconds", 60: "About a minute", 150: "2 minutes"}
     told |= {3600: "About an hour", 7300: "2 hours", 180000: "2 days"}
     assert {seconds: ago(seconds) for seconds in told} == told
+
+
+def test_what_was_printed_before_a_failure_is_there() -> None:
+    """The process ends by _exit(2), which writes no buffer."""
+    code = """if True:
+        from openmodal import docker_cli
+        from openmodal.docker_cli.failures import Failure
+        def fails(given):
+            print("printed")
+            raise Failure("failed")
+        docker_cli._verb = fails
+        docker_cli.main(["rm"])
+    """
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=buffered, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("printed\n", "failed\n", 1)

@@ -102,8 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     gc.set_threshold(_OBJECTS)
     code = run(list(sys.argv[1:] if arguments is None else arguments))
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody takes it
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody takes it
+            stream.flush()
     # Python's own end, which takes every module apart, would be a fifth of the time.
     os._exit(code)
 
