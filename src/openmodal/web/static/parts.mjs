@@ -127,11 +127,12 @@ export function Trouble({ feed }) {
   return feed.error ? html`<p class="trouble" role="alert">${feed.error}</p>` : null;
 }
 
-/** A part of a whole, as a bar with words. `label` names it for those who do not see it. */
-export function Meter({ value, most, label, children }) {
+/** A part of a whole, as a bar with words. `label` names it for those who do not see it. Nearly all
+ * of it is a warning, but not of a `store`: that is to be full. */
+export function Meter({ value, most, label, store, children }) {
   if (value == null) return html`<span class="unknown">–</span>`;
   const share = most ? Math.min(1, value / most) : 0;
-  const level = share > 0.9 ? "high" : share > 0.7 ? "middle" : "low";
+  const level = store ? (share < 1 ? "low" : "full") : share > 0.9 ? "high" : share > 0.7 ? "middle" : "low";
   return html`<span class="meter" role="img" aria-label=${label}>
     <span class="words">${children}</span>
     <span class="bar"><span class=${level} style=${{ width: `${(share * 100).toFixed(1)}%` }}></span></span>

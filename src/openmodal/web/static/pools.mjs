@@ -14,7 +14,12 @@ export function Pools({ about }) {
     <${Trouble} feed=${feed} />
     ${feed.rows && pools.length === 0 && html`<${Nothing} title="There is no pool."><p><code>openmodal pool create NAME --image … --size 10</code> makes one.</p></${Nothing}>`}
     <div class="cards">${pools.map((pool) => html`<section class="card" key=${pool.id}>
-      <h2>${pool.name}</h2><p class="facts"><span class="mono">${pool.image}</span></p>
-      <${Meter} value=${pool.ready} most=${pool.size} label=${`${pool.ready} of ${pool.size} ready`}>${pool.ready}<i> / ${pool.size} ready</i></${Meter}>
+      <h2>${pool.name}</h2><p class="facts"><span class="mono" title=${pool.image}>${short(pool.image)}</span></p>
+      <${Meter} store value=${pool.ready} most=${pool.size} label=${`${pool.ready} of ${pool.size} ready`}>${pool.ready}<i> / ${pool.size} ready</i></${Meter}>
     </section>`)}</div>`;
+}
+
+/** Of a registry's reference: the repository's last word, and a digest's first digits. */
+function short(reference) {
+  return reference.split("/").pop().replace(/(@sha256:[0-9a-f]{12})[0-9a-f]+$/, "$1");
 }
