@@ -15,7 +15,9 @@ import pytest
 
 from tests.embedded.apart import Machine, apart
 from tests.embedded.internet import ECHO, PUBLIC
-from tests.embedded.test_plain_user import TUN, USER, home, run_as_user  # noqa: F401  (`home` is a fixture)
+from tests.embedded.test_plain_user import TUN, USER, home, run_as_user
+
+__all__ = ["home"]
 
 pytestmark = [
     pytest.mark.root,
@@ -138,24 +140,24 @@ print("done")
 """
 
 
-def test_a_user_reaches_the_internet_by_pasta(home: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_user_reaches_the_internet_by_pasta(home: Path, tmp_path: Path) -> None:
     """As where no AppArmor is, which may keep resolv.conf from it."""
     hidden = "[ ! -e /sys/kernel/security/apparmor ] || mount -t tmpfs none /sys/kernel/security"
     reaches(home, tmp_path, f"{{ {hidden}; }} && {TUN}", "pasta")
 
 
-def test_a_helper_that_cannot_make_the_network_is_not_the_last_that_is_tried(home: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_helper_that_cannot_make_the_network_is_not_the_last_that_is_tried(home: Path, tmp_path: Path) -> None:
     """AppArmor keeps some versions of pasta from what they need; slirp4netns is there, too."""
     reaches(home, tmp_path, refusing("pasta"), "slirp4netns")
 
 
-def reaches(home: Path, folder: Path, machine: str, helper: str) -> None:  # noqa: F811
+def reaches(home: Path, folder: Path, machine: str, helper: str) -> None:
     with apart(folder) as there:
         run_as_user(home, REACHES, expected=f"{helper}\n", machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
         assert there.net.hits() == [f"{PUBLIC}:{ECHO}"]
 
 
-def test_where_no_helper_can_make_a_network_each_ones_words_are_told(home: Path) -> None:  # noqa: F811
+def test_where_no_helper_can_make_a_network_each_ones_words_are_told(home: Path) -> None:
     program = f"""
 {BEGIN}
 import re
@@ -170,7 +172,7 @@ print("done")
     run_as_user(home, program, machine=refusing("pasta", "slirp4netns"), OPENMODAL_ALLOW_DEGRADED="limits")
 
 
-def test_names_resolve_where_the_machine_asks_systemd_resolved(home: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_names_resolve_where_the_machine_asks_systemd_resolved(home: Path, tmp_path: Path) -> None:
     """pasta may not read what /etc/resolv.conf links to there, and asked nobody."""
     with apart(tmp_path) as there, resolved(there):
         run_as_user(home, RESOLVES, machine=f"{TUN} && {RESOLVED}", OPENMODAL_ALLOW_DEGRADED="limits")
@@ -186,7 +188,7 @@ FOLLOWED = [
 
 @pytest.mark.parametrize("machine", FOLLOWED)
 def test_a_running_sandbox_asks_the_name_servers_that_the_machine_has_now(
-    home: Path,  # noqa: F811
+    home: Path,
     tmp_path: Path,
     machine: str,
 ) -> None:
@@ -224,7 +226,7 @@ def resolved(there: Machine) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("machine", [NO_TUN, CLOSED_TUN])
-def test_a_user_without_a_tun_device_is_told_before_anything_is_built(home: Path, machine: str) -> None:  # noqa: F811
+def test_a_user_without_a_tun_device_is_told_before_anything_is_built(home: Path, machine: str) -> None:
     run_as_user(home, LACKS, machine=machine, OPENMODAL_ALLOW_DEGRADED="limits")
 
 
@@ -255,7 +257,7 @@ with openmodal.Sandbox.create(image=image, timeout=60, outbound_cidr_allowlist=[
 
 
 @pytest.mark.parametrize(("machine", "id"), [(ONE_ID, USER), (SUB_IDS, 300000 + 65533)], ids=["one id", "sub-ids"])
-def test_the_gate_of_a_users_sandbox_has_no_rights(home: Path, tmp_path: Path, machine: str, id: int) -> None:  # noqa: F811
+def test_the_gate_of_a_users_sandbox_has_no_rights(home: Path, tmp_path: Path, machine: str, id: int) -> None:
     """With ids of its own it cannot even read what the user can."""
     with apart(tmp_path):
         expected = f"{id} {'0' * 16} 1 2\n"

@@ -55,8 +55,12 @@ def test_pasta_makes_the_network_where_apparmor_confines_it(
     image: openmodal.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it is alone: it may not read resolv.conf there, so slirp4netns comes first."""
-    tool = network.tool
-    monkeypatch.setattr(network, "tool", lambda name: None if name == "slirp4netns" else tool(name))
+    given = network.tool
+
+    def tool(name: str) -> str | None:
+        return None if name == "slirp4netns" else given(name)
+
+    monkeypatch.setattr(network, "tool", tool)
     with openmodal.Sandbox.create(image=image, timeout=300, allow_degraded=["limits"]) as sandbox:
         assert sandbox.info().network == "outbound"
         assert helpers(sandbox) == {"pasta"}

@@ -208,7 +208,11 @@ def runsc(tmp_path: Path, version: str) -> Machine:
     program = tmp_path / "runsc"
     program.write_text(f"#!/bin/sh\necho runsc version {version}\necho spec: 1.1.0\n")
     program.chmod(0o755)
-    return replace(machine(tmp_path), which=lambda name: str(program) if name == "runsc" else None)
+
+    def which(name: str) -> str | None:
+        return str(program) if name == "runsc" else None
+
+    return replace(machine(tmp_path), which=which)
 
 
 def test_gvisor_is_told_with_its_version_and_age_and_an_old_one_is_not_ok(tmp_path: Path) -> None:
