@@ -20,6 +20,7 @@ from openmodal.build.reference import parse
 from openmodal.build.remote import Order
 from openmodal.build.steps import Builder
 from openmodal.build.told import Listener, Told, runs_nothing
+from openmodal.build.unpack import unpack_archive
 from openmodal.engines.docker.daemon import Daemon
 from openmodal.engines.kubernetes.images import cloudbuild
 
@@ -45,8 +46,8 @@ class Docker:
         part = next(context.parts(steps, 0, "", ""))
         order = Order(part, "FROM om-elsewhere:base\n", TARGET, ())
         files = self._folder / "context"
-        with tarfile.open(fileobj=io.BytesIO(b"".join(order.content()))) as tar:
-            tar.extractall(files, filter="data")
+        files.mkdir(exist_ok=True)
+        unpack_archive(io.BytesIO(b"".join(order.content())), files)
         (step,) = cloudbuild.request(cloudbuild.place(TARGET), order, "source")["steps"]
         done = self(*(word.replace("$$", "$") for word in step["args"]), cwd=files)
         told = Told(Builder(Layers(self._folder / "store"), runs_nothing, self.news.append, Options(), 2), part.titles)
