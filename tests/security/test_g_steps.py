@@ -44,7 +44,7 @@ def reached(engine: Embedded, image: Image, servers: Iterable[tuple[str, int]]) 
     """Which of these answer a step; all are tried at once. A gate accepts what it then refuses, so a connection alone says nothing."""
     ask = "(printf 'GET / HTTP/1.0\\r\\n\\r\\n'; sleep 1)"
     tries = "".join(
-        f"({ask} | timeout 60 nc {host} {port} | grep -q . && echo reached {host} {port}) & " for host, port in servers
+        f"({ask} | timeout 20 nc {host} {port} | grep -q . && echo reached {host} {port}) & " for host, port in servers
     )
     lines = [line.split() for line in said(engine, image, f"{tries} wait").splitlines() if line.startswith("reached ")]
     return {(host, int(port)) for _, host, port in lines}
