@@ -190,14 +190,8 @@ def list_(arguments: list[str]) -> int:
         *(text.removeprefix("reference=") for text in given.all("filter") if text.startswith("reference=")),
     ]
     rows = [row for row in _rows(full=given.on("no-trunc")) if not wanted or any(_fits(row, word) for word in wanted)]
-    if given.on("quiet"):
-        for id in dict.fromkeys(row["ID"] for row in rows):
-            print(id)
-        return 0
     usual = "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
-    for line in templates.lines(given.text("format", usual), rows, _COLUMNS):
-        print(line)
-    return 0
+    return templates.show(given, rows, usual, _COLUMNS)
 
 
 def _fits(row: dict[str, str], word: str) -> bool:

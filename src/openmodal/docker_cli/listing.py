@@ -41,13 +41,7 @@ def ps(arguments: list[str]) -> int:
     count = 1 if given.on("latest") else int(given.number("last") or -1)
     found = found[:count] if count > 0 else found
     rows = [_row(each, full=given.on("no-trunc")) for each in found]
-    if given.on("quiet"):
-        for row in rows:
-            print(row["ID"])
-        return 0
-    for line in templates.lines(given.text("format", _USUAL), rows, _COLUMNS):
-        print(line)
-    return 0
+    return templates.show(given, rows, _USUAL, _COLUMNS)
 
 
 def _filtered(given: Given) -> Iterator[Container]:

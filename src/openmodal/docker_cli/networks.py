@@ -87,13 +87,7 @@ def list_(arguments: list[str]) -> int:
         for name in names
         if wanted.removeprefix("name=") in name
     ]
-    if given.on("quiet"):
-        for row in rows:
-            print(row["ID"])
-        return 0
-    for line in templates.lines(given.text("format", _USUAL), rows, _COLUMNS):
-        print(line)
-    return 0
+    return templates.show(given, rows, _USUAL, _COLUMNS)
 
 
 def inspect(arguments: list[str]) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from openmodal.docker_cli.failures import Failure
+from openmodal.docker_cli.flags import Given
 
 _ACTION = re.compile(r"\{\{(- )?(.*?)( -)?\}\}", re.DOTALL)
 _TOKEN = re.compile(
@@ -319,6 +320,15 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "truncate": _truncate,
     "upper": str.upper,
 }
+
+
+def show(given: Given, rows: Sequence[Mapping[str, Any]], usual: str, columns: Mapping[str, str]) -> int:
+    """Print a list as `--quiet` (ids, each once) or `--format` says, else by the usual template."""
+    quiet = given.on("quiet")
+    ids = dict.fromkeys(row["ID"] for row in rows)
+    for line in ids if quiet else lines(given.text("format", usual), rows, columns):
+        print(line)
+    return 0
 
 
 def lines(wanted: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Iterator[str]:
