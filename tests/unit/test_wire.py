@@ -260,6 +260,7 @@ def test_the_numbers_are_those_of_the_protocol() -> None:
         "COMMANDS": 0x19,
         "DIAL": 0x1A,
         "LOOK": 0x1B,
+        "REST": 0x1C,
         "STARTED": 0x20,
         "DATA": 0x21,
         "PROGRESS": 0x22,
