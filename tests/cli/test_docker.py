@@ -184,6 +184,8 @@ def test_containers_of_a_network_find_each_other_by_name_and_others_do_not(docke
     )
     assert [each["Name"] for each in found["Containers"].values()] == ["the_shop"]
     assert (found["Internal"], container["HostConfig"]["NetworkMode"]) == (True, "shop")
+    (in_a_line,) = json.loads(docker("network", "inspect", "--format", "json", "shop"))
+    assert in_a_line == found
     assert "active endpoints: the_shop" in docker.error("network", "rm", "shop")
     docker("rm", "-f", "the_shop")
     assert docker("network", "rm", "shop") == "shop\n"

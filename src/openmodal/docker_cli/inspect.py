@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 from openmodal.docker_cli import containers, images, listing, templates
@@ -17,23 +15,8 @@ _NEVER = "0001-01-01T00:00:00Z"
 def inspect(arguments: list[str]) -> int:
     """Tell what is known of containers and images; what is not there is said on stderr."""
     given = Flags("inspect", switches="size,s", texts="format,f type").parse(arguments)
-    wanted, kind = given.text("format"), given.text("type")
-    template = templates.Template(wanted) if wanted not in ("", "json") else None
-    found: list[dict[str, Any]] = []
-    code = 0
-    for word in given.at_least(1, "inspect"):
-        try:
-            value = _described(word, kind)
-        except Failure as failure:
-            print(failure, file=sys.stderr)
-            code = 1
-            continue
-        if template:
-            print(template.render(value))
-        found.append(value)
-    if not template:
-        print(json.dumps(found, indent=None if wanted == "json" else 4, ensure_ascii=False))
-    return code
+    kind = given.text("type")
+    return templates.tell(given, given.at_least(1, "inspect"), lambda word: _described(word, kind))
 
 
 def _described(word: str, kind: str) -> dict[str, Any]:

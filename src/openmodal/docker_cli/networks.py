@@ -6,9 +6,7 @@ all that is kept is a file with its name, which tells `docker run` that somebody
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +91,7 @@ def list_(arguments: list[str]) -> int:
 def inspect(arguments: list[str]) -> int:
     """Tell what is known of networks; what is not there is said on stderr."""
     given = Flags("network inspect", texts="format,f").parse(arguments)
-    found, code = [], 0
-    for name in given.at_least(1, "network inspect"):
-        try:
-            found.append(_described(name))
-        except Failure as failure:
-            print(failure, file=sys.stderr)
-            code = 1
-    if wanted := given.text("format"):
-        template = templates.Template(wanted)
-        for each in found:
-            print(template.render(each))
-    else:
-        print(json.dumps(found, indent=4))
-    return code
+    return templates.tell(given, given.at_least(1, "network inspect"), _described)
 
 
 def _described(name: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -329,6 +330,28 @@ def show(given: Given, rows: Sequence[Mapping[str, Any]], usual: str, columns: M
     for line in ids if quiet else lines(given.text("format", usual), rows, columns):
         print(line)
     return 0
+
+
+def tell(given: Given, words: Iterable[str], described: Callable[[str], Mapping[str, Any]]) -> int:
+    """Print what is known of things, as `--format` says or as JSON; what is not there is said on
+    stderr."""
+    wanted = given.text("format")
+    template = Template(wanted) if wanted not in ("", "json") else None
+    found: list[Mapping[str, Any]] = []
+    code = 0
+    for word in words:
+        try:
+            value = described(word)
+        except Failure as failure:
+            print(failure, file=sys.stderr)
+            code = 1
+            continue
+        if template:
+            print(template.render(value))
+        found.append(value)
+    if not template:
+        print(json.dumps(found, indent=None if wanted == "json" else 4, ensure_ascii=False))
+    return code
 
 
 def lines(wanted: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Iterator[str]:

@@ -58,6 +58,7 @@ class Handle(DualContext):
 
     def _only_look(self) -> None:
         """Let nothing that is asked through this object from now on count as use of the sandbox."""
+        self._agent.close()
         self._agent = self._observer
         self._renew()
 

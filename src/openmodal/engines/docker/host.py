@@ -221,25 +221,23 @@ def no_disk(why: str) -> UnsupportedError:
 
 def no_ports() -> UnsupportedError:
     """The refusal of `ports=`."""
-    return UnsupportedError(
-        "ports= needs a Docker daemon on this machine that runs as the same user, and runtime='native'; leave it out and "
-        "use sandbox.forward(port)"
-    )
+    return _nothing_beside("ports=", "leave it out and use sandbox.forward(port)")
 
 
 def no_owner() -> UnsupportedError:
     """The refusal of `owner=`."""
-    return UnsupportedError(
-        "owner= needs a Docker daemon on this machine that runs as the same user, and runtime='native'; use lease= and "
-        "sandbox.renew()"
-    )
+    return _nothing_beside("owner=", "use lease= and sandbox.renew()")
 
 
 def no_pause() -> UnsupportedError:
     """The refusal of `on_idle="pause"`."""
+    return _nothing_beside("on_idle='pause'", "leave it out, or call sandbox.pause()")
+
+
+def _nothing_beside(argument: str, remedy: str) -> UnsupportedError:
+    """The refusal of what a child beside the container does."""
     return UnsupportedError(
-        "on_idle='pause' needs a Docker daemon on this machine that runs as the same user, and runtime='native'; leave it "
-        "out, or call sandbox.pause()"
+        f"{argument} needs a Docker daemon on this machine that runs as the same user, and runtime='native'; {remedy}"
     )
 
 

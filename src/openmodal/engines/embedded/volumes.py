@@ -21,6 +21,7 @@ from openmodal import _trash
 from openmodal._files import made, within
 from openmodal._spec import Mount, VolumeInfo
 from openmodal._store import make_folder
+from openmodal.build.layers import sync_file_system
 from openmodal.build.locks import lock_folder
 from openmodal.engines import ephemeral, folders
 from openmodal.engines.embedded import plan
@@ -79,15 +80,7 @@ class Volumes:
 
     def sync(self, name: str) -> None:
         """Wait until the volume's file system is on its disk."""
-        import ctypes
-
-        fd = os.open(self.require(name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.syncfs(fd) != 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        finally:
-            os.close(fd)
+        sync_file_system(self.require(name))
 
     def sweep(self, failed: list[str], *, check: bool) -> list[str]:
         """Remove ephemeral ones whose programs were killed, and what is half made; tell which."""
