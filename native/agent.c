@@ -272,7 +272,7 @@ static bool is_idle(void) {
     return !links_busy();
 }
 
-/* Whether a request REST is to hear of it. */
+/* True: requests REST that wait for it are to be answered. */
 static bool be_idle(void) {
     if (agent.config->rests)
         return rest_wish();

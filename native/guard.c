@@ -245,7 +245,7 @@ static uint64_t step_of(const struct guard *guard) {
     return guard->most / STEPS < GIB ? guard->most / STEPS : GIB;
 }
 
-/* Of the disk, that is of the folder around: with a quota, the upper folder tells of its quota alone. */
+/* The disk's numbers come from the folder around: with a quota, statvfs of the upper folder shows the quota. */
 static bool look_around(int folder, struct statvfs *disk) {
     AUTO_FD int around = openat(folder, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
     return around >= 0 && fstatvfs(around, disk) == 0;

@@ -465,7 +465,7 @@ static enum outcome do_look(struct link *link) {
 
 /* ---- REST ---- */
 
-/* First, it goes on: tell when it is idle. Then, is it so still? */
+/* 0: the sandbox runs again; answer when it is idle. 1: is it still idle? */
 static enum outcome do_rest(struct link *link, const struct frame *frame) {
     struct cursor cursor = cursor_of(frame);
     bool sure = take_uint(&cursor, 1) != 0;

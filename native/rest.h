@@ -3,7 +3,7 @@
 
 #include <stdbool.h>
 
-/* It is idle: ask the supervisor for a pause, if that was not done. Whether it was not. */
+/* It is idle: ask the supervisor for a pause, unless that was done. True: it was not. */
 bool rest_wish(void);
 
 /* Whether it has wished for one that it was not asked about yet; whether all is to stop. */

@@ -52,8 +52,8 @@ class Policy:
         """Whether the list of domains allows a normal name.
 
         `*.example.com` is every name below example.com, but not example.com itself. `*` is every
-        name; only steps of images have it. What reaches all addresses may ask for all names: they
-        keep nothing in any more.
+        name; only steps of images have it. A sandbox that reaches all addresses may ask for all
+        names: a list of names would no longer keep anything in.
         """
         if any(network.prefixlen == 0 for network in self.networks):
             return True

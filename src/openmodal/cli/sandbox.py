@@ -86,8 +86,8 @@ def logs(session: Session, id: str, follow: bool) -> None:
     """Show what the main command of the sandbox ID prints, until it ends.
 
     The main command is what Sandbox.create(...) was given. Output is kept until somebody reads it,
-    and what nobody has read for a day after the sandbox has ended. To look at it is no use of the
-    sandbox: idle time goes on.
+    and what nobody has read for a day after the sandbox has ended. Looking does not count as use of
+    the sandbox: idle time goes on.
     """
     sandbox = session.sandbox(id)
     sandbox._only_look()

@@ -138,8 +138,8 @@ class Commands(Handle):
         """Tell of its commands, in the order of their starts: those that run, and those that ended
         and can be found by `process`.
 
-        Its main command has the id of 32 zeros. What `exec` runs is there until it has ended. To
-        ask is no use of the sandbox: idle time goes on.
+        Its main command has the id of 32 zeros. What `exec` runs is there until it has ended.
+        Asking does not count as use of the sandbox: idle time goes on.
 
         Raises:
             SandboxTerminatedError, SandboxTimeoutError, SandboxNotRunningError: the sandbox

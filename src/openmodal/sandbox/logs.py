@@ -22,7 +22,7 @@ class Logs(Handle):
 
         Nothing is taken: whoever reads `stdout` gets it, too, and what has been read there is not
         here any more. Of what nobody reads the newest 8 MiB are kept, for a day after the end (on
-        Kubernetes 3 MiB). Whoever only looks does not use the sandbox: idle time goes on.
+        Kubernetes 3 MiB). Looking does not count as use of the sandbox: idle time goes on.
 
         Args:
             stream: 1 or 2.
