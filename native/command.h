@@ -14,7 +14,8 @@ struct stream {
     struct command *command;
     struct watch watch;
     struct ring ring;
-    struct spill spill; /* what came before, if nobody read it */
+    struct spill spill; /* what came before, if nobody took it */
+    uint64_t peeked;    /* somebody has been given what lies before this offset, and has not taken it */
     uint64_t limit;     /* what the command writes behind so many bytes goes into `tail`, and is given at the end; NEVER: nothing does */
     struct ring tail;   /* the newest of that */
     size_t tail_most;
@@ -33,6 +34,7 @@ struct record {
 struct reader {
     const void *link;
     uint8_t streams; /* bit 0 stdout, bit 1 stderr */
+    uint8_t taken;   /* those of them that it takes: their bytes are gone when it has them */
     bool told;       /* ... that the command has exited and nothing more comes */
 };
 

@@ -35,9 +35,36 @@ static bool beyond_limit(const struct stream *stream) {
     return stream->ring.end >= stream->limit;
 }
 
+/* The ring's bytes before `end` go to the disk. */
+static void set_aside(struct stream *stream, uint64_t end) {
+    struct ring *ring = &stream->ring;
+    struct iovec pieces[2];
+    spill_add(&stream->spill, ring->start, pieces, ring_bytes(ring, ring->start, (size_t)(end - ring->start), pieces));
+    ring_drop(ring, end);
+}
+
+static bool is_taken(const struct stream *stream) {
+    const struct command *command = stream->command;
+    for (size_t i = 0; i < command->reader_count; i++)
+        if (command->readers[i].taken & 1 << (stream - command->out))
+            return true;
+    return false;
+}
+
+/* Who peeks may ask once more, from any offset, so what was given stays as long as there is room on the disk, and the command does not wait
+ * for that. Who takes waits for bytes that somebody else peeked at: none of those is dropped. */
+static void set_peeked_aside(struct stream *stream) {
+    struct ring *ring = &stream->ring;
+    uint64_t end = ring->start + READ_AT_ONCE;
+    if (end <= stream->peeked && (spill_has_room(&stream->spill, READ_AT_ONCE) || !is_taken(stream)))
+        set_aside(stream, end);
+}
+
 /* The next read goes into a ring; 0 when it must wait. Without a reader, and beyond the limit, the oldest bytes make room. */
 static int room_for_read(struct stream *stream, struct iovec pieces[2]) {
     struct ring *ring = &stream->ring;
+    if (stream->attached && ring_size(ring) >= OUTPUT_KEPT && !beyond_limit(stream))
+        set_peeked_aside(stream);
     size_t size = ring_size(ring), most = READ_AT_ONCE;
     if (stream->rest >= 0)
         most = lesser((uint64_t)stream->rest, most);
@@ -58,12 +85,8 @@ static void grow_busy_pipe(struct stream *stream, size_t count) {
 static void head_added(struct stream *stream, size_t count) {
     struct ring *ring = &stream->ring;
     ring_added(ring, count);
-    if (stream->attached || ring_size(ring) <= OUTPUT_KEPT)
-        return;
-    struct iovec pieces[2];
-    int too_many = ring_bytes(ring, ring->start, ring_size(ring) - OUTPUT_KEPT, pieces);
-    spill_add(&stream->spill, ring->start, pieces, too_many);
-    ring_drop(ring, ring->end - OUTPUT_KEPT);
+    if (!stream->attached && ring_size(ring) > OUTPUT_KEPT)
+        set_aside(stream, ring->end - OUTPUT_KEPT);
 }
 
 static void tail_added(struct stream *stream, size_t count) {
@@ -100,7 +123,7 @@ static void stream_read(struct stream *stream) {
     }
     int count = room_for_read(stream, pieces);
     if (count == 0) {
-        watch_set(&stream->watch, 0); /* until stream_received() makes room */
+        watch_set(&stream->watch, 0); /* until read_on() */
         return;
     }
     ssize_t n = readv(stream->watch.fd, pieces, count);
@@ -205,13 +228,25 @@ bool stream_at_end(const struct stream *stream, uint64_t offset) {
     return stream->ended && offset >= stream_written(stream);
 }
 
+static void read_on(struct stream *stream) {
+    if (stream->watch.fd >= 0 && !stream->watch.events)
+        watch_set(&stream->watch, EPOLLIN);
+}
+
 void stream_received(struct command *command, int which, uint64_t offset) {
     struct stream *stream = &command->out[which];
     spill_drop(&stream->spill, offset);
     ring_drop(&stream->ring, offset < stream->ring.end ? offset : stream->ring.end);
     ring_drop(&stream->tail, offset < stream->tail.end ? offset : stream->tail.end);
-    if (stream->watch.fd >= 0 && !stream->watch.events)
-        watch_set(&stream->watch, EPOLLIN);
+    read_on(stream);
+}
+
+void stream_peeked(struct command *command, int which, uint64_t offset) {
+    struct stream *stream = &command->out[which];
+    if (offset <= stream->peeked)
+        return;
+    stream->peeked = offset;
+    read_on(stream);
 }
 
 /* ---- readers ---- */
@@ -230,11 +265,12 @@ static struct reader *reader_add(struct command *command, const void *link) {
     return reader;
 }
 
-void command_attach(struct command *command, const void *link, uint8_t streams) {
+void command_attach(struct command *command, const void *link, uint8_t streams, bool takes) {
     struct reader *reader = reader_find(command, link);
     if (!reader)
         reader = reader_add(command, link);
     reader->streams |= streams & 3;
+    reader->taken |= takes ? streams & 3 : 0;
     for (int i = 0; i < 2; i++)
         if (streams & 1 << i) {
             command->out[i].attached = true;
@@ -282,8 +318,7 @@ void stream_tick(struct stream *stream) {
     /* Whoever had the connection is gone, and its other side is not to wait for ever. */
     if (stream->command->flags & START_CONNECT)
         stream->command->condemned = true;
-    if (stream->watch.fd >= 0 && !stream->watch.events)
-        watch_set(&stream->watch, EPOLLIN);
+    read_on(stream);
 }
 
 /* ---- stdin ---- */

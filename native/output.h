@@ -22,7 +22,8 @@ uint64_t stream_written(const struct stream *stream);                      /* ho
 bool stream_is_spilled(const struct stream *stream, uint64_t offset);
 bool stream_at_end(const struct stream *stream, uint64_t offset);
 void stream_received(struct command *command, int which, uint64_t offset); /* everything before `offset` may be forgotten */
-void command_attach(struct command *command, const void *link, uint8_t streams);
+void stream_peeked(struct command *command, int which, uint64_t offset);   /* it was given, and may be asked for once more */
+void command_attach(struct command *command, const void *link, uint8_t streams, bool takes);
 void command_told(struct command *command, const void *link);
 bool command_readers_know(const struct command *command); /* all of them were told */
 void commands_link_gone(const void *link);

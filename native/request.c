@@ -87,7 +87,7 @@ static enum outcome do_start(struct link *link, const struct frame *frame) {
     if (!command)
         command = start(link, &request);
     if (command && request.flags & START_ATTACHED)
-        command_attach(command, link, 3);
+        command_attach(command, link, 3, false);
     start_free(&request);
     return command ? answer_started(link, command) : DONE;
 }
@@ -221,10 +221,10 @@ static bool begin_io(struct link *link, struct command *command, const struct io
         if (streams & 1 << i && io->offset[i] > stream_written(&command->out[i]))
             return false;
     if (streams)
-        command_attach(command, link, streams);
+        command_attach(command, link, streams, !(io->want & WANT_PEEK));
     for (int i = 0; i < 2; i++)
-        if (streams & 1 << i && !(io->want & WANT_PEEK))
-            stream_received(command, i, io->offset[i]);
+        if (streams & 1 << i)
+            (io->want & WANT_PEEK ? stream_peeked : stream_received)(command, i, io->offset[i]);
     link->timed = true;
     link->deadline = io->wait_ms == UINT32_MAX ? NEVER : agent.now + io->wait_ms;
     return true;

@@ -360,6 +360,62 @@ def test_who_only_peeks_may_read_again_until_he_says_what_was_received(agent: Ag
     assert link.io(id, STDOUT, out=0).offset[1] == acknowledged, "what was received is forgotten"
 
 
+def numbers(count: int) -> bytes:
+    return b"".join(b"%d\n" % number for number in range(10_000_000, 10_000_000 + count))
+
+
+def all_of(link: Link, id: bytes, want: int = STDOUT, out: int = 0) -> tuple[bytes, list[int]]:
+    """What is there of stdout from an offset on, and at which of its bytes something is missing."""
+    got, at, jumps = bytearray(), out, []
+    while data := (answer := link.io(id, want, out=at)).data.get(1, b""):
+        if answer.offset[1] != at:
+            jumps.append(len(got))
+        got += data
+        at = answer.offset[1] + len(data)
+    return bytes(got), jumps
+
+
+def test_what_was_peeked_at_waits_on_the_disk_and_holds_nothing_up(link: Link) -> None:
+    """A client behind a client says late, and in large steps, what it has received."""
+    id = link.start("seq", "10000000", "14999999", flags=ATTACHED)
+    for _ in range(2):
+        assert all_of(link, id, STDOUT | PEEK) == (numbers(5_000_000), [])
+
+
+def test_what_was_peeked_at_is_dropped_where_the_disk_has_no_room_for_it(link: Link) -> None:
+    id = link.start("seq", "10000000", "12499999", flags=ATTACHED, keep=3_000_000)
+    whole = numbers(2_500_000)
+    assert all_of(link, id, STDOUT | PEEK) == (whole, [])
+    got, jumps = all_of(link, id, STDOUT | PEEK)
+    assert jumps == [3_000_000]
+    assert (got[:3_000_000], got[3_000_000:]) == (whole[:3_000_000], whole[-(len(got) - 3_000_000) :])
+
+
+def test_room_on_the_disk_is_used_again_for_what_was_peeked_at(link: Link) -> None:
+    id = link.start("seq", "10000000", "17499999", flags=ATTACHED, keep=12 << 20)
+    whole, at, received = numbers(7_500_000), 0, 0
+    while data := link.io(id, STDOUT | PEEK, out=at).data.get(1, b""):
+        at += len(data)
+        if at - received >= 16 << 20:
+            again = link.io(id, STDOUT | PEEK, out=received)
+            assert again.offset[1] == received
+            assert again.data[1] == whole[received : received + len(again.data[1])]
+            received = at - (12 << 20)
+            link.io(id, STDOUT, out=received, most=0, wait=0)
+    assert at == len(whole)
+
+
+def test_who_takes_loses_nothing_to_who_peeks(agent: Agent) -> None:
+    taking, peeking = agent.link(), agent.link()
+    id = taking.start("seq", "10000000", "12499999", flags=ATTACHED, keep=1_000_000)
+    first = taking.io(id, STDOUT, most=1000).data[1]
+    ahead = len(first)
+    while data := peeking.io(id, STDOUT | PEEK, out=ahead, wait=1000).data.get(1, b""):
+        ahead += len(data)
+    rest, jumps = all_of(taking, id, out=len(first))
+    assert (first + rest, jumps) == (numbers(2_500_000), [])
+
+
 def test_a_background_child_does_not_hold_up_the_end(link: Link, tmp_path: Path) -> None:
     child = f"trap '' PIPE; until [ -e {tmp_path}/go ]; do sleep 0.01; done; echo late; echo $? > {tmp_path}/late"
     id = link.start("sh", "-c", f"({child}) & echo hi")

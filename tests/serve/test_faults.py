@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from openmodal.testing.fixtures import eventually
 from tests.disks import small_disk
 from tests.serve.conftest import Door, opened
 from tests.serve.test_door import BEGIN, client
@@ -28,12 +29,17 @@ import hashlib
 sandbox = modal.Sandbox.create(app=app, image=image, timeout=600)
 process = sandbox.exec("seq", "1", "{NUMBERS}", text=False)
 whole = hashlib.sha256()
-for piece in process.stdout:
+pieces = iter(process.stdout)
+whole.update(next(pieces))
+print("begun", flush=True)
+input()
+for piece in pieces:
     whole.update(piece)
 print(whole.hexdigest(), process.wait())
 sandbox.terminate()
 """
 )
+WRITTEN = "".join(f"{number}\n" for number in range(1, NUMBERS + 1)).encode()
 
 FULL = (
     BEGIN
@@ -78,10 +84,13 @@ class Proxy:
 
     Attributes:
         cuts: how many it reset.
+        back: how many bytes came back.
     """
 
     def __init__(self, listener: socket.socket, port: int) -> None:
         self.cuts = 0
+        self.back = 0
+        self._nears: list[socket.socket] = []
         self._listener = listener
         self._port = port
 
@@ -89,9 +98,16 @@ class Proxy:
         with contextlib.suppress(OSError):  # it is closed
             while True:
                 near, _ = self._listener.accept()
+                self._nears.append(near)
                 far = socket.create_connection(("127.0.0.1", self._port))
                 for source, target, fragile in ((near, far, False), (far, near, True)):
                     threading.Thread(target=self._carry, args=(source, target, fragile), daemon=True).start()
+
+    def cut(self) -> None:
+        """End all connections."""
+        for near in self._nears:
+            with contextlib.suppress(OSError):  # it has ended
+                near.shutdown(socket.SHUT_RDWR)
 
     def _carry(self, source: socket.socket, target: socket.socket, fragile: bool) -> None:
         count = 0
@@ -99,6 +115,7 @@ class Proxy:
             while data := source.recv(65536):
                 target.sendall(data)
                 count += len(data)
+                self.back += len(data) if fragile else 0
                 if fragile and count > CUT_AFTER and self.cuts < CUTS:
                     self.cuts += 1
                     target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -137,10 +154,27 @@ def test_a_proxy_that_resets_connections_loses_nothing(tmp_path: Path) -> None:
         proxied(port) as (proxy, before),
         opened(tmp_path, port, "--advertise", f"http://127.0.0.1:{before}") as door,
     ):
-        said, errors = client(READ, door).communicate(timeout=600)
-    numbers = "".join(f"{number}\n" for number in range(1, NUMBERS + 1))
-    assert said.split() == [hashlib.sha256(numbers.encode()).hexdigest(), "0"], errors
+        said, errors = client(READ, door).communicate("\n", timeout=600)
+    assert said.split() == ["begun", hashlib.sha256(WRITTEN).hexdigest(), "0"], errors
     assert proxy.cuts == CUTS
+
+
+def test_a_slow_reader_whose_connection_breaks_loses_nothing(tmp_path: Path) -> None:
+    """A client's library takes 64 MiB that the program has not read, and loses them with the
+    connection; a door once had forgotten all but the last 4."""
+    port = free()
+    with (
+        proxied(port) as (proxy, before),
+        opened(tmp_path, port, "--advertise", f"http://127.0.0.1:{before}") as door,
+    ):
+        proxy.cuts = CUTS  # only when it is told to
+        program = client(READ, door)
+        assert program.stdout
+        assert program.stdout.readline() == "begun\n"
+        eventually(lambda: proxy.back > len(WRITTEN), seconds=300)
+        proxy.cut()
+        said, errors = program.communicate("\n", timeout=600)
+    assert said.split() == [hashlib.sha256(WRITTEN).hexdigest(), "0"], errors
 
 
 @pytest.mark.root

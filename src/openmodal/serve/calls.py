@@ -66,6 +66,14 @@ class Call:
         """The client's version."""
         return str(self.metadata.get("x-modal-client-version", ""))
 
+    @property
+    def unread(self) -> int:
+        """How many bytes of the answers the client has not said that it has read (RFC 9113, section
+        5.2): they may be under way, and a client reads them late, and says so in large steps."""
+        connection: Any = self.stream._stream._h2_connection
+        stream = connection.streams[self.stream._stream.id]
+        return int(connection.remote_settings.initial_window_size - stream.outbound_flow_control_window)
+
     def warn(self, text: str) -> None:
         """The client prints it as a warning."""
         if text not in self.warnings:

@@ -46,7 +46,7 @@ class Outputs:
         """One stream of a main command, of old clients."""
         number = 1 if request.file_descriptor == api.FILE_DESCRIPTOR_STDOUT else 2
         at, rest = int(request.last_entry_id or 0), b""
-        async for begins, data in main_output(self._door, ids.sandbox(request.sandbox_id), number, at):
+        async for begins, data in main_output(self._door, ids.sandbox(request.sandbox_id), number, at, call):
             text, rest = _decoded(rest + data)
             at = begins + len(data) - len(rest)
             item = api.TaskLogs(data=text, file_descriptor=request.file_descriptor)

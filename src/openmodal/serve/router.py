@@ -1,8 +1,8 @@
 """Commands and streams. A command's id is the client's, and the agent keeps its output: a client
 that lost its door asks another one from where it is.
 
-The door looks at output without taking it (PEEK), and lets the agent forget what lies far behind
-what HTTP/2 has taken: a connection that breaks with bytes under way loses nothing.
+The door looks at output without taking it (PEEK), and lets the agent forget what the client has read:
+a connection that breaks with bytes under way loses nothing.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from openmodal.serve.readers import Readers
 from openmodal.serve.sandboxes import network_asked, ready_at_last
 
 _BEHIND = 4 << 20
-"""How many bytes that the client was sent are kept for another door, or another connection."""
+"""How many bytes that the client's library has read are kept for another connection: the program may
+not have got them."""
 
 _STEP = 2 << 20
-"""How many bytes more are forgotten at once. Both are less than what the agent keeps in memory: a
-command waits when that is full."""
+"""How many bytes more are forgotten at once."""
 
 _KEEP = 1 << 30
-"""How many bytes of each stream may wait on the sandbox's disk until the client reads them."""
+"""How many bytes of each stream may wait on the sandbox's disk until the client has read them."""
 
 _LATER = 0.5
 """Seconds after the client's own end of a command's time that we end the command."""
@@ -134,11 +134,11 @@ class Router:
         command = _command(self._sandbox(request), request.exec_id)
         async with self._readers.reading(_wire_of(request), request.exec_id, number):
             at = request.offset
-            async for begins, data in output(self._door, command, number, at):
+            async for begins, data in output(self._door, command, number, at, call):
                 if begins > at:
                     call.warn(
-                        f"{begins - at} bytes of output are lost: more than 1 GiB waited unread, or a connection broke "
-                        "with more than 4 MiB under way to a slow reader; have the command write to a file, and read that"
+                        f"{begins - at} bytes of output are lost: more than 1 GiB waited unread, or the sandbox's disk "
+                        "was full; have the command write to a file, and read that"
                     )
                 at = begins + len(data)
                 yield router.TaskExecStdioReadResponse(data=data)
@@ -146,7 +146,7 @@ class Router:
     @serves("SandboxStdioReadV2")
     async def read_main(self, request: Any, call: Call) -> AsyncIterator[Any]:
         number = 1 if request.file_descriptor == router.SANDBOX_STDIO_FILE_DESCRIPTOR_STDOUT else 2
-        async for begins, data in main_output(self._door, self._sandbox(request).id, number, request.offset):
+        async for begins, data in main_output(self._door, self._sandbox(request).id, number, request.offset, call):
             yield router.SandboxStdioReadV2Response(data=data, starting_offset=begins)
 
     @serves("TaskExecStdinWrite")
@@ -292,8 +292,13 @@ async def written(door: Door, command: Command, offset: int, data: bytes, *, end
             return offsets[0]
 
 
-async def output(door: Door, command: Command, number: int, offset: int) -> AsyncIterator[tuple[int, bytes]]:
-    """A stream of a command from an offset on, to its end: pieces, and where each begins."""
+async def output(
+    door: Door, command: Command, number: int, offset: int, call: Call
+) -> AsyncIterator[tuple[int, bytes]]:
+    """A stream of a command from an offset on, to its end: pieces, and where each begins.
+
+    What the client of the call has read is forgotten.
+    """
     want, end = {1: (Want.STDOUT, State.STDOUT_END), 2: (Want.STDERR, State.STDERR_END)}[number]
     # Nobody knows what a reader before this one had the agent forget.
     offsets, forgotten = [0, 0, 0], 0
@@ -305,8 +310,9 @@ async def output(door: Door, command: Command, number: int, offset: int) -> Asyn
         for part in taken.parts:
             yield at, part
             at += len(part)
-        if at - forgotten >= _BEHIND + _STEP:
-            forgotten = at - _BEHIND
+        read = at - call.unread
+        if read - forgotten >= _BEHIND + _STEP:
+            forgotten = read - _BEHIND
             received = [0, 0, 0]
             received[number] = forgotten
             await door.run(command.io(want, received, {}, most=0, wait=0))
@@ -314,11 +320,13 @@ async def output(door: Door, command: Command, number: int, offset: int) -> Asyn
             return
 
 
-async def main_output(door: Door, id: str, number: int, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+async def main_output(
+    door: Door, id: str, number: int, offset: int, call: Call
+) -> AsyncIterator[tuple[int, bytes]]:
     """A stream of a sandbox's main command: while it runs, and what is kept of it after its end."""
     command = Command(door.sandbox(ids.sandbox_on_wire(id))._agent, _wire.MAIN)
     try:
-        async for begins, data in output(door, command, number, offset):
+        async for begins, data in output(door, command, number, offset, call):
             yield begins, data
             offset = begins + len(data)
         return
