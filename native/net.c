@@ -22,8 +22,9 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
-/* Numbers of interfaces are ours to choose: so one batch can name what it makes. */
-enum { SANDBOX_ETH0 = 2, INDEX_BASE = 0x10000 };
+/* Numbers of interfaces are ours to choose: so one batch can name what it makes. The low ones may be taken: where the machine has loaded ipip,
+ * sit, gre or their like, each network namespace begins with an interface of theirs. */
+enum { SANDBOX_ETH0 = 100, INDEX_BASE = 0x10000 };
 #define GATEWAY 0x0afb0001U /* 10.251.0.1 */
 
 uint32_t net_address(uint32_t slot) {

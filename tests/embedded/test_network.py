@@ -106,6 +106,12 @@ def test_private_networks_are_out_of_reach(create: Create, address: str) -> None
         assert not connects(create(), address, PORT)
 
 
+def test_low_numbers_of_interfaces_are_left_to_the_kernel(create: Create) -> None:
+    """ipip, sit and gre put an interface into each network namespace of a machine that has loaded
+    them; no sandbox began there, for its own wanted the number of theirs."""
+    assert int(create().exec("cat", "/sys/class/net/eth0/ifindex").stdout.read()) > 32
+
+
 def test_a_public_server_is_within_reach(create: Create) -> None:
     """The control of the tests above: the same server, with an address of the internet."""
     with neighbour(PUBLIC):

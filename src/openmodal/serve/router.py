@@ -320,9 +320,7 @@ async def output(
             return
 
 
-async def main_output(
-    door: Door, id: str, number: int, offset: int, call: Call
-) -> AsyncIterator[tuple[int, bytes]]:
+async def main_output(door: Door, id: str, number: int, offset: int, call: Call) -> AsyncIterator[tuple[int, bytes]]:
     """A stream of a sandbox's main command: while it runs, and what is kept of it after its end."""
     command = Command(door.sandbox(ids.sandbox_on_wire(id))._agent, _wire.MAIN)
     try:
