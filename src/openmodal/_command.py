@@ -6,9 +6,8 @@ import contextlib
 import io
 import signal
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from typing import IO, Any, Protocol, cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import IO, Any, Protocol, TypeVar, cast
 
 from openmodal import _wire
 from openmodal._agent import Agent, Life
@@ -26,6 +25,8 @@ from openmodal.errors import (
     UnsupportedError,
     file_error,
 )
+
+T = TypeVar("T")
 
 SPOOL_LIMIT = 16 << 20
 """Output beyond so many bytes per stream goes to a temporary file."""
@@ -165,8 +166,7 @@ class Command:
         """
         request = _wire.start(self.id, spec)
         with self.agent.journal.call("spawn", command=self.id.hex(), argv=spec.argv):
-            async with self._killed_if_interrupted():
-                return await self.agent.exchange(lambda link: _start(link, request), self.life)
+            return await self._or_killed(self.agent.exchange(lambda link: _start(link, request), self.life))
 
     async def run(self, spec: ExecSpec, feed: Feed | None, sinks: Mapping[int, Sink]) -> tuple[int, ExitRecord]:
         """Start it and take its output until it has ended; return its process id and its record. Killed if interrupted."""
@@ -183,19 +183,17 @@ class Command:
             await link.post(_wire.release(self.id))
             return pid, record
 
-        async with self._killed_if_interrupted():
-            return await self.agent.exchange(operation, self.life)
+        return await self._or_killed(self.agent.exchange(operation, self.life))
 
-    @asynccontextmanager
-    async def _killed_if_interrupted(self) -> AsyncIterator[None]:
-        """Kill the command with all its descendants if the block ends by anything but its result or
+    async def _or_killed(self, core: Coroutine[Any, Any, T]) -> T:
+        """Kill the command with all its descendants if the core ends by anything but its result or
         what the sandbox says.
 
         That is Ctrl-C, a task's cancellation, a full disk here, a stdin that cannot be read. It
         takes some seconds at most.
         """
         try:
-            yield
+            return await core
         # It never ran, or its sandbox ended; a coroutine that is being closed may wait for nothing.
         except (Error, GeneratorExit):
             raise

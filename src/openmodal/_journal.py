@@ -30,6 +30,8 @@ MOST = 512 << 10
 MOST_TEXT = 4096
 """Bytes of the arguments of one call."""
 
+_APPEND = os.O_WRONLY | os.O_APPEND
+
 caller: ContextVar[str] = ContextVar("openmodal_caller", default="")
 """Who calls, if that is not the program itself, such as the user of a web page."""
 
@@ -77,6 +79,7 @@ class Journal:
     def __init__(self, place: Callable[[], Path] | None = None) -> None:
         """`place`: tells the file; None: nothing is noted."""
         self._place = place
+        self._file: str | None = None
 
     @contextmanager
     def call(self, name: str, **what: Any) -> Iterator[dict[str, Any]]:
@@ -105,7 +108,7 @@ class Journal:
             return
         # What the configuration says wrong is told by the calls that need it.
         with contextlib.suppress(OSError, Error):
-            if _config.journal():
+            if file := self._wanted(self._place):
                 words, cut = _cut(argv)
                 event = Event(
                     at or time.time(),
@@ -117,13 +120,20 @@ class Journal:
                     by=caller.get(),
                     **what,
                 )
-                _append(self._place(), msgspec.json.encode(event) + b"\n")
+                _append(file, msgspec.json.encode(event) + b"\n")
+
+    def _wanted(self, place: Callable[[], Path]) -> str:
+        """The file; "" if the configuration wants no journal. Both are asked once: that takes as long
+        as a line."""
+        if self._file is None:
+            self._file = str(place()) if _config.journal() else ""
+        return self._file
 
     def events(self) -> list[Event]:
         """What was noted, as far as it is kept."""
         found: list[Event] = []
         with contextlib.suppress(OSError, Error):
-            place = self._place() if self._place else None
+            place = str(self._place()) if self._place else ""
             for path in (_older(place), place) if place else ():
                 found += _events(path)
         return found
@@ -149,36 +159,36 @@ def plain(text: str, most: int = MOST_TEXT) -> str:
     return text[:most].encode("utf-8", "backslashreplace").decode()
 
 
-def _older(path: Path) -> Path:
-    return path.with_name(f"{path.name}.old")
+def _older(path: str) -> str:
+    return f"{path}.old"
 
 
-def _append(path: Path, line: bytes) -> None:
+def _append(path: str, line: bytes) -> None:
     """Add a line, at once and whole: many processes do so."""
     try:
-        file = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        file, size = _open(path, _APPEND)
     except FileNotFoundError:
-        _files.made(path.parent)  # of a sandbox that another machine has created
-        file = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        _files.made(Path(path).parent)  # of a sandbox that another machine has created
+        file, size = _open(path, _APPEND | os.O_CREAT)
     try:
         os.write(file, line)
-        if os.fstat(file).st_size > MOST:
+        if size + len(line) > MOST:
             _turn(path, file)
     finally:
         os.close(file)
 
 
-def _turn(path: Path, file: int) -> None:
+def _turn(path: str, file: int) -> None:
     """Begin another file; of several processes one does so."""
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if path.stat().st_ino == os.fstat(file).st_ino:
-        path.rename(_older(path))
+    if os.stat(path).st_ino == os.fstat(file).st_ino:
+        os.rename(path, _older(path))
 
 
-def _events(path: Path) -> Iterator[Event]:
+def _events(path: str) -> Iterator[Event]:
     """The lines of a file that are whole."""
     try:
-        file = _open(path, os.O_RDONLY)
+        file, _ = _open(path, os.O_RDONLY)
     except FileNotFoundError:
         return
     with open(file, "rb") as lines:
@@ -188,13 +198,14 @@ def _events(path: Path) -> Iterator[Event]:
                 yield msgspec.json.decode(line, type=Event)
 
 
-def _open(path: Path, flags: int) -> int:
-    """Open a file, and nothing else in its place; a pipe is not waited for."""
+def _open(path: str, flags: int) -> tuple[int, int]:
+    """Open a file, and nothing else in its place, and tell its size; a pipe is not waited for."""
     file = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
+    about = os.fstat(file)
+    if not stat.S_ISREG(about.st_mode):
         os.close(file)
         raise FileNotFoundError(f"{path} is no file")
-    return file
+    return file, about.st_size
 
 
 __all__ = ["MOST", "SILENT", "Event", "Journal", "caller", "fields", "plain"]

@@ -181,14 +181,14 @@ class Link:
         """Send the beginning, and only then see whether the box is paused: one that is about to
         pause has either seen what was sent, or is seen to pause (native/rest.c). Return the rest."""
         view = memoryview(data)
-        first = data if len(data) <= _PIECE else view[:_PIECE]
-        await self._stream.send(first)
+        await self._stream.send(view[:_PIECE])
         await wake()
         return view[_PIECE:]
 
     async def receive(self) -> tuple[int, memoryview]:
         """Return the next frame's kind and payload, which is valid until the next call; raises LinkLost, ProtocolError."""
-        await self.meet()
+        if not self._greeted:
+            await self.meet()
         return await self._frame()
 
     async def meet(self) -> int:
@@ -234,19 +234,19 @@ class Link:
         return number
 
     async def _frame(self) -> tuple[int, memoryview]:
-        await self._fill(4)
+        if self._end - self._start < 4:
+            await self._fill(4)
         length = int.from_bytes(self._buffer[self._start : self._start + 4], "little")
         if not 1 <= length <= _wire.MAX_FRAME:
             raise ProtocolError(f"the agent sent a frame of {length} bytes")
-        await self._fill(4 + length)
+        if self._end - self._start < 4 + length:
+            await self._fill(4 + length)
         begin = self._start + 4
         self._start = begin + length
         return self._buffer[begin], memoryview(self._buffer)[begin + 1 : begin + length]
 
     async def _fill(self, count: int) -> None:
-        """Have at least `count` unread bytes in the buffer."""
-        if self._end - self._start >= count:
-            return
+        """Have at least `count` unread bytes in the buffer, which has fewer."""
         self._make_room(count)
         view = memoryview(self._buffer)
         while self._end - self._start < count:

@@ -145,9 +145,9 @@ class Event(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The answer to an IO. `record` is there when `state` has EXIT."""
+    """The answer to an IO. `state` is bits of `State`; `record` is there when it has EXIT."""
 
-    state: State
+    state: int
     stdin: int
     record: ExitRecord | None
 
@@ -160,6 +160,7 @@ _U64 = struct.Struct("<Q")
 _START = struct.Struct("<16sIQ")
 _SIZE = struct.Struct("<HH")
 _IO = struct.Struct("<16sBQQQBIII")
+_STARTED = struct.Struct("<IB")
 _DATA = struct.Struct("<BQ")
 _PROGRESS = struct.Struct("<BQ")
 _COMMAND = struct.Struct("<IQ")
@@ -218,6 +219,7 @@ def decode(value: bytes) -> str:
 
 
 # Computed once: an enum's `|` costs more than all the rest of a frame.
+_EXIT = int(State.EXIT)
 _KEPT = (0, int(Flag.KEEP), int(Flag.KEEP | Flag.LIMIT))
 
 
@@ -335,7 +337,7 @@ def decode_hello(payload: memoryview) -> tuple[int, str, int]:
 def decode_started(payload: memoryview) -> int:
     """Return the command's process id inside the sandbox, 0 if it could not be executed."""
     reader = _Reader(payload)
-    pid, _ = reader.struct(struct.Struct("<IB"))
+    pid, _ = reader.struct(_STARTED)
     reader.done()
     return pid
 
@@ -360,9 +362,9 @@ def decode_data(payload: memoryview) -> tuple[int, int, memoryview]:
 def decode_progress(payload: memoryview) -> Progress:
     reader = _Reader(payload)
     state, stdin = reader.struct(_PROGRESS)
-    record = _decode_record(reader) if state & State.EXIT else None
+    record = _decode_record(reader) if state & _EXIT else None
     reader.done()
-    return Progress(State(state), stdin, record)
+    return Progress(state, stdin, record)
 
 
 def decode_command(payload: memoryview) -> CommandStatus:

@@ -37,6 +37,8 @@ LINE_LIMIT = 64 << 20
 
 _PIECE = 256 * 1024
 
+_Decoder = codecs.getincrementaldecoder("utf-8")
+
 
 class StreamType(Enum):
     """Where a command's stdout or stderr goes: to the caller, to where stdout goes (stderr only), or nowhere."""
@@ -55,9 +57,7 @@ class StreamReader(DualIterator[AnyStr], Generic[AnyStr]):
 
     def __init__(self, source: Source, *, text: bool) -> None:
         self._source = source
-        self._decode: Callable[[bytes, bool], Any] = (
-            codecs.getincrementaldecoder("utf-8")("replace").decode if text else _as_it_is
-        )
+        self._decode: Callable[[bytes, bool], Any] = _Decoder("replace").decode if text else _as_it_is
         self._newline: AnyStr = cast("AnyStr", "\n" if text else b"\n")
         self._empty: AnyStr = self._newline[:0]
         self._rest: AnyStr = self._empty

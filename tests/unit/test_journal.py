@@ -125,14 +125,16 @@ def test_a_full_disk_fails_no_call(journal: Journal, monkeypatch: pytest.MonkeyP
     assert len(journal.events()) == 1
 
 
-def test_it_can_be_turned_off(journal: Journal, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_can_be_turned_off(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OPENMODAL_JOURNAL", "off")
-    journal.note("exec")
+    Journal(lambda: place).note("exec")
     monkeypatch.delenv("OPENMODAL_JOURNAL")
     monkeypatch.setenv("OPENMODAL_HOME", str(tmp_path))
     (tmp_path / "config.toml").write_text('journal = "off"\n')
+    journal = Journal(lambda: place)
     journal.note("exec")
     assert not place.exists()
+    journal = Journal(lambda: place)
     (tmp_path / "config.toml").write_text("journal = no toml\n")
     journal.note("exec")  # the configuration is told to be wrong by what needs it
     (tmp_path / "config.toml").unlink()

@@ -17,6 +17,10 @@ from openmodal.process import Process, failed, timed_out
 from openmodal.sandbox.handle import Handle
 
 
+# Computed once: an enum's `|` takes longer than the check of a command's keywords.
+_PLAIN, _FED = int(Flag.ATTACHED), int(Flag.ATTACHED | Flag.STDIN)
+
+
 class Commands(Handle):
     """Running commands."""
 
@@ -47,7 +51,7 @@ class Commands(Handle):
         self, journal: Journal, argv: tuple[str, ...], text: bool, options: dict[str, Any]
     ) -> Process[Any]:
         source, check = feed(options.pop("stdin", None)), options.pop("check", False)
-        spec = exec_spec("exec", argv, options, Flag.ATTACHED | (Flag.STDIN if source else 0))
+        spec = exec_spec("exec", argv, options, _FED if source else _PLAIN)
         most = sum(spec.output) if spec.output else None
         command, stdout, stderr = self._new_command(), Spool(most), Spool(most)
         with journal.call("exec", command=command.id.hex(), argv=spec.argv) as line:
