@@ -16,7 +16,6 @@ from openmodal.errors import NotFoundError
 from openmodal.process import Process, failed, timed_out
 from openmodal.sandbox.handle import Handle
 
-
 # Computed once: an enum's `|` takes longer than the check of a command's keywords.
 _PLAIN, _FED = int(Flag.ATTACHED), int(Flag.ATTACHED | Flag.STDIN)
 
