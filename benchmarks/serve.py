@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +22,6 @@ from benchmarks.results import Row
 
 SIZE = 100 * 1000 * 1000
 COMMANDS, BURST, TOGETHER = 4, 100, 16
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def measure(busybox: Path, rounds: int, sandboxes: int) -> dict[str, Row]:
@@ -66,7 +66,7 @@ class Client:
         self._app = modal.App.lookup("bench", create_if_missing=True)
         base = modal.Image.from_scratch().add_local_file(busybox, "/bin/busybox", copy=True)
         self._image = base.dockerfile_commands(['RUN ["/bin/busybox", "--install", "-s", "/bin"]'])
-        self._door = Path(f"/proc/{os.getppid()}")
+        self._pid = os.getppid()
         self.create().terminate()  # builds it
 
     def create(self) -> Any:
@@ -98,12 +98,13 @@ class Client:
 
     def cpu(self) -> float:
         """The door's CPU time, in ms."""
-        fields = (self._door / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) * 1000 / _TICKS
+        # The clock of another process, as clock_getcpuclockid(3) makes its number: /proc counts in
+        # ticks of 10 ms.
+        return time.clock_gettime_ns((~self._pid << 3) | 2) / 1e6
 
     def memory(self, what: str = "VmRSS") -> float:
         """The door's memory, in MiB; VmHWM: the most that it had."""
-        lines = (self._door / "status").read_text().splitlines()
+        lines = Path(f"/proc/{self._pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
 
 
