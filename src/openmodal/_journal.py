@@ -30,7 +30,7 @@ MOST = 512 << 10
 MOST_TEXT = 4096
 """Bytes of the arguments of one call."""
 
-_APPEND = os.O_WRONLY | os.O_APPEND
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 caller: ContextVar[str] = ContextVar("openmodal_caller", default="")
 """Who calls, if that is not the program itself, such as the user of a web page."""
@@ -169,7 +169,7 @@ def _append(path: str, line: bytes) -> None:
         file, size = _open(path, _APPEND)
     except FileNotFoundError:
         _files.made(Path(path).parent)  # of a sandbox that another machine has created
-        file, size = _open(path, _APPEND | os.O_CREAT)
+        file, size = _open(path, _APPEND)
     try:
         os.write(file, line)
         if size + len(line) > MOST:
