@@ -12,7 +12,7 @@ import pytest
 from openmodal import _idmap
 from openmodal._spec import Info
 from openmodal.engines.check import Check
-from openmodal.engines.embedded import doctor, host, rootless, verdict
+from openmodal.engines.embedded import doctor, host, rootless, trace, verdict
 from openmodal.engines.embedded.doctor import Machine
 from openmodal.engines.embedded.verdict import Tried
 from openmodal.errors import EngineError
@@ -293,6 +293,12 @@ def test_a_sandbox_without_limits_is_told_with_what_holds_it() -> None:
     first, second = verdict.sandboxes({"bare": Tried(INFO), "full": Tried(said="limits are missing")})
     assert (first.ok, first.required, first.text) == (False, True, "limits are missing")
     assert second.text.endswith("limits: 64 MiB; lacks limits")
+
+
+def test_where_nothing_can_be_traced_no_chain_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """doctor ended with a traceback on a kernel without nf_tables."""
+    monkeypatch.setattr(trace, "tool", lambda *names: "/bin/false")
+    assert trace.dropper(tmp_path, ["10.0.0.1"]) == ""
 
 
 def test_all_that_a_sandbox_cannot_have_is_told_at_once() -> None:

@@ -7,6 +7,7 @@ come, and followed. The tables of iptables-legacy cannot be traced.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from openmodal import _binary
 from openmodal.engines.embedded.uplink import NAME, run, tool
+from openmodal.errors import EngineError
 
 _ATTEMPTS, _PAUSE = 10, 0.2
 _TABLE = "openmodal-trace"
@@ -38,7 +40,8 @@ def dropper(router: Path, addresses: Sequence[str]) -> str:
     nft, enter = tool("nft"), tool("nsenter")
     if not nft or not enter:
         return ""
-    with _traced(nft, addresses) as said:
+    # A kernel without nf_tables traces nothing.
+    with contextlib.suppress(EngineError), _traced(nft, addresses) as said:
         for _ in range(_ATTEMPTS):  # the first may be sent before anybody listens
             _binary.run([enter, f"--net={router}", sys.executable, "-I", "-S", "-c", _SEND, *addresses])
             time.sleep(_PAUSE)
