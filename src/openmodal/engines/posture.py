@@ -28,6 +28,10 @@ bpf checkpoint_restore
 """.split()
 
 FILES = ("status", "uid_map", "net/dev")
+TUNNELS = {"tunl0", "sit0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6tnl0", "ip6gre0"}
+"""Interfaces that each network namespace has where the machine has loaded ipip, sit, gre or their
+like (the kernel's ip-sysctl.rst, `fb_tunnels_only_for_init_net`). They lead nowhere."""
+
 _MOST_READ = 1 << 20  # bytes of one file
 
 
@@ -106,7 +110,7 @@ def info(
         cpu=limits.get("cpu"),
         pids=None if pids is None else int(pids),
         disk=disk,
-        network="outbound" if names - {"lo"} else "none",
+        network="outbound" if names - {"lo", *TUNNELS} else "none",
         degraded=tuple(name for name, lacks in lacking.items() if lacks),
     )
 

@@ -12,11 +12,11 @@ from functools import partial
 
 import pytest
 
+from openmodal.engines.posture import TUNNELS
 from openmodal.errors import ExecError
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import Create, eventually, promise, running
 
-_TUNNELS = {"tunl0", "sit0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6tnl0", "ip6gre0"}
 BANNER = b"reached by a sandbox\n"
 
 
@@ -290,11 +290,9 @@ class TestNetwork:
 
 
 def interfaces(sandbox: Sandbox) -> set[str]:
-    """The interfaces within, but for those of tunnels that lead nowhere: each network namespace has
-    them where the machine has loaded ipip, sit, gre or their like (the kernel's ip-sysctl.rst,
-    `fb_tunnels_only_for_init_net`)."""
+    """The interfaces within, but for those that lead nowhere."""
     lines = sandbox.exec("cat", "/proc/net/dev").stdout.read().splitlines()[2:]
-    return {line.split(":")[0].strip() for line in lines} - _TUNNELS
+    return {line.split(":")[0].strip() for line in lines} - TUNNELS
 
 
 def connects(sandbox: Sandbox, host: str, port: int, *, seconds: int = 2) -> bool:
