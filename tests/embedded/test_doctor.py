@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.embedded.test_plain_user import SUBIDS, TUN, USER, home, run_as
+from tests.embedded.test_plain_user import ALONE, SUBIDS, TUN, USER, home, run_as
 from tests.security.test_r_faults import FILL
 
 __all__ = ["home"]
@@ -286,8 +286,8 @@ try:
 except openmodal.EngineError as error:
     print(error)
 """
-    said = run_as(home, build, machine="true", OPENMODAL_BASE="packages").strip()
-    answer = ask_user(home)
+    said = run_as(home, build, machine=ALONE, OPENMODAL_BASE="packages").strip()
+    answer = ask_user(home, ALONE)
     assert "uidmap" in said
     assert (answer.ok("base image"), said in answer.text("base image")) == (False, True)
 

@@ -140,7 +140,8 @@ def test_with_an_allow_list_pip_installs_from_its_index(engine: Embedded, app: A
 
 
 def _index_hosts() -> list[str]:
-    done = subprocess.run(["pip", "config", "get", "global.index-url"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return [done.stdout.partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")[0]]
     return ["pypi.org", "files.pythonhosted.org"]
