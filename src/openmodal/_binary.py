@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ def find(state: Path, cpu: str = "") -> str:
         if not os.access(chosen, os.X_OK):
             raise EngineError(f"OPENMODAL_AGENT is {chosen!r}, which cannot be executed; build it with native/build.py")
         return chosen
-    return _executable(state, cpu or platform.machine())
+    return _executable(state, cpu or os.uname().machine)
 
 
 def own(state: Path) -> str:
@@ -46,7 +45,7 @@ def own(state: Path) -> str:
         EngineError: there is none, or it cannot be executed.
     """
     try:
-        return _executable(state, platform.machine())
+        return _executable(state, os.uname().machine)
     except EngineError:
         return find(state)
 
@@ -76,7 +75,7 @@ def _packaged(cpu: str) -> Path:
     path = Path(__file__).parent / "_native" / f"openmodal-agent-{machine}"
     if not path.exists():
         remedy = "install a release wheel of openmodal, which has it for both CPUs"
-        if machine == _machine(platform.machine()):
+        if machine == _machine(os.uname().machine):
             remedy = "install a compiler (`apt-get install gcc`) and reinstall openmodal"
         raise EngineError(f"there is no native program for {machine} in this installation; {remedy}")
     return path

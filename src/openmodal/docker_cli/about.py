@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from typing import Any
 
 from openmodal import __version__
@@ -41,7 +40,7 @@ def _versions() -> dict[str, dict[str, Any]]:
         "Server": {
             **both,
             "MinAPIVersion": "1.24",
-            "KernelVersion": platform.release(),
+            "KernelVersion": os.uname().release,
             "Platform": {"Name": f"OpenModal, engine {engine}"},
             "Experimental": False,
         },
@@ -56,7 +55,7 @@ def info(arguments: list[str]) -> int:
     states = [each.state for each in containers.running()]
     found: dict[str, Any] = {
         "ID": "openmodal",
-        "Name": platform.node(),
+        "Name": os.uname().nodename,
         "ServerVersion": VERSION,
         "Containers": len(states),
         "ContainersRunning": states.count("running"),
@@ -65,8 +64,8 @@ def info(arguments: list[str]) -> int:
         "Driver": "openmodal",
         "OperatingSystem": f"OpenModal, engine {choose(None).name}",
         "OSType": "linux",
-        "Architecture": platform.machine(),
-        "KernelVersion": platform.release(),
+        "Architecture": os.uname().machine,
+        "KernelVersion": os.uname().release,
         "NCPU": os.cpu_count(),
         "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "SecurityOptions": ["name=seccomp"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -73,7 +72,7 @@ def check_platform(asked: str) -> None:
 
 def architecture() -> str:
     """This machine's, as docker calls it."""
-    machine = platform.machine()
+    machine = os.uname().machine
     return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
 
 

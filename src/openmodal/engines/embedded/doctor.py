@@ -9,7 +9,6 @@ change. It reads from a `Machine`, whose folders a test replaces.
 from __future__ import annotations
 
 import os
-import platform
 import re
 import socket
 import subprocess
@@ -54,7 +53,7 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """This machine, this user."""
-        return cls(Path("/"), _config.state(), os.geteuid(), platform.release(), platform.machine(), network.tool)
+        return cls(Path("/"), _config.state(), os.geteuid(), os.uname().release, os.uname().machine, network.tool)
 
     @property
     def is_root(self) -> bool:
