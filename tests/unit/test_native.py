@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ def test_another_cpus_comes_with_a_release_and_this_ones_with_a_compiler(
 ) -> None:
     with pytest.raises(EngineError, match=r"no native program for riscv64 .*release wheel"):
         _binary.find(tmp_path, "riscv64")
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "here", "6.1", "", "riscv64")))
     with pytest.raises(EngineError, match=r"no native program for riscv64 .*gcc"):
         _binary.find(tmp_path, "riscv64")
 
