@@ -153,10 +153,7 @@ class Receiver:
         self._root: Entry | None = None
 
     def __enter__(self) -> Self:
-        folder = _planted.refuse(self._target.parent)
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._parent = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        _planted.stay(folder, self._parent)
+        self._parent = _planted.made(self._target.parent)
         return self
 
     def __exit__(

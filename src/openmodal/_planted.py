@@ -11,6 +11,7 @@ link in one may lead to places in it only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -23,6 +24,7 @@ from openmodal.errors import InvalidError
 PLANTED = 31_536_001
 """The time of change, in seconds, of each link that was copied from a sandbox: a second of the year 1971."""
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MOST_LINKS = 40  # the kernel follows no more (path_resolution(7))
 _REMEDY = "give the path that it leads to (os.path.realpath), or remove it"
 
@@ -64,14 +66,17 @@ def refuse(path: Path) -> str:
         way = os.path.normpath(os.path.join(way, left.pop()))  # where a target is absolute, the way begins anew
         try:
             info = os.lstat(way)
-        except OSError:  # whoever opens it, or makes it, is told
-            break
+        except OSError:  # whoever opens it is told, and whoever makes it goes on from there, with ".." too
+            continue
         if not stat.S_ISLNK(info.st_mode):
             continue
         if int(info.st_mtime) == PLANTED:
             raise InvalidError(f"{way!r} is a link that was copied from a sandbox, which no copy follows; {_REMEDY}")
         links.append(way)
-        left += reversed(Path(os.readlink(way)).parts)
+        try:
+            left += reversed(Path(os.readlink(way)).parts)
+        except OSError as error:
+            raise _exchanged(way) from error
         way = os.path.dirname(way)
     real = os.path.normpath(os.path.join(way, *reversed(left)))
     here = _around(real, noted)
@@ -84,6 +89,49 @@ def refuse(path: Path) -> str:
     return real if here else ""
 
 
+def made(folder: Path) -> int:
+    """Open a folder, which is made with those above it if it is not there.
+
+    Raises:
+        InvalidError: as `refuse` and `stay`; nothing is made elsewhere then.
+    """
+    real = refuse(folder)
+    if not real:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder, _FOLDER)
+    at = os.open("/", _FOLDER)
+    for name in Path(real).parts[1:]:
+        at = _below(at, name, real)
+    stay(real, at)
+    return at
+
+
+def _below(folder: int, name: str, real: str) -> int:
+    """Open a folder in another one, which is closed; no link is followed."""
+    try:
+        try:
+            return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=folder)
+            return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.ENOENT):
+            raise
+        raise _exchanged(real) from error
+    finally:
+        os.close(folder)
+
+
+def holder(path: str) -> str:
+    """The folder that a path lies in and that a sandbox was given for writing; "" if none."""
+    return _around(path, [folder for _, folder in _read()])
+
+
+def _exchanged(real: str) -> InvalidError:
+    return InvalidError(f"{real!r} was exchanged while it was opened; copy when no sandbox changes it")
+
+
 def stay(real: str, fd: int) -> None:
     """See that what was opened is what `refuse` has looked at, if a sandbox could exchange it meanwhile.
 
@@ -92,7 +140,7 @@ def stay(real: str, fd: int) -> None:
     """
     if real and os.readlink(f"/proc/self/fd/{fd}") != real:
         os.close(fd)
-        raise InvalidError(f"{real!r} was exchanged while it was opened; copy when no sandbox changes it")
+        raise _exchanged(real)
 
 
 def _noted() -> Path:

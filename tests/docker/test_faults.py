@@ -19,11 +19,12 @@ from openmodal.app import App
 from openmodal.engines import lacking
 from openmodal.engines.docker.daemon import Daemon
 from openmodal.engines.docker.engine import Docker
-from openmodal.errors import DiskFullError, EngineError, SandboxNotRunningError, SandboxTerminatedError
+from openmodal.errors import DiskFullError, EngineError, Error, SandboxNotRunningError, SandboxTerminatedError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import Face, open_face
 from openmodal.testing.fixtures import Create, creating, eventually, python_starts
+from openmodal.volume import HostDirectory
 from tests.docker.dockerd import bridge, dockerd
 
 
@@ -202,6 +203,27 @@ def _containers(daemon: Daemon) -> list[object]:
     with daemon.open() as api:
         found: list[object] = api.get("/containers/json", all=True)
     return found
+
+
+@pytest.mark.root
+def test_a_folder_that_a_sandbox_exchanges_all_the_time_is_shown_itself_or_not_at_all(
+    create: Create, tmp_path: Path
+) -> None:
+    """The daemon looks where it leads at another moment than who asked it."""
+    shared, secret = tmp_path / "shared", tmp_path / "secret"
+    for folder in (shared / "sub", secret):
+        folder.mkdir(parents=True)
+        (folder / folder.name).touch()
+    writer = create(volumes={"/shared": HostDirectory(shared, read_only=False, owner="root")})
+    exchange = f"while :; do mv sub was; ln -s {secret} sub; sleep 0.01; rm sub; mv was sub; sleep 0.03; done"
+    writer.spawn("sh", "-c", f"cd /shared; {exchange}")
+    seen = []
+    for _ in range(12):
+        with contextlib.suppress(Error):
+            sandbox = create(volumes={"/sub": HostDirectory(shared / "sub")})
+            seen.append(sandbox.exec("ls", "/sub").stdout.read())
+            sandbox.terminate()
+    assert set(seen) <= {"sub\n"}
 
 
 def test_a_tar_of_nothing_is_a_tar() -> None:

@@ -430,7 +430,7 @@ def test_a_link_from_a_sandbox_is_followed_nowhere_in_a_path(planted: Path, tmp_
     (tmp_path / "mine").symlink_to("out")
     os.rename(tmp_path / "out", tmp_path / "moved")
     os.rename(tmp_path / "moved", tmp_path / "out")
-    for way in (planted, tmp_path / "mine/a/link", planted.parent / "../a/./link"):
+    for way in (planted, tmp_path / "mine/a/link", planted.parent / "../a/./link", planted.parent / "new/../link"):
         with pytest.raises(InvalidError, match=r"link.*copied from a sandbox.*realpath"):
             through(way)[number]()
     assert os.listdir(tmp_path / "theirs") == ["file"]
@@ -445,6 +445,24 @@ def test_links_that_lead_nowhere_or_in_a_circle_are_told_as_ever(tmp_path: Path)
     for name in ("circle", "nowhere", "missing"):
         with pytest.raises(InvalidError, match="cannot be copied"):
             list(entries(tmp_path / name / "file"))
+
+
+def test_no_folder_is_made_where_a_sandbox_has_put_a_link_meanwhile(
+    lent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were made by name, and only then it was seen where."""
+    look = _planted.refuse
+
+    def late(path: Path) -> str:
+        real = look(path)
+        (lent / "new").symlink_to(lent.parent / "theirs")
+        return real
+
+    receive(lent / "made/here/out", entry("f", b""), data=b"x")
+    monkeypatch.setattr(_planted, "refuse", late)
+    with pytest.raises(InvalidError, match="exchanged"):
+        receive(lent / "new/deep/out", entry("f", b""), data=b"x")
+    assert os.listdir(lent.parent / "theirs") == ["file"]
 
 
 @pytest.fixture

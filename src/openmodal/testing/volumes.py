@@ -15,6 +15,7 @@ from openmodal.engines import Engine, lacking
 from openmodal.errors import (
     AlreadyExistsError,
     EngineError,
+    Error,
     InvalidError,
     NotFoundError,
     SandboxDirectoryNotEmptyError,
@@ -323,6 +324,22 @@ class TestHostDirectories:
         for path in (tmp_path / "missing", tmp_path / "file"):
             with pytest.raises(InvalidError, match=path.name):
                 create(image=image.run_commands("sleep 3600"), volumes={"/src": HostDirectory(path)})
+
+    @promise("host_folders")
+    def test_a_folder_that_a_sandbox_exchanged_for_a_link_is_not_shown(self, create: Create, tmp_path: Path) -> None:
+        """Docker's daemon goes there by name: the link of a sandbox led it to any folder of this machine."""
+        shared, secret = tmp_path / "shared", tmp_path / "secret"
+        for folder in (shared / "sub", secret):
+            folder.mkdir(parents=True)
+        (secret / "file").write_text("secret")
+        exchange = f"mv /shared/sub /shared/was && ln -s {secret} /shared/sub"
+        below, above = HostDirectory(shared / "sub"), HostDirectory(shared, read_only=False, owner="root")
+        both = create(volumes={"/shared": above, "/sub": below})
+        sh(both, exchange)
+        with pytest.raises(Error, match=r"link|exchanged"):
+            create(volumes={"/sub": below})
+        with pytest.raises(Error, match=r"link|exchanged"):
+            both.reset()
 
 
 __all__ = ["TestHostDirectories", "TestVolumeFiles", "TestVolumeMistakes", "TestVolumes", "volume"]

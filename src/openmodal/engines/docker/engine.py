@@ -23,7 +23,7 @@ from openmodal._spec import Built, BuiltStep, EndRecord, Info, Recipe, Reference
 from openmodal.build import Options
 from openmodal.build.layers import Layers
 from openmodal.build.names import of_snapshot
-from openmodal.engines import asked, checkpoints, ephemeral, forwarding
+from openmodal.engines import asked, checkpoints, ephemeral, folders, forwarding
 from openmodal.engines.book import Book, new_id, unknown
 from openmodal.engines.contract import Door, IdTakenError
 from openmodal.engines.docker import container, generations, links, networks, posture, volumes
@@ -308,6 +308,9 @@ class Docker(Ending, volumes.Keeper):
             attached = links.Attached(taken)
             try:
                 found = await Blocking(self._run, status.id)
+                # While nothing runs in it.
+                seen = None if place.gvisor else int(found["State"]["Pid"])
+                await Blocking(folders.confirm, spec.mounts, seen)
                 if place.run:
                     (folder / "pid").write_text(str(found["State"]["Pid"]), "ascii")
                 if place.gvisor and denied:
