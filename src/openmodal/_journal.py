@@ -123,8 +123,8 @@ class Journal:
                 _append(file, msgspec.json.encode(event) + b"\n")
 
     def _wanted(self, place: Callable[[], Path]) -> str:
-        """The file; "" if the configuration wants no journal. Both are asked once: that takes as long
-        as a line."""
+        """The file; "" if the configuration wants no journal. Both are asked once: that takes as
+        long as a line."""
         if self._file is None:
             self._file = str(place()) if _config.journal() else ""
         return self._file

@@ -66,7 +66,8 @@ def refuse(path: Path) -> str:
         way = os.path.normpath(os.path.join(way, left.pop()))  # where a target is absolute, the way begins anew
         try:
             info = os.lstat(way)
-        except OSError:  # whoever opens it is told, and whoever makes it goes on from there, with ".." too
+        # Whoever opens it is told; whoever makes it goes on from there, and ".." leads back.
+        except OSError:
             continue
         if not stat.S_ISLNK(info.st_mode):
             continue

@@ -49,8 +49,8 @@ def refuse_writing(mount: Mount, why: str) -> None:
 
 def confirm(wanted: Iterable[Mount], pid: int | None) -> None:
     """See that a container which has started, and runs nothing yet, has the folders of this machine
-    that are meant: the daemon goes there by name, and a sandbox that may write to a folder above can
-    put a link in the place of one.
+    that are meant: the daemon goes there by name, and a sandbox that may write to a folder above
+    can put a link in the place of one.
 
     Args:
         wanted: its mounts.
@@ -75,8 +75,8 @@ def confirm(wanted: Iterable[Mount], pid: int | None) -> None:
 
 
 Origin = tuple[str, str]
-"""What a mount shows, as the kernel tells it (mountinfo of proc(5)): a device, and a path in it. To compare
-names would ask who can exchange them."""
+"""What a mount shows, as the kernel tells it (mountinfo of proc(5)): a device, and a path in it.
+A look by its name would ask who can exchange that."""
 
 
 def _origin(folder: str) -> Origin:

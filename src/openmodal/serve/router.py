@@ -1,8 +1,8 @@
 """Commands and streams. A command's id is the client's, and the agent keeps its output: a client
 that lost its door asks another one from where it is.
 
-The door looks at output without taking it (PEEK), and lets the agent forget what the client has read:
-a connection that breaks with bytes under way loses nothing.
+The door looks at output without taking it (PEEK), and lets the agent forget what the client has
+read: a connection that breaks with bytes under way loses nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from openmodal.serve.readers import Readers
 from openmodal.serve.sandboxes import network_asked, ready_at_last
 
 _BEHIND = 4 << 20
-"""How many bytes that the client's library has read are kept for another connection: the program may
-not have got them."""
+"""How many bytes that the client's library has read are kept for another connection: the program
+may not have got them."""
 
 _STEP = 2 << 20
 """How many bytes more are forgotten at once."""

@@ -65,7 +65,7 @@ class TestShell:
         assert caught.value.result
         assert shell.run("echo on").output.endswith("on\n")
 
-    # Of a loop of built-ins busybox's shell leaves at once, also while glibc's clearerr() holds a lock
+    # Busybox's shell leaves a loop of built-ins at once, also while glibc's clearerr() holds a lock
     # for it; then the shell waits for that lock for ever.
     @pytest.mark.parametrize(
         "busy",

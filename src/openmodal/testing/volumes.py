@@ -327,7 +327,7 @@ class TestHostDirectories:
 
     @promise("host_folders")
     def test_a_folder_that_a_sandbox_exchanged_for_a_link_is_not_shown(self, create: Create, tmp_path: Path) -> None:
-        """Docker's daemon goes there by name: the link of a sandbox led it to any folder of this machine."""
+        """Docker's daemon goes there by name: the link of a sandbox led it to any folder here."""
         shared, secret = tmp_path / "shared", tmp_path / "secret"
         for folder in (shared / "sub", secret):
             folder.mkdir(parents=True)
