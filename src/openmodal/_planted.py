@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -40,6 +39,8 @@ def note(folder: str) -> None:
 
     Those that were deleted since are forgotten, but not those of a disk that is away.
     """
+    import hashlib
+
     file = _noted() / hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
     if file.exists():
         return
