@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,8 @@ class Call:
         """How many bytes of the answers the client has not said that it has read (RFC 9113, section
         5.2): they may be under way, and a client reads them late, and says so in large steps."""
         connection: Any = self.stream._stream._h2_connection
-        stream = connection.streams[self.stream._stream.id]
+        if (stream := connection.streams.get(self.stream._stream.id)) is None:
+            return sys.maxsize  # it has ended, and nobody is told any more
         return int(connection.remote_settings.initial_window_size - stream.outbound_flow_control_window)
 
     def warn(self, text: str) -> None:
