@@ -20,7 +20,7 @@ from typing import IO, Self
 
 from openmodal import _planted
 from openmodal._wire import Entry
-from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError, too_large
+from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError, disk_full_named, too_large
 
 _PIECE = 512 * 1024
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -165,6 +165,9 @@ class Receiver:
             _remove(self._temporary, self._parent)
         finally:
             os.close(self._parent)
+        with disk_full_named(self._target.parent, "copy to another disk"):
+            if isinstance(error, OSError):
+                raise error
 
     def begin(self, entry: Entry) -> None:
         """Begin the next entry; `write` gives the bytes of a file.

@@ -6,22 +6,25 @@ import contextlib
 import os
 import posixpath
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from openmodal import _args, _config
 from openmodal._agent import Agent
+from openmodal._dual import DualIterator
 from openmodal._spec import Mount, Network, Recipe, SandboxSpec, Scratch
 from openmodal.engines import Engine, lacking
-from openmodal.errors import EngineError, SandboxFilesystemError, too_large
+from openmodal.errors import EngineError, SandboxFilesystemError, temporary_full_named, too_large
 from openmodal.filesystem import LIST_MOST, FileInfo, Filesystem
 
 PLACE = "/volume"
 """Where the volume is in the box, and where relative paths begin."""
 
 PIECE = 8 << 20
+_ZEROS = bytes(PIECE)  # no memory is taken for them: nothing writes there
 
 _SECONDS = 6 * 3600.0
 _LEASE = 900.0  # a caller's file may take its time for a piece
@@ -97,13 +100,71 @@ def _from_root(entry: FileInfo) -> FileInfo:
     return replace(entry, path=entry.path.removeprefix("./"))
 
 
-async def read_into(files: Filesystem, path: str, target: IO[bytes]) -> int:
-    """Write a file's bytes into one of this machine; how many there were."""
+async def read_into(files: Filesystem, path: str, write: Callable[[bytes], object], most: int | None) -> int:
+    """Give a file's bytes to `write`, in pieces; how many there were.
+
+    Raises:
+        SandboxFileTooLargeError: there are more than `most`. None is fetched, unless it grows
+            meanwhile.
+    """
     size = 0
+    _bound(path, (await files.stat.core(path)).size, most)
     while piece := await files.read_bytes.core(path, size, PIECE):
-        target.write(piece)
         size += len(piece)
+        _bound(path, size, most)
+        write(piece)
     return size
+
+
+def _bound(path: str, size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        text = f"it has more than {most} bytes to read, holes counted; raise max_bytes, or use copy_to_local"
+        raise too_large(path, most, text)
+
+
+class Pieces(DualIterator[bytes]):
+    """The bytes of a file of a volume, read whole with the first: so no box outlives the call."""
+
+    def __init__(
+        self, files: Callable[[], AbstractAsyncContextManager[Filesystem]], path: str, most: int | None
+    ) -> None:
+        self._files, self._path, self._most = files, path, most
+        self._kept: IO[bytes] | None = None
+
+    async def _next(self) -> bytes:
+        if self._kept is None:
+            self._kept = await self._read()
+        if piece := self._kept.read(PIECE):
+            return piece
+        self._kept.close()
+        raise EOFError
+
+    async def _read(self) -> IO[bytes]:
+        # What is in memory is less than a piece, and so has no hole.
+        kept = cast("IO[bytes]", tempfile.SpooledTemporaryFile(PIECE - 1))  # noqa: SIM115
+        try:
+            async with self._files() as files:
+                await read_into(files, self._path, lambda piece: _keep(kept, piece), self._most)
+            kept.seek(0)
+        except BaseException:
+            with contextlib.suppress(OSError):  # it tries once more to write what did not fit
+                kept.close()
+            raise
+        return kept
+
+
+def _keep(file: IO[bytes], piece: bytes) -> None:
+    """Write a piece to a temporary file; one of zeros becomes a hole.
+
+    Raises:
+        DiskFullError: the disk that temporary files are on is full.
+    """
+    with temporary_full_named():
+        if piece == _ZEROS:
+            file.truncate(file.seek(PIECE, os.SEEK_CUR))
+        else:
+            file.write(piece)
+            file.flush()
 
 
 async def put(files: Filesystem, source: Path | IO[bytes], target: str, mode: int | None) -> None:
@@ -113,7 +174,7 @@ async def put(files: Filesystem, source: Path | IO[bytes], target: str, mode: in
     else:
         with tempfile.TemporaryDirectory(prefix="openmodal-") as folder:
             local = Path(folder, "file")
-            with local.open("wb") as copy:
+            with temporary_full_named(), local.open("wb") as copy:
                 while piece := source.read(PIECE):
                     copy.write(piece)
             await files.copy_from_local.core(local, target)

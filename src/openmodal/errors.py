@@ -10,7 +10,7 @@
     ├── UnsupportedError (NotImplementedError) this engine or machine cannot do it; the text says which can
     ├── EngineError                            the engine cannot work: no rights, no kernel feature, no daemon
     │   ├── ProtocolError                      the agent or supervisor said something that does not fit
-    │   └── DiskFullError (OSError ENOSPC)     the store's disk is full
+    │   └── DiskFullError (OSError ENOSPC)     a disk of this machine is full
     ├── ImageError
     │   ├── ImageBuildError                    a step failed; `.step`, `.output`
     │   └── RegistryError                      a registry refused, lied, or cannot be reached
@@ -47,7 +47,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class ProtocolError(EngineError):
 
 
 class DiskFullError(EngineError, OSError):
-    """The disk of the store is full. What was half-made is removed."""
+    """A disk of this machine is full: the store's, or where a copy was to be. What was half-made is
+    removed."""
 
     def __init__(self, text: str) -> None:
         OSError.__init__(self, errno.ENOSPC, text)
@@ -129,23 +130,30 @@ def reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def disk_full(path: str | os.PathLike[str]) -> DiskFullError:
+def disk_full(path: str | os.PathLike[str], remedy: str = "set OPENMODAL_HOME to another disk") -> DiskFullError:
     """The exception for a full disk, with its remedies."""
     return DiskFullError(
-        f"the disk of {os.fspath(path)} is full; "
-        "free some space, run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
+        f"the disk of {os.fspath(path)} is full; free some space, run `openmodal image prune`, or {remedy}"
     )
 
 
 @contextmanager
-def disk_full_named(path: str | os.PathLike[str]) -> Iterator[None]:
+def disk_full_named(path: str | os.PathLike[str], remedy: str = "set OPENMODAL_HOME to another disk") -> Iterator[None]:
     """Say which disk is full, in place of ENOSPC and EDQUOT alone, wherever they come from."""
     try:
         yield
     except OSError as error:
-        if not no_room(error) or isinstance(error, EngineError):
+        # What has a type of ours has its sentence, and may be about a sandbox's disk.
+        if not no_room(error) or isinstance(error, Error):
             raise
-        raise disk_full(path) from error
+        raise disk_full(path, remedy) from error
+
+
+def temporary_full_named() -> AbstractContextManager[None]:
+    """The same of the disk that temporary files are on."""
+    import tempfile
+
+    return disk_full_named(tempfile.gettempdir(), "set TMPDIR to a folder of another disk")
 
 
 def no_state(path: str | os.PathLike[str], error: OSError) -> EngineError:

@@ -181,6 +181,7 @@ class Filesystem:
 
         Raises:
             SandboxFileTooLargeError: there is more than `max_bytes`; nothing is left of it.
+            DiskFullError: the disk here is full; nothing is left of it, either.
         """
         target = Path(local)
         most = None if max_bytes is None else _args.count("max_bytes", max_bytes, _args.OFFSET_MOST)

@@ -12,20 +12,19 @@ import contextlib
 import errno
 import os
 import posixpath
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Self
 
 from openmodal import _args, _config, _planted
 from openmodal._dual import DualContext, DualIterator, dual, run_async, run_sync
 from openmodal._spec import Mount, VolumeInfo
 from openmodal._store import Store
-from openmodal._volumebox import PIECE, PLACE, box, inside, is_folder, listed, put, read_into
+from openmodal._volumebox import PLACE, Pieces, box, inside, is_folder, listed, put, read_into
 from openmodal.engines import Engine, choose, ephemeral, require
 from openmodal.errors import InvalidError, NotFoundError, SandboxPathAlreadyExistsError
-from openmodal.filesystem import FileInfo, Filesystem
+from openmodal.filesystem import COPY_MOST, FileInfo, Filesystem
 
 
 class Volume:
@@ -173,21 +172,46 @@ class Volume:
         `async for`."""
         return Entries(self, path, recursive=recursive)
 
-    def read_file(self, path: str) -> Pieces:
-        """The bytes of a file, in pieces: `b"".join(volume.read_file("a"))`, or `async for`."""
-        return Pieces(self, path)
+    def read_file(self, path: str, *, max_bytes: int | None = COPY_MOST) -> Pieces:
+        """The bytes of a file, in pieces: `b"".join(volume.read_file("a"))`, or `async for`.
+
+        All of it is kept in a temporary file until you have read it; holes stay holes there.
+
+        Args:
+            path: the file.
+            max_bytes: as much as is read here at most, holes counted; by default 16 GiB. None:
+                whatever there is.
+
+        Raises:
+            SandboxFileTooLargeError: it has more than `max_bytes`; nothing is left of it.
+            DiskFullError: the disk that temporary files are on is full.
+        """
+        return Pieces(self._files, inside(path), _most(max_bytes))
 
     @dual
-    async def read_file_into_fileobj(self, path: str, fileobj: IO[bytes]) -> int:
-        """Write the bytes of a file into `fileobj`, a file of yours; return how many there were."""
+    async def read_file_into_fileobj(self, path: str, fileobj: IO[bytes], *, max_bytes: int | None = COPY_MOST) -> int:
+        """Write the bytes of a file into `fileobj`, a file of yours; return how many there were.
+
+        Args:
+            path: the file.
+            fileobj: what is written to, from where it stands.
+            max_bytes: as `read_file`.
+
+        Raises:
+            SandboxFileTooLargeError: it has more than `max_bytes`; nothing was written, unless it
+                grew meanwhile.
+        """
         async with self._files() as files:
-            return await read_into(files, inside(path), fileobj)
+            return await read_into(files, inside(path), fileobj.write, _most(max_bytes))
 
     @dual
-    async def copy_to_local(self, path: str, local: str | os.PathLike[str]) -> None:
-        """Copy a file or folder of it to this machine, as `Filesystem.copy_to_local` does."""
+    async def copy_to_local(
+        self, path: str, local: str | os.PathLike[str], *, max_bytes: int | None = COPY_MOST
+    ) -> None:
+        """Copy a file or folder of it to this machine, as `Filesystem.copy_to_local` does, with
+        `max_bytes` as there."""
         async with self._files() as files:
-            await files.copy_to_local.core(inside(path), local)
+            await files.copy_to_local.core(inside(path), local, max_bytes=max_bytes)
 
     @dual
     async def remove_file(self, path: str, recursive: bool = False) -> None:
@@ -392,29 +416,6 @@ class Entries(DualIterator[FileInfo]):
         return self._left.pop()
 
 
-class Pieces(DualIterator[bytes]):
-    """The bytes of a file of a volume, read whole with the first: so no box outlives the call."""
-
-    def __init__(self, volume: Volume, path: str) -> None:
-        self._volume, self._path = volume, path
-        self._kept: IO[bytes] | None = None
-
-    async def _next(self) -> bytes:
-        if self._kept is None:
-            kept = cast("IO[bytes]", tempfile.SpooledTemporaryFile(PIECE))  # noqa: SIM115
-            try:
-                await self._volume.read_file_into_fileobj.core(self._path, kept)
-            except BaseException:
-                kept.close()
-                raise
-            kept.seek(0)
-            self._kept = kept
-        if piece := self._kept.read(PIECE):
-            return piece
-        self._kept.close()
-        raise EOFError
-
-
 # ------------------------------------------------------------------------------------- arguments
 
 
@@ -422,6 +423,10 @@ def _keeping(engine: str | Engine | None) -> Engine:
     chosen = choose(engine)
     require(chosen, "volumes")
     return chosen
+
+
+def _most(max_bytes: object) -> int | None:
+    return None if max_bytes is None else _args.count("max_bytes", max_bytes, _args.OFFSET_MOST)
 
 
 def _sub_path(value: object) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,13 @@ import pytest
 from openmodal import _config
 from openmodal._dual import run_sync
 from openmodal.engines.embedded import Embedded, launch
-from openmodal.errors import EngineError, InvalidError, SandboxNotRunningError, VolumeInUseError
+from openmodal.errors import DiskFullError, EngineError, InvalidError, SandboxNotRunningError, VolumeInUseError
 from openmodal.housekeeping import gc
 from openmodal.image import Image
 from openmodal.testing.fixtures import Create, eventually
 from openmodal.testing.volumes import sh
 from openmodal.volume import HostDirectory, Volume
+from tests.disks import small_disk
 
 pytestmark = pytest.mark.feature("box")
 
@@ -144,3 +147,32 @@ def test_an_ephemeral_volume_of_another_state_folder_is_in_use_there(tmp_path: P
         assert engine.gc() == []
         assert [found.name for found in run_sync(engine.volumes())] == [scratch.name]
     assert run_sync(engine.volumes()) == []
+
+
+@root_only
+def test_what_is_read_of_one_leaves_its_holes_and_a_full_disk_is_told(
+    create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file was written as zeros to the disk of temporary files, and a full one was told by its
+    number alone."""
+    with Volume.ephemeral(engine="embedded") as volume, small_disk(tmp_path) as small:
+        with create(volumes={"/data": volume}) as sandbox:
+            sh(sandbox, "cd /data; dd of=holes bs=1 count=0 seek=300M; echo end >> holes")
+            sh(sandbox, "head -c 90000000 /dev/urandom > /data/full")
+        monkeypatch.setattr(tempfile, "tempdir", str(small))
+        last = b""
+        for piece in volume.read_file("holes"):
+            last = piece
+        assert last.strip(b"\0") == b"end\n"
+        with pytest.raises(DiskFullError, match="set TMPDIR"):
+            next(volume.read_file("full"))
+        with (
+            open("/dev/zero", "rb") as zeros,
+            pytest.raises(DiskFullError, match="set TMPDIR"),
+            volume.batch_upload() as upload,
+        ):
+            upload.put_file(zeros, "zeros")
+        with pytest.raises(DiskFullError, match="copy to another disk"):
+            volume.copy_to_local("full", small / "copy")
+        assert os.listdir(small) == ["lost+found"]
+        assert shutil.disk_usage(small).free > 40_000_000, "nothing of it stays"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import pathlib
 import shutil
@@ -422,6 +423,15 @@ def check_volumes_and_their_files() -> None:
             with volume.batch_upload() as batch:
                 batch.put_file(here, "/b/large")
             assert b"".join(volume.read_file("b/large")) == here.read_bytes()
+        with sandbox(volumes={"/data": volume}) as made:
+            assert made.exec("dd", "of=/data/huge", "bs=1", "count=0", "seek=1000G").wait() == 0
+        for read in (
+            lambda: list(volume.read_file("huge")),
+            lambda: volume.read_file_into_fileobj("huge", io.BytesIO()),
+        ):
+            with raises(modal.exception.InvalidError, "up to 16 GiB"):
+                read()
+        volume.remove_file("huge")
         volume.copy_files(["a/file"], "copied")
         volume.remove_file("a", recursive=True)
         with sandbox(volumes={"/data": volume.read_only() if hasattr(volume, "read_only") else volume}) as made:

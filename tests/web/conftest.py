@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ class Page:
 
     link: str
     process: subprocess.Popen[str]
+    log: Path
     cookie: str = ""
     place: str = ""
 
@@ -93,17 +95,20 @@ def opened(of: str = LISTED, *options: str, port: int = 0) -> Iterator[Page]:
     command = [sys.executable, "-m", "openmodal", "--engine", of, "dashboard", "--no-browser", "--port", str(port)]
     root = Path(__file__).resolve().parents[2]
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}
-    )
-    try:
-        assert process.stdout
-        link = process.stdout.readline().strip()
-        assert link.startswith("http"), link
-        yield Page(link, process)
-    finally:
-        process.terminate()
-        process.communicate(timeout=100)
+    with tempfile.NamedTemporaryFile() as log:
+        process = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | {"PYTHONPATH": paths}
+        )
+        try:
+            assert process.stdout
+            link = process.stdout.readline().strip()
+            assert link.startswith("http"), link
+            yield Page(link, process, Path(log.name))
+        finally:
+            process.terminate()
+            process.communicate(timeout=100)
+            # What a page says goes to this test's stderr, as it would without the file.
+            sys.stderr.write(Path(log.name).read_text())
 
 
 @pytest.fixture

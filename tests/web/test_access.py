@@ -85,6 +85,8 @@ def test_a_foreign_name_or_page_is_refused(page: Page) -> None:
     # Such as a port of a sandbox.
     assert page.call("/about", Origin="http://127.0.0.1:1").status == 403
     assert page.call("/about", Origin="null").status == 403
+    assert page.call("/about", Origin=own.replace("http:", "https:")).status == 403
+    assert page.call("/about", Origin="http://[").status == 403
     assert page.call("/about", Origin=own).status == 200
     engine.write([engine.sandbox("app-1")])
     assert page.call(STOP, "POST", Origin="").status == 403
@@ -100,6 +102,9 @@ def test_a_foreign_name_or_page_is_refused(page: Page) -> None:
         ({"host": "localhost:1", "origin": "http://evil.example"}, False),
         ({"host": "evil.example", "origin": "http://evil.example"}, False),
         ({"host": "localhost:1"}, False),
+        ({"host": "localhost:1", "origin": "https://localhost:1"}, False),
+        # What a proxy has decrypted has its name.
+        ({"host": "shop.example", "origin": "https://shop.example"}, True),
     ],
 )
 def test_a_websocket_of_another_page_is_refused(headers: dict[str, str], passes: bool) -> None:
@@ -115,7 +120,7 @@ def test_a_websocket_of_another_page_is_refused(headers: dict[str, str], passes:
         said.append(message)
 
     scope: dict[str, Any] = {"type": "websocket", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
-    asyncio.run(Guard(app, LOOPBACK)(scope, receive, send))
+    asyncio.run(Guard(app, LOOPBACK | {"shop.example"})(scope, receive, send))
     assert [message["type"] for message in said] == ["websocket.accept" if passes else "websocket.close"]
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wsproto
+from wsproto import events
 
 from openmodal import App, Image, Sandbox
 from openmodal.engines import Engine, load
@@ -164,3 +167,77 @@ def test_what_is_downloaded_is_no_page(create: Create, real: Page) -> None:
     assert "sandbox" in answer.headers["content-security-policy"]
     assert real.call(f"/sandbox/{sandbox.id}/file?path=/dev/null").status == 400
     assert real.call("/sandbox/none-00000000/files").status == 404
+
+
+def test_a_file_that_cannot_be_read_is_told_and_one_that_goes_away_is_cut(create: Create, real: Page) -> None:
+    """The answer had begun before the first byte was read: a download of nothing that ended well,
+    and two tracebacks."""
+    sandbox = create("sleep", "1000")
+    sandbox.exec("sh", "-c", "ln -s /proc/1/mem /tmp/link; dd of=/tmp/huge bs=1 count=0 seek=1G")
+    real.enter()
+    for path in ("/proc/1/mem", "/tmp/link", "/tmp/none"):
+        answer = real.call(f"/sandbox/{sandbox.id}/file?path={path}&download")
+        assert answer.status == 400 and answer.json["error"], path
+    connection = http.client.HTTPConnection("127.0.0.1", real.port, timeout=60)
+    with contextlib.closing(connection):
+        path = f"/api/{real.place}/sandbox/{sandbox.id}/file?path=/tmp/huge&download"
+        connection.request("GET", path, headers={"Cookie": real.cookie})
+        coming = connection.getresponse()
+        assert coming.status == 200 and coming.read(1000) == bytes(1000)
+        sandbox.exec("sh", "-c", "rm /tmp/huge; mkfifo /tmp/huge")
+        with pytest.raises(http.client.IncompleteRead):
+            coming.read()
+    said = real.log.read_text()
+    assert "a download ended before its end" in said and "Traceback" not in said, said
+
+
+def test_an_upload_that_is_broken_off_leaves_nothing(create: Create, real: Page) -> None:
+    """It was told by a traceback."""
+    sandbox = create("sleep", "1000")
+    real.enter()
+    path = f"/api/{real.place}/sandbox/{sandbox.id}/file?path=/tmp/up"
+    named = f"Host: 127.0.0.1:{real.port}\r\nOrigin: http://127.0.0.1:{real.port}\r\nCookie: {real.cookie}"
+    with socket.create_connection(("127.0.0.1", real.port)) as sent:
+        sent.sendall(f"POST {path} HTTP/1.1\r\n{named}\r\nContent-Length: 1000000\r\n\r\n".encode() + bytes(5000))
+        time.sleep(0.5)
+    time.sleep(0.5)
+    assert real.call("/about").status == 200
+    assert not sandbox.filesystem.exists("/tmp/up")
+    assert "Traceback" not in real.log.read_text()
+
+
+NO_MESSAGES = (
+    '{"ack": Infinity}',
+    "[" * 3000,
+    '{"x":' + "[" * 3000,
+    '{"ack": -1}',
+    '{"rows": 1, "columns": 99999999}',
+    '{"rows": 5}',
+    "",
+)
+
+
+def test_what_is_no_message_of_the_page_closes_the_terminal_with_a_reason(create: Create, real: Page) -> None:
+    """A number without an end, and brackets without one, were told by tracebacks."""
+    sandbox = create("sleep", "1000")
+    real.enter()
+    for said in ('{"ack": 5}', *NO_MESSAGES):
+        with socket.create_connection(("127.0.0.1", real.port), timeout=60) as raw:
+            talk = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+            own = [(b"Origin", f"http://127.0.0.1:{real.port}".encode()), (b"Cookie", real.cookie.encode())]
+            path = f"/api/{real.place}/sandbox/{sandbox.id}/terminal"
+            raw.sendall(talk.send(events.Request(host=f"127.0.0.1:{real.port}", target=path, extra_headers=own)))
+            closed = None
+            while closed is None:
+                talk.receive_data(raw.recv(65536) or None)
+                for event in talk.events():
+                    if isinstance(event, events.AcceptConnection):
+                        raw.sendall(talk.send(events.TextMessage(said)))
+                        raw.sendall(talk.send(events.BytesMessage(b"exit\n")))
+                    elif isinstance(event, events.CloseConnection):
+                        closed = event
+        if said in NO_MESSAGES:
+            assert (closed.code, "no message of the page" in str(closed.reason)) == (1008, True), said
+        else:
+            assert closed.code == 1000, "the control: the shell has ended"
+    assert "Traceback" not in real.log.read_text()

@@ -29,10 +29,11 @@ def begin() -> None:
     """Write what doors of this process do to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
-    log = logging.getLogger("openmodal.serve")
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    for name in ("openmodal.serve", "openmodal.web"):
+        log = logging.getLogger(name)
+        log.handlers = [handler]
+        log.setLevel(logging.INFO)
+        log.propagate = False
 
 
 __all__ = ["begin"]

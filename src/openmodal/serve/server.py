@@ -15,7 +15,7 @@ from grpclib.protocol import H2Protocol
 from grpclib.server import Server
 from modal_proto import api_grpc, task_command_router_grpc
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from uvicorn.config import Config
@@ -33,7 +33,7 @@ from openmodal.serve.sandboxes import Sandboxes
 from openmodal.serve.snapshots import OldSnapshots, Snapshots
 from openmodal.serve.uploads import Uploads
 from openmodal.serve.volumes import Volumes
-from openmodal.web.server import Page, application, http
+from openmodal.web.server import Page, application, gone, http, part
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client of HTTP/2 sends first (RFC 9113, section 3.4)."""
@@ -190,7 +190,8 @@ def _application(door: Door, page: Page, metrics: Metrics) -> Starlette:
             Route("/volumes/{where}/{until:int}/{signature}", Volumes(door).send),
             Route("/blobs/{digest}/{size:int}/{until:int}/{signature}", uploads.receive, methods=["PUT"]),
             Mount("/", application(page)),
-        ]
+        ],
+        exception_handlers={ClientDisconnect: gone},
     )
 
 
@@ -267,6 +268,7 @@ async def serving(
         accepting.cancel()
         for handler in grpc._handlers:
             handler.close()
+        await part(state)
 
 
 __all__ = ["serving"]

@@ -24,6 +24,7 @@ from openmodal.errors import (
     SandboxFileNotFoundError,
     SandboxFilesystemError,
 )
+from openmodal.filesystem import COPY_MOST
 from openmodal.serve import ids
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door
@@ -31,7 +32,7 @@ from openmodal.serve.uploads import proof
 from openmodal.volume import Volume
 
 _BLOCK = 8 << 20
-"""What the client takes for a block."""
+"""What the client takes for a block; it believes no other size."""
 
 _TYPES = {
     "file": api.FileEntry.FILE,
@@ -132,6 +133,12 @@ class Volumes:
             raise InvalidError(f"{request.path!r} is a folder of the volume, and no file")
         size = found[0].size
         length = min(request.len or size, max(0, size - request.start))
+        # A hole costs a sandbox nothing, and the door a URL for each of its blocks.
+        if length > COPY_MOST:
+            raise InvalidError(
+                f"{request.path!r} has {size} bytes, and a door gives a file of a volume up to {COPY_MOST >> 30} GiB, holes "
+                "counted; have a sandbox that mounts the volume cut it into parts (`split -b 8G`), and read those"
+            )
         urls = [
             self._url(request.volume_id, request.path, at, min(_BLOCK - at % _BLOCK, request.start + length - at))
             for at in _begins(request.start, length)

@@ -21,12 +21,14 @@ from openmodal.errors import (
     SandboxDirectoryNotEmptyError,
     SandboxFileNotFoundError,
     SandboxFilesystemError,
+    SandboxFileTooLargeError,
     SandboxIsADirectoryError,
     SandboxNotRunningError,
     SandboxPathAlreadyExistsError,
     UnsupportedError,
     VolumeInUseError,
 )
+from openmodal.filesystem import COPY_MOST
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
 from openmodal.testing.faces import Face
@@ -247,6 +249,28 @@ class TestVolumeFiles:
         volume.remove_file("folder")
         volume.remove_file("file")
         assert [entry.kind for entry in volume.listdir()] == ["symlink"]
+
+    @promise("volumes")
+    def test_a_huge_file_does_not_fill_the_disk_of_who_reads_it(
+        self, create: Create, face: Face, volume: Volume
+    ) -> None:
+        """A hole takes a sandbox no time; it was written as zeros here, while there was room."""
+        with create(volumes={"/data": volume}) as sandbox:
+            sh(sandbox, "cd /data; dd of=huge bs=1 count=0 seek=100G; dd of=holes bs=1 count=0 seek=16M")
+            sh(sandbox, "echo end >> /data/holes")
+        kept = io.BytesIO()
+        for path, options, limit in (("huge", {}, COPY_MOST), ("holes", {"max_bytes": 16 << 20}, 16 << 20)):
+            with pytest.raises(SandboxFileTooLargeError, match="max_bytes") as caught:
+                b"".join(face(volume.read_file(path, **options)))
+            assert caught.value.limit == limit
+            with pytest.raises(SandboxFileTooLargeError, match="max_bytes") as caught:
+                volume.read_file_into_fileobj(path, kept, **options)
+            assert caught.value.limit == limit
+        assert not kept.getvalue(), "nothing is written of a file whose size is known"
+        whole = bytes(16 << 20) + b"end\n"
+        assert b"".join(face(volume.read_file("holes", max_bytes=len(whole)))) == whole
+        assert volume.read_file_into_fileobj("holes", kept, max_bytes=None) == len(whole)
+        assert kept.getvalue() == whole
 
     @promise("volumes")
     def test_boxes_that_look_into_it_are_in_no_list(

@@ -7,6 +7,7 @@ not be UTF-8.
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import tempfile
 from collections.abc import AsyncIterator
@@ -16,14 +17,17 @@ from urllib.parse import parse_qs, quote
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
 
 from openmodal._journal import plain
-from openmodal.errors import InvalidError
+from openmodal.errors import Error, InvalidError, temporary_full_named
 from openmodal.filesystem import FileInfo
 from openmodal.sandbox import Sandbox
 
 _SHOWN = 256 << 10
 """Bytes of a file that are shown; a download has all."""
+
+log = logging.getLogger("openmodal.web")
 
 _LISTED = 5000
 _PIECE = 1 << 20
@@ -43,9 +47,9 @@ async def given(sandbox: Sandbox, request: Request) -> Response:
     if info.kind != "file":
         raise InvalidError(f"{plain(path)} is no file: only files are shown and downloaded")
     if "download" in request.query_params:
-        name = _quoted(posixpath.basename(path))
-        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
-        return StreamingResponse(_pieces(sandbox, path), media_type="application/octet-stream", headers=headers)
+        # Some files are there and cannot be read: that is told before the answer begins.
+        first = await _piece(sandbox, path, 0)
+        return _Download(_pieces(sandbox, path, first), posixpath.basename(path))
     data = await sandbox.filesystem.read_bytes.aio(path, 0, _SHOWN)
     text = data.decode("utf-8", "replace")
     return JSONResponse({**_row(info), "text": text, "binary": b"\0" in data, "whole": len(data) >= info.size})
@@ -55,7 +59,7 @@ async def taken(sandbox: Sandbox, request: Request) -> Response:
     """Write what is uploaded to a file; a file that is there is replaced when all has come."""
     with tempfile.TemporaryDirectory(prefix="openmodal-") as folder:
         local = Path(folder, "file")
-        with local.open("wb") as file:
+        with temporary_full_named(), local.open("wb") as file:
             async for piece in request.stream():
                 file.write(piece)
         await sandbox.filesystem.copy_from_local.aio(local, _path(request))
@@ -69,11 +73,31 @@ async def diff(sandbox: Sandbox) -> Response:
     return JSONResponse({"changes": shown, "more": max(0, len(found) - _LISTED)})
 
 
-async def _pieces(sandbox: Sandbox, path: str) -> AsyncIterator[bytes]:
+class _Download(StreamingResponse):
+    """An attachment. If the rest cannot be read, it ends without its end: the connection is cut, so
+    that nobody takes the part for all."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], name: str) -> None:
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{_quoted(name)}"}
+        super().__init__(pieces, media_type="application/octet-stream", headers=headers)
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except Error as error:
+            log.warning("a download ended before its end: %s", error)
+
+
+async def _pieces(sandbox: Sandbox, path: str, piece: bytes) -> AsyncIterator[bytes]:
     at = 0
-    while piece := await sandbox.filesystem.read_bytes.aio(path, at, _PIECE):
+    while piece:
         yield piece
         at += len(piece)
+        piece = await _piece(sandbox, path, at)
+
+
+async def _piece(sandbox: Sandbox, path: str, at: int) -> bytes:
+    return await sandbox.filesystem.read_bytes.aio(path, at, _PIECE)
 
 
 def _path(request: Request) -> str:

@@ -58,7 +58,7 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._hosts is not None and _name(host) not in self._hosts:
             return "this page has another name; open it as 127.0.0.1 or localhost"
-        if origin is not None and (urlsplit(origin).netloc != host or not host):
+        if origin is not None and not _is_own(origin, host, is_encrypted=scope.get("scheme") in ("https", "wss")):
             return "the call comes from another page"
         if origin is None and (scope["type"] == "websocket" or scope["method"] not in _SAFE):
             return "the call does not tell which page it comes from"
@@ -71,6 +71,17 @@ async def refuse(scope: Scope, receive: Receive, send: Send, why: str, status: i
         await WebSocketClose(_POLICY_VIOLATION, why)(scope, receive, send)
     else:
         await PlainTextResponse(why, status)(scope, receive, send)
+
+
+def _is_own(origin: str, host: str, *, is_encrypted: bool) -> bool:
+    """Whether a page at `origin` is the one that `host` is called for."""
+    try:
+        scheme, place, *_ = urlsplit(origin)
+    except ValueError:
+        return False
+    # By another name than this machine's, a proxy may have decrypted it.
+    own = {"https"} if is_encrypted else {"http"} if _name(host) in LOOPBACK else {"http", "https"}
+    return place == host != "" and scheme in own
 
 
 def _name(host: str) -> str:

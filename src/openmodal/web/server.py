@@ -15,7 +15,7 @@ from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
@@ -108,7 +108,7 @@ def application(page: Page) -> Starlette:
             Mount("/api/{place}", _Admitted(page, _calls(page, parts))),
         ],
         middleware=[Middleware(Guard, hosts=page.hosts)],
-        exception_handlers={Error: _told},
+        exception_handlers={Error: _told, ClientDisconnect: gone},
     )
 
 
@@ -122,11 +122,17 @@ async def serving(app: ASGIApp, listener: socket.socket, tls: ssl.SSLContext | N
         yield
     finally:
         server.close()
-        # Streams that never end are cut; the pages come again.
-        for connection in list(state.connections):
-            connection.transport.abort()
-        if state.tasks:
-            await asyncio.wait(state.tasks, timeout=_FAREWELL)
+        await part(state)
+
+
+async def part(state: ServerState) -> None:
+    """Cut all connections, and let what is done for them end. What is cancelled instead, as the
+    loop ends, is told as a mistake."""
+    # Streams that never end are cut, too; the pages come again.
+    for connection in list(state.connections):
+        connection.transport.abort()
+    if state.tasks:
+        await asyncio.wait(state.tasks, timeout=_FAREWELL)
 
 
 def http(app: ASGIApp) -> Config:
@@ -136,6 +142,11 @@ def http(app: ASGIApp) -> Config:
     )
     config.load()
     return config
+
+
+async def gone(request: Request, error: Exception) -> Response:
+    """The answer to a client that left in the middle of what it sent: nobody reads it."""
+    return Response(status_code=400)
 
 
 def visitor(connection: HTTPConnection) -> str:
@@ -209,4 +220,4 @@ async def _told(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, status)
 
 
-__all__ = ["Page", "Part", "application", "http", "serving", "visitor"]
+__all__ = ["Page", "Part", "application", "gone", "http", "part", "serving", "visitor"]

@@ -2,23 +2,24 @@
 
 Bytes go both ways as they are. A text of the page is JSON: {"rows", "columns"} of its terminal, or
 {"ack"}: so many bytes it has shown. What is not shown is not read, so a command that writes without
-end waits for the page.
+end waits for the page. Whatever else is said closes the WebSocket with a reason.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from typing import Any
+from typing import Annotated
 
+import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from openmodal.errors import Error
+from openmodal.errors import Error, InvalidError
 from openmodal.process import Process
 from openmodal.sandbox import Sandbox
 
 CLOSED, FAILED = 1000, 1011  # RFC 6455, section 7.4.1
+_REFUSED = 1008
 
 _AHEAD = 512 << 10
 """Bytes that are sent before the page says that it has shown some."""
@@ -27,7 +28,22 @@ _SHELL = "command -v bash >/dev/null && exec bash -i; exec sh -i"
 _LONGEST_REASON = 100  # RFC 6455, section 5.5, allows 123 bytes
 
 
-def reason(error: Error) -> str:
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Said(msgspec.Struct, forbid_unknown_fields=True):
+    """What a page says of its terminal: how large it is, or what it has shown."""
+
+    ack: _Count = 0
+    rows: _Count = 0
+    columns: _Count = 0
+
+
+class _NoMessageError(Exception):
+    """What came is nothing that our page says."""
+
+
+def reason(error: Exception) -> str:
     """Why a WebSocket is closed, as far as that fits."""
     return str(error).encode()[:_LONGEST_REASON].decode("utf-8", "ignore")
 
@@ -46,17 +62,18 @@ async def serve(socket: WebSocket, sandbox: Sandbox) -> None:
     finally:
         for way in ways:
             way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
-        await _end(socket, shell)
+        ended = await asyncio.gather(*ways, return_exceptions=True)
+        await _end(socket, shell, next((e for e in ended if isinstance(e, _NoMessageError)), None))
     for way in done:
-        way.result()  # a mistake of ours is told
+        with contextlib.suppress(_NoMessageError):
+            way.result()  # a mistake of ours is told
 
 
-async def _end(socket: WebSocket, shell: Process[bytes]) -> None:
+async def _end(socket: WebSocket, shell: Process[bytes], refused: _NoMessageError | None) -> None:
     with contextlib.suppress(Error, ConnectionError):  # the sandbox has ended
         await shell.kill.aio()
     if WebSocketState.DISCONNECTED not in (socket.application_state, socket.client_state):
-        await socket.close(CLOSED)
+        await (socket.close(_REFUSED, reason(refused)) if refused else socket.close(CLOSED))
 
 
 class _Window:
@@ -92,18 +109,23 @@ async def _read(socket: WebSocket, shell: Process[bytes], window: _Window) -> No
             if data := message.get("bytes"):
                 shell.stdin.write(data)
                 await shell.stdin.drain.aio()
-            elif text := message.get("text"):
+            elif (text := message.get("text")) is not None:
                 await _heed(text, shell, window)
 
 
 async def _heed(text: str, shell: Process[bytes], window: _Window) -> None:
-    """What is no message of our page is left unheeded."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        said: dict[str, Any] = json.loads(text)
-        if "ack" in said:
-            window.shown(int(said["ack"]))
-        else:
-            await shell.resize.aio(said["rows"], said["columns"])
+    """Do what the page says.
+
+    Raises:
+        _NoMessageError: our page does not say that.
+    """
+    try:
+        said = msgspec.json.decode(text, type=_Said)
+        window.shown(said.ack)
+        if said.rows or said.columns:
+            await shell.resize.aio(said.rows, said.columns)
+    except (msgspec.MsgspecError, UnicodeError, InvalidError) as error:
+        raise _NoMessageError("this is no message of the page; open the terminal anew") from error
 
 
 __all__ = ["CLOSED", "FAILED", "reason", "serve"]
