@@ -394,9 +394,9 @@ class Docker(Ending, volumes.Keeper):
             state = api.get(f"/containers/{id}/json")["State"]
             if state["Running"]:
                 return False
-            stderr = links.log(api, id)[2]
-        if container.end_of(state, stderr, 0.0)[0].reason == "lost":
-            raise EngineError(f"the sandbox could not be started: {container.why_not(stderr)}")
+            log = links.log(api, id)
+        if container.end_of(state, log, 0.0)[0].reason == "lost":
+            raise EngineError(f"the sandbox could not be started: {container.why_not(log[2])}")
         return True
 
     # -------------------------------------------------------------------------------------- to look
