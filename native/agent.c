@@ -223,6 +223,11 @@ static void leave_output(const struct command *main) {
     if (left || !main || agent.config->report)
         return;
     left = true;
+    if (agent.config->tells_end) {
+        report_stream(&main->out[0].ring, '1', agent.config->main_stdout, SIZE_MAX);
+        report_stream(&main->out[1].ring, '2', agent.config->main_stderr, SIZE_MAX);
+        return;
+    }
     write_kept(&main->out[0], agent.config->main_stdout);
     write_kept(&main->out[1], agent.config->main_stderr);
 }

@@ -22,6 +22,7 @@ from openmodal._wire import Kind
 from openmodal.errors import ProtocolError, UnsupportedError
 
 _FIRST_BUFFER = 16 * 1024
+_QUEUE_SECONDS = 5.0
 
 
 class LinkLost(ConnectionError):
@@ -99,16 +100,20 @@ async def connected(path: str) -> socket.socket:
     """A non-blocking socket that is connected to the unix socket of that path.
 
     Raises:
-        OSError: there is none, or nobody listens.
+        OSError: there is none, nobody listens, or who does accepts none for some seconds: a sandbox
+            may have put it there, to hold up whoever comes.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock, over = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), time.monotonic() + _QUEUE_SECONDS
     try:
         sock.setblocking(False)
         while True:
             try:
                 sock.connect(path)
                 return sock
-            except BlockingIOError:  # its queue is full: many connect at once
+            except BlockingIOError as error:  # its queue is full: many connect at once
+                if time.monotonic() > over:
+                    text = f"who listens there has accepted no connection for {_QUEUE_SECONDS:.0f} s"
+                    raise ConnectionRefusedError(text) from error
                 await Sleep(0.002)
     except BaseException:
         sock.close()

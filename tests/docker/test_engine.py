@@ -6,8 +6,11 @@ import json
 import shutil
 import socket
 import subprocess
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from stat import S_IMODE
 
 import pytest
 
@@ -142,6 +145,58 @@ def test_nothing_put_in_the_sockets_place_is_followed(create: Create, engine: Do
     assert sandbox.exec("sh", "-c", f"rm {SOCKET} && {put} {SOCKET}").returncode == 0
     with pytest.raises(ConnectionRefusedError, match="not a socket"):
         run_sync(engine.connect(sandbox.id))
+
+
+@pytest.fixture
+def full(engine: DockerUnderTest) -> Iterator[Callable[[Sandbox], None]]:
+    """Puts a socket in the place of a sandbox's that accepts nobody, and whose queue is full."""
+    with ExitStack() as stack:
+
+        def put(sandbox: Sandbox) -> None:
+            file = engine._book.folder(sandbox.id) / "run/agent.sock"
+            file.unlink()
+            listening, queued = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+            listening.bind(str(file))
+            listening.listen(0)
+            queued.connect(str(file))
+
+        yield put
+
+
+def test_who_waits_at_a_socket_that_accepts_nobody_waits_no_longer_than_he_said(
+    create: Create, full: Callable[[Sandbox], None]
+) -> None:
+    """Root in the sandbox can put one there: `wait` hung for ever, whatever its timeout."""
+    sandbox = create()
+    full(sandbox)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        sandbox.wait(timeout=1)
+    assert time.monotonic() - began < 4
+
+
+def test_a_call_to_a_socket_that_accepts_nobody_ends_with_a_sentence(
+    create: Create, engine: DockerUnderTest, full: Callable[[Sandbox], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hung for ever."""
+    monkeypatch.setattr("openmodal._link._QUEUE_SECONDS", 1.0)
+    monkeypatch.setattr("openmodal._agent._RECONNECT_SECONDS", 2.0)
+    sandbox = create()
+    full(sandbox)
+    with pytest.raises(EngineError, match=r"does not answer \(.* accepted no connection .*\); terminate it"):
+        Sandbox.from_id(sandbox.id, engine=engine).exec("true")
+
+
+@pytest.mark.parametrize("put", ["true", f"rm {SOCKET} && mkdir -p {SOCKET}/a", f"rm {SOCKET} && ln -s / {SOCKET}"])
+def test_a_reset_empties_the_sockets_folder(create: Create, engine: DockerUnderTest, put: str) -> None:
+    """What root in the sandbox put there stayed, and a folder in the socket's place ended the sandbox."""
+    sandbox = create()
+    folder = engine._book.folder(sandbox.id) / "run"
+    script = f"cd {RUN} && chmod 777 . && mkdir -p .a/b && echo x > .a/b/file && ln -s / link && mkfifo pipe && {put}"
+    assert sandbox.exec("sh", "-c", script).returncode == 0
+    sandbox.reset()
+    assert sandbox.exec("ls", "-A", RUN).stdout.read() == "agent.sock\n"
+    assert S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_how_it_ended_cannot_be_forged(create: Create) -> None:

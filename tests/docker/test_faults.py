@@ -122,6 +122,20 @@ def test_the_last_words_of_a_main_command_are_kept_when_it_is_terminated(create:
     assert (sandbox.stdout.read(), sandbox.stderr.read(), sandbox.poll()) == ("last words\n", "err\n", 137)
 
 
+@pytest.mark.parametrize("then", ["exit 4", "touch /tmp/said; sleep 54321"])
+def test_a_main_command_of_millions_of_lines_loses_none_and_holds_up_nobody(create: Create, then: str) -> None:
+    """The daemon keeps each line as an entry of its own: the log ran over, and reading what was
+    left of it took half a minute."""
+    sandbox = create("sh", "-c", f"yes '' | head -c 8000000; printf '\\r\\0x' >&2; {then}")
+    if then == "exit 4":
+        assert sandbox.wait() == 4
+    else:
+        eventually(lambda: sandbox.filesystem.exists("/tmp/said"))
+        sandbox.terminate()
+    assert sandbox.stdout.read() == "\n" * 8_000_000
+    assert sandbox.stderr.read() == "\r\0x"
+
+
 def test_a_snapshot_waits_for_a_reset(create: Create, face: Face) -> None:
     sandbox = create(block_network=True)
     sandbox.exec("touch", "/srv/before")

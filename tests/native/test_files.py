@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 import subprocess
 import time
@@ -450,6 +451,17 @@ def test_dial_is_a_link(agent: Agent, program: Path) -> None:
 
 def test_dial_without_an_agent_fails_with_a_sentence(program: Path, tmp_path: Path) -> None:
     done = subprocess.run([program, "dial", tmp_path / "none"], capture_output=True, check=False)
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+
+
+def test_dial_waits_for_no_socket_that_accepts_nobody(program: Path, tmp_path: Path) -> None:
+    """It hung for ever."""
+    path = str(tmp_path / "full")
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as queued:
+        listening.bind(path)
+        listening.listen(0)
+        queued.connect(path)
+        done = subprocess.run([program, "dial", path], capture_output=True, check=False, timeout=60)
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1
 
 

@@ -107,7 +107,7 @@ def test_a_setup_that_does_not_fit_is_one_sentence_and_the_end(told: Told, setup
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--", "/bin/sh", "-c", "echo err >&2; exit 3"), b"err\n\nopenmodal: exited 3 0 4\n"),
+        (("--", "/bin/sh", "-c", "echo err >&2; exit 3"), b"2 ZXJyCg==\n\nopenmodal: exited 3 0 4\n"),
         (("--", "/bin/sh", "-c", "kill -9 $$"), b"\nopenmodal: exited 137 0 0\n"),
         (("--timeout-ms", "50"), b"\nopenmodal: timeout 124 0 0\n"),
         (("--idle-ms", "50"), b"\nopenmodal: idle 124 0 0\n"),

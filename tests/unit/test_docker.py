@@ -119,7 +119,9 @@ def test_denied_prefixes_are_joined() -> None:
 @pytest.mark.parametrize(
     ("state", "stderr", "reason", "code", "rest"),
     [
-        ({}, b"text\nopenmodal: exited 3 7 4\n", "exited", 3, b"text"),
+        ({}, b"2 dGV4dA==\n\nopenmodal: exited 3 7 4\n", "exited", 3, b"text"),
+        ({}, b"openmodal: a word\n2 dGV4dA==\n\nopenmodal: exited 3 7 4\n", "exited", 3, b"openmodal: a word\ntext"),
+        ({}, b"2 dGV4dHRl\n2 dGV4d\nopenmodal: exited 3 7 4\n", "exited", 3, b"texttetex"),
         (
             {},
             b"\nopenmodal: exited 0 1 2\n\nopenmodal: timeout 124 7 4\n",
@@ -136,8 +138,8 @@ def test_denied_prefixes_are_joined() -> None:
 def test_only_the_agents_last_line_tells_the_end(
     state: dict[str, object], stderr: bytes, reason: str, code: int, rest: bytes
 ) -> None:
-    end, kept = container.end_of(state, stderr, 5.0)
-    assert (end.reason, end.returncode, end.ended, kept) == (reason, code, 5.0, rest)
+    end, kept = container.end_of(state, {1: b"1 b3V0\n", 2: stderr}, 5.0)
+    assert (end.reason, end.returncode, end.ended, kept) == (reason, code, 5.0, {1: b"out", 2: rest})
     assert end.written == ((0, 0) if reason in ("oom", "lost") else (7, 4))
 
 

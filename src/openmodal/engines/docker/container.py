@@ -17,7 +17,7 @@ import msgspec
 from openmodal import _ends
 from openmodal._spec import EndRecord, Referenced, SandboxSpec, Status
 from openmodal._wire import Flag, milliseconds
-from openmodal.engines import asked, posture
+from openmodal.engines import asked, posture, reported
 from openmodal.engines.docker import links, mounts
 
 GVISOR = ("runsc", "gvisor")
@@ -30,7 +30,8 @@ STATUS = "openmodal.status"
 # The agent needs them to reduce the others, and to load its firewall. Then it gives them up.
 _GIVEN_UP = ("SETPCAP", "NET_ADMIN")
 
-# What is kept of the main command's output, twice 8 MiB, and room for the driver's own bytes per line.
+# What is kept of the main command's output, twice 8 MiB, in base64, and room for the driver's own
+# bytes per line.
 _LOG = {"Type": "local", "Config": {"max-size": "80m", "max-file": "1", "compress": "false"}}
 
 _END = re.compile(
@@ -171,15 +172,17 @@ def has_main(found: Mapping[str, Any]) -> bool:
     return native and "--" in (found["Config"].get("Cmd") or ())
 
 
-def end_of(state: Mapping[str, Any], stderr: bytes, ended: float) -> tuple[EndRecord, bytes]:
-    """How a container ended, and its main command's stderr without the agent's own last line."""
-    if said := _END.search(stderr):
+def end_of(state: Mapping[str, Any], log: Mapping[int, bytes], ended: float) -> tuple[EndRecord, Mapping[int, bytes]]:
+    """How a container ended, and what its main command's stdout (1) and stderr (2) had."""
+    if said := _END.search(log[2]):
         reason, code = said[1].decode(), int(said[2])
         written = (int(said[3]), int(said[4]))
-        return _ends.ended(reason, code, ended, written=written), stderr[: said.start()]
+        outputs = reported.outputs(log[1] + log[2][: said.start()])
+        return _ends.ended(reason, code, ended, written=written), outputs
+    outputs = reported.outputs(log[1] + log[2])
     if state.get("OOMKilled"):
-        return _ends.ended("oom", 137, ended), stderr
-    return _ends.ended("lost", 137, ended, "its container was killed, or the daemon was restarted"), stderr
+        return _ends.ended("oom", 137, ended), outputs
+    return _ends.ended("lost", 137, ended, "its container was killed, or the daemon was restarted"), outputs
 
 
 def why_not(stderr: bytes) -> str:

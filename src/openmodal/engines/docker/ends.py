@@ -78,9 +78,8 @@ class Ending(Live):
             if found["State"].get("Paused"):
                 self._go_on(api, id)
             api.post(f"/containers/{id}/stop", t=_LAST_WORDS_SECONDS)
-            log = links.log(api, id)
-            end, stderr = container.end_of({}, log[2], time.time())
-            self._book.write_outputs(id, log[1], stderr)
+            end, outputs = container.end_of({}, links.log(api, id), time.time())
+            self._book.write_outputs(id, outputs[1], outputs[2])
             if end.reason != "lost":
                 return end
         return _terminated()
@@ -105,11 +104,10 @@ class Ending(Live):
         if found := self._found(api, id):
             # Whoever removes it has noted more than we can.
             with contextlib.suppress(MissingError, ConflictError):
-                log = links.log(api, id)
                 at = datetime.fromisoformat(found["State"]["FinishedAt"]).timestamp()
-                end, stderr = container.end_of(found["State"], log[2], at)
+                end, outputs = container.end_of(found["State"], links.log(api, id), at)
                 end = self._with_owner(id, end)
-                noted = self._book.write_outputs(id, log[1], stderr)
+                noted = self._book.write_outputs(id, outputs[1], outputs[2])
         end = self._with_image(api, id, end) if self._keeps(id) else end
         if not noted or not self._book.write_end(id, end):
             return end  # the container stays, and tells the same again

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from openmodal import _args, _config, _ends, _trash
-from openmodal._dual import Blocking, Sleep
+from openmodal._dual import Blocking, Sleep, within
 from openmodal._link import Link, Streamed, until_end
 from openmodal._spec import Built, BuiltStep, EndRecord, Info, Recipe, Referenced, Report, Root, SandboxSpec, Status
 from openmodal.build import Options
@@ -194,7 +194,8 @@ class Docker(Ending, volumes.Keeper):
             # One that is paused does not end, before somebody looks at it.
             over = time.monotonic() + max(_GRACE_SECONDS, min(_LOOK_SECONDS, status.expires - time.time()))
             with contextlib.suppress(ConnectionError, TimeoutError):
-                await until_end(await self.connect(id), over if deadline is None else min(over, deadline))
+                until = over if deadline is None else min(over, deadline)
+                await until_end(await within(until - time.monotonic(), self.connect(id)), until)
             await Sleep(0.02)  # it is just ending, or being reset
         return status.ended
 
@@ -396,9 +397,9 @@ class Docker(Ending, volumes.Keeper):
             state = api.get(f"/containers/{id}/json")["State"]
             if state["Running"]:
                 return False
-            stderr = links.log(api, id)[2]
-        if container.end_of(state, stderr, 0.0)[0].reason == "lost":
-            raise EngineError(f"the sandbox could not be started: {container.why_not(stderr)}")
+            log = links.log(api, id)
+        if container.end_of(state, log, 0.0)[0].reason == "lost":
+            raise EngineError(f"the sandbox could not be started: {container.why_not(log[2])}")
         return True
 
     # -------------------------------------------------------------------------------------- to look

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmodal import _binary, _config
+from openmodal import _binary, _config, _trash
 from openmodal._dual import is_in_loop
 from openmodal._spec import Referenced, SandboxSpec
 from openmodal.build.base import BUNDLE, TRUST_VARIABLES
@@ -186,7 +186,7 @@ class Host:
                 with_files(self.daemon, root, files),
             )
         files |= self._shown(spec, folder, 0 if gvisor else len(cpus))
-        run = _made(folder / "run") if self.shares_sockets and not gvisor else ""
+        run = _anew(folder / "run") if self.shares_sockets and not gvisor else ""
         mounts = tuple((str(source), target) for target, source in files.items())
         return container.Place(mounts, run, cpus, gvisor, self.is_docker), {**trust, **dict(spec.env)}, image
 
@@ -257,6 +257,12 @@ def _said(daemon: Daemon) -> _Said:
 def _made(folder: Path) -> str:
     folder.mkdir(mode=0o700, exist_ok=True)
     return str(folder)
+
+
+def _anew(folder: Path) -> str:
+    """The folder, with nothing in it: root in the sandbox could write there, if this is a reset."""
+    _trash.remove(folder)
+    return _made(folder)
 
 
 def _written(file: Path, text: str) -> Path:

@@ -166,7 +166,7 @@ class TlsStream:
 
 
 def log(api: Api, id: str) -> dict[int, bytes]:
-    """What its main command said."""
+    """What its agent said on its stdout (1) and stderr (2)."""
     return pieces(api.read(f"/containers/{id}/logs", stdout=True, stderr=True))
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from dataclasses import dataclass
 
 from openmodal import _ends
 from openmodal._spec import EndRecord
+from openmodal.engines import reported
 
 
 @dataclass(frozen=True)
@@ -21,18 +20,12 @@ class Report:
 
 def parse(log: bytes) -> Report | None:
     """The report in a log; None if the agent has not ended, or was killed before it could say so."""
-    lines = log.splitlines()
+    lines = log.splitlines(keepends=True)
     end = _end(lines[-1]) if lines else None
     if end is None:
         return None
-    outputs = {b"1": bytearray(), b"2": bytearray()}
-    for line in lines[:-1]:
-        stream, _, packed = line.partition(b" ")
-        try:
-            outputs[stream] += base64.b64decode(packed, validate=True)
-        except (KeyError, binascii.Error):  # the agent's own complaint, in words
-            outputs[b"2"] += line + b"\n"
-    return Report(end, bytes(outputs[b"1"]), bytes(outputs[b"2"]))
+    outputs = reported.outputs(log[: -len(lines[-1])])
+    return Report(end, outputs[1], outputs[2])
 
 
 def _end(line: bytes) -> EndRecord | None:
