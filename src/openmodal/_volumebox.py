@@ -15,7 +15,7 @@ from openmodal import _args, _config
 from openmodal._agent import Agent
 from openmodal._spec import Mount, Network, Recipe, SandboxSpec, Scratch
 from openmodal.engines import Engine, lacking
-from openmodal.errors import EngineError, SandboxFilesystemError, too_large
+from openmodal.errors import OTHER_TEMPORARY, EngineError, SandboxFilesystemError, disk_full_named, too_large
 from openmodal.filesystem import LIST_MOST, FileInfo, Filesystem
 
 PLACE = "/volume"
@@ -111,11 +111,10 @@ async def put(files: Filesystem, source: Path | IO[bytes], target: str, mode: in
     if isinstance(source, Path):
         await files.copy_from_local.core(source, target)
     else:
-        with tempfile.TemporaryDirectory(prefix="openmodal-") as folder:
-            local = Path(folder, "file")
-            with local.open("wb") as copy:
-                while piece := source.read(PIECE):
-                    copy.write(piece)
-            await files.copy_from_local.core(local, target)
+        with disk_full_named(tempfile.gettempdir(), OTHER_TEMPORARY), tempfile.TemporaryFile() as copy:
+            while piece := source.read(PIECE):
+                copy.write(piece)
+            copy.flush()
+            await files._push(copy, target)
     if mode is not None:
         await files.chmod.core(target, mode)

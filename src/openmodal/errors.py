@@ -129,23 +129,26 @@ def reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def disk_full(path: str | os.PathLike[str]) -> DiskFullError:
+OTHER_HOME = "run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
+OTHER_TEMPORARY = "or set TMPDIR to another disk"
+OTHER_DISK = "or name a place on another disk"
+"""What helps, beside free space, where the store, a temporary file or what was asked for has none."""
+
+
+def disk_full(path: str | os.PathLike[str], remedy: str = OTHER_HOME) -> DiskFullError:
     """The exception for a full disk, with its remedies."""
-    return DiskFullError(
-        f"the disk of {os.fspath(path)} is full; "
-        "free some space, run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
-    )
+    return DiskFullError(f"the disk of {os.fspath(path)} is full; free some space, {remedy}")
 
 
 @contextmanager
-def disk_full_named(path: str | os.PathLike[str]) -> Iterator[None]:
+def disk_full_named(path: str | os.PathLike[str], remedy: str = OTHER_HOME) -> Iterator[None]:
     """Say which disk is full, in place of ENOSPC and EDQUOT alone, wherever they come from."""
     try:
         yield
     except OSError as error:
-        if not no_room(error) or isinstance(error, EngineError):
+        if not no_room(error) or isinstance(error, Error):  # ours says whose disk it is
             raise
-        raise disk_full(path) from error
+        raise disk_full(path, remedy) from error
 
 
 def no_state(path: str | os.PathLike[str], error: OSError) -> EngineError:

@@ -24,9 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with contextlib.suppress(OSError):  # a full disk is told below
             print(f"openmodal {__version__}", flush=True)
             sys.exit(0)
+    from openmodal.cli._ending import unwinding
     from openmodal.cli._root import run
 
-    sys.exit(run(given))
+    with unwinding():
+        sys.exit(run(given))
 
 
 def _open_streams() -> None:

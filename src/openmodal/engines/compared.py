@@ -18,7 +18,7 @@ from openmodal._command import Command, Feed
 from openmodal._spec import Change, ExecSpec, Network, OutputGap, Root, SandboxSpec
 from openmodal._wire import Flag
 from openmodal.engines.contract import Created, Engine
-from openmodal.errors import EngineError, ProtocolError, disk_full_named
+from openmodal.errors import OTHER_TEMPORARY, EngineError, ProtocolError, disk_full_named
 
 LIST_SECONDS = 600.0
 """How long the list of an image may take."""
@@ -139,7 +139,7 @@ class _File:
         if self._size > _MOST:
             raise EngineError(f"the sandbox has more than {_MOST >> 30} GiB of changed files; use a volume for them")
         if self._file:
-            with disk_full_named(tempfile.gettempdir()):
+            with disk_full_named(tempfile.gettempdir(), OTHER_TEMPORARY):
                 self._file.write(data)
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import posixpath
 import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import parse_qs, quote
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from openmodal._dual import run_async
 from openmodal._journal import plain
-from openmodal.errors import InvalidError
+from openmodal.errors import OTHER_TEMPORARY, InvalidError, disk_full_named
 from openmodal.filesystem import FileInfo
 from openmodal.sandbox import Sandbox
 
@@ -53,12 +53,11 @@ async def given(sandbox: Sandbox, request: Request) -> Response:
 
 async def taken(sandbox: Sandbox, request: Request) -> Response:
     """Write what is uploaded to a file; a file that is there is replaced when all has come."""
-    with tempfile.TemporaryDirectory(prefix="openmodal-") as folder:
-        local = Path(folder, "file")
-        with local.open("wb") as file:
-            async for piece in request.stream():
-                file.write(piece)
-        await sandbox.filesystem.copy_from_local.aio(local, _path(request))
+    with disk_full_named(tempfile.gettempdir(), OTHER_TEMPORARY), tempfile.TemporaryFile() as file:
+        async for piece in request.stream():
+            file.write(piece)
+        file.flush()
+        await run_async(sandbox.filesystem._push(file, _path(request)))
     return JSONResponse({})
 
 

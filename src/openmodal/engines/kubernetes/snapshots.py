@@ -32,7 +32,7 @@ from openmodal.engines.kubernetes import difference, kept, pods
 from openmodal.engines.kubernetes.api import Json
 from openmodal.engines.kubernetes.images import NO_REGISTRY
 from openmodal.engines.kubernetes.volumes import Keeper
-from openmodal.errors import EngineError, UnsupportedError, disk_full_named
+from openmodal.errors import OTHER_TEMPORARY, EngineError, UnsupportedError, disk_full_named
 
 _SECONDS = 600.0  # for the list of an image
 _MOST = 64 << 30  # bytes of what has changed
@@ -158,7 +158,7 @@ def _pushed(root: Referenced, write: Callable[[IO[bytes]], None], base: str, cpu
         raise EngineError(NO_REGISTRY)
     target = parse(f"{registry.rstrip('/')}/openmodal:snap-{root.key[:40]}")
     with tempfile.TemporaryFile() as file, contextlib.ExitStack() as stack:
-        with disk_full_named(tempfile.gettempdir()):
+        with disk_full_named(tempfile.gettempdir(), OTHER_TEMPORARY):
             layer = pack_with(write, file)
         below = _base(stack, base, cpu) if base else None
         pusher = stack.enter_context(contextlib.closing(Pusher(target)))
