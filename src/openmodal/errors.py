@@ -100,7 +100,8 @@ class ProtocolError(EngineError):
 
 
 class DiskFullError(EngineError, OSError):
-    """The disk of the store is full. What was half-made is removed."""
+    """A disk of this machine is full: the store's, that of a copy's target or of temporary files. What
+    was half-made is removed."""
 
     def __init__(self, text: str) -> None:
         OSError.__init__(self, errno.ENOSPC, text)

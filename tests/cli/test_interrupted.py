@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -54,13 +56,13 @@ def interrupted(command: list[str], number: int, folder: Path, temporary: Path) 
 
 
 def begun(pid: int, *folders: Path) -> bool:
-    """Whether it has written something in one of the folders, perhaps without a name."""
-    found = [Path(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    return any(
-        str(file.readlink()).startswith(tuple(map(str, folders))) and file.is_file() and file.stat().st_size
-        for file in found
-        if file.is_symlink()
-    )
+    """Whether it writes a file in one of the folders, perhaps one without a name."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        file = f"/proc/{pid}/fd/{fd}"
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(file).startswith(tuple(map(str, folders))) and os.path.isfile(file):
+                return os.path.getsize(file) > 0
+    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -167,3 +169,23 @@ def test_a_full_disk_here_is_named_by_all(
 def test_names_that_a_sandbox_chose_are_shown_not_obeyed_by_diff(sandbox: str) -> None:
     Sandbox.from_id(sandbox).exec("sh", "-c", "touch \"$(printf '/odd\\033[2Jx\\nD faked')\"")
     assert "A /odd\\x1b[2Jx\\x0aD faked\n" in Docker()("diff", sandbox)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_mcp_while_it_waits_for_its_client(number: int) -> None:
+    """A thread waits for the next line, and would keep what unwinds from its end."""
+    pytest.importorskip("mcp")
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    command = [*COMMAND, "--local", "mcp"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()
+        assert '"result"' in process.stdout.readline()
+        process.send_signal(number)
+        try:
+            assert process.wait(20) == -number
+        finally:
+            process.kill()
