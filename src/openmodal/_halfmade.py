@@ -19,7 +19,8 @@ from openmodal._files import text
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PERIOD = 60.0
-"""Seconds between two looks at a folder: whoever copies thousands of files into one does not list it each time."""
+"""Seconds between two looks at a folder: whoever copies thousands of files into one does not list
+it each time."""
 
 _looked: dict[tuple[int, int], float] = {}
 _MOST_LOOKED = 1000

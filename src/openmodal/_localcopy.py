@@ -142,7 +142,8 @@ def _next(fd: int, at: int, size: int, whence: int) -> int:
 
 
 class Receiver:
-    """Writes entries into a temporary folder beside `target`; `commit` puts them in place, leaving the block without it removes them."""
+    """Writes entries into a temporary folder beside `target`; `commit` puts them in
+    place, leaving the block without it removes them."""
 
     def __init__(self, target: Path, most: int | None = None, source: str = "") -> None:
         """Nothing is written yet.

@@ -100,8 +100,8 @@ class ProtocolError(EngineError):
 
 
 class DiskFullError(EngineError, OSError):
-    """A disk of this machine is full: the store's, that of a copy's target or of temporary files. What
-    was half-made is removed."""
+    """A disk of this machine is full: the store's, that of a copy's target or of temporary files.
+    What was half-made is removed."""
 
     def __init__(self, text: str) -> None:
         OSError.__init__(self, errno.ENOSPC, text)
@@ -133,7 +133,8 @@ def reason(error: Exception) -> str:
 OTHER_HOME = "run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
 OTHER_TEMPORARY = "or set TMPDIR to another disk"
 OTHER_DISK = "or name a place on another disk"
-"""What helps, beside free space, where the store, a temporary file or what was asked for has none."""
+"""What helps, beside free space, where the store, a temporary file or what was asked for has
+none."""
 
 
 def disk_full(path: str | os.PathLike[str], remedy: str = OTHER_HOME) -> DiskFullError:

@@ -1,4 +1,5 @@
-"""Copies that end too early: by a signal, a full disk, or because there is too much of it. Nothing is left of them."""
+"""Copies that end too early: by a signal, a full disk, or because there is too much of it. Nothing
+is left of them."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def begun(pid: int, *folders: Path) -> bool:
 def test_a_copy_that_a_signal_ends_leaves_nothing(
     program: list[str], number: int, large: Sandbox, tmp_path: Path
 ) -> None:
-    """SIGTERM and SIGHUP ended these programs at once; all that had come stayed beside the target."""
+    """SIGTERM and SIGHUP ended these programs at once; what had come stayed beside the target."""
     folder, temporary = tmp_path / "to", tmp_path / "temporary"
     folder.mkdir()
     temporary.mkdir()
@@ -124,7 +125,7 @@ def test_a_killed_upload_to_a_volume_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_whole_and_bounded(large: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`cp -` wrote all that there was, and the zeros of a file's holes, to the disk and to who read it."""
+    """`cp -` wrote all that there was, and the zeros of a file's holes, to the disk and to its reader."""
     docker = Docker()
     large.exec("sh", "-c", "rm -r /large; mkdir -p /tree/below; echo x >/tree/below/file; truncate -s 1024G /holes")
     large.exec("sh", "-c", "ln -s file /tree/below/link; chown -R 7:8 /tree/below; chmod 640 /tree/below/file")

@@ -88,7 +88,7 @@ Sandbox.from_id(sys.argv[1], engine=DockerUnderTest()).snapshot_filesystem()
 def test_gc_removes_what_a_killed_snapshot_has_committed(
     create: Create, daemon: Daemon, engine: DockerUnderTest
 ) -> None:
-    """It waited for an hour, in which a tag could still come, also where nobody was there to give one."""
+    """It waited for an hour, in which a tag could come, also where nobody was left to give one."""
     sandbox = create(block_network=True)
     command = [sys.executable, "-c", SNAPSHOTS, sandbox.id]
     root = Path(__file__).resolve().parent.parent.parent

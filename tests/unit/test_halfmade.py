@@ -1,4 +1,5 @@
-"""What is half made goes: with its block, or when the next one is made beside what a killed process has left."""
+"""What is half made goes: with its block, or when the next one is made beside what a killed process
+has left."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def test_the_next_copy_removes_what_a_killed_one_has_left_and_nothing_else(tmp_p
     left = os.listdir(tmp_path)
     assert len(left) == 1
     with copying(tmp_path / "alive"):
-        other = f".openmodal-00000000-{'0' * 16}"  # of another machine, whose locks are not seen here
+        # Of another machine, whose locks are not seen here.
+        other = f".openmodal-00000000-{'0' * 16}"
         (tmp_path / other).mkdir()
         alive = {*os.listdir(tmp_path)} - {other}
         assert not alive & {*left}

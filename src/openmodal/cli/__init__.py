@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _open_streams() -> None:
-    """Have something at descriptors 0 to 2, also after `2>&-`: what is opened next would get their numbers, and be written to."""
+    """Have something at descriptors 0 to 2, also after `2>&-`: what is opened next would
+    get their numbers, and be written to."""
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):

@@ -35,5 +35,6 @@ def unwinding() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is stop:  # `openmodal run` has its own, to the end of the process
+            # `openmodal run` has its own, to the end of the process.
+            if signal.getsignal(number) is stop:
                 signal.signal(number, handler)

@@ -133,7 +133,8 @@ class Run:
             self._end()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """End the sandboxes at once: the program may wait for commands in them, in threads that no exception reaches."""
+        """End the sandboxes at once: the program may wait for commands in them, in threads that no
+        exception reaches."""
         first, self._signal = not self._signal, self._signal or number
         if self._over.is_set():
             return

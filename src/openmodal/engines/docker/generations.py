@@ -61,8 +61,8 @@ def commit(
 
 
 def _notes() -> Path:
-    """Where a commit on its way has a file of its image's name, which is locked as long as somebody
-    waits for it: who is killed leaves a file that nobody holds, and perhaps an image without a tag."""
+    """Where a commit on its way has a file of its image's name, locked as long as somebody waits
+    for it: who is killed leaves a file that nobody holds, and perhaps an image without a tag."""
     return _config.state() / "docker" / "commits"
 
 
@@ -125,8 +125,8 @@ def expires(item: _Item) -> float:
 
 
 def expire(api: Api, kept: Set[str] = frozenset(), *, check: bool = False) -> list[str]:
-    """Remove the snapshots whose time is over, and what a commit left for which nobody waits any more;
-    return which. `kept`: names that are left alone; `check`: only tell."""
+    """Remove the snapshots whose time is over, and what a commit left for which nobody waits any
+    more; return which. `kept`: names that are left alone; `check`: only tell."""
     over = [item for item in _snapshots(api) if _is_over(item) and kept.isdisjoint(tags(item))]
     found = [str(item["Id"]) for item in over if check or _removed(api, item)]
     if not check:
