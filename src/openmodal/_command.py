@@ -14,7 +14,7 @@ from openmodal._agent import Agent, Life
 from openmodal._dual import Blocking, within
 from openmodal._link import Link, Stream
 from openmodal._spec import CommandStatus, ExecSpec, ExitRecord, OutputGap
-from openmodal._wire import Code, Kind, Progress, State, Want
+from openmodal._wire import Code, FileOp, Kind, Progress, State, Want
 from openmodal.errors import (
     EngineError,
     Error,
@@ -404,4 +404,27 @@ def file_refusal(payload: memoryview, path: str) -> Exception:
     return file_error(code - Code.ERRNO, path) if code > Code.ERRNO else refusal(payload)
 
 
-__all__ = ["SPOOL_LIMIT", "Command", "Feed", "Sink", "Spool", "State", "contents", "file_refusal", "listed", "refusal"]
+async def takes_holes(link: Link) -> bool:
+    """Whether the agent takes HOLE frames: one that is older than this SDK would close the link."""
+    await link.send(_wire.file(FileOp.HOLES, b"/"))
+    kind, payload = await link.expect(Kind.OK)
+    if kind == Kind.OK:
+        return True
+    if isinstance(error := refusal(payload), UnsupportedError):
+        return False
+    raise error
+
+
+__all__ = [
+    "SPOOL_LIMIT",
+    "Command",
+    "Feed",
+    "Sink",
+    "Spool",
+    "State",
+    "contents",
+    "file_refusal",
+    "listed",
+    "refusal",
+    "takes_holes",
+]

@@ -13,14 +13,21 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from openmodal import _planted
+from openmodal import _halfmade, _planted
 from openmodal._wire import Entry
-from openmodal.errors import InvalidError, ProtocolError, SandboxFilesystemError, disk_full_named, too_large
+from openmodal.errors import (
+    OTHER_DISK,
+    InvalidError,
+    ProtocolError,
+    SandboxFilesystemError,
+    disk_full_named,
+    too_large,
+)
 
 _PIECE = 512 * 1024
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -34,17 +41,22 @@ PER_ENTRY = 4096
 """What a file, folder or link is counted as, beside its content."""
 
 _LONGEST = (1 << 62) - 1
+_NAMELESS_MODE = 0o644  # a temporary file's own is for us only
+_MADE = "made"
 _NAME_ITS_TARGET = "give the path that it leads to (os.path.realpath)"
 
 
-def entries(source: Path) -> Iterator[tuple[Entry, IO[bytes] | None]]:
+def entries(source: Path | IO[bytes]) -> Iterator[tuple[Entry, IO[bytes] | None]]:
     """Yield what a local file or folder consists of, parents first; a file comes with its open
-    content.
+    content. Of an open file, which needs no name, that is all.
 
     Raises:
         InvalidError: there is nothing at `source`, it is a link, or a link from a sandbox leads
             there; it is neither file nor folder, or its folders are too deep.
     """
+    if not isinstance(source, Path):
+        yield _entry("f", os.fstat(source.fileno()), b"")._replace(mode=_NAMELESS_MODE), source
+        return
     folder = _planted.refuse(source.parent)
     try:
         kind = os.lstat(source).st_mode
@@ -130,7 +142,8 @@ def _next(fd: int, at: int, size: int, whence: int) -> int:
 
 
 class Receiver:
-    """Writes entries below a temporary name beside `target`; `commit` puts it in place, leaving the block without it removes it."""
+    """Writes entries into a temporary folder beside `target`; `commit` puts them in
+    place, leaving the block without it removes them."""
 
     def __init__(self, target: Path, most: int | None = None, source: str = "") -> None:
         """Nothing is written yet.
@@ -146,14 +159,20 @@ class Receiver:
         self._most = most
         self._left = most or 0
         self._name = target.name or "."
-        self._temporary = f".openmodal-{os.urandom(8).hex()}"
         self._parent = -1
+        self._box = -1
+        self._open = ExitStack()
         self._file: IO[bytes] | None = None
         self._folders: list[tuple[bytes, int, Entry]] = []
         self._root: Entry | None = None
 
     def __enter__(self) -> Self:
         self._parent = _planted.made(self._target.parent)
+        with ExitStack() as stack:
+            stack.enter_context(disk_full_named(self._target.parent, OTHER_DISK))
+            stack.callback(os.close, self._parent)
+            self._box = stack.enter_context(_halfmade.folder(self._parent))
+            self._open = stack.pop_all()
         return self
 
     def __exit__(
@@ -162,12 +181,8 @@ class Receiver:
         try:
             self._end_file()
             self._leave(0)
-            _remove(self._temporary, self._parent)
         finally:
-            os.close(self._parent)
-        with disk_full_named(self._target.parent, "copy to another disk"):
-            if isinstance(error, OSError):
-                raise error
+            self._open.__exit__(kind, error, trace)
 
     def begin(self, entry: Entry) -> None:
         """Begin the next entry; `write` gives the bytes of a file.
@@ -227,18 +242,18 @@ class Receiver:
         elif self._target.is_dir():
             raise InvalidError(f"{os.fspath(self._target)!r} is a folder; give the full name of the local file")
         else:
-            os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+            os.rename(_MADE, self._name, src_dir_fd=self._box, dst_dir_fd=self._parent)
 
     def _put_folder(self) -> None:
         info = _looked_at(self._name, self._parent)
         if info is None:
-            os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+            os.rename(_MADE, self._name, src_dir_fd=self._box, dst_dir_fd=self._parent)
             return
         if stat.S_ISLNK(info.st_mode):
             raise InvalidError(
                 f"{os.fspath(self._target)!r} is a link here, which no copy follows; {_NAME_ITS_TARGET}, or remove it"
             )
-        with _both(self._temporary, self._parent, self._name, self._parent) as (source, target):
+        with _both(_MADE, self._box, self._name, self._parent) as (source, target):
             _refuse_other_kinds(source, target, os.fspath(self._target))
             _merge(source, target)
 
@@ -247,9 +262,9 @@ class Receiver:
             raise ProtocolError("the agent sent a tree without its root")
         self._root = entry
         if entry.kind == "d":
-            self._open_folder(self._temporary, self._parent, entry)
+            self._open_folder(_MADE, self._box, entry)
         elif entry.kind == "f":
-            self._open_file(self._temporary, self._parent, entry)
+            self._open_file(_MADE, self._box, entry)
         elif entry.kind == "l":  # from an agent that is older than this SDK: others resolve it where it means something
             raise InvalidError("this is a link in the sandbox; copy what it leads to")
         else:
@@ -350,14 +365,3 @@ def _merge(source: int, target: int) -> None:
                 _merge(below, into)
         else:
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-
-
-def _remove(name: str, folder: int) -> None:
-    """Remove what `Receiver` made. It is no deeper than DEEPEST, so this needs no more stack or descriptors than that."""
-    info = _looked_at(name, folder)
-    if info and stat.S_ISDIR(info.st_mode):
-        import shutil
-
-        shutil.rmtree(name, dir_fd=folder)
-    elif info:
-        os.unlink(name, dir_fd=folder)

@@ -8,7 +8,7 @@ from typing import IO, Self
 
 from openmodal._localcopy import PER_ENTRY
 from openmodal._wire import Entry
-from openmodal.errors import too_large
+from openmodal.errors import InvalidError, too_large
 
 _MOST = 16 << 30  # bytes
 _BLOCK = tarfile.BLOCKSIZE
@@ -21,10 +21,11 @@ class Packer:
     Sockets, pipes and devices are left out, and hard links become files of their own.
     """
 
-    def __init__(self, file: IO[bytes], source: str) -> None:
-        """`source`: what is packed, for errors."""
+    def __init__(self, file: IO[bytes], source: str, name: str = ".") -> None:
+        """`source`: what is packed, for errors; `name`: what its root is called."""
         self._file = file
         self._source = source
+        self._name = name
         self._left = _MOST
 
     def __enter__(self) -> Self:
@@ -42,13 +43,16 @@ class Packer:
         """The next entry; `write` and `skip` give the bytes of a file.
 
         Raises:
+            InvalidError: what was asked for is no file, folder or link.
             SandboxFileTooLargeError: there is more than is packed at most; so do they.
         """
         self._pad()
         self._take(PER_ENTRY)
         if entry.kind not in _KINDS:
+            if not entry.path:
+                raise InvalidError("only files, folders and links can be copied; this is a device, pipe or socket")
             return
-        info = tarfile.TarInfo(entry.path.decode("utf-8", "surrogateescape") or ".")
+        info = tarfile.TarInfo(self._called(entry.path.decode("utf-8", "surrogateescape")))
         info.type, info.mode, info.uid, info.gid = _KINDS[entry.kind], entry.mode & 0o7777, entry.uid, entry.gid
         # Whole seconds: a fraction needs a header before the header, and Docker does not take that.
         info.mtime = entry.mtime // 10**9
@@ -71,6 +75,9 @@ class Packer:
         self._pad()
         self._file.write(bytes(2 * _BLOCK))
         self._file.seek(0)
+
+    def _called(self, path: str) -> str:
+        return path if path and self._name == "." else f"{self._name}/{path}".rstrip("/")
 
     def _pad(self) -> None:
         self._file.write(bytes(-self._file.tell() % _BLOCK))

@@ -172,11 +172,10 @@ async def put(files: Filesystem, source: Path | IO[bytes], target: str, mode: in
     if isinstance(source, Path):
         await files.copy_from_local.core(source, target)
     else:
-        with tempfile.TemporaryDirectory(prefix="openmodal-") as folder:
-            local = Path(folder, "file")
-            with temporary_full_named(), local.open("wb") as copy:
-                while piece := source.read(PIECE):
-                    copy.write(piece)
-            await files.copy_from_local.core(local, target)
+        with temporary_full_named(), tempfile.TemporaryFile() as copy:
+            while piece := source.read(PIECE):
+                copy.write(piece)
+            copy.flush()
+            await files._push(copy, target)
     if mode is not None:
         await files.chmod.core(target, mode)

@@ -100,8 +100,8 @@ class ProtocolError(EngineError):
 
 
 class DiskFullError(EngineError, OSError):
-    """A disk of this machine is full: the store's, or where a copy was to be. What was half-made is
-    removed."""
+    """A disk of this machine is full: the store's, that of a copy's target or of temporary files.
+    What was half-made is removed."""
 
     def __init__(self, text: str) -> None:
         OSError.__init__(self, errno.ENOSPC, text)
@@ -130,21 +130,25 @@ def reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def disk_full(path: str | os.PathLike[str], remedy: str = "set OPENMODAL_HOME to another disk") -> DiskFullError:
+OTHER_HOME = "run `openmodal image prune`, or set OPENMODAL_HOME to another disk"
+OTHER_TEMPORARY = "or set TMPDIR to another disk"
+OTHER_DISK = "or name a place on another disk"
+"""What helps, beside free space, where the store, a temporary file or what was asked for has
+none."""
+
+
+def disk_full(path: str | os.PathLike[str], remedy: str = OTHER_HOME) -> DiskFullError:
     """The exception for a full disk, with its remedies."""
-    return DiskFullError(
-        f"the disk of {os.fspath(path)} is full; free some space, run `openmodal image prune`, or {remedy}"
-    )
+    return DiskFullError(f"the disk of {os.fspath(path)} is full; free some space, {remedy}")
 
 
 @contextmanager
-def disk_full_named(path: str | os.PathLike[str], remedy: str = "set OPENMODAL_HOME to another disk") -> Iterator[None]:
+def disk_full_named(path: str | os.PathLike[str], remedy: str = OTHER_HOME) -> Iterator[None]:
     """Say which disk is full, in place of ENOSPC and EDQUOT alone, wherever they come from."""
     try:
         yield
     except OSError as error:
-        # What has a type of ours has its sentence, and may be about a sandbox's disk.
-        if not no_room(error) or isinstance(error, Error):
+        if not no_room(error) or isinstance(error, Error):  # ours says whose disk it is
             raise
         raise disk_full(path, remedy) from error
 
@@ -153,7 +157,7 @@ def temporary_full_named() -> AbstractContextManager[None]:
     """The same of the disk that temporary files are on."""
     import tempfile
 
-    return disk_full_named(tempfile.gettempdir(), "set TMPDIR to a folder of another disk")
+    return disk_full_named(tempfile.gettempdir(), OTHER_TEMPORARY)
 
 
 def no_state(path: str | os.PathLike[str], error: OSError) -> EngineError:

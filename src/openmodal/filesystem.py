@@ -12,16 +12,17 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from openmodal import _args, _wire
 from openmodal._agent import Agent
-from openmodal._command import contents, file_refusal, refusal
+from openmodal._command import contents, file_refusal, takes_holes
 from openmodal._dual import Blocking, dual
 from openmodal._link import Link
 from openmodal._localcopy import Receiver, entries, is_sparse, pieces
 from openmodal._packed import Packer
 from openmodal._wire import Entry, FileOp, Kind
-from openmodal.errors import InvalidError, ProtocolError, UnsupportedError, too_large
+from openmodal.errors import InvalidError, ProtocolError, too_large
 from openmodal.watch import Watch
 
 _PIECE = 512 * 1024
@@ -146,14 +147,17 @@ class Filesystem:
         Links in a folder are copied as links; `local` itself must not be one, since a sandbox may
         have sent it. Local names that the other side refuses raise before their parent is complete.
         """
-        source = Path(local)
+        await self._push(Path(local), path)
+
+    async def _push(self, source: Path | IO[bytes], path: str) -> None:
+        """Send what is at a local path, or in an open file, which needs no name."""
         request = self._request(FileOp.PUSH, path, flags=_PARENTS)
 
         async def operation(link: Link) -> None:
             holes: bool | None = None
             for entry, file in entries(source):
                 if holes is None:
-                    holes = (file is None or is_sparse(file)) and await _takes_holes(link)
+                    holes = (file is None or is_sparse(file)) and await takes_holes(link)
                     await link.send(request)
                 await link.send(_wire.entry(entry))
                 for piece in pieces(file, entry.size, holes=holes) if file else ():
@@ -181,7 +185,7 @@ class Filesystem:
 
         Raises:
             SandboxFileTooLargeError: there is more than `max_bytes`; nothing is left of it.
-            DiskFullError: the disk here is full; nothing is left of it, either.
+            DiskFullError: the disk of `local` is full; nothing is left of it.
         """
         target = Path(local)
         most = None if max_bytes is None else _args.count("max_bytes", max_bytes, _args.OFFSET_MOST)
@@ -384,17 +388,6 @@ async def _receive_tree(link: Link, path: str, receiver: Receiver | Packer) -> N
                 raise ProtocolError("the agent sent more of a file than it had announced")
             left -= size
             receiver.skip(size) if kind == Kind.HOLE else receiver.write(payload)
-
-
-async def _takes_holes(link: Link) -> bool:
-    """Whether the agent takes HOLE frames: one that is older than this SDK would close the link."""
-    await link.send(_wire.file(FileOp.HOLES, b"/"))
-    kind, payload = await link.expect(Kind.OK)
-    if kind == Kind.OK:
-        return True
-    if isinstance(error := refusal(payload), UnsupportedError):
-        return False
-    raise error
 
 
 async def _answer(link: Link, path: str, kind: Kind) -> memoryview:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from openmodal import housekeeping
 from openmodal._dual import run_sync
 from openmodal.engines.docker import generations, live
-from openmodal.engines.docker.daemon import Api, Daemon
+from openmodal.engines.docker.daemon import Api, Daemon, MissingError
 from openmodal.engines.docker.engine import Docker
 from openmodal.errors import EngineError, SandboxTerminatedError, SandboxTimeoutError, UnsupportedError
 from openmodal.image import Image
@@ -66,6 +67,42 @@ def test_one_that_is_used_while_it_is_being_paused_goes_on(
     sandbox.pause()
     assert used[0].result(100).returncode == 0
     assert state(daemon, sandbox.id) == "running"
+
+
+SNAPSHOTS = """
+import sys, time
+from openmodal import Sandbox
+from openmodal.engines.docker.daemon import Api
+from tests.docker.engine import DockerUnderTest
+post = Api.post
+def until_it_is_committed(self, path, *body, **query):
+    if path.endswith("/tag"):
+        print(path.split("/")[2], flush=True)
+        time.sleep(100)
+    return post(self, path, *body, **query)
+Api.post = until_it_is_committed
+Sandbox.from_id(sys.argv[1], engine=DockerUnderTest()).snapshot_filesystem()
+"""
+
+
+def test_gc_removes_what_a_killed_snapshot_has_committed(
+    create: Create, daemon: Daemon, engine: DockerUnderTest
+) -> None:
+    """It waited for an hour, in which a tag could come, also where nobody was left to give one."""
+    sandbox = create(block_network=True)
+    command = [sys.executable, "-c", SNAPSHOTS, sandbox.id]
+    root = Path(__file__).resolve().parent.parent.parent
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as snapshots:
+        assert snapshots.stdout is not None
+        image = snapshots.stdout.readline().strip()
+        told = f"snapshot {image[7:19]}"
+        assert told not in engine.gc(), "the control: somebody waits for it"
+        snapshots.kill()
+    assert told in engine.gc(check=True)
+    assert told in engine.gc()
+    with daemon.open() as api, pytest.raises(MissingError):
+        api.get(f"/images/{image}/json")
+    assert list(generations._notes().iterdir()) == []
 
 
 def test_a_reset_lets_it_go_on(create: Create) -> None:

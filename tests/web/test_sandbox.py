@@ -17,7 +17,8 @@ from wsproto import events
 
 from openmodal import App, Image, Sandbox
 from openmodal.engines import Engine, load
-from openmodal.testing.fixtures import busybox, creating, image
+from openmodal.testing.fixtures import busybox, creating, eventually, image
+from tests.cli.test_interrupted import begun
 from tests.web.conftest import Page, opened, visiting
 
 pytestmark = pytest.mark.embedded
@@ -123,6 +124,24 @@ def test_all_of_a_sandbox_is_seen_and_used(create: Create, real: Page, tmp_path:
         assert visit.is_clean(real)
     uploads = [event for event in sandbox.timeline() if event.call == "copy_from_local"]
     assert [(event.path, event.by) for event in uploads] == [("/tmp/up & <b>.txt", "page")]
+
+
+def test_an_upload_that_is_cut_off_leaves_no_file(
+    create: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that was killed meanwhile left what had come."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    sandbox = create("sleep", "1000")
+    with opened("embedded") as page, socket.create_connection(("127.0.0.1", page.port)) as upload:
+        page.enter()
+        said = (
+            f"POST /api/{page.place}/sandbox/{sandbox.id}/file?path=/up HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\n"
+            f"Origin: http://127.0.0.1:{page.port}\r\nCookie: {page.cookie}\r\nContent-Length: 10000000\r\n\r\n"
+        )
+        upload.sendall(said.encode() + b"x" * 5_000_000)
+        eventually(lambda: begun(page.process.pid, tmp_path))
+        page.kill()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.browser

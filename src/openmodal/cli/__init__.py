@@ -24,13 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with contextlib.suppress(OSError):  # a full disk is told below
             print(f"openmodal {__version__}", flush=True)
             sys.exit(0)
+    from openmodal.cli._ending import unwinding
     from openmodal.cli._root import run
 
-    sys.exit(run(given))
+    with unwinding():
+        sys.exit(run(given))
 
 
 def _open_streams() -> None:
-    """Have something at descriptors 0 to 2, also after `2>&-`: what is opened next would get their numbers, and be written to."""
+    """Have something at descriptors 0 to 2, also after `2>&-`: what is opened next would
+    get their numbers, and be written to."""
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):

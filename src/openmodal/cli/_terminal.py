@@ -40,7 +40,7 @@ def attach(process: Process[bytes], *, stdin: bool, pty: bool) -> int:
         try:
             _copy(process.stdout, 1)
             errors.join()
-        except (KeyboardInterrupt, BrokenPipeError):  # `openmodal exec … | head`
+        except (KeyboardInterrupt, SystemExit, BrokenPipeError):  # `openmodal exec … | head`
             process.kill()
             raise
         return process.wait()
@@ -136,18 +136,3 @@ def _raw(fd: int) -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
-
-
-@contextlib.contextmanager
-def ending_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP (the window was closed) unwind like Ctrl-C does, so that what was begun is ended."""
-
-    def stop(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from openmodal.cli import _listen
+from openmodal.cli import _ending, _listen
 from openmodal.cli._session import Session, engine_options, pass_session
 from openmodal.cli._types import DURATION, MEBIBYTES
 from openmodal.cli.image import image_option, named
@@ -91,9 +91,10 @@ def mcp(
 
 
 def _end_at_once() -> None:
-    """A thread reads stdin, and would hold Ctrl-C up until the next line. The sandboxes end with
-    this process anyway."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """A thread reads stdin, and would hold Ctrl-C and SIGTERM up until the next line. The sandboxes
+    end with this process anyway."""
+    for number in (signal.SIGINT, *_ending.heeded()):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _allowed(folder: Path | None) -> Path | None:

@@ -22,14 +22,12 @@ from types import FrameType
 import click
 
 from openmodal import _config
-from openmodal.cli import _parameters, _program, _traceback
+from openmodal.cli import _ending, _parameters, _program, _traceback
 from openmodal.cli._errors import say
 from openmodal.cli._output import count, tell
 from openmodal.cli._session import Session, build_options, engine_options, pass_session
 from openmodal.engines import load, runs
 from openmodal.errors import Error, InvalidError
-
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command(
@@ -117,7 +115,7 @@ class Run:
         """Call the program and return its exit code; its own exceptions pass."""
         os.environ["OPENMODAL_ENGINE"] = self._engine
         os.environ["OPENMODAL_RUN"] = self._id
-        for number in _ENDING:
+        for number in (signal.SIGINT, *_ending.heeded()):
             signal.signal(number, self._on_signal)
         if not debug:
             sys.excepthook = _traceback.show
@@ -135,7 +133,8 @@ class Run:
             self._end()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """End the sandboxes at once: the program may wait for commands in them, in threads that no exception reaches."""
+        """End the sandboxes at once: the program may wait for commands in them, in threads that no
+        exception reaches."""
         first, self._signal = not self._signal, self._signal or number
         if self._over.is_set():
             return

@@ -35,15 +35,12 @@ def shell(session: Session, /, image: str | None, command: tuple[str, ...], **op
     COMMAND runs in place of a shell. The exit code is the command's.
     """
     from openmodal import App, Sandbox
-    from openmodal.cli import _output, _terminal
+    from openmodal.cli import _output
     from openmodal.errors import InvalidError, NotFoundError
 
-    with (
-        _terminal.ending_signals(),
-        Sandbox.create(
-            app=App("shell"), image=named(image, session.engine), engine=session.engine, **options
-        ) as sandbox,
-    ):
+    with Sandbox.create(
+        app=App("shell"), image=named(image, session.engine), engine=session.engine, **options
+    ) as sandbox:
         code = enter(sandbox, command)
     if code == _NOT_FOUND and len(command) == 1:
         with contextlib.suppress(NotFoundError, InvalidError):
@@ -61,10 +58,7 @@ def shell(session: Session, /, image: str | None, command: tuple[str, ...], **op
 @pass_session
 def attach(session: Session, /, id: str, command: tuple[str, ...], **options: Any) -> int:
     """Open a terminal in the sandbox ID. Leaving it leaves the sandbox running."""
-    from openmodal.cli import _terminal
-
-    with _terminal.ending_signals():
-        return enter(session.sandbox(id), command, **options)
+    return enter(session.sandbox(id), command, **options)
 
 
 def enter(sandbox: Sandbox, command: tuple[str, ...], **options: Any) -> int:

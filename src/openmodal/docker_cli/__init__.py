@@ -101,12 +101,22 @@ _OBJECTS = 100_000
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     gc.set_threshold(_OBJECTS)
-    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    code = _until_ended(list(sys.argv[1:] if arguments is None else arguments))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody takes it
             stream.flush()
     # Python's own end, which takes every module apart, would be a fifth of the time.
     os._exit(code)
+
+
+def _until_ended(given: list[str]) -> int:
+    from openmodal.cli._ending import unwinding
+
+    try:
+        with unwinding():
+            return run(given)
+    except SystemExit as ended:
+        return int(ended.code or 0)
 
 
 def run(given: list[str]) -> int:

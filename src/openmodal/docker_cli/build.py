@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from contextlib import ExitStack
 from typing import Any
 
-from openmodal import Image
+from openmodal import Image, _halfmade
 from openmodal.docker_cli import images
 from openmodal.docker_cli.asked import check_platform
 from openmodal.docker_cli.failures import Failure
@@ -62,7 +61,7 @@ def _source(given: Given, place: str, stack: ExitStack) -> tuple[str, str]:
     """The Dockerfile and the folder that COPY reads."""
     file = given.text("file")
     if place == "-" or file == "-":
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="openmodal-build-"))
+        folder = stack.enter_context(_halfmade.temporary())
         text = sys.stdin.buffer.read()
         if place == "-" and text[257:262] == b"ustar":
             return _unpacked(text, folder, file or "Dockerfile")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import posixpath
 import sys
-import tempfile
-from typing import TYPE_CHECKING
 
-from openmodal import Filesystem
+from openmodal import Filesystem, _halfmade
+from openmodal._dual import run_sync
 from openmodal.docker_cli.containers import find_running
 from openmodal.docker_cli.failures import Failure, daemon_says
 from openmodal.docker_cli.flags import Flags
-
-if TYPE_CHECKING:
-    from tarfile import TarInfo
+from openmodal.errors import (
+    OTHER_DISK,
+    OTHER_TEMPORARY,
+    DiskFullError,
+    SandboxFileTooLargeError,
+    disk_full_named,
+)
+from openmodal.filesystem import COPY_MOST
 
 
 def cp(arguments: list[str]) -> int:
@@ -24,12 +28,20 @@ def cp(arguments: list[str]) -> int:
     there, here = _split(source), _split(target)
     if bool(there) == bool(here):
         raise Failure("must specify one container source, and copy between it and a local path")
-    if there:
-        files, path = _opened(*there)
-        _out(files, path, target)
-    elif here:
-        files, path = _opened(*here)
-        _into(files, os.path.realpath(source) if given.on("follow-link") else source, path)
+    try:
+        if there:
+            files, path = _opened(*there)
+            _out(files, path, target)
+        elif here:
+            files, path = _opened(*here)
+            _into(files, os.path.realpath(source) if given.on("follow-link") else source, path)
+    except DiskFullError as error:  # this machine's, of which no daemon says anything
+        raise Failure(str(error)) from error
+    except SandboxFileTooLargeError as error:
+        raise Failure(
+            f"{source} has more than {COPY_MOST >> 30} GiB, which are copied at most; copy a part, or write "
+            f"`openmodal sandbox cp --max-bytes 0 {source} LOCAL`"
+        ) from error
     return 0
 
 
@@ -60,9 +72,9 @@ def _out(files: Filesystem, path: str, target: str) -> None:
         raise Failure(f"invalid output path: folder {os.path.dirname(target)!r} does not exist")
     if content and os.path.isdir(target):
         for each in files.list_files(path):
-            files.copy_to_local(posixpath.join(path, each.name), os.path.join(target, each.name), max_bytes=None)
+            files.copy_to_local(posixpath.join(path, each.name), os.path.join(target, each.name), max_bytes=COPY_MOST)
         return
-    files.copy_to_local(path, target, max_bytes=None)
+    files.copy_to_local(path, target, max_bytes=COPY_MOST)
 
 
 def _into(files: Filesystem, source: str, path: str) -> None:
@@ -87,15 +99,19 @@ def _into(files: Filesystem, source: str, path: str) -> None:
 
 
 def _pack(files: Filesystem, path: str) -> None:
-    """Write an archive of a file or folder to standard output."""
-    import tarfile
+    """Write an archive of a file or folder to standard output, when all of it has come: a link that
+    breaks has it sent anew."""
+    import shutil
+    import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="openmodal-cp-") as folder:
-        name = posixpath.basename(posixpath.normpath(path)) or "."
-        local = os.path.join(folder, "root" if name == "." else name)
-        files.copy_to_local(path, local, max_bytes=None)
-        with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
-            archive.add(local, name, filter=_of_root)
+    from openmodal._packed import Packer
+
+    name = posixpath.basename(posixpath.normpath(path)) or "."
+    with disk_full_named(tempfile.gettempdir(), OTHER_TEMPORARY), tempfile.TemporaryFile() as packed:
+        run_sync(files._pull(path, lambda: Packer(packed, path, name)))
+        with disk_full_named("standard output", OTHER_DISK):
+            shutil.copyfileobj(packed, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
 
 
 def _unpack(files: Filesystem, path: str) -> None:
@@ -104,14 +120,8 @@ def _unpack(files: Filesystem, path: str) -> None:
 
     if not (files.exists(path) and files.stat(path).is_dir):
         raise daemon_says(f"extraction point {path} is not a folder")
-    with tempfile.TemporaryDirectory(prefix="openmodal-cp-") as folder:
-        unpack_archive(sys.stdin.buffer, folder)
+    with _halfmade.temporary() as folder:
+        with disk_full_named(os.path.dirname(folder), OTHER_TEMPORARY):
+            unpack_archive(sys.stdin.buffer, folder)
         for name in sorted(os.listdir(folder)):
             files.copy_from_local(os.path.join(folder, name), posixpath.join(path, name))
-
-
-def _of_root(entry: TarInfo) -> TarInfo:
-    """An entry of an archive whose owner is root, as the folder's that it was read from."""
-    entry.uid = entry.gid = 0
-    entry.uname = entry.gname = "root"
-    return entry

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from openmodal import Image
+from openmodal import Image, _halfmade
 from openmodal._dual import run_sync
 from openmodal._spec import Built, Root
 from openmodal.docker_cli import names, templates
@@ -65,10 +65,8 @@ def have(reference: str, when: str = "missing") -> Image:
 
 def fetch(reference: str) -> Image:
     """The image of a registry, as it is there now."""
-    import tempfile
-
     name = names.published(reference)
-    with tempfile.TemporaryDirectory(prefix="openmodal-pull-") as folder:
+    with _halfmade.temporary() as folder:
         # Where no registry is reached, Debian's packages stand for some images in a FROM.
         file = os.path.join(folder, "Dockerfile")
         with open(file, "w", encoding="utf-8") as opened:

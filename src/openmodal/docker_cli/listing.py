@@ -138,6 +138,8 @@ def port(arguments: list[str]) -> int:
 def diff(arguments: list[str]) -> int:
     """Show which files of a container differ from its image's."""
     word = Flags("diff").parse(arguments).at_least(1, "diff")[0]
+    from openmodal.cli._output import printable
+
     for change in find_running(word).sandbox.diff():
-        print(_KINDS[change.kind], change.path)
+        print(_KINDS[change.kind], printable(change.path))
     return 0

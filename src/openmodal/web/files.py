@@ -11,7 +11,6 @@ import logging
 import posixpath
 import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import parse_qs, quote
 
 import msgspec
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
+from openmodal._dual import run_async
 from openmodal._journal import plain
 from openmodal.errors import Error, InvalidError, temporary_full_named
 from openmodal.filesystem import FileInfo
@@ -57,12 +57,11 @@ async def given(sandbox: Sandbox, request: Request) -> Response:
 
 async def taken(sandbox: Sandbox, request: Request) -> Response:
     """Write what is uploaded to a file; a file that is there is replaced when all has come."""
-    with tempfile.TemporaryDirectory(prefix="openmodal-") as folder:
-        local = Path(folder, "file")
-        with temporary_full_named(), local.open("wb") as file:
-            async for piece in request.stream():
-                file.write(piece)
-        await sandbox.filesystem.copy_from_local.aio(local, _path(request))
+    with temporary_full_named(), tempfile.TemporaryFile() as file:
+        async for piece in request.stream():
+            file.write(piece)
+        file.flush()
+        await run_async(sandbox.filesystem._push(file, _path(request)))
     return JSONResponse({})
 
 

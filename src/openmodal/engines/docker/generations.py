@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import IO, Any
 
 from msgspec.structs import replace
 
-from openmodal._files import text
+from openmodal import _config
+from openmodal._files import made, text
 from openmodal._spec import Referenced
 from openmodal.build.layers import Layers, sync_file_system
+from openmodal.build.locks import lock, try_lock
 from openmodal.build.names import of_snapshot
 from openmodal.engines.docker.container import GVISOR, HOME, ID, STATUS
 from openmodal.engines.docker.daemon import Api, ConflictError, Daemon, MissingError
@@ -31,7 +33,7 @@ _GENERATION = "generation"  # a file in a sandbox's folder
 
 _Item = Mapping[str, Any]  # of the daemon's list
 _PIECE = 1 << 20
-_HALF_MADE = 3600.0  # seconds that a commit may take until its image has a tag
+_HALF_MADE = 3600.0  # seconds that a commit of another machine may take until its image has a tag
 
 
 def commit(
@@ -48,7 +50,7 @@ def commit(
     key = os.urandom(32).hex()
     name = of_snapshot(key, layers)
     try:
-        with daemon.open(timeout) as api:
+        with daemon.open(timeout) as api, _noted(name):
             _refuse_hidden(api, id)
             image = str(api.post("/commit", _settings(root, name, expires), container=id, pause=True)["Id"])
             # Not before it is whole: a commit that nobody waits for any more gets no name.
@@ -56,6 +58,20 @@ def commit(
     except (MissingError, ConflictError) as error:
         raise ConnectionResetError(f"the sandbox {id} has ended") from error
     return key, replace(root, key=name, reference=image)
+
+
+def _notes() -> Path:
+    """Where a commit on its way has a file of its image's name, locked as long as somebody waits
+    for it: who is killed leaves a file that nobody holds, and perhaps an image without a tag."""
+    return _config.state() / "docker" / "commits"
+
+
+@contextlib.contextmanager
+def _noted(name: str) -> Iterator[None]:
+    file = made(_notes()) / name
+    with lock(file):
+        yield
+        file.unlink(missing_ok=True)
 
 
 def _refuse_hidden(api: Api, id: str) -> None:
@@ -78,7 +94,8 @@ def unpacked(api: Api, layers: Layers, files: IO[bytes], expires: float) -> str:
     """An image of a tar file; its key."""
     key = os.urandom(32).hex()
     name = of_snapshot(key, layers)
-    imported(api, iter(lambda: files.read(_PIECE), b""), name, [f'LABEL {SNAPSHOT}="{name} {expires}"'])
+    with _noted(name):
+        imported(api, iter(lambda: files.read(_PIECE), b""), name, [f'LABEL {SNAPSHOT}="{name} {expires}"'])
     return key
 
 
@@ -108,18 +125,51 @@ def expires(item: _Item) -> float:
 
 
 def expire(api: Api, kept: Set[str] = frozenset(), *, check: bool = False) -> list[str]:
-    """Remove the snapshots whose time is over, and what a commit left for which nobody waited;
-    return which. `kept`: names that are left alone; `check`: only tell."""
+    """Remove the snapshots whose time is over, and what a commit left for which nobody waits any
+    more; return which. `kept`: names that are left alone; `check`: only tell."""
     over = [item for item in _snapshots(api) if _is_over(item) and kept.isdisjoint(tags(item))]
-    return [str(item["Id"]) for item in over if check or _removed(api, item)]
+    found = [str(item["Id"]) for item in over if check or _removed(api, item)]
+    if not check:
+        _drop_notes({_name(item) for item in over})
+    return found
+
+
+def _drop_notes(names: Set[str]) -> None:
+    """Remove the notes of images that are gone, and of those that never came."""
+    with contextlib.suppress(FileNotFoundError):
+        for file in [*_notes().iterdir()]:
+            with contextlib.suppress(FileNotFoundError):
+                if file.name in names or file.stat().st_mtime < time.time() - _HALF_MADE:
+                    _unlinked_if_left(file)
+
+
+def _unlinked_if_left(file: Path) -> None:
+    if held := try_lock(file):
+        with held:
+            file.unlink(missing_ok=True)
 
 
 def _is_over(item: _Item) -> bool:
     if not tags(item):
         # What has another's name is another's, who has built it on a snapshot or named one.
         named = any(name != "<none>:<none>" for name in item["RepoTags"] or ())
-        return not named and float(item["Created"]) < time.time() - _HALF_MADE
+        return not named and (_is_left(_name(item)) or float(item["Created"]) < time.time() - _HALF_MADE)
     return 0.0 < expires(item) < time.time() and not names_of(item)
+
+
+def _is_left(name: str) -> bool:
+    """Whether the commit of that image was made here, and nobody waits for it any more."""
+    file = _notes() / name
+    if not name or not file.exists():
+        return False
+    if held := try_lock(file):
+        held.close()
+    return held is not None
+
+
+def _name(item: _Item) -> str:
+    """The tag in the label of an image of the daemon's list; "" if it has none."""
+    return str((item.get("Labels") or {}).get(SNAPSHOT, "")).partition(" ")[0]
 
 
 def _snapshots(api: Api) -> list[_Item]:
