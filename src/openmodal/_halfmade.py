@@ -1,8 +1,9 @@
 """Folders for what is half made. Who makes one removes what killed processes have left beside it.
 
 A folder is its maker's while that holds its lock (flock(2)), which the kernel releases however the
-maker ends. The name tells the boot: locks of another machine that shares the disk are not seen
-here, so its folders are left alone.
+maker ends. Names are numbered, and each maker takes the first one that nobody holds: nobody lists a
+folder of thousands of files for that. The name tells the boot: locks of another machine that shares
+the disk are not seen here, so its folders are left alone.
 """
 
 from __future__ import annotations
@@ -11,25 +12,20 @@ import contextlib
 import fcntl
 import functools
 import os
-import time
 from collections.abc import Iterator
 
 from openmodal import _trash
 from openmodal._files import text
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PERIOD = 60.0
-"""Seconds between two looks at a folder: whoever copies thousands of files into one does not list
-it each time."""
-
-_looked: dict[tuple[int, int], float] = {}
-_MOST_LOOKED = 1000
+_NUMBERS = 64
+"""How many names are tried. A sandbox that may write there could hold them all; then one is made by
+chance."""
 
 
 @contextlib.contextmanager
 def folder(parent: int) -> Iterator[int]:
     """A new folder in an open one, for this user only, open; it ends with the block."""
-    _sweep(parent)
     name, fd = _made(parent)
     try:
         yield fd
@@ -60,15 +56,31 @@ def _prefix() -> str:
 
 def _made(parent: int) -> tuple[str, int]:
     """Make a folder and lock it."""
-    prefix = _prefix()
+    for number in range(_NUMBERS):
+        name = f"{_prefix()}{number}"
+        if (fd := _taken(name, parent)) >= 0:
+            _sweep(number + 1, parent)
+            return name, fd
     while True:
-        name = f"{prefix}{os.urandom(8).hex()}"
-        os.mkdir(name, 0o700, dir_fd=parent)
-        # Who sweeps may come between: then it is gone, or about to go, and the next one is made.
+        name = f"{_prefix()}{os.urandom(8).hex()}"
+        if (fd := _taken(name, parent)) >= 0:
+            return name, fd
+
+
+def _taken(name: str, parent: int) -> int:
+    """Make a folder of that name and lock it; -1: it is somebody else's."""
+    while True:
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            if not _cleared(name, parent):
+                return -1
+            continue
+        # Who clears away may come between: then it is gone, or about to go.
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(name, _OPEN, dir_fd=parent)
             if _lock(fd) and _is_at(fd, name, parent):
-                return name, fd
+                return fd
             os.close(fd)
 
 
@@ -90,31 +102,37 @@ def _is_at(fd: int, name: str, parent: int) -> bool:
         return False
 
 
-def _sweep(parent: int) -> None:
-    """Remove what killed processes have left, as far as this user may."""
-    info, now = os.fstat(parent), time.monotonic()
-    place = (info.st_dev, info.st_ino)
-    if now < _looked.get(place, -_PERIOD) + _PERIOD:
-        return
-    if len(_looked) >= _MOST_LOOKED:
-        _looked.clear()
-    _looked[place] = now
-    prefix = _prefix()
-    # Where it may be written, but not listed, nothing is known of the others.
-    with contextlib.suppress(OSError):
-        for name in os.listdir(parent):
-            if name.startswith(prefix):
-                with _trash.going_on([]):  # it is no part of what is asked for
-                    _sweep_one(name, parent)
+def _sweep(number: int, parent: int) -> None:
+    """Clear away what others that were killed at the same time have left: their names follow."""
+    while number < _NUMBERS and _exists(name := f"{_prefix()}{number}", parent):
+        _cleared(name, parent)
+        number += 1
 
 
-def _sweep_one(name: str, parent: int) -> None:
-    fd = os.open(name, _OPEN, dir_fd=parent)
+def _cleared(name: str, parent: int) -> bool:
+    """Remove a folder of this user's that nobody holds; tell whether it is gone."""
     try:
-        if os.fstat(fd).st_uid == os.geteuid() and _lock(fd, unknown=False):
+        fd = os.open(name, _OPEN, dir_fd=parent)
+    except FileNotFoundError:
+        return True
+    except OSError:  # a link, a file, or somebody else's
+        return False
+    try:
+        if os.fstat(fd).st_uid != os.geteuid() or not _lock(fd, unknown=False):
+            return False
+        with _trash.going_on([]):  # it is no part of what is asked for
             _trash.remove(name, dir_fd=parent)
+        return not _exists(name, parent)
     finally:
         os.close(fd)
+
+
+def _exists(name: str, parent: int) -> bool:
+    try:
+        os.lstat(name, dir_fd=parent)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _remove(name: str, parent: int) -> None:
