@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +38,22 @@ def mounted_disk(folder: Path, mebibytes: int, mkfs: list[str], options: str = "
     try:
         yield home
     finally:
-        eventually(lambda: _unmounted(home))
+        try:
+            eventually(lambda: _unmounted(home))
+        except AssertionError as error:
+            raise AssertionError(f"{home} stays mounted, held by {_holders(home)}") from error
+
+
+def _holders(home: Path) -> list[str]:
+    """What processes have open there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ends
+            for place in (process / "cwd", process / "root", *(process / "fd").iterdir()):
+                with contextlib.suppress(OSError):
+                    if os.readlink(place).startswith(f"{home}"):
+                        found.append(f"{place} -> {os.readlink(place)}")
+    return found
 
 
 def _unmounted(home: Path) -> bool:

@@ -193,6 +193,7 @@ def second() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.may_leave("*/containerd.*.stacks.log")  # which a daemon has written if the machine is busy
 def test_a_daemon_that_restarts_ends_its_sandboxes_and_hangs_nobody(
     second: Path, busybox: Path, tmp_path: Path, face: Face
 ) -> None:
