@@ -23,12 +23,14 @@ from modal_proto import api_grpc, api_pb2
 from openmodal import Image, Sandbox, engines
 from openmodal.serve import apps, ids
 from openmodal.serve.access import Access
-from openmodal.serve.calls import Details
+from openmodal.serve.calls import Call, Details
 from openmodal.serve.door import Door as InnerDoor
 from openmodal.serve.door import Limits
 from openmodal.serve.images import Images
 from openmodal.serve.kept import Kept
 from openmodal.serve.sandboxes import Sandboxes
+from openmodal.serve.volumes import Volumes
+from openmodal.volume import Volume
 from tests.serve.conftest import TOKEN, Door, environment, opened
 
 pytestmark = pytest.mark.embedded
@@ -326,6 +328,35 @@ def test_sandboxes_of_a_run_that_fell_silent_end(tmp_path: Path, monkeypatch: py
         asyncio.run(look())
         assert (silent.poll(), beats.poll()) == (137, None)
     assert list(kept.names(door.own(apps.RUN))) == [ids.app("door", "beats")]
+
+
+def test_an_ephemeral_volume_whose_program_fell_silent_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed for ever; its client says no other end than its silence."""
+    monkeypatch.setattr(apps, "_BEAT", 0.1)
+    monkeypatch.setattr(apps, "_VOLUME_SILENCE", 2.0)
+    engine, kept = engines.choose("embedded"), Kept(tmp_path)
+    door = InnerDoor(engine, kept, Access((TOKEN,), b"key"), Images(engine, kept), "http://127.0.0.1:1", Limits())
+    volumes, call = Volumes(door), Call("VolumeGetOrCreate", {}, None)  # type: ignore[arg-type]
+    ephemeral = api_pb2.VolumeGetOrCreateRequest(object_creation_type=api_pb2.OBJECT_CREATION_TYPE_EPHEMERAL)
+
+    async def look() -> tuple[str, str]:
+        silent, beats = [(await volumes.get_or_create(ephemeral, call)).volume_id for _ in range(2)]
+        looking = asyncio.create_task(apps.end_lost_runs(door))
+        try:
+            while ids.volume_name(silent) in kept.names(door.own(apps.VOLUME)):
+                await volumes.heartbeat(api_pb2.VolumeHeartbeatRequest(volume_id=beats), call)
+                await asyncio.sleep(0.05)
+        finally:
+            looking.cancel()
+        return ids.volume_name(silent), ids.volume_name(beats)
+
+    silent, beats = asyncio.run(look())
+    try:
+        assert {silent, beats} & {found.name for found in Volume.list(engine=engine)} == {beats}
+    finally:
+        Volume.delete(beats, engine=engine)
 
 
 async def _listed(door: Door, tag: str, *, finished: bool) -> list[str]:

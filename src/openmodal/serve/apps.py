@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -15,6 +16,7 @@ from openmodal.errors import AlreadyExistsError, Error, InvalidError, NotFoundEr
 from openmodal.serve import ids
 from openmodal.serve.calls import Call, log, serves
 from openmodal.serve.door import Door
+from openmodal.volume import Volume
 
 _BUILDER = "2025.06"
 _ENVIRONMENT = "main"
@@ -26,6 +28,10 @@ _PART_OF_NAME = 40
 _BEAT = 15.0
 _SILENCE = 120.0
 """Seconds without a heartbeat, of which clients send one each 15 s, after which a run is over."""
+
+VOLUME = "volume"
+_VOLUME_SILENCE = 1000.0
+"""The same of an ephemeral volume, for which clients send one each 300 s."""
 
 
 class Apps:
@@ -92,10 +98,6 @@ class Apps:
         """The program of a run lives; also of one that begins to beat again."""
         if ids.app_and_run(request.app_id)[1]:
             self._door.kept.name(self._door.own(RUN), request.app_id, "")
-        return Empty()
-
-    @serves("VolumeHeartbeat")
-    async def volume_heartbeat(self, request: Any, call: Call) -> Any:
         return Empty()
 
     @serves("AppClientDisconnect", "AppStop")
@@ -171,8 +173,16 @@ async def end_run(door: Door, app_id: str, *, whole_app: bool = False) -> None:
     door.kept.forget_name(door.own(RUN), app_id)
 
 
+async def end_volume(door: Door, name: str) -> None:
+    """Remove an ephemeral volume."""
+    with contextlib.suppress(NotFoundError):
+        await Volume.delete.aio(name, engine=door.engine)
+    door.kept.forget_name(door.own(VOLUME), name)
+
+
 Heard = Mapping[str, tuple[float, float]]
-"""Of each run its last beat, by the clock of the files, and when this door first saw that beat."""
+"""Of each run, or ephemeral volume, its last beat, by the clock of the files, and when this door
+first saw that beat."""
 
 
 def listened(heard: Heard, beats: Mapping[str, float], now: float) -> Heard:
@@ -181,23 +191,32 @@ def listened(heard: Heard, beats: Mapping[str, float], now: float) -> Heard:
 
 
 async def end_lost_runs(door: Door) -> None:
-    """For ever: end what runs left whose program was killed, which is known by its silence."""
-    heard: Heard = {}
+    """For ever: end what runs, and ephemeral volumes, left whose program was killed, which is known
+    by its silence."""
+    heard: dict[str, Heard] = {RUN: {}, VOLUME: {}}
     while True:
         await asyncio.sleep(_BEAT)
         # By the clock that stands still while the machine sleeps, and with it the programs.
         try:
-            heard = listened(heard, door.kept.moments(door.own(RUN)), time.monotonic())
+            for kind, before in heard.items():
+                heard[kind] = listened(before, door.kept.moments(door.own(kind)), time.monotonic())
             await door.tunnels.sweep()
         except (Error, OSError) as error:  # too many open files, or an engine that does not answer
             log.warning("nobody looked for runs that have ended", extra={"reason": str(error)})
             continue
-        for app_id in [id for id, (_, at) in heard.items() if time.monotonic() - at >= _SILENCE]:
-            log.info("a run has ended without a word", extra={"app": app_id})
-            try:
-                await end_run(door, app_id)
-            except (Error, OSError) as error:  # again at the next beat
-                log.warning("a run's sandboxes were not ended", extra={"app": app_id, "reason": str(error)})
+        await _end_silent(door, heard[RUN], _SILENCE, end_run)
+        await _end_silent(door, heard[VOLUME], _VOLUME_SILENCE, end_volume)
 
 
-__all__ = ["Apps", "end_lost_runs"]
+async def _end_silent(
+    door: Door, heard: Heard, silence: float, end: Callable[[Door, str], Coroutine[Any, Any, None]]
+) -> None:
+    for name in [name for name, (_, at) in heard.items() if time.monotonic() - at >= silence]:
+        log.info("a program has ended without a word", extra={"left": name})
+        try:
+            await end(door, name)
+        except (Error, OSError) as error:  # again at the next beat
+            log.warning("what a program left was not ended", extra={"left": name, "reason": str(error)})
+
+
+__all__ = ["VOLUME", "Apps", "end_lost_runs"]

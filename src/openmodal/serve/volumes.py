@@ -26,6 +26,7 @@ from openmodal.errors import (
 )
 from openmodal.filesystem import COPY_MOST
 from openmodal.serve import ids
+from openmodal.serve.apps import VOLUME
 from openmodal.serve.calls import Call, serves
 from openmodal.serve.door import Door
 from openmodal.serve.uploads import proof
@@ -60,11 +61,24 @@ class Volumes:
             raise AlreadyExistsError(f"Volume '{name}' already exists")
         if not there and kind == api.OBJECT_CREATION_TYPE_UNSPECIFIED:
             raise NotFoundError(f"there is no volume {name!r}; from_name(…, create_if_missing=True) makes it")
+        if kind == api.OBJECT_CREATION_TYPE_EPHEMERAL:
+            self._beat(name)
         if not there:
             await self._door.run(self._door.engine.make_volume(name))
         return api.VolumeGetOrCreateResponse(
             volume_id=ids.volume(name), version=api.VOLUME_FS_VERSION_V1, metadata=_metadata(name)
         )
+
+    @serves("VolumeHeartbeat")
+    async def heartbeat(self, request: Any, call: Call) -> Any:
+        """The program of an ephemeral volume lives."""
+        name = ids.volume_name(request.volume_id)
+        if self._door.kept.named(self._door.own(VOLUME), name) is not None:
+            self._beat(name)
+        return Empty()
+
+    def _beat(self, name: str) -> None:
+        self._door.kept.name(self._door.own(VOLUME), name, "")
 
     @serves("VolumeGetById")
     async def by_id(self, request: Any, call: Call) -> Any:
