@@ -62,8 +62,7 @@ def _made(parent: int) -> tuple[str, int]:
             _sweep(number + 1, parent)
             return name, fd
     while True:
-        name = f"{_prefix()}{os.urandom(8).hex()}"
-        if (fd := _taken(name, parent)) >= 0:
+        if (fd := _taken(name := _by_chance(), parent)) >= 0:
             return name, fd
 
 
@@ -120,8 +119,11 @@ def _cleared(name: str, parent: int) -> bool:
     try:
         if os.fstat(fd).st_uid != os.geteuid() or not _lock(fd, unknown=False):
             return False
+        # It may be gone, and another one there: only what is locked at its place is nobody's.
+        if not _is_at(fd, name, parent):
+            return False
         with _trash.going_on([]):  # it is no part of what is asked for
-            _trash.remove(name, dir_fd=parent)
+            _trash.remove(_renamed(name, parent), dir_fd=parent)
         return not _exists(name, parent)
     finally:
         os.close(fd)
@@ -135,6 +137,18 @@ def _exists(name: str, parent: int) -> bool:
     return True
 
 
+def _renamed(name: str, parent: int) -> str:
+    """Give a folder a name that nobody else takes: another one may have this name as soon as it is
+    free."""
+    away = _by_chance()
+    os.rename(name, away, src_dir_fd=parent, dst_dir_fd=parent)
+    return away
+
+
+def _by_chance() -> str:
+    return f"{_prefix()}{os.urandom(8).hex()}"
+
+
 def _remove(name: str, parent: int) -> None:
     """Remove a folder of ours with what is in it, most often nothing."""
     with contextlib.suppress(OSError):
@@ -143,8 +157,10 @@ def _remove(name: str, parent: int) -> None:
     import shutil
 
     try:
-        shutil.rmtree(name, dir_fd=parent)
+        away = _renamed(name, parent)
     except FileNotFoundError:
-        pass
+        return
+    try:
+        shutil.rmtree(away, dir_fd=parent)
     except PermissionError:  # an archive has brought folders that we may not look into
-        _trash.remove(name, dir_fd=parent)
+        _trash.remove(away, dir_fd=parent)

@@ -480,6 +480,7 @@ class TestFullDisk:
         with pytest.raises((DiskFullError, EngineError)):
             make(engine, image)
         assert engine.store.ids() == []
+        assert not [name for name in os.listdir(small_home / "uppers") if name.startswith(APP)]
         (small_home / "fill").unlink()
         make(engine, image).terminate()
 

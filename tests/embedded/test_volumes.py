@@ -172,7 +172,7 @@ def test_what_is_read_of_one_leaves_its_holes_and_a_full_disk_is_told(
             volume.batch_upload() as upload,
         ):
             upload.put_file(zeros, "zeros")
-        with pytest.raises(DiskFullError, match="copy to another disk"):
+        with pytest.raises(DiskFullError, match="name a place on another disk"):
             volume.copy_to_local("full", small / "copy")
         assert os.listdir(small) == ["lost+found"]
         assert shutil.disk_usage(small).free > 40_000_000, "nothing of it stays"

@@ -100,8 +100,13 @@ def _new(folder: Path) -> Lock:
     while True:
         folder.mkdir(mode=0o700)
         if held := _shared(folder):
-            for name in ("upper", "work"):
-                make_folder(folder / name)
+            try:
+                for name in ("upper", "work"):
+                    make_folder(folder / name)
+            except BaseException:  # a full disk
+                _remove(folder)
+                held.close()
+                raise
             return held
 
 
