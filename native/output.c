@@ -51,8 +51,8 @@ static bool is_taken(const struct stream *stream) {
     return false;
 }
 
-/* Who peeks may ask once more, from any offset, so what was given stays as long as there is room on the disk, and the command does not wait
- * for that. Who takes waits for bytes that somebody else peeked at: none of those is dropped. */
+/* A reader that peeks may ask again, from any offset. So what it was given stays as long as the disk has room, and the command does not wait
+ * for it. If another reader takes, none of these bytes is dropped: then the command waits. */
 static void set_peeked_aside(struct stream *stream) {
     struct ring *ring = &stream->ring;
     uint64_t end = ring->start + READ_AT_ONCE;

@@ -99,8 +99,8 @@ def count(argument: str, value: object, most: int) -> int:
     return value
 
 
-def offset(argument: str, value: object) -> int | None:
-    """A place in a stream, or None for wherever it begins."""
+def optional_count(argument: str, value: object) -> int | None:
+    """A number of bytes; None: as the argument says."""
     return None if value is None else count(argument, value, OFFSET_MOST)
 
 

@@ -103,7 +103,7 @@ def _is_at(fd: int, name: str, parent: int) -> bool:
 
 def _sweep(number: int, parent: int) -> None:
     """Clear away what others that were killed at the same time have left: their names follow."""
-    while number < _NUMBERS and _exists(name := f"{_prefix()}{number}", parent):
+    while number < _NUMBERS and _trash.is_there(name := f"{_prefix()}{number}", parent):
         _cleared(name, parent)
         number += 1
 
@@ -119,22 +119,14 @@ def _cleared(name: str, parent: int) -> bool:
     try:
         if os.fstat(fd).st_uid != os.geteuid() or not _lock(fd, unknown=False):
             return False
-        # It may be gone, and another one there: only what is locked at its place is nobody's.
+        # Another maker may have the name by now: what is left over still has its own.
         if not _is_at(fd, name, parent):
             return False
         with _trash.going_on([]):  # it is no part of what is asked for
             _trash.remove(_renamed(name, parent), dir_fd=parent)
-        return not _exists(name, parent)
+        return not _trash.is_there(name, parent)
     finally:
         os.close(fd)
-
-
-def _exists(name: str, parent: int) -> bool:
-    try:
-        os.lstat(name, dir_fd=parent)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _renamed(name: str, parent: int) -> str:

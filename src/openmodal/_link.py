@@ -112,7 +112,7 @@ async def connected(path: str) -> socket.socket:
                 return sock
             except BlockingIOError as error:  # its queue is full: many connect at once
                 if time.monotonic() > over:
-                    text = f"who listens there has accepted no connection for {_QUEUE_SECONDS:.0f} s"
+                    text = f"what listens there has accepted no connection for {_QUEUE_SECONDS:.0f} s"
                     raise ConnectionRefusedError(text) from error
                 await Sleep(0.002)
     except BaseException:

@@ -46,6 +46,11 @@ _MADE = "made"
 _NAME_ITS_TARGET = "give the path that it leads to (os.path.realpath)"
 
 
+def no_copy() -> InvalidError:
+    """What was asked for is of another kind than a copy can have."""
+    return InvalidError("only files, folders and links can be copied; this is a device, pipe or socket")
+
+
 def entries(source: Path | IO[bytes]) -> Iterator[tuple[Entry, IO[bytes] | None]]:
     """Yield what a local file or folder consists of, parents first; a file comes with its open
     content. Of an open file, which needs no name, that is all.
@@ -268,7 +273,7 @@ class Receiver:
         elif entry.kind == "l":  # from an agent that is older than this SDK: others resolve it where it means something
             raise InvalidError("this is a link in the sandbox; copy what it leads to")
         else:
-            raise InvalidError("only files, folders and links can be copied; this is a device, pipe or socket")
+            raise no_copy()
 
     def _open_folder(self, name: str, parent: int, entry: Entry) -> None:
         if len(self._folders) > DEEPEST:

@@ -6,9 +6,9 @@ import tarfile
 from types import TracebackType
 from typing import IO, Self
 
-from openmodal._localcopy import PER_ENTRY
+from openmodal._localcopy import PER_ENTRY, no_copy
 from openmodal._wire import Entry
-from openmodal.errors import InvalidError, too_large
+from openmodal.errors import too_large
 
 _MOST = 16 << 30  # bytes
 _BLOCK = tarfile.BLOCKSIZE
@@ -50,7 +50,7 @@ class Packer:
         self._take(PER_ENTRY)
         if entry.kind not in _KINDS:
             if not entry.path:
-                raise InvalidError("only files, folders and links can be copied; this is a device, pipe or socket")
+                raise no_copy()
             return
         info = tarfile.TarInfo(self._called(entry.path.decode("utf-8", "surrogateescape")))
         info.type, info.mode, info.uid, info.gid = _KINDS[entry.kind], entry.mode & 0o7777, entry.uid, entry.gid

@@ -67,7 +67,7 @@ def refuse(path: Path) -> str:
         way = os.path.normpath(os.path.join(way, left.pop()))  # where a target is absolute, the way begins anew
         try:
             info = os.lstat(way)
-        # Whoever opens it is told; whoever makes it goes on from there, and ".." leads back.
+        # What is missing is no link. It may be made, and then ".." leads back from it.
         except OSError:
             continue
         if not stat.S_ISLNK(info.st_mode):

@@ -30,7 +30,7 @@ def remove(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
     except FileNotFoundError:
         return
     try:
-        if _is_there(name, parent):
+        if is_there(name, parent):
             _remove(name, parent)
     finally:
         os.close(parent)
@@ -39,7 +39,7 @@ def remove(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
 def _remove(name: str, parent: int) -> None:
     maps = [] if os.geteuid() == 0 else [f"{key}={value}" for key, value in _idmap.lines() if key != "ids"]
     said = _run(["remove", name, *maps], parent)
-    if _is_there(name, parent):
+    if is_there(name, parent):
         where = os.path.join(os.readlink(f"/proc/self/fd/{parent}"), name)
         reason = said.removeprefix("error ").partition(" ")[2].strip() or f"the native program said {said.strip()!r}"
         raise EngineError(f"{where} is not removed: {reason}; run `openmodal gc` when nothing writes into it any more")
@@ -63,7 +63,8 @@ def _run(arguments: list[str], folder: int) -> str:
                 os.waitpid(pid, 0)
 
 
-def _is_there(name: str, folder: int) -> bool:
+def is_there(name: str, folder: int) -> bool:
+    """Whether an open folder has something of that name; a link counts as itself."""
     try:
         os.lstat(name, dir_fd=folder)
     except FileNotFoundError:

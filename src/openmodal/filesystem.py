@@ -188,7 +188,7 @@ class Filesystem:
             DiskFullError: the disk of `local` is full; nothing is left of it.
         """
         target = Path(local)
-        most = None if max_bytes is None else _args.count("max_bytes", max_bytes, _args.OFFSET_MOST)
+        most = _args.optional_count("max_bytes", max_bytes)
         with self._agent.journal.call("copy_to_local", path=path):
             await self._pull(path, lambda: Receiver(target, most, path))
 

@@ -186,7 +186,7 @@ class Volume:
             SandboxFileTooLargeError: it has more than `max_bytes`; nothing is left of it.
             DiskFullError: the disk that temporary files are on is full.
         """
-        return Pieces(self._files, inside(path), _most(max_bytes))
+        return Pieces(self._files, inside(path), _args.optional_count("max_bytes", max_bytes))
 
     @dual
     async def read_file_into_fileobj(self, path: str, fileobj: IO[bytes], *, max_bytes: int | None = COPY_MOST) -> int:
@@ -202,7 +202,7 @@ class Volume:
                 grew meanwhile.
         """
         async with self._files() as files:
-            return await read_into(files, inside(path), fileobj.write, _most(max_bytes))
+            return await read_into(files, inside(path), fileobj.write, _args.optional_count("max_bytes", max_bytes))
 
     @dual
     async def copy_to_local(
@@ -423,10 +423,6 @@ def _keeping(engine: str | Engine | None) -> Engine:
     chosen = choose(engine)
     require(chosen, "volumes")
     return chosen
-
-
-def _most(max_bytes: object) -> int | None:
-    return None if max_bytes is None else _args.count("max_bytes", max_bytes, _args.OFFSET_MOST)
 
 
 def _sub_path(value: object) -> str:

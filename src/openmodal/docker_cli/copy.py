@@ -13,10 +13,10 @@ from openmodal.docker_cli.failures import Failure, daemon_says
 from openmodal.docker_cli.flags import Flags
 from openmodal.errors import (
     OTHER_DISK,
-    OTHER_TEMPORARY,
     DiskFullError,
     SandboxFileTooLargeError,
     disk_full_named,
+    temporary_full_named,
 )
 from openmodal.filesystem import COPY_MOST
 
@@ -35,7 +35,7 @@ def cp(arguments: list[str]) -> int:
         elif here:
             files, path = _opened(*here)
             _into(files, os.path.realpath(source) if given.on("follow-link") else source, path)
-    except DiskFullError as error:  # this machine's, of which no daemon says anything
+    except DiskFullError as error:  # the disk is this machine's: no daemon says that
         raise Failure(str(error)) from error
     except SandboxFileTooLargeError as error:
         raise Failure(
@@ -107,7 +107,7 @@ def _pack(files: Filesystem, path: str) -> None:
     from openmodal._packed import Packer
 
     name = posixpath.basename(posixpath.normpath(path)) or "."
-    with disk_full_named(tempfile.gettempdir(), OTHER_TEMPORARY), tempfile.TemporaryFile() as packed:
+    with temporary_full_named(), tempfile.TemporaryFile() as packed:
         run_sync(files._pull(path, lambda: Packer(packed, path, name)))
         with disk_full_named("standard output", OTHER_DISK):
             shutil.copyfileobj(packed, sys.stdout.buffer)
@@ -121,7 +121,7 @@ def _unpack(files: Filesystem, path: str) -> None:
     if not (files.exists(path) and files.stat(path).is_dir):
         raise daemon_says(f"extraction point {path} is not a folder")
     with _halfmade.temporary() as folder:
-        with disk_full_named(os.path.dirname(folder), OTHER_TEMPORARY):
+        with temporary_full_named():
             unpack_archive(sys.stdin.buffer, folder)
         for name in sorted(os.listdir(folder)):
             files.copy_from_local(os.path.join(folder, name), posixpath.join(path, name))

@@ -65,8 +65,8 @@ def confirm(wanted: Iterable[Mount], pid: int | None) -> None:
         if shown is None:
             if above := _planted.holder(host):
                 raise InvalidError(
-                    f"{host!r} lies in {above!r}, which a sandbox was given for writing and can exchange it; mount {above!r} "
-                    "itself, or run as root, without gVisor"
+                    f"{host!r} lies in {above!r}, where a sandbox may write and so exchange it; mount {above!r} itself, or run "
+                    "as root and without gVisor"
                 )
         elif (found := _origin(host)) not in shown:
             raise _exchanged(host)
@@ -76,7 +76,7 @@ def confirm(wanted: Iterable[Mount], pid: int | None) -> None:
 
 Origin = tuple[str, str]
 """What a mount shows, as the kernel tells it (mountinfo of proc(5)): a device, and a path in it.
-A look by its name would ask who can exchange that."""
+Names are not compared: a sandbox can exchange what has one."""
 
 
 def _origin(folder: str) -> Origin:

@@ -123,8 +123,8 @@ class Commands(Handle):
         """
         command = Command(self._agent, _args.command_id(id))
         why = why_missing("process", {})
-        stdout = Live(command, 1, why, _args.offset("stdout_offset", stdout_offset))
-        stderr = Live(command, 2, why, _args.offset("stderr_offset", stderr_offset))
+        stdout = Live(command, 1, why, _args.optional_count("stdout_offset", stdout_offset))
+        stderr = Live(command, 2, why, _args.optional_count("stderr_offset", stderr_offset))
         try:
             found = await command.io(Want.EXIT, [0, 0, 0], {}, wait=0)
         except NotFoundError:

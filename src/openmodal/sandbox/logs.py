@@ -32,7 +32,7 @@ class Logs(Handle):
         Raises:
             InvalidError: it has no main command.
         """
-        stream, offset = _args.whole("stream", stream, 1, 2), _args.offset("offset", offset) or 0
+        stream, offset = _args.whole("stream", stream, 1, 2), _args.optional_count("offset", offset) or 0
         wait = int(1000 * _args.seconds("timeout", timeout)) if timeout else 0
         (want, end), offsets, spool = _STREAMS[stream], [0, 0, 0], Spool()
         offsets[stream] = offset

@@ -73,7 +73,7 @@ class Call:
         5.2): they may be under way, and a client reads them late, and says so in large steps."""
         connection: Any = self.stream._stream._h2_connection
         if (stream := connection.streams.get(self.stream._stream.id)) is None:
-            return sys.maxsize  # it has ended, and nobody is told any more
+            return sys.maxsize  # the call has ended: the client says no more what it reads
         return int(connection.remote_settings.initial_window_size - stream.outbound_flow_control_window)
 
     def warn(self, text: str) -> None:

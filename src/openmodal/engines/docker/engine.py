@@ -309,7 +309,7 @@ class Docker(Ending, volumes.Keeper):
             attached = links.Attached(taken)
             try:
                 found = await Blocking(self._run, status.id)
-                # While nothing runs in it.
+                # Nothing runs in the container yet: its agent waits for what is sent below.
                 seen = None if place.gvisor else int(found["State"]["Pid"])
                 await Blocking(folders.confirm, spec.mounts, seen)
                 if place.run:

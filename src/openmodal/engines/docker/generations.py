@@ -120,7 +120,7 @@ def settle(root_folder: str) -> None:
 
 def expires(item: _Item) -> float:
     """Until when an image of the daemon's list is kept; 0: it is no snapshot."""
-    name, _, until = str((item.get("Labels") or {}).get(SNAPSHOT, "")).partition(" ")
+    name, until = _labelled(item)
     return float(until) if name and name in tags(item) else 0.0
 
 
@@ -130,7 +130,7 @@ def expire(api: Api, kept: Set[str] = frozenset(), *, check: bool = False) -> li
     over = [item for item in _snapshots(api) if _is_over(item) and kept.isdisjoint(tags(item))]
     found = [str(item["Id"]) for item in over if check or _removed(api, item)]
     if not check:
-        _drop_notes({_name(item) for item in over})
+        _drop_notes({_labelled(item)[0] for item in over})
     return found
 
 
@@ -153,7 +153,7 @@ def _is_over(item: _Item) -> bool:
     if not tags(item):
         # What has another's name is another's, who has built it on a snapshot or named one.
         named = any(name != "<none>:<none>" for name in item["RepoTags"] or ())
-        return not named and (_is_left(_name(item)) or float(item["Created"]) < time.time() - _HALF_MADE)
+        return not named and (_is_left(_labelled(item)[0]) or float(item["Created"]) < time.time() - _HALF_MADE)
     return 0.0 < expires(item) < time.time() and not names_of(item)
 
 
@@ -167,9 +167,10 @@ def _is_left(name: str) -> bool:
     return held is not None
 
 
-def _name(item: _Item) -> str:
-    """The tag in the label of an image of the daemon's list; "" if it has none."""
-    return str((item.get("Labels") or {}).get(SNAPSHOT, "")).partition(" ")[0]
+def _labelled(item: _Item) -> tuple[str, str]:
+    """The tag and the end in the label of an image of the daemon's list; "" if it has none."""
+    name, _, until = str((item.get("Labels") or {}).get(SNAPSHOT, "")).partition(" ")
+    return name, until
 
 
 def _snapshots(api: Api) -> list[_Item]:
