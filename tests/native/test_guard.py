@@ -143,7 +143,7 @@ def test_what_is_written_to_a_volume_counts_only_when_the_disk_is_nearly_full(sm
         folder.mkdir()
     lines = {host: f"{folder}\t.\t/data\trw\t-" for host, folder in folders.items()}
     roomy, filler = (host.start(guard=str(MOST), volume=[lines[host]]) for host in (root_host, small))
-    reader = small.start(guard=str(MOST), volume=[lines[small].replace("rw", "ro")])
+    reader = small.start(guard=str(MOST), volume=[lines[small].replace("\trw\t", "\tro\t")])
     write(roomy, 96, "/data/file")
     with contextlib.suppress(Exception):
         write(filler, 96, "/data/file")
