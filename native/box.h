@@ -57,6 +57,7 @@ struct box {
     struct strings base; /* the layers that it was made with; plan->lower has its own on top of them */
     int layer_lock;      /* of the newest of its own */
     unsigned generation; /* how often its own layers were set */
+    bool has_trash;      /* folders were put aside, and nobody removes them yet */
     int report, status; /* to the SDK, to the launcher */
     int folder, lock;
     int upper; /* the folder of upper and work, if others use it after us */

@@ -40,6 +40,14 @@ static bool is_alone(void) {
     return alone;
 }
 
+/* Root in the sandbox may listen in the agent's place, to speak for it. Who starts us from outside of a
+ * container is no process there, so our parent is 0, and the agent is the container's first process. */
+static bool is_agent(int fd) {
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    return getppid() != 0 || (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.pid == 1);
+}
+
 int verb_dial(int argc, char **argv) {
     if (argc != 2) {
         fprintf(stderr, "openmodal-agent dial: say the path of the agent's socket\n");
@@ -50,6 +58,10 @@ int verb_dial(int argc, char **argv) {
         return 1;
     }
     AUTO_FD int fd = connect_to(argv[1]);
+    if (fd >= 0 && !is_agent(fd)) {
+        fprintf(stderr, "openmodal-agent dial: a process of the sandbox listens at %s, not the agent\n", argv[1]);
+        return 1;
+    }
     pid_t parent = getpid(), child = fd < 0 ? -1 : fork();
     if (child < 0) {
         fprintf(stderr, "openmodal-agent dial: %s: %s\n", argv[1], strerror(errno));

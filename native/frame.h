@@ -30,7 +30,7 @@ enum start_flag {
 };
 
 enum want { WANT_STDOUT = 1, WANT_STDERR = 2, WANT_EXIT = 4, WANT_STDIN = 8, WANT_PEEK = 16 };
-enum progress { AT_STDOUT_END = 1, AT_STDERR_END = 2, HAS_EXIT = 4, STDIN_CLOSED = 8 };
+enum progress { AT_STDOUT_END = 1, AT_STDERR_END = 2, HAS_EXIT = 4, STDIN_CLOSED = 8, NO_OUTPUT = 16 };
 
 enum file_operation {
     FILE_STAT = 1, FILE_LIST, FILE_MKDIR, FILE_REMOVE, FILE_READ, FILE_WRITE, FILE_PULL, FILE_PUSH, FILE_RENAME,

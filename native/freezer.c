@@ -1,5 +1,5 @@
-/* Version 2 tells by an event when all have stopped, and kills what is frozen; so its freezer is taken
- * where a plan has both. Version 1 has to be asked again and again. */
+/* Version 2 kills what is frozen; so its freezer is taken where a plan has both. Both are asked again and
+ * again until all have stopped. */
 #include "kernel.h"
 #include "freezer.h"
 
@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,36 +78,25 @@ static bool blame(const struct plan *plan) {
     return false;
 }
 
-static bool await_event(const struct plan *plan) {
-    char *path = freezer_file(plan, "cgroup.events", "");
-    AUTO_FD int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-    char text[256];
-    uint64_t until = now_ms() + FREEZE_MS, now;
-    free(path);
-    while (fd >= 0 && (now = now_ms()) < until) {
-        ssize_t size = pread(fd, text, sizeof text - 1, 0);
-        text[size > 0 ? size : 0] = '\0';
-        if (strstr(text, "frozen 1"))
-            return true;
-        poll(&(struct pollfd){fd, POLLPRI, 0}, 1, (int)(until - now));
-    }
-    return false;
-}
-
-static bool await_state(const struct plan *plan) {
+/* Version 2 tells by an event, too, but by one in 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV): so long would a pause
+ * soon after a thaw take. */
+static bool await_frozen(const struct plan *plan) {
+    char *path = freezer_file(plan, "cgroup.events", "freezer.state");
+    const char *word = plan->kill.count > 0 ? "frozen 1" : "FROZEN";
     bool frozen = false;
-    for (uint64_t until = now_ms() + FREEZE_MS; plan->thaw && !frozen && now_ms() < until;) {
-        char *state = read_file(plan->thaw, 64, NULL);
-        frozen = state && strncmp(state, "FROZEN", 6) == 0;
+    for (uint64_t until = now_ms() + FREEZE_MS; path && !frozen && now_ms() < until;) {
+        char *state = read_file(path, 256, NULL);
+        frozen = state && strstr(state, word);
         free(state);
         if (!frozen)
             nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
     }
+    free(path);
     return frozen;
 }
 
 bool groups_freeze(const struct plan *plan) {
-    return command(plan, "1", "FROZEN") && ((plan->kill.count > 0 ? await_event : await_state)(plan) || blame(plan));
+    return command(plan, "1", "FROZEN") && (await_frozen(plan) || blame(plan));
 }
 
 bool groups_thaw(const struct plan *plan) {

@@ -20,11 +20,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-enum { OUTCOME = 4096, LAST_COPY_MS = 10000, MAX_LIST = 1 << 20, SAID = 64 };
+enum { OUTCOME = 4096, LAST_COPY_MS = 10000, LEAST_URGENT = 19, MAX_LIST = 1 << 20, SAID = 64 };
 
 /* ---- one at a time ---- */
 
@@ -60,11 +61,13 @@ static void child_ended(struct box *box, int status) {
     if (shaping->task->stops)
         stop_release(box);
     char *line = failure() ? must_format("error %s\n", failure()) : must_copy(shaping->outcome);
-    AUTO_FD int client = shaping->client;
+    int client = shaping->client;
     shaping->client = -1;
     layers_drop(box); /* first: the locks of layers that were not taken are free when the client has its answer */
     control_say(client, line);
+    close_fd(&client);
     free(line);
+    layers_empty_trash(box);
 }
 
 static _Noreturn void be_child(struct box *box) {
@@ -189,12 +192,18 @@ dev_t layers_root(const struct box *box) {
     return stat(path, &root) == 0 ? root.st_dev : 0;
 }
 
-static void empty_trash(struct box *box, const char *trash) {
+/* Nobody waits for it, so whoever computes goes first. */
+void layers_empty_trash(struct box *box) {
+    if (!box->has_trash)
+        return;
+    box->has_trash = false;
     if (fork() != 0)
         return; /* what a child that could not be made leaves is removed at the end */
     begin_child();
+    setpriority(PRIO_PROCESS, 0, LEAST_URGENT);
     bool owns = layers_become_owner(box);
     close_from(3); /* locks of layers and clients' connections are not to last as long as a huge tree does */
+    char *trash = layers_beside(box->plan, "old");
     if (owns)
         trash_remove(trash, true, NULL, NULL);
     _exit(0);
@@ -205,9 +214,8 @@ bool layers_put_aside(struct box *box, const char *folder) {
     char *trash = layers_beside(box->plan, "old");
     char *aside = must_format("%s/%u", trash, ++number);
     bool put = (mkdir(trash, 0700) == 0 || errno == EEXIST) && rename(folder, aside) == 0;
-    if (put)
-        empty_trash(box, trash);
-    else
+    box->has_trash |= put;
+    if (!put)
         fail(NULL, "cannot put %s aside: %m", folder);
     free(aside);
     free(trash);

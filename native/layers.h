@@ -59,8 +59,11 @@ bool layers_become_owner(const struct box *box);
 /* A name in the folder of `upper` and `work`. */
 char *layers_beside(const struct plan *plan, const char *name);
 
-/* Put a folder of the sandbox aside, for a child to remove. */
+/* Put a folder of the sandbox aside, which is removed when the client has its answer. */
 bool layers_put_aside(struct box *box, const char *folder);
+
+/* Have a child remove what was put aside, if there is anything. */
+void layers_empty_trash(struct box *box);
 
 /* Put `upper` and `work` aside and make new ones. */
 bool layers_begin_anew(struct box *box);

@@ -155,10 +155,15 @@ static bool is_answerable(const struct io_request *io, const struct progress_now
     return !(io->want & WANT_EXIT) && (now->at_end[0] || now->at_end[1]);
 }
 
+/* Of a command that has exited. */
+static bool wrote_nothing(const struct command *command) {
+    return stream_at_end(&command->out[0], 0) && stream_at_end(&command->out[1], 0);
+}
+
 static void put_progress(struct buffer *out, const struct command *command, const struct progress_now *now) {
     size_t mark = frame_begin(out, FRAME_PROGRESS);
     put_uint(out, (now->at_end[0] ? AT_STDOUT_END : 0) | (now->at_end[1] ? AT_STDERR_END : 0) | (now->exited ? HAS_EXIT : 0) |
-                      (command->input_closed ? STDIN_CLOSED : 0), 1);
+                      (command->input_closed ? STDIN_CLOSED : 0) | (now->exited && wrote_nothing(command) ? NO_OUTPUT : 0), 1);
     put_uint(out, command->input_accepted, 8);
     if (now->exited)
         put_record(out, &command->record);

@@ -86,4 +86,5 @@ void serve_reset(struct box *box, struct request *request) {
         control_ok(request, "%s", "");
     if (box->shaping.child == 0)
         layers_drop(box);
+    layers_empty_trash(box);
 }

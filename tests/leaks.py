@@ -39,7 +39,7 @@ ROUTER = Path("/run/openmodal/router")
 ALLOWED = {
     # Shared infrastructure, made by the first sandbox and kept on purpose.
     "cgroup": ("*/openmodal",),
-    "mount": ("/run/openmodal/router", "/run/openmodal"),
+    "mount": ("/run/openmodal/router", "/run/openmodal/sandboxes", "/run/openmodal"),
     "interface": ("host openmodal0",),
     "file": ("/tmp/pytest-of-*", "/tmp/hsperfdata_*"),
 }

@@ -31,7 +31,7 @@ LAYERS = (
         "_files",
         "_hidden",
     },
-    {"_binary", "_config", "_halfmade", "_idmap", "_journal", "_planted", "_store", "_trash"},
+    {"_binary", "_config", "_halfmade", "_idmap", "_journal", "_memory", "_planted", "_store", "_trash"},
     {"_link"},
     {"_agent"},
     {"_command"},

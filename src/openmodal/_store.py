@@ -31,7 +31,7 @@ from typing import TypeVar
 
 import msgspec
 
-from openmodal import _config, _ends, _trash
+from openmodal import _config, _ends, _memory, _trash
 from openmodal._files import stat_of_made, text, within, write
 from openmodal._spec import EndRecord, Made, Root, Status
 from openmodal.errors import DiskFullError, EngineError, NotFoundError, disk_full, no_room, no_state
@@ -343,6 +343,8 @@ def _has_room(brief: str) -> bool:
     try:
         for path in (os.path.dirname(folder), folder):
             _make_private(Path(path))
+        if folder.startswith("/run/") and _memory.is_on_disk(folder):
+            _memory.move(folder)
         found = os.statvfs(folder)
     except OSError:
         return False

@@ -81,6 +81,7 @@ class State(IntFlag):
     STDERR_END = 2
     EXIT = 4
     STDIN_CLOSED = 8
+    NO_OUTPUT = 16
 
 
 class Code(IntEnum):

@@ -12,10 +12,11 @@ import pytest
 from openmodal.engines.docker import posture
 from openmodal.engines.docker.daemon import Daemon, find
 from openmodal.engines.docker.engine import Docker
+from openmodal.engines.docker.links import RUN, SOCKET
 from openmodal.errors import EngineError, SandboxTerminatedError
 from openmodal.image import Image
 from openmodal.sandbox import Sandbox
-from openmodal.testing.fixtures import Flaky
+from openmodal.testing.fixtures import Flaky, eventually
 from openmodal.testing.limits import connects, own_addresses, server
 from openmodal.testing.ports import forwarded, is_open, rest, visit
 from tests.docker.podman import podman
@@ -97,6 +98,18 @@ def test_the_agent_inside_keeps_the_deadline(other: Docker, root: Image) -> None
     with pytest.raises(TimeoutError):
         sandbox.wait(timeout=600)
     assert sandbox.returncode == 124
+
+
+def test_nobody_inside_can_speak_for_the_agent(other: Docker, root: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was dialled was not looked at, so root in the sandbox could answer in the agent's place."""
+    monkeypatch.setattr("openmodal._agent._RECONNECT_SECONDS", 2.0)
+    with Sandbox.create(image=root, engine=other, timeout=60) as sandbox:
+        sandbox.spawn("/.openmodal/agent", "init", "--listen", f"{RUN}/other.sock")
+        eventually(lambda: sandbox.filesystem.exists(f"{RUN}/other.sock"))
+        assert Sandbox.from_id(sandbox.id, engine=other).exec("true").returncode == 0, "the control"
+        sandbox.exec("mv", f"{RUN}/other.sock", SOCKET)
+        with pytest.raises(EngineError, match="does not answer"):
+            Sandbox.from_id(sandbox.id, engine=other).exec("true")
 
 
 def test_links_that_break_are_replaced(other: Docker, root: Image) -> None:

@@ -276,5 +276,5 @@ def test_the_numbers_are_those_of_the_protocol() -> None:
     }
     assert [int(flag) for flag in Flag] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
     assert [int(bit) for bit in Want] == [1, 2, 4, 8, 16]
-    assert [int(bit) for bit in State] == [1, 2, 4, 8]
+    assert [int(bit) for bit in State] == [1, 2, 4, 8, 16]
     assert _wire.MAX_FRAME == 2_162_688

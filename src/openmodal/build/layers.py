@@ -179,7 +179,8 @@ class Layers:
 
     def publish(self, files: Path, key: str, meta: Meta) -> None:
         """Make a folder under `scratch` the layer of that key, whose claim is held."""
-        wrapper = self.wrapper(files.parent, msgspec.structs.replace(meta, size=size_of(files)))
+        wrapper = make_folder(files.parent / f"layer-{os.urandom(4).hex()}")
+        self.describe(wrapper, msgspec.structs.replace(meta, size=size_of(files)))
         os.rename(files, wrapper / "root")
         # A rename may reach the disk before the data: after a power cut there would be a layer with
         # empty files.
@@ -187,12 +188,11 @@ class Layers:
         with suppress(FileExistsError):
             os.rename(wrapper, self.place(key))
 
-    def wrapper(self, scratch: Path, meta: Meta) -> Path:
-        """A folder that becomes a layer when it has its files, `root`, and is renamed."""
-        folder = make_folder(scratch / f"layer-{os.urandom(4).hex()}")
+    def describe(self, wrapper: Path, meta: Meta) -> None:
+        """Say what is known of the layer that a folder becomes when it has its files, `root`, and is
+        renamed."""
         meta = msgspec.structs.replace(meta, made=time.time())
-        (folder / "meta.json").write_bytes(msgspec.json.encode(meta))
-        return folder
+        (wrapper / "meta.json").write_bytes(msgspec.json.encode(meta))
 
     def place(self, key: str) -> Path:
         """Where the layer of that key is, or will be."""

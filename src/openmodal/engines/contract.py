@@ -716,7 +716,7 @@ async def check(engine: Engine, spec: SandboxSpec) -> None:
 
 def require(engine: Engine, name: str) -> None:
     """Raise UnsupportedError if an engine lacks a promise."""
-    if name in lacking(engine):
+    if name in engine.lacks or _is_unheard_of(engine, name):
         raise refusal(engine, name)
 
 
@@ -729,13 +729,15 @@ def refusal(engine: Engine, name: str) -> Error:
 def lacking(engine: Engine) -> frozenset[str]:
     """The promises that an engine does not keep: those that it names, and those that it has never
     heard of."""
-    said: frozenset[str] = getattr(engine, "keeps", frozenset())
-    unknown = {
-        name
-        for name, promise in PROMISES.items()
-        if (promise.verb and not _has(engine, promise.verb)) or (promise.said and name not in said)
-    }
-    return engine.lacks | unknown
+    return engine.lacks | {name for name in PROMISES if _is_unheard_of(engine, name)}
+
+
+def _is_unheard_of(engine: Engine, name: str) -> bool:
+    """Whether an engine says nothing of a promise: it may be older than the promise is."""
+    promise = PROMISES[name]
+    if promise.verb and not _has(engine, promise.verb):
+        return True
+    return promise.said and name not in getattr(engine, "keeps", ())
 
 
 def _has(engine: Engine, verb: str) -> bool:

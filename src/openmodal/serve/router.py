@@ -20,7 +20,7 @@ from openmodal import _args, _wire
 from openmodal._command import Command
 from openmodal._options import environment
 from openmodal._spec import ExecSpec, ExitRecord, OutputGap
-from openmodal._wire import Flag, State, Want
+from openmodal._wire import Flag, Progress, State, Want
 from openmodal.errors import Error, InvalidError, NotFoundError, SandboxNotRunningError
 from openmodal.sandbox import Sandbox
 from openmodal.serve import fields, ids
@@ -225,18 +225,18 @@ class Router:
         sandbox = self._sandbox(request)
         command = _command(sandbox, request.exec_id)
         try:
-            while (record := await self._record(command, _WAIT_MS)) is None:
+            while (progress := await self._exit(command, _WAIT_MS)).record is None:
                 pass
         except SandboxNotRunningError:
             return router.TaskExecWaitResponse(signal=9)
         wrote = self._readers.begun(_wire_of(request), request.exec_id)
         # If it ended meanwhile: how the command ended is known.
         with contextlib.suppress(SandboxNotRunningError):
-            wrote = wrote or await self._wrote(command)
+            wrote = wrote or not (progress.state & State.NO_OUTPUT or await self._is_silent(command))
         if wrote:
             await self._readers.printed(_wire_of(request), request.exec_id)
         self._readers.told(_wire_of(request), request.exec_id)
-        return _ended(router.TaskExecWaitResponse, record)
+        return _ended(router.TaskExecWaitResponse, progress.record)
 
     @serves("TaskExecPoll")
     async def poll(self, request: Any, call: Call) -> Any:
@@ -244,20 +244,21 @@ class Router:
             return router.TaskExecPollResponse() if found.code is None else router.TaskExecPollResponse(code=found.code)
         command = _command(self._sandbox(request), request.exec_id)
         try:
-            record = await self._record(command, 0)
+            record = (await self._exit(command, 0)).record
         except SandboxNotRunningError:
             return router.TaskExecPollResponse(signal=9)
         return _ended(router.TaskExecPollResponse, record) if record else router.TaskExecPollResponse()
 
-    async def _record(self, command: Command, wait: int) -> ExitRecord | None:
-        return (await self._door.run(command.io(Want.EXIT, [0, 0, 0], {}, wait=wait))).record
+    async def _exit(self, command: Command, wait: int) -> Progress:
+        """How a command ended, if it does within so many ms."""
+        return await self._door.run(command.io(Want.EXIT, [0, 0, 0], {}, wait=wait))
 
-    async def _wrote(self, command: Command) -> bool:
-        """Whether there is output of a command."""
+    async def _is_silent(self, command: Command) -> bool:
+        """Whether there is no output of a command."""
         taken = {number: Pieces() for number in (1, 2)}
         both = Want.STDOUT | Want.STDERR | Want.PEEK
         await self._door.run(command.io(both, [0, 0, 0], taken, most=1, wait=0))
-        return any(any(pieces.parts) or pieces.gaps for pieces in taken.values())
+        return not any(any(pieces.parts) or pieces.gaps for pieces in taken.values())
 
     def _sandbox(self, request: Any) -> Sandbox:
         return self._door.sandbox(_wire_of(request))

@@ -98,11 +98,11 @@ class Generations:
 
     async def checkpoint(self, id: str, expires: float) -> Layered:
         """Freeze a sandbox's files for itself and its forks. Free, if nothing was written since."""
-        made, now = self.made(id), await self.now(id)
-        # What it stands on may be a snapshot, which is kept for a time of its own.
-        kept = not now.own or now.own[0] in checkpoints.of(self._book.folder(id))
-        if kept and self._is_unchanged(id):
-            return _on(made.root, now.own, made.root.key)
+        if self._is_unchanged(id):
+            made, now = self.made(id), await self.now(id)
+            # What it stands on may be a snapshot, which is kept for a time of its own.
+            if not now.own or now.own[0] in checkpoints.of(self._book.folder(id)):
+                return _on(made.root, now.own, made.root.key)
         from openmodal.build.names import of_snapshot
 
         async with self._frozen(id, f"checkpoint of {id}", expires, None) as root:
@@ -142,13 +142,15 @@ class Generations:
         """Have the written folder become the layer; False if commands run, or it cannot be."""
         with self._layers.scratch() as scratch:
             place = self._layers.place(key)
-            os.rename(self._layers.wrapper(scratch, meta), place)
+            os.chmod(scratch, 0o755)
+            self._layers.describe(scratch, meta)
+            os.rename(scratch, place)
             try:
                 with self._listed(own) as listed:
                     await launch.request(folder, f"switch {place}/root", (listed, held.fd))
             # If we are interrupted, the sandbox may stand on it already: it is left to `expire`.
             except (EngineError, ConnectionError) as error:
-                os.rename(place, scratch / "unused")
+                os.rename(place, scratch)
                 if isinstance(error, EngineError) and error.aspect in (_BUSY, _UNSUPPORTED):
                     return False
                 raise
@@ -250,7 +252,7 @@ class Generations:
         """A descriptor that tells the supervisor of layers."""
         fd = os.memfd_create("layers", os.MFD_CLOEXEC)
         try:
-            os.write(fd, b"".join(os.fsencode(self._layers.folder(key)) + b"\0" for key in keys))
+            os.write(fd, b"".join(os.fsencode(self._layers.root(key)) + b"\0" for key in keys))
             os.lseek(fd, 0, os.SEEK_SET)
             yield fd
         finally:
