@@ -269,6 +269,28 @@ def test_of_what_many_have_printed_the_newest_is_kept(store: Store, monkeypatch:
     assert sorted(os.listdir(store.ended)) == ["new-00000000", "new-00000000.stdout", "old-00000000"]
 
 
+def test_a_look_at_some_of_many_forgets_what_a_look_at_all_does_after_a_while(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each creation may be the one that tidies up, and waited for a look at ten thousand files."""
+    monkeypatch.setattr(_store, "MOST_ENDED", 30)
+    monkeypatch.setattr(_store, "MOST_OUTPUT", 30)
+    monkeypatch.setattr(_store, "_SOME", 8)
+    monkeypatch.setattr(_store, "_LARGE", 1)
+    long_ago = time.time() - KEEP_ENDED_SECONDS - 10
+    for number in range(36):
+        (store.ended / f"large-{number}").write_bytes(bytes(2))
+        if number % 4 == 0:
+            os.utime(store.ended / f"large-{number}", (long_ago, long_ago))
+    store.prune_ended(some=True)
+    assert 28 <= len(os.listdir(store.ended)) <= 34, "of 8 files those that are old, and all but 6 bytes of the others"
+    for _ in range(300):
+        store.prune_ended(some=True)
+    left = [path.stat() for path in store.ended.iterdir()]
+    assert all(seen.st_mtime > long_ago for seen in left)
+    assert sum(seen.st_size for seen in left) <= 30
+
+
 def test_how_it_ended_and_what_it_was_are_one_file(store: Store, alive: Path) -> None:
     store.write_end(ID, EndRecord("exited", 3, 2.5, "it said a=b"))
     store.remove(alive)

@@ -165,7 +165,7 @@ class Embedded(Live, State):
         return id
 
     def _tidy(self) -> None:
-        self._book.prune_ended()
+        self._book.prune_ended(some=True)
         expire(self._layers)
 
     async def connect(self, id: str) -> Stream:

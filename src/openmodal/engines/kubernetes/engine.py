@@ -133,7 +133,7 @@ class Kubernetes(live.Live):
         settings = self.settings
         self._book.prepare()
         self._book.check_id(spec.id)
-        await self._book.now_and_then(self._book.prune_ended)
+        await self._book.now_and_then(functools.partial(self._book.prune_ended, some=True))
         id = new_id(spec)
         cluster = self._api(settings)
         created = start.Start(cluster, settings, id, spec, asked.prepared(root, Referenced))
