@@ -286,7 +286,7 @@ class Store:
             files = list(found)
         count = len(files)
         if some and _SOME < count < MOST_ENDED * 5 // 4:
-            first = int.from_bytes(os.urandom(4), "little") % (count - _SOME)
+            first = int.from_bytes(os.urandom(4), "little") % (count - _SOME + 1)
             files = files[first : first + _SOME]
         for entry in files:
             with contextlib.suppress(FileNotFoundError):  # another process does the same
