@@ -14,6 +14,21 @@ _OPTIONS = b"mode=700,size=10%"
 """As much as systemd gives to /run."""
 
 
+_ROOM = 32 << 20
+
+
+def has_room(folder: str) -> bool:
+    """Whether some thousands of small files fit into a folder, which is in memory then if that can be.
+
+    Raises:
+        OSError: it is not there.
+    """
+    if folder.startswith("/run/") and is_on_disk(folder):
+        move(folder)
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize > _ROOM and found.f_favail > _ROOM // 4096
+
+
 def is_on_disk(folder: str) -> bool:
     """Whether a folder is on the file system of the machine's root."""
     return os.stat(folder).st_dev == os.stat("/").st_dev
@@ -40,4 +55,4 @@ def _mount(folder: str) -> None:
     ctypes.CDLL(None).mount(b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(_FLAGS), _OPTIONS)
 
 
-__all__ = ["is_on_disk", "move"]
+__all__ = ["has_room", "is_on_disk", "move"]

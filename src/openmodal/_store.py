@@ -46,8 +46,6 @@ _SOME = 1000
 
 R = TypeVar("R", bound=Root)
 
-_ROOM = 32 << 20
-
 _TRASH = ".trash"  # what a supervisor calls a folder while it removes it
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,80}")
 
@@ -275,11 +273,8 @@ class Store:
                     os.close(fd)
 
     def prune_ended(self, *, some: bool = False) -> None:
-        """Forget sandboxes that ended long ago, or before many others.
-
-        `some`: of many files only some are looked at, unless there are too many; all of ten
-        thousand take as long as fifty creations.
-        """
+        """Forget sandboxes that ended long ago, or before many others. `some`: of many files only
+        some are looked at; all of ten thousand take as long as fifty creations."""
         oldest = time.time() - KEEP_ENDED_SECONDS
         ages: list[tuple[float, int, str]] = []
         with os.scandir(self.ended) as found:
@@ -353,12 +348,9 @@ def _has_room(brief: str) -> bool:
     try:
         for path in (os.path.dirname(folder), folder):
             _make_private(Path(path))
-        if folder.startswith("/run/") and _memory.is_on_disk(folder):
-            _memory.move(folder)
-        found = os.statvfs(folder)
+        return _memory.has_room(folder)
     except OSError:
         return False
-    return found.f_bavail * found.f_frsize > _ROOM and found.f_favail > _ROOM // 4096
 
 
 def _put(file: Path, data: bytes, place: Callable[[Path, Path], None] = os.replace) -> bool:

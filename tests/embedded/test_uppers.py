@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from openmodal import _config, _memory, _store
+from openmodal import _config, _memory
 from openmodal._dual import run_sync
 from openmodal.engines.embedded import Embedded, launch, uppers
 from openmodal.errors import SandboxNotRunningError
@@ -157,7 +157,7 @@ class TestInMemory:
     ) -> None:
         """As those of the version before this one are."""
         with creating(image=image, engine=Embedded()) as create:
-            monkeypatch.setattr(_store, "_ROOM", 1 << 62)
+            monkeypatch.setattr(_memory, "_ROOM", 1 << 62)
             sandbox = create("sleep", "600")
             monkeypatch.undo()
             assert engine.store.folder(sandbox.id).parent == engine.store.sandboxes

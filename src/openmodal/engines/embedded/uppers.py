@@ -16,6 +16,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from openmodal import _trash
@@ -65,14 +66,17 @@ class Uppers:
             with _trash.going_on(failed):
                 _remove(self._path / name)
 
-    def _unused(self) -> list[str]:
+    def _unused(self, most: int | None = None) -> list[str]:
+        """The names of unused folders, so many at most: a list of thousands costs as much as a third
+        of all that Python does for a creation."""
         try:
-            return [name for name in os.listdir(self._path) if name[0] == "."]
+            with os.scandir(self._path) as found:
+                return list(islice((entry.name for entry in found if entry.name[0] == "."), most))
         except FileNotFoundError:
             return []
 
     def _taken(self, folder: Path) -> Lock:
-        unused = self._unused()
+        unused = self._unused(MOST_UNUSED)
         # Those that begin at the same time do not all try the same folder first.
         first = int.from_bytes(os.urandom(2), "little") % (len(unused) or 1)
         for name in (*unused[first:], *unused[:first]):
