@@ -17,6 +17,7 @@ from openmodal.errors import EngineError, SandboxResetError
 T = TypeVar("T")
 
 _RECONNECT_SECONDS = 30.0
+_LEAST_SECONDS = 5.0  # on a busy machine, whatever the time-out
 _HELD_SECONDS = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.16
 
@@ -58,19 +59,26 @@ class Agent:
         self._links = Links(connect, first, wake, looks=looks)
         weakref.finalize(self, self._links.close).atexit = False
 
-    async def exchange(self, operation: Callable[[Link], Coroutine[Any, Any, T]], life: Life | None = None) -> T:
+    async def exchange(
+        self,
+        operation: Callable[[Link], Coroutine[Any, Any, T]],
+        life: Life | None = None,
+        timeout: float | None = None,
+    ) -> T:
         """Run an operation on a link, and again on a new one if that breaks while the box lives.
 
         Args:
             operation: what is done.
             life: of what it is about, which ends with the agent that knows it; None: the
                 operation is all.
+            timeout: of what is started, in seconds: it is tried no longer, while no agent has
+                answered.
 
         Raises:
             EngineError: the box runs, but its agent does not answer for 30 s.
             SandboxResetError: the box was reset meanwhile.
         """
-        return await self._repeated(self._links.lease, operation, life or Life())
+        return await self._repeated(self._links.lease, operation, life or Life(), timeout)
 
     async def dedicate(self, begin: Callable[[Link], Coroutine[Any, Any, T]]) -> T:
         """As `exchange`, on a link that is then the caller's, who closes it."""
@@ -81,6 +89,7 @@ class Agent:
         take: Callable[[], AbstractAsyncContextManager[Link]],
         operation: Callable[[Link], Coroutine[Any, Any, T]],
         life: Life,
+        timeout: float | None = None,
     ) -> T:
         patience = _Patience()
         while True:
@@ -95,7 +104,7 @@ class Agent:
                         life.note(link)
             except ConnectionError as error:
                 await self._why(error)
-                pause = patience.after(error, opened)
+                pause = patience.after(error, opened, life.patience(timeout))
             await Sleep(pause)
 
     @asynccontextmanager
@@ -119,6 +128,7 @@ class Life:
 
     def __init__(self) -> None:
         self._agent = 0
+        self._is_met = False
 
     async def check(self, link: Link) -> None:
         """Raise SandboxResetError if the link is to another agent."""
@@ -128,26 +138,35 @@ class Life:
     def note(self, link: Link) -> None:
         """The agent at the other end knows it, if no other did before."""
         self._agent = self._agent or link.agent
+        self._is_met = self._is_met or link.greeted
+
+    def patience(self, timeout: float | None) -> float:
+        """For how many seconds an agent that does not answer is asked. One that never has cannot
+        have begun it, and who gave it a time-out waits no longer for its beginning."""
+        if self._is_met or timeout is None:
+            return _RECONNECT_SECONDS
+        return min(_RECONNECT_SECONDS, max(_LEAST_SECONDS, timeout))
 
 
 class _Patience:
     """How soon, and for how long, an agent whose links break is asked again."""
 
     def __init__(self) -> None:
-        self._until = 0.0
+        self._since = 0.0
         self._pause = _FIRST_PAUSE
 
-    def after(self, error: Exception, opened: float) -> float:
-        """Seconds to pause, after the link that was opened then (0: none was) has failed.
+    def after(self, error: Exception, opened: float, most: float) -> float:
+        """Seconds to pause, after the link that was opened then (0: none was) has failed; for so
+        many seconds at most is it asked.
 
         An agent that nobody reaches is asked less and less often. A link that held for a while has
         worked, so what broke it is news: a command of an hour may see any number of breaks.
         """
         now = time.monotonic()
         if opened and now - opened > _HELD_SECONDS:
-            self._until = 0.0
-        self._until = self._until or now + _RECONNECT_SECONDS
-        if now > self._until:
+            self._since = 0.0
+        self._since = self._since or now
+        if now > self._since + most:
             text = f"the sandbox runs but its agent does not answer ({error}); terminate it"
             raise EngineError(text) from error
         self._pause = _FIRST_PAUSE if opened else min(2 * self._pause, _LONGEST_PAUSE)

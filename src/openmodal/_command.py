@@ -166,7 +166,8 @@ class Command:
         """
         request = _wire.start(self.id, spec)
         with self.agent.journal.call("spawn", command=self.id.hex(), argv=spec.argv):
-            return await self._or_killed(self.agent.exchange(lambda link: _start(link, request), self.life))
+            started = self.agent.exchange(lambda link: _start(link, request), self.life, spec.timeout)
+            return await self._or_killed(started)
 
     async def run(self, spec: ExecSpec, feed: Feed | None, sinks: Mapping[int, Sink]) -> tuple[int, ExitRecord]:
         """Start it and take its output until it has ended; return its process id and its record. Killed if interrupted."""
@@ -183,7 +184,7 @@ class Command:
             await link.post(_wire.release(self.id))
             return pid, record
 
-        return await self._or_killed(self.agent.exchange(operation, self.life))
+        return await self._or_killed(self.agent.exchange(operation, self.life, spec.timeout))
 
     async def _or_killed(self, core: Coroutine[Any, Any, T]) -> T:
         """Kill the command with all its descendants if the core ends by anything but its result or

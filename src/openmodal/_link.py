@@ -160,7 +160,8 @@ class Link:
         self._buffer = bytearray(_FIRST_BUFFER)
         self._start = 0
         self._end = 0
-        self._greeted = False
+        self.greeted = False
+        """Whether the agent at the other end has said hello."""
         self.agent = 0
         """The number of the agent at the other end, once it has said hello."""
 
@@ -192,15 +193,15 @@ class Link:
 
     async def receive(self) -> tuple[int, memoryview]:
         """Return the next frame's kind and payload, which is valid until the next call; raises LinkLost, ProtocolError."""
-        if not self._greeted:
+        if not self.greeted:
             await self.meet()
         return await self._frame()
 
     async def meet(self) -> int:
         """Wait for the agent's hello, unless it has come; return the agent's number."""
-        if not self._greeted:
-            self._greeted = True
+        if not self.greeted:
             self.agent = self._greet(*await self._frame())
+            self.greeted = True
         return self.agent
 
     async def look(self) -> None:
