@@ -26,8 +26,8 @@ PYTEST_ARGS ?= -n 3
 # The image base is made of Debian packages, and the network of sandboxes of iptables rules; a plain user needs ids for the one, and a helper
 # for the other.
 DEBIAN := mmdebstrap $(if $(filter 0,$(shell id -u)),iptables,passt uidmap)
-DEBIAN_TEST := $(DEBIAN) bindfs busybox-static clang curl docker-registry docker.io git iproute2 libclang-rt-dev musl-tools \
-	nftables openssl passt podman slirp4netns strace stress-ng uidmap util-linux
+DEBIAN_TEST := $(DEBIAN) bindfs btrfs-progs busybox-static clang curl docker-registry docker.io git iproute2 libclang-rt-dev \
+	musl-tools nftables openssl passt podman slirp4netns strace stress-ng uidmap util-linux xfsprogs
 # Debian 12's own is too old for the options that we give it.
 BACKPORTS_TEST := runsc
 

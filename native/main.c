@@ -12,7 +12,7 @@ static const struct {
              {"reach", verb_reach}, {"router", verb_router}, {"wall", verb_wall},
              {"ask", verb_ask},     {"remove", verb_remove}, {"forward", verb_forward},
              {"hangup", verb_hangup}, {"own", verb_own},     {"pause", verb_pause},
-             {"changes", verb_changes}};
+             {"changes", verb_changes}, {"bound", verb_bound}};
 
 /* The start of a static program with glibc asserts that /proc/self/exe is a path. In gVisor, where ours comes as a descriptor, it is not.
  * Nothing here looks for libraries beside the program, so this stands for glibc's own function; musl has none. */
@@ -31,6 +31,6 @@ int main(int argc, char **argv) {
         if (strcmp(argv[1], verbs[i].name) == 0)
             return verbs[i].run(argc - 1, argv + 1);
     fprintf(stderr,
-            "openmodal-agent: say one of box, init, dial, reach, router, wall, ask, remove, forward, hangup, own, pause, changes, --version; this program is started by openmodal\n");
+            "openmodal-agent: say one of box, init, dial, reach, router, wall, ask, remove, forward, hangup, own, pause, changes, bound, --version; this program is started by openmodal\n");
     return 2;
 }

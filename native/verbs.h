@@ -4,6 +4,7 @@
 int verb_box(int argc, char **argv);    /* box.c   outside: makes the sandbox and supervises it */
 int verb_router(int argc, char **argv); /* net.c   the network namespace where the sandboxes' interfaces end */
 int verb_init(int argc, char **argv);   /* init.c  inside a container: process 1 */
+int verb_bound(int argc, char **argv);  /* setup.c outside: files that the daemon keeps beside a container, within it */
 int verb_hangup(int argc, char **argv); /* setup.c outside: ends the connections of a container */
 int verb_own(int argc, char **argv);    /* own.c outside: ends a container's sandbox with its owner */
 int verb_pause(int argc, char **argv);  /* pauser.c outside: pauses a container whose sandbox is idle */

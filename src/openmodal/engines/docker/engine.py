@@ -29,7 +29,7 @@ from openmodal.engines.contract import Door, IdTakenError
 from openmodal.engines.docker import container, generations, links, networks, posture, volumes
 from openmodal.engines.docker.daemon import ApiError, ConflictError, Daemon, find
 from openmodal.engines.docker.ends import Ending
-from openmodal.engines.docker.host import Host, no_disk, no_ports
+from openmodal.engines.docker.host import Host, has_beside, no_ports, refused_disk
 from openmodal.engines.docker.owners import identity
 from openmodal.engines.posture import while_it_runs
 from openmodal.errors import EngineError, UnsupportedError
@@ -85,8 +85,7 @@ class Docker(Ending, volumes.Keeper):
     # ------------------------------------------------------------------------------------ the verbs
 
     async def check(self, spec: SandboxSpec) -> None:
-        beside = spec.ports or spec.owner or spec.network.shared or spec.on_idle == "pause"
-        if spec.runtime != "native" or spec.resources.disk or beside:
+        if spec.runtime != "native" or spec.resources.disk or spec.network.shared or has_beside(spec):
             host: Host = await Blocking(Host.of, self._daemon)
             host.check(spec)
         if spec.mounts:
@@ -312,8 +311,9 @@ class Docker(Ending, volumes.Keeper):
                 # Nothing runs in the container yet: its agent waits for what is sent below.
                 seen = None if place.gvisor else int(found["State"]["Pid"])
                 await Blocking(folders.confirm, spec.mounts, seen)
-                if place.run:
-                    (folder / "pid").write_text(str(found["State"]["Pid"]), "ascii")
+                links.note_pid(folder, int(found["State"]["Pid"]) if place.run else 0)
+                if spec.resources.disk and not (place.run or place.gvisor):
+                    await Blocking(host.bound, found, self._layers)
                 if place.gvisor and denied:
                     await Blocking(host.wall, found, denied, self._layers)
                 # Before the agent begins: if this process is killed, the sandbox has its owner, or
@@ -352,8 +352,8 @@ class Docker(Ending, volumes.Keeper):
         except ConflictError as error:
             raise IdTakenError(status.id) from error
         except ApiError as error:
-            if "storage" in error.message.lower() and spec.resources.disk:
-                raise no_disk(error.message) from error
+            if spec.resources.disk and (why := refused_disk(error.message)):
+                raise why from error
             raise
 
     def _run(self, id: str) -> dict[str, Any]:

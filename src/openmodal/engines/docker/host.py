@@ -101,8 +101,7 @@ class Host:
         backing = told.get("Backing Filesystem", "xfs")
         if spec.resources.disk and driver not in _LIMITING and backing != "xfs":
             raise no_disk(f"its driver {driver} is on {backing}")
-        pauses = spec.on_idle == "pause"
-        if (spec.ports or spec.owner or pauses) and (spec.runtime == "gvisor" or not self.shares_sockets):
+        if has_beside(spec) and (spec.runtime == "gvisor" or not self.shares_sockets):
             raise no_ports() if spec.ports else no_owner() if spec.owner else no_pause()
         if spec.network.shared and (spec.runtime == "gvisor" or not self.shares_networks):
             raise UnsupportedError(
@@ -143,14 +142,30 @@ class Host:
         Raises:
             EngineError: it cannot be done.
         """
-        program = _binary.find(layers.path, self.info["Architecture"])
-        command = [program, "wall", found["NetworkSettings"]["SandboxKey"], found["ResolvConfPath"]]
-        done = _binary.run(command, setup({}, denied, caged=False))
-        if done.returncode:
-            said = done.stderr.decode("utf-8", "replace").strip().removeprefix("error ")
+        command = ["wall", found["NetworkSettings"]["SandboxKey"], found["ResolvConfPath"]]
+        if why := self._fails(command, layers, setup({}, denied, caged=False)):
             raise EngineError(
-                f"the firewall of a gVisor sandbox cannot be put around it: {said.partition(' ')[2]}; add block_network=True"
+                f"the firewall of a gVisor sandbox cannot be put around it: {why}; add block_network=True"
             )
+
+    def bound(self, found: Mapping[str, Any], layers: Layers) -> None:
+        """Have a described container keep within its limit what the daemon has in files beside it,
+        such as its /etc/hosts. Who is not root here cannot.
+
+        Raises:
+            EngineError: it cannot be done.
+        """
+        command = ["bound", str(found["State"]["Pid"]), links.RUN]
+        if self.is_here and os.geteuid() == 0 and (why := self._fails(command, layers)):
+            raise EngineError(
+                f"disk= cannot be held for the files that Docker keeps beside a container: {why}; leave it out"
+            )
+
+    def _fails(self, command: Sequence[str], layers: Layers, told: bytes = b"") -> str:
+        """Why the native program cannot do that to a container; "" if it has done so."""
+        done = _binary.run([_binary.find(layers.path, self.info["Architecture"]), *command], told)
+        said = done.stderr.decode("utf-8", "replace").strip().removeprefix("error ")
+        return (said.partition(" ")[2] or f"exit code {done.returncode}") if done.returncode else ""
 
     def hang_up(self, found: Mapping[str, Any], layers: Layers) -> None:
         """End the connections of a described container, so that both sides know.
@@ -186,7 +201,9 @@ class Host:
                 with_files(self.daemon, root, files),
             )
         files |= self._shown(spec, folder, 0 if gvisor else len(cpus))
-        run = _anew(folder / "run") if self.shares_sockets and not gvisor else ""
+        # Whoever can write to the folder can fill this machine's disk.
+        bounded = bool(gvisor or (spec.resources.disk and not has_beside(spec)))
+        run = _anew(folder / "run") if self.shares_sockets and not bounded else ""
         mounts = tuple((str(source), target) for target, source in files.items())
         return container.Place(mounts, run, cpus, gvisor, self.is_docker), {**trust, **dict(spec.env)}, image
 
@@ -212,11 +229,23 @@ class Host:
         return sorted({str(address[0]) for *_, address in found})
 
 
+def has_beside(spec: SandboxSpec) -> bool:
+    """Whether a child beside the container works for it, through the folder of the agent's socket."""
+    return bool(spec.ports or spec.owner or spec.on_idle == "pause")
+
+
 def no_disk(why: str) -> UnsupportedError:
     """The refusal of `disk=`."""
     return UnsupportedError(
         f"disk= needs a Docker daemon that keeps its data on xfs with project quotas, or on btrfs or zfs ({why})"
     )
+
+
+def refused_disk(said: str) -> UnsupportedError | None:
+    """The same, of a daemon that has refused to make a container and said so; None: for another reason."""
+    if "quota exceeded" in said:
+        return UnsupportedError("disk= is less than the image takes, which counts on btrfs; say a larger disk=")
+    return no_disk(said) if "storage" in said.lower() else None
 
 
 def no_ports() -> UnsupportedError:
@@ -227,6 +256,14 @@ def no_ports() -> UnsupportedError:
 def no_owner() -> UnsupportedError:
     """The refusal of `owner=`."""
     return _nothing_beside("owner=", "use lease= and sandbox.renew()")
+
+
+def no_later_owner() -> UnsupportedError:
+    """The refusal of an owner for a sandbox with `disk=` that began without one."""
+    return UnsupportedError(
+        "a sandbox with disk= can have an owner on the docker engine only if it was created with one; give Sandbox.create owner=, "
+        "or use lease= and sandbox.renew()"
+    )
 
 
 def no_pause() -> UnsupportedError:

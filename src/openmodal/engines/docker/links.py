@@ -178,6 +178,14 @@ def pid(folder: Path) -> int:
         return 0
 
 
+def note_pid(folder: Path, pid: int) -> None:
+    """Note the agent's process id for `pid`; 0: its socket is not in the folder any more."""
+    if pid:
+        (folder / "pid").write_text(str(pid), "ascii")
+    else:
+        (folder / "pid").unlink(missing_ok=True)
+
+
 def pieces(data: bytes) -> dict[int, bytes]:
     """What a container's log has of stdout (1) and stderr (2)."""
     found = {1: bytearray(), 2: bytearray()}

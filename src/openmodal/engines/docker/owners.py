@@ -21,7 +21,7 @@ from openmodal._files import text, write
 from openmodal._spec import EndRecord, Made, Referenced
 from openmodal.engines.contract import Door
 from openmodal.engines.docker.daemon import Api, ConflictError, MissingError
-from openmodal.engines.docker.host import no_owner
+from openmodal.engines.docker.host import no_later_owner, no_owner
 from openmodal.engines.docker.stateful import Stateful
 from openmodal.errors import InvalidError
 
@@ -47,7 +47,8 @@ class Owned(Stateful):
             return
         door = await self.door(id)
         if not door:
-            raise no_owner()
+            made = self._book.made(id, Referenced)
+            raise no_later_owner() if made and made.spec.resources.disk else no_owner()
         self._note_owner(id, who)
         try:
             await Blocking(_start, door, who, _binary.find(self._layers.path), begins)
