@@ -1,4 +1,5 @@
-"""`disk=` where the daemon limits what containers write: on xfs with project quotas, or on btrfs where this kernel's xfs has none."""
+"""`disk=` where the daemon limits what containers write: on xfs with project quotas, or on btrfs
+where this kernel's xfs has none."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ LIMITING = {"xfs": ("mkfs.xfs -q", "loop,pquota"), "btrfs": ("mkfs.btrfs -q", "l
 
 @contextmanager
 def on_disk(*names: str, options: str = "") -> Iterator[Docker]:
-    """An engine with a daemon of its own, whose data is on the first of these file systems that this kernel mounts so."""
+    """An engine with a daemon of its own, whose data is on the first of these file systems that this
+    kernel mounts so."""
     mkfs, usual = LIMITING[names[0]]
     with ExitStack() as stack:
         # The paths of a daemon's sockets are long, and may have 107 bytes.
@@ -99,13 +101,14 @@ NO_DISK = {"cgroup", "cgroup2", "devpts", "mqueue", "proc", "sysfs", "tmpfs"}
 
 
 def disks(sandbox: Sandbox) -> set[str]:
-    """Where something is mounted that root in the sandbox may write to, and that is no memory of its own."""
+    """Where something is mounted that root in the sandbox may write to, and that is no memory."""
     mounts = [line.split() for line in sandbox.exec("cat", "/proc/mounts").stdout.read().splitlines()]
     return {place for _, place, kind, options, *_ in mounts if "rw" in options.split(",") and kind not in NO_DISK}
 
 
 def test_root_inside_finds_no_place_beside_the_disk(limiting: Docker, root: Image) -> None:
-    """Docker keeps /etc/hosts and its like on its own disk, and the folder of the agent's socket was one of this machine."""
+    """Docker keeps /etc/hosts and its like on its own disk, and the folder of the agent's socket was
+    one of this machine."""
     beside = {f"{RUN}/x", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
     with sandbox_of(limiting, root) as sandbox:
         for generation in range(2):
@@ -148,7 +151,7 @@ def test_commands_and_files_work(limiting: Docker, root: Image) -> None:
 
 
 def test_an_owner_needs_the_folder_from_the_beginning(limiting: Docker, root: Image) -> None:
-    """One that has no owner any more loses the folder with its next reset, and is reached all the same."""
+    """One that has no owner any more loses the folder with its next reset, and is reached."""
     with sandbox_of(limiting, root) as sandbox:  # noqa: SIM117
         with pytest.raises(UnsupportedError, match="only if it was created with one; give Sandbox"):
             sandbox.set_owner(os.getpid())

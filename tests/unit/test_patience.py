@@ -29,7 +29,8 @@ pytestmark = pytest.mark.parametrize("run", FACES, ids=["blocking", "async"])
 def test_a_command_that_nobody_can_have_started_is_tried_no_longer_than_its_timeout(
     monkeypatch: pytest.MonkeyPatch, run: Run, begin: Any, timeout: float | None, seconds: float
 ) -> None:
-    """It took 30 s. Links open, but no agent says hello, as where a process dials it. The control: no time-out."""
+    """It took 30 s. Links open, but no agent says hello, as where a process dials it. The control
+    has no time-out."""
     monkeypatch.setattr(_agent, "_RECONNECT_SECONDS", 1.5)
     monkeypatch.setattr(_agent, "_LEAST_SECONDS", 0.2)
     agent = FakeAgent(FakeCommand(OUT), cuts=[16] * 1000)

@@ -49,7 +49,7 @@ _NOTHING = (
 @dataclass(frozen=True)
 class Place:
     """What a container gets of this machine: (source, target) of files that it can read. `run`: the folder of the agent's socket, if
-    both sides can see it. `gvisor`: the daemon's name for that runtime, if the sandbox is to run in it."""
+    both sides can see it, and it may have any size. `gvisor`: the daemon's name for that runtime, if the sandbox is to run in it."""
 
     files: tuple[tuple[str, str], ...] = ()
     run: str = ""
