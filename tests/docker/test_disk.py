@@ -38,8 +38,9 @@ def on_disk(*names: str, options: str = "") -> Iterator[Docker]:
         folder = Path(stack.enter_context(TemporaryDirectory(dir=os.environ["OPENMODAL_HOME"])))
         try:
             home = stack.enter_context(mounted_disk(folder, 6000, mkfs.split(), options or usual))
-        except subprocess.CalledProcessError:
-            assert names[1:], "this kernel mounts none of them"
+        except (subprocess.CalledProcessError, FileNotFoundError):
+            if not names[1:]:
+                pytest.skip("needs root, xfsprogs, btrfs-progs, and a kernel with xfs and btrfs")
             yield stack.enter_context(on_disk(*names[1:]))
             return
         interface = stack.enter_context(bridge(home))
