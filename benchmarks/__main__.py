@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openmodal
-from benchmarks import journal, machine, ports, serve, state, store, volumes
+from benchmarks import journal, machine, page, ports, serve, state, store, volumes
 from benchmarks.docker import docker
 from benchmarks.floor import Floor
 from benchmarks.machine import Stopwatch
@@ -75,6 +75,7 @@ def main() -> int:
         found["store"] = store.measure(functools.partial(_create, image), options.rounds)
         found |= state.measure(functools.partial(_create, image), max(3, options.rounds // 5))
         found |= serve.measure(root / "bin/busybox", max(3, options.rounds // 5), options.idle)
+        found |= page.measure(functools.partial(_create, image), max(3, options.rounds // 10))
         _idle(found["idle"], image, options.idle)
     _import(found["import"], found["import_sandbox"], found["verb"])
     if not options.without_example:

@@ -30,7 +30,8 @@ def measure(busybox: Path, rounds: int, sandboxes: int) -> dict[str, Row]:
         return {}
     found = rows(sandboxes)
     program = [sys.executable, "-m", "benchmarks.serve", str(busybox), str(rounds), str(sandboxes)]
-    command = [sys.executable, "-m", "openmodal", "--local", "serve", "--", *program]
+    # Not --local, which is Docker where a daemon answers.
+    command = [sys.executable, "-m", "openmodal", "--engine", "embedded", "serve", "--", *program]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, dict[str, list[float]]] = json.loads(done.stdout.splitlines()[-1])
     for name, row in found.items():

@@ -26,9 +26,11 @@ from openmodal.cli.image import images_of_file
 from openmodal.integrations.mcp.sandboxes import APP
 from openmodal.sandbox import Sandbox
 from openmodal.testing.fixtures import eventually
+from tests.integrations.conftest import ROOT, printed_by_page
 
 pytestmark = [pytest.mark.anyio, pytest.mark.embedded]
 
+PAGE = ROOT / "docs/integrations/mcp.md"
 TOKEN = "a-token-of-this-test"
 IMAGE = """\
 import openmodal
@@ -360,3 +362,19 @@ async def test_python_keeps_its_names() -> None:
         assert late["timed_out"] and "KeyboardInterrupt" in late["error"]
         assert "ZeroDivisionError" in (await call(client, "run_python", code="1 / 0"))["error"]
         assert (await call(client, "run_python", code="x"))["result"] == "40"
+
+
+async def test_each_configuration_of_the_page_starts_a_server() -> None:
+    texts = re.findall(r"^```json\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    servers = [server for text in texts for of in json.loads(text).values() for server in of.values()]
+    assert len(servers) == 3
+    for server in servers:
+        assert server["command"].endswith("/bin/openmodal")
+        started = StdioServerParameters(command=sys.executable, args=["-m", "openmodal", *server["args"]])
+        async with Client(stdio_client(started)) as client:
+            assert (await client.list_tools()).tools
+
+
+@pytest.mark.slow
+def test_the_program_of_the_page_runs(tmp_path: Path) -> None:
+    assert printed_by_page("mcp", tmp_path) == "42\n\n"
