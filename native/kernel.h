@@ -54,6 +54,9 @@ enum {
     ATTR_IDMAP = 0x00100000,
 };
 
+/* renameat2 */
+enum { NOREPLACE = 1 };
+
 /* clone3 */
 struct clone_request {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;

@@ -83,16 +83,24 @@ static bool is_as_new(const struct plan *plan, const char *folder, void (*tick)(
            (reset(plan->upper, plan->work) || make_again(plan->upper));
 }
 
+/* By the lowest name that is free. False: there are enough, or the file system has no such rename. */
+static bool offer(const char *folder) {
+    bool offered = false;
+    errno = EEXIST;
+    for (int i = 0; i < MOST_UNUSED && !offered && errno == EEXIST; i++) {
+        char *name = must_format("%.*s/.%d", (int)(strrchr(folder, '/') - folder), folder, i);
+        offered = syscall(SYS_renameat2, AT_FDCWD, folder, AT_FDCWD, name, NOREPLACE) == 0;
+        free(name);
+    }
+    return offered;
+}
+
 void upper_give_back(const struct plan *plan, void (*tick)(void *), void *context) {
-    char *folder = folder_of(plan), *name = strrchr(folder, '/') + 1;
-    char *unused = must_format("%.*s.%s", (int)(name - folder), folder, name);
+    char *folder = folder_of(plan);
     if (plan->disk)
         unlink(plan->disk);
     quota_clear(plan->upper);
-    if (!is_as_new(plan, folder, tick, context))
+    if (!is_as_new(plan, folder, tick, context) || !offer(folder))
         trash_remove(folder, false, tick, context);
-    else if (rename(folder, unused) != 0)
-        fail(NULL, "cannot rename %s: %m", folder);
-    free(unused);
     free(folder);
 }

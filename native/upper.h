@@ -6,10 +6,13 @@
 
 #include <stdbool.h>
 
+/* So many wait for a sandbox. */
+enum { MOST_UNUSED = 64 };
+
 /* Hold the folder for a sandbox's life: a shared lock tells that it is not abandoned. Returns the
  * descriptor; -1: see fail.h. */
 int upper_hold(const struct plan *plan);
 
-/* Make the folder as it was and give it its free name. If that fails, it keeps its name, and is
+/* Make the folder as it was and give it a free name. If that fails, it keeps its name, and is
  * removed as an abandoned one. `tick` as in trash.h. */
 void upper_give_back(const struct plan *plan, void (*tick)(void *), void *context);

@@ -101,7 +101,7 @@ def test_the_agent_inside_keeps_the_deadline(other: Docker, root: Image) -> None
 
 
 def test_nobody_inside_can_speak_for_the_agent(other: Docker, root: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who was dialled was not looked at, so root in the sandbox could answer in the agent's place."""
+    """Who was dialled was not looked at: root in the sandbox could answer in the agent's place."""
     monkeypatch.setattr("openmodal._agent._RECONNECT_SECONDS", 2.0)
     with Sandbox.create(image=root, engine=other, timeout=60) as sandbox:
         sandbox.spawn("/.openmodal/agent", "init", "--listen", f"{RUN}/other.sock")

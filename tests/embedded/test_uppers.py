@@ -18,6 +18,7 @@ import pytest
 
 from openmodal import _config, _memory
 from openmodal._dual import run_sync
+from openmodal.build.locks import Lock
 from openmodal.engines.embedded import Embedded, launch, uppers
 from openmodal.errors import SandboxNotRunningError
 from openmodal.image import Image
@@ -118,14 +119,44 @@ class TestOneAfterTheOther:
         assert not (folders / "faults-0badf00d").exists()
         assert running.exec("echo", "here").stdout.read() == "here\n"
 
-    def test_gc_keeps_some_unused_ones(
-        self, engine: Embedded, create: Create, folders: Path, monkeypatch: pytest.MonkeyPatch
+    def test_more_unused_ones_than_wait_for_a_sandbox_are_removed(
+        self, engine: Embedded, create: Create, folders: Path
     ) -> None:
-        monkeypatch.setattr(uppers, "MOST_UNUSED", 1)
-        for sandbox in [create() for _ in range(3)]:
+        """A thousand at once left a thousand, and each creation read their names."""
+        sandboxes = [create() for _ in range(2)]
+        for number in range(uppers.MOST_UNUSED):
+            (folders / f".{number}").mkdir()
+        (folders / ".of-an-earlier-version").mkdir()
+        for sandbox in sandboxes:
             sandbox.terminate()
         engine.gc()
-        assert len(engine._uppers._unused()) == 1
+        left = {path.name for path in folders.iterdir()} - {"boot"}
+        assert left == {f".{number}" for number in range(uppers.MOST_UNUSED)}
+        for name in left:
+            (folders / name).rmdir()
+
+    def test_a_name_that_another_folder_has_got_meanwhile_is_no_trap(
+        self, engine: Embedded, create: Create, folders: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who locks one folder may take another by its name: `gc` would remove one without a lock."""
+        for sandbox in [create() for _ in range(2)]:
+            sandbox.terminate()
+        lock = uppers._shared
+
+        def exchanged(path: str | Path) -> Lock | None:
+            held = lock(path)
+            if str(path) == f"{folders}/.0":
+                (folders / ".0").rename(folders / ".aside")
+                (folders / ".1").rename(folders / ".0")
+            return held
+
+        monkeypatch.setattr(uppers, "_shared", exchanged)
+        found = create()
+        monkeypatch.undo()
+        (folders / ".aside").rename(folders / ".1")
+        engine.gc()
+        assert found.exec("sh", "-c", "echo x > /file && cat /file").stdout.read() == "x\n"
+        assert upper_of(engine, found).joinpath("file").exists()
 
 
 class TestInMemory:
@@ -172,7 +203,7 @@ class TestInMemory:
     def test_where_run_is_on_the_disk_a_file_system_in_memory_is_mounted_once(
         self, on_disk: Path, tmp_path: Path, left: bool
     ) -> None:
-        """As in most containers, where a create took a quarter longer. A sandbox that runs already keeps its folder."""
+        """As in most containers: a create took a fifth longer. What runs already keeps its folder."""
         if left:
             (on_disk / "openmodal/sandboxes/1-2.left").mkdir(parents=True)
         code = "for _ in range(2): Store(Path(sys.argv[1]), brief=True).prepare()"

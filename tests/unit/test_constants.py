@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from openmodal import _options, _wire
-from openmodal.engines.embedded import gvisor
+from openmodal.engines.embedded import gvisor, uppers
 from openmodal.engines.posture import CAPABILITIES, KEPT
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
@@ -76,3 +76,8 @@ def test_root_has_the_same_capabilities_whoever_takes_the_others_away() -> None:
 def test_gvisors_descriptors_are_those_that_the_box_gives() -> None:
     theirs = enums("runtime.h")[""]
     assert list(theirs.values()) == [gvisor._LINK, gvisor._AGENT, gvisor._LOG]
+
+
+def test_both_number_as_many_folders_that_wait_for_a_sandbox() -> None:
+    assert enums("upper.h")[""]["MOST_UNUSED"] == uppers.MOST_UNUSED
+    assert max(uppers._TRIED) < uppers.MOST_UNUSED

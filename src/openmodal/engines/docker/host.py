@@ -242,7 +242,7 @@ def no_disk(why: str) -> UnsupportedError:
 
 
 def refused_disk(said: str) -> UnsupportedError | None:
-    """The same, of a daemon that has refused to make a container and said so; None: for another reason."""
+    """The same, of a daemon that refused to make a container and said so; None: for another reason."""
     if "quota exceeded" in said:
         return UnsupportedError("disk= is less than the image takes, which counts on btrfs; say a larger disk=")
     return no_disk(said) if "storage" in said.lower() else None

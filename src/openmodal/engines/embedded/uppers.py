@@ -2,7 +2,7 @@
 take longest for making folders.
 
     <state>/uppers/<id>/     upper, work and disk.img of a sandbox, which holds a shared lock on it
-    <state>/uppers/.<id>/    of one that ended: as new, for the next one
+    <state>/uppers/.<n>/     of one that ended: as new, for the next one; n is the lowest free one
     <state>/uppers/boot      the boot of this machine since which what earlier ones left is gone
 
 Only a supervisor that was killed leaves a folder without a dot and without a lock. A rename takes a
@@ -16,7 +16,6 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 from openmodal import _trash
@@ -25,7 +24,11 @@ from openmodal._store import make_folder
 from openmodal.build.locks import Lock, lock_folder
 
 MOST_UNUSED = 64
-"""So many folders wait for a sandbox; `sweep` removes the others."""
+"""So many folders wait for a sandbox, as native/upper.c names them: nobody needs a list."""
+
+_TRIED = (0, 1, 2, 3, 4, 6, 9, 13, 19, 28, 42, 63)
+"""Those that a sandbox looks for. Of many that begin, the first take the lowest, and what is left
+lies together."""
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -62,31 +65,30 @@ class Uppers:
         What cannot be removed is noted in `failed`.
         """
         _sweep(self._path, failed)
-        for name in self._unused()[MOST_UNUSED:]:
-            with _trash.going_on(failed):
+        for name in {*self._unused()} - {f".{number}" for number in range(MOST_UNUSED)}:
+            with _trash.going_on(failed):  # of an earlier version
                 _remove(self._path / name)
 
-    def _unused(self, most: int | None = None) -> list[str]:
-        """The names of unused folders, so many at most: a list of thousands costs as much as a third
-        of all that Python does for a creation."""
+    def _unused(self) -> list[str]:
         try:
-            with os.scandir(self._path) as found:
-                return list(islice((entry.name for entry in found if entry.name[0] == "."), most))
+            return [name for name in os.listdir(self._path) if name[0] == "."]
         except FileNotFoundError:
             return []
 
     def _taken(self, folder: Path) -> Lock:
-        unused = self._unused(MOST_UNUSED)
-        # Those that begin at the same time do not all try the same folder first.
-        first = int.from_bytes(os.urandom(2), "little") % (len(unused) or 1)
-        for name in (*unused[first:], *unused[:first]):
+        for number in _TRIED:
             # Before it has a name that `sweep` looks at, it is locked.
-            if held := _shared(path := f"{self._path}/{name}"):
+            if held := _shared(path := f"{self._path}/.{number}"):
                 try:
                     os.rename(path, folder)
                 except FileNotFoundError:  # another sandbox was faster
                     held.close()
-                else:
+                    continue
+                # Another may have got that name since it was locked.
+                if os.fstat(held.fd).st_ino == os.stat(folder).st_ino:
+                    return held
+                held.close()
+                if held := _shared(folder):
                     return held
         return _new(folder)
 
