@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,38 @@ def test_of_a_thousand_sandboxes_those_near_to_what_is_seen_are_drawn(page: Page
         tab.get_by_text("app-990", exact=True).wait_for()
         assert tab.locator("tbody tr").count() == 11
         assert visit.is_clean(page)
+
+
+@pytest.mark.parametrize("file", ["static/app.mjs", "static/sandboxes.mjs", "vendor/preact.mjs", "static/style.css"])
+def test_what_does_not_arrive_is_asked_for_again(page: Page, file: str) -> None:
+    """A browser drops what it is loading when an interface of this machine comes or goes."""
+    engine.write([engine.sandbox("app-1", name="here")])
+    with visiting("about:blank") as visit:
+        lost: list[str] = []
+
+        def lose(route: Any) -> None:
+            if lost:
+                route.fallback()
+            else:
+                lost.append(route.request.url)
+                route.abort("internetdisconnected")
+
+        visit.tab.route(f"**/{file}", lose)
+        visit.tab.goto(page.link)
+        visit.tab.get_by_text("here", exact=True).wait_for()
+        assert len(lost) == 1
+        assert visit.tab.evaluate("sessionStorage.tries") is None
+
+
+def test_a_file_that_never_arrives_is_not_asked_for_for_ever(page: Page) -> None:
+    with visiting("about:blank") as visit:
+        asked: list[str] = []
+
+        def lose(route: Any) -> None:
+            asked.append(route.request.url)
+            route.abort("internetdisconnected")
+
+        visit.tab.route("**/static/app.mjs", lose)
+        visit.tab.goto(page.link)
+        visit.tab.wait_for_timeout(6000)
+        assert len(asked) == 6
