@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.native.test_agent import eventually
 from tests.native.test_box import BUSYBOX, Box, Host, _children, _reachable, _status, public_program, root_host
 
 __all__ = ["public_program", "root_host"]
@@ -325,7 +326,7 @@ def test_after_a_reset_everything_is_new(root_host: Host, box: Box) -> None:
     for _ in range(3):
         assert ask(box, "reset", listed=True) == "ok"
     box.run("true")
-    assert counted(box) == before
+    assert eventually(lambda: counted(box) == before, 10), (counted(box), before)
     assert box.end()["reason"] == "terminated"
 
 
