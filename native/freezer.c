@@ -78,8 +78,8 @@ static bool blame(const struct plan *plan) {
     return false;
 }
 
-/* Version 2 tells by an event, too, but by one in 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV): so long would a pause
- * soon after a thaw take. */
+/* Version 2 has an event for it, but sends at most one in 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV): a pause soon
+ * after a thaw would wait so long. */
 static bool await_frozen(const struct plan *plan) {
     char *path = freezer_file(plan, "cgroup.events", "freezer.state");
     const char *word = plan->kill.count > 0 ? "frozen 1" : "FROZEN";

@@ -13,6 +13,6 @@ enum { MOST_UNUSED = 64 };
  * descriptor; -1: see fail.h. */
 int upper_hold(const struct plan *plan);
 
-/* Make the folder as it was and give it a free name. If that fails, it keeps its name, and is
- * removed as an abandoned one. `tick` as in trash.h. */
+/* Make the folder as it was and give it a free name, or remove it: if that fails, or as many wait
+ * already. `tick` as in trash.h. */
 void upper_give_back(const struct plan *plan, void (*tick)(void *), void *context);

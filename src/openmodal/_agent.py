@@ -75,7 +75,7 @@ class Agent:
                 answered.
 
         Raises:
-            EngineError: the box runs, but its agent does not answer for 30 s.
+            EngineError: the box runs, but its agent does not answer for 30 s, or as `timeout` says.
             SandboxResetError: the box was reset meanwhile.
         """
         return await self._repeated(self._links.lease, operation, life or Life(), timeout)

@@ -13,8 +13,8 @@ _FLAGS = 2 | 4 | 8
 _OPTIONS = b"mode=700,size=10%"
 """As much as systemd gives to /run."""
 
-
 _ROOM = 32 << 20
+"""Bytes that must be free; and one file for each 4 KiB of them."""
 
 
 def has_room(folder: str) -> bool:

@@ -42,7 +42,7 @@ MOST_ENDED = 10_000
 MOST_OUTPUT = 2 << 30
 """Bytes of those files. Beyond them the older large ones go: each sandbox may leave 16 MiB."""
 _LARGE = 64 << 10
-_SOME = 1000
+_SOME = 1000  # files that one creation looks at
 
 R = TypeVar("R", bound=Root)
 
@@ -326,7 +326,11 @@ def _unnamed(folder: Path) -> tuple[str, int]:
     # No other's: a maker that was killed here may have left one of the same id.
     path = f"{place}/.{name}.{os.urandom(4).hex()}"
     while True:
-        os.mkdir(path, mode=0o700)
+        try:
+            os.mkdir(path, mode=0o700)
+        except FileNotFoundError:  # another creation is just moving the folder into memory
+            stat_of_made(Path(place))
+            continue
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -342,15 +346,12 @@ def _unnamed(folder: Path) -> tuple[str, int]:
 
 def _has_room(brief: str) -> bool:
     """Whether folders whose paths begin so can be made, and some thousands of them fit."""
-    folder = os.path.dirname(brief)
-    if not folder:
-        return False
-    try:
-        for path in (os.path.dirname(folder), folder):
-            _make_private(Path(path))
-        return _memory.has_room(folder)
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):
+        if folder := os.path.dirname(brief):
+            for path in (os.path.dirname(folder), folder):
+                _make_private(Path(path))
+            return _memory.has_room(folder)
+    return False
 
 
 def _put(file: Path, data: bytes, place: Callable[[Path, Path], None] = os.replace) -> bool:

@@ -179,7 +179,8 @@ class Layers:
 
     def publish(self, files: Path, key: str, meta: Meta) -> None:
         """Make a folder under `scratch` the layer of that key, whose claim is held."""
-        wrapper = make_folder(files.parent / f"layer-{os.urandom(4).hex()}")
+        wrapper = files.parent / f"layer-{os.urandom(4).hex()}"
+        wrapper.mkdir()
         self.describe(wrapper, msgspec.structs.replace(meta, size=size_of(files)))
         os.rename(files, wrapper / "root")
         # A rename may reach the disk before the data: after a power cut there would be a layer with
@@ -191,6 +192,7 @@ class Layers:
     def describe(self, wrapper: Path, meta: Meta) -> None:
         """Say what is known of the layer that a folder becomes when it has its files, `root`, and is
         renamed."""
+        wrapper.chmod(0o755)
         meta = msgspec.structs.replace(meta, made=time.time())
         (wrapper / "meta.json").write_bytes(msgspec.json.encode(meta))
 

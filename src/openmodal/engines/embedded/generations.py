@@ -142,7 +142,6 @@ class Generations:
         """Have the written folder become the layer; False if commands run, or it cannot be."""
         with self._layers.scratch() as scratch:
             place = self._layers.place(key)
-            os.chmod(scratch, 0o755)
             self._layers.describe(scratch, meta)
             os.rename(scratch, place)
             try:
